@@ -1,0 +1,27 @@
+"""Errors of compile time; each message says what was expected, what came and what to do."""
+
+
+class PartitionerError(Exception):
+    """Base of every error that a user of partitioner can meet; exit_code is what the command ends with."""
+
+    exit_code = 2
+
+
+class UsageError(PartitionerError):
+    """A wrong option, name or combination of them."""
+
+
+class TraceError(PartitionerError):
+    """The denoiser cannot be traced."""
+
+
+class PlanError(PartitionerError):
+    """A plan file is corrupt, foreign or does not fit."""
+
+    exit_code = 3
+
+
+class InfeasibleError(PartitionerError):
+    """No split satisfies what was asked."""
+
+    exit_code = 4

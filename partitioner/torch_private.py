@@ -1,0 +1,38 @@
+"""The one place that touches torch's private names, so that a new release is met in one file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+__all__ = ["FakeTensorMode", "aliased_argument", "is_mutated_argument"]
+
+
+def is_mutated_argument(target: Any, position: int) -> bool:
+    """Whether an operator writes to its positional argument."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    arguments = target._schema.arguments
+    if position >= len(arguments):
+        return False
+    alias = arguments[position].alias_info
+    return alias is not None and alias.is_write
+
+
+def aliased_argument(target: Any) -> int | None:
+    """Position of the argument whose storage the operator's output may share, or None.
+
+    reshape, contiguous, flatten and the casts return their argument itself where they can, without saying so in
+    their schema.
+    """
+    if not isinstance(target, torch._ops.OpOverload):
+        return 0  # operator.getitem
+    for position, argument in enumerate(target._schema.arguments):
+        if argument.alias_info is not None:
+            return position
+    return 0 if target._schema.name in _MAY_ALIAS else None
+
+
+_MAY_ALIAS = {"aten::reshape", "aten::contiguous", "aten::flatten", "aten::to", "aten::dropout"}
