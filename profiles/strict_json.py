@@ -1,0 +1,131 @@
+"""JSON files that strangers may have written: read with limits, written canonically and atomically."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import secrets
+import stat
+from pathlib import Path
+
+MAX_DEPTH = 32  # nested objects and arrays
+MAX_VALUES = 1_000_000  # bounds memory: the smallest Python object for a value takes some 60 bytes
+
+# A string literal; also one that the file's end cuts off, so that no input makes the search quadratic.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+_BRACKETS = b"[]{}"
+_NO_BRACKETS = bytes(sorted(set(range(256)) - set(_BRACKETS)))
+
+
+class JsonFileError(ValueError):
+    """A file cannot be read as, or written as, strict JSON; the message is one sentence that names the file."""
+
+
+def read_json(path: str | os.PathLike[str], max_bytes: int) -> object:
+    """The JSON document in a file: dicts, lists, strings, ints, finite floats, bools and None.
+
+    Refuses with JsonFileError, and with nothing else: a missing or unreadable path, anything but a regular file,
+    more than max_bytes (before reading it), an empty file, bytes that are not UTF-8 or not JSON, a duplicate key,
+    NaN, Infinity and numbers beyond float64, more than MAX_DEPTH levels, more than MAX_VALUES values.
+    """
+    data = _read_bytes(path, max_bytes)
+    if not data.strip():
+        raise JsonFileError(f"{path} is empty; expected a JSON document")
+    _check_size(path, data)
+    try:
+        document = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_object_without_duplicates,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+        )
+        if _SURROGATE_ESCAPE.search(data):
+            json.dumps(document, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be written again
+    except UnicodeError:
+        raise JsonFileError(f"{path} is not UTF-8 text; expected a JSON document") from None
+    except json.JSONDecodeError as error:
+        raise JsonFileError(f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
+    except ValueError as error:
+        raise JsonFileError(f"{path} is not strict JSON: {error}") from None
+    return document
+
+
+def canonical_bytes(document: object) -> bytes:
+    """The one way to write a JSON document: sorted keys, UTF-8, one item a line; ValueError for NaN and Infinity."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, sort_keys=True, indent=1)
+    return (text + "\n").encode("utf-8")
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes, overwrite: bool) -> None:
+    """Write a file so that it is there whole or not at all; JsonFileError if it exists and may not be overwritten."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        if not overwrite and os.path.lexists(target):
+            raise JsonFileError(f"{path} exists already; choose another name or allow it to be overwritten")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise JsonFileError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    try:
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):
+            raise JsonFileError(f"{path} is not a regular file; expected a JSON file")
+        if info.st_size > max_bytes:
+            raise JsonFileError(f"{path} has {info.st_size} bytes; at most {max_bytes} are read")
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise JsonFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the path
+        raise error if isinstance(error, JsonFileError) else JsonFileError(f"{path!r} is no path: {error}") from None
+    if len(data) > max_bytes:
+        raise JsonFileError(f"{path} has more than {max_bytes} bytes; at most that many are read")
+    return data
+
+
+def _check_size(path: str | os.PathLike[str], data: bytes) -> None:
+    """Refuse too many or too deeply nested values before the parser makes objects of them."""
+    structure = _STRING.sub(b"", data)
+    values = sum(structure.count(mark) for mark in (b",", b"[", b"{"))
+    if values > MAX_VALUES:
+        raise JsonFileError(f"{path} holds more than {MAX_VALUES} values; it is no file of ours")
+    brackets = structure.translate(None, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):  # each round takes the innermost level away
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    if brackets:
+        raise JsonFileError(f"{path} is nested deeper than {MAX_DEPTH} levels, or its brackets do not match")
+
+
+def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key[:80]!r} stands twice in one object")
+            seen.add(key)
+    return found
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a finite number")
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return number
