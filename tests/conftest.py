@@ -1,0 +1,26 @@
+"""What every test shares: no network, one thread, fixed seeds, and no CUDA tests where there is no CUDA device."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+
+# Set before anything imports torch or huggingface_hub, and inherited by the processes that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("project")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
