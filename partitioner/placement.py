@@ -35,22 +35,6 @@ def carry_over(placement: Mapping[str, int], graph: TracedGraph, forward_only: b
     return placed
 
 
-def cut_values(graph: TracedGraph, placed: Mapping[str, int], components: int) -> dict[str, tuple[int, ...]]:
-    """Names of the values that another component reads -> those components, in execution order.
-
-    The last component, the driver's, reads every value that the denoiser returns.
-    """
-    readers: dict[str, set[int]] = {name: set() for name in placed}
-    for node in graph.latent_nodes:
-        for name in node.reads:
-            if name in placed and placed[name] != placed[node.name]:
-                readers[name].add(placed[node.name])
-    for name in graph.result_values:
-        if name in placed and placed[name] != components - 1:
-            readers[name].add(components - 1)
-    return {name: tuple(sorted(found)) for name, found in readers.items() if found}
-
-
 def check_forward(graph: TracedGraph, placed: Mapping[str, int], origin: str) -> None:
     """PlanError if some value goes to an earlier component of the chain."""
     for node in graph.latent_nodes:
@@ -61,18 +45,6 @@ def check_forward(graph: TracedGraph, placed: Mapping[str, int], origin: str) ->
                     f"the plan for {origin} does not fit: {node.key} on component {placed[node.name]} reads {source} "
                     f"from component {placed[name]}, and look-ahead only goes forward; make a plan for this model"
                 )
-
-
-def check_uncut(graph: TracedGraph, placed: Mapping[str, int]) -> None:
-    """PlanError if nodes that share storage, or an operator with several outputs and its readers, are cut apart."""
-    unit_of = _inseparable(graph)
-    for name, unit in unit_of.items():
-        if placed[name] != placed[unit]:
-            first, second = graph.node_by_name[unit].key, graph.node_by_name[name].key
-            raise PlanError(
-                f"the plan puts {first} on component {placed[unit]} and {second} on component {placed[name]}, but "
-                "they share memory and cannot be cut apart; make the plan again with partition-model"
-            )
 
 
 def _check_coverage(placement: Mapping[str, int], graph: TracedGraph, origin: str) -> None:

@@ -24,7 +24,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, Va
 
 from partitioner.errors import PlanError
 from partitioner.ir import DTYPE_BYTES, TracedGraph
-from partitioner.placement import carry_over, check_forward, check_uncut, cut_values
+from partitioner.placement import carry_over, check_forward
+from partitioner.program import build_programs, find_boundaries
 from profiles.strict_json import JsonFileError, read_json, write_atomic
 
 SCHEMA_VERSION = 1
@@ -270,7 +271,7 @@ class Plan(_Record):
     ) -> Self:
         """The plan of a split. placed: latent node name -> component. PlanError if it does not hold together."""
         in_order = {node.name: placed[node.name] for node in graph.latent_nodes}
-        check_uncut(graph, in_order)
+        build_programs(graph, in_order, components)
         periods = tuple(periods) if periods is not None else (1,) * components
         try:
             return cls(
@@ -292,7 +293,7 @@ class Plan(_Record):
                 devices=tuple(devices),
                 cost_source=cost_source,
                 predicted=predicted,
-                boundaries=boundaries_of(graph, in_order, components),
+                boundaries=boundaries_of(graph, in_order),
                 placement={node.key: in_order[node.name] for node in graph.latent_nodes},
             )
         except ValidationError as error:
@@ -350,10 +351,10 @@ class Plan(_Record):
                 f"make a plan for it: partition-model --model {graph.model} --devices {self.ranks}"
             )
         placed = {node.name: self.placement[node.key] for node in graph.latent_nodes}
-        check_uncut(graph, placed)
+        build_programs(graph, placed, self.components)
         if self.mode == "lookahead":
             check_forward(graph, placed, self.origin)
-        if self.boundaries != boundaries_of(graph, placed, self.components):
+        if self.boundaries != boundaries_of(graph, placed):
             raise PlanError(
                 f"the boundaries in the plan for {self.origin} are not those of its placement; "
                 "make the plan again with partition-model"
@@ -381,16 +382,16 @@ class Plan(_Record):
         return found
 
 
-def boundaries_of(graph: TracedGraph, placed: Mapping[str, int], components: int) -> tuple[Boundary, ...]:
+def boundaries_of(graph: TracedGraph, placed: Mapping[str, int]) -> tuple[Boundary, ...]:
     """The boundary tensors of a placement (latent node name -> component), in execution order."""
     found = []
-    for name, readers in cut_values(graph, placed, components).items():
-        node = graph.node_by_name[name]
+    for cut in find_boundaries(graph, placed):
+        node = graph.node_by_name[cut.value]
         found.append(
             Boundary(
                 key=node.key,
-                source=placed[name],
-                readers=readers,
+                source=cut.source,
+                readers=cut.readers,
                 dtype=node.meta.dtype,
                 shape=node.meta.shape,
                 size_bytes=node.meta.size_bytes,
