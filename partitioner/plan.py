@@ -29,22 +29,31 @@ from partitioner.program import build_programs, find_boundaries
 from profiles.strict_json import JsonFileError, read_json, write_atomic
 
 SCHEMA_VERSION = 1
-MAX_PLAN_BYTES = 8 << 20  # the largest known denoiser, 16,000 nodes, needs 2 MiB
+MAX_PLAN_BYTES = 4 << 20  # the largest known denoiser, 16,000 nodes, needs 2 MiB
 
 Mode = Literal["async", "lookahead"]
 Predictor = Literal["hold", "linear", "adaptive"]
 Role = Literal["latent", "timestep", "prompt", "constant"]
 
 # "module.path/operator.number"; module names are what add_module takes, and "@1" marks a module's second call
-_KEY = re.compile(r"(?:[\w@-]+(?:\.[\w@-]+)*)?/[\w]+(?:\.\w+)*\.\d+", re.ASCII)
-Key = Annotated[str, Field(max_length=512)]
+KEY_PATTERN = r"^([A-Za-z0-9_@-]+(\.[A-Za-z0-9_@-]+)*)?/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\.[0-9]+$"
+_KEY = re.compile(KEY_PATTERN)
+Key = Annotated[str, Field(pattern=KEY_PATTERN, max_length=512)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")]
 ArgumentPath = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*$", max_length=256)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Figure = Annotated[float, Field(ge=0, le=1e15)]
 Size = Annotated[int, Field(ge=1, le=4096)]
-Shape = Annotated[tuple[Annotated[int, Field(ge=0, le=2**40)], ...], Field(max_length=16), FailFast()]
+
+
+def _from_array(value: object) -> object:
+    """JSON has arrays only; strict validation expects a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+_ARRAY = (FailFast(), BeforeValidator(_from_array))
+Shape = Annotated[tuple[Annotated[int, Field(ge=0, le=2**40)], ...], Field(max_length=16), *_ARRAY]
 
 
 def rank_of(branch: int, component: int, components: int) -> int:
@@ -67,7 +76,7 @@ def _check_dtype(value: object) -> object:
     return value
 
 
-Dtype = Annotated[str, BeforeValidator(_check_dtype)]
+Dtype = Annotated[str, BeforeValidator(_check_dtype), Field(json_schema_extra={"enum": list(DTYPE_BYTES)})]
 
 
 class PlanInput(_Record):
@@ -93,7 +102,7 @@ class Boundary(_Record):
 
     key: Key
     source: Count
-    readers: Annotated[tuple[Count, ...], Field(min_length=1, max_length=4096), FailFast()]
+    readers: Annotated[tuple[Count, ...], Field(min_length=1, max_length=4096), *_ARRAY]
     dtype: Dtype
     shape: Shape
     size_bytes: Count
@@ -134,7 +143,7 @@ class Predicted(_Record):
     bytes_per_step: Count
     staleness: Figure
     macs: Count
-    components: Annotated[tuple[PredictedComponent, ...], Field(min_length=1, max_length=8192), FailFast()]
+    components: Annotated[tuple[PredictedComponent, ...], Field(min_length=1, max_length=8192), *_ARRAY]
 
 
 class CostSource(_Record):
@@ -178,20 +187,20 @@ class Plan(_Record):
     revision: Label | None
     versions: Annotated[dict[Label, Label], BeforeValidator(_check_versions)]
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    inputs: Annotated[tuple[PlanInput, ...], Field(min_length=1, max_length=1024), FailFast()]
-    literals: Annotated[tuple[PlanLiteral, ...], Field(max_length=1024), FailFast()]
+    inputs: Annotated[tuple[PlanInput, ...], Field(min_length=1, max_length=1024), *_ARRAY]
+    literals: Annotated[tuple[PlanLiteral, ...], Field(max_length=1024), *_ARRAY]
     components: Size
     branches: Literal[1, 2]
     period: Size
-    periods: Annotated[tuple[Size, ...], Field(max_length=4096), FailFast()]
+    periods: Annotated[tuple[Size, ...], Field(max_length=4096), *_ARRAY]
     warmup: Annotated[int, Field(ge=1, le=2**31)]
     mode: Mode
     predictor: Predictor
-    devices: Annotated[tuple[Label, ...], Field(max_length=8192), FailFast()]
+    devices: Annotated[tuple[Label, ...], Field(max_length=8192), *_ARRAY]
     cost_source: CostSource
     predicted: Predicted
-    boundaries: Annotated[tuple[Boundary, ...], Field(max_length=100_000), FailFast()]
-    placement: Annotated[dict[str, int], BeforeValidator(_check_placement)]
+    boundaries: Annotated[tuple[Boundary, ...], Field(max_length=100_000), *_ARRAY]
+    placement: Annotated[dict[Key, Annotated[int, Field(ge=0, lt=4096)]], BeforeValidator(_check_placement)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -245,11 +254,9 @@ class Plan(_Record):
                 "make the plan again with partition-model"
             )
         try:
-            return cls.model_validate_json(json.dumps(document))
+            return cls.model_validate(document)
         except ValidationError as error:
             raise PlanError(f"{name} is no valid plan: {_first_error(error)}") from None
-        except ValueError as error:  # text that JSON can hold and Unicode cannot
-            raise PlanError(f"{name} is no valid plan: {error}") from None
 
     @classmethod
     def from_split(
@@ -398,6 +405,11 @@ def boundaries_of(graph: TracedGraph, placed: Mapping[str, int]) -> tuple[Bounda
             )
         )
     return tuple(found)
+
+
+def plan_schema() -> dict[str, Any]:
+    """The JSON schema of a plan file, as published in docs/plan.schema.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Plan.model_json_schema(mode="validation")}
 
 
 def _inputs_of(graph: TracedGraph) -> tuple[PlanInput, ...]:
