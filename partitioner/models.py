@@ -118,7 +118,7 @@ class ModelSpec:
     name: what plans call the model. revision: the commit of a hub id, else None. dtype: "float16".
     halves: 2 where a call holds both halves of the guidance batch, else 1. batch: images or videos per call.
     inputs: the arguments of a call; branch_inputs: those of one guidance half (the same where halves is 1).
-    build: makes the denoiser in eval mode; call it inside ``partitioner.trace.fake_mode``.
+    make: makes the denoiser with the default dtype.
     """
 
     name: str
@@ -128,8 +128,19 @@ class ModelSpec:
     halves: int
     batch: int
     dtype: str
-    build: Callable[[], nn.Module]
+    make: Callable[[], nn.Module]
     revision: str | None = None
+
+    def build(self) -> nn.Module:
+        """The denoiser in eval mode, with random weights; inside ``partitioner.trace.fake_mode()``, without any."""
+        import torch
+
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, self.dtype))
+        try:
+            return self.make().eval()
+        finally:
+            torch.set_default_dtype(before)
 
     @property
     def roles(self) -> dict[str, Role]:
@@ -171,11 +182,9 @@ def trace_model(spec: ModelSpec, *, branch: bool = False) -> TracedGraph:
 
     Raises TraceError where it cannot be traced, UsageError as example_inputs does.
     """
-    import torch
-
     from partitioner.trace import fake_mode, trace
 
-    with fake_mode(getattr(torch, spec.dtype)):
+    with fake_mode():
         return trace(spec.build(), spec.example_inputs(branch=branch), spec.roles, model=spec.name)
 
 
@@ -261,7 +270,7 @@ def model_spec(
         halves=halves,
         batch=batch,
         dtype=_dtype_name(architecture.dtype if dtype is None else dtype),
-        build=architecture.build or partial(_build, source.class_name, config),
+        make=architecture.build or partial(_build, source.class_name, config),
         revision=source.revision,
     )
 
@@ -296,17 +305,19 @@ def _find(model: str) -> tuple[ModelSource, _Architecture]:
 
 
 def _build(class_name: str, config: Mapping[str, Any]) -> nn.Module:
-    """The denoiser as from_pretrained would make it with the current default dtype, weights aside."""
+    """The denoiser with the dtypes that from_pretrained(torch_dtype=the default dtype) gives it."""
     import torch
 
     cls = diffusers_class(class_name)
-    module: nn.Module = cls.from_config(dict(config)).eval()
+    module: nn.Module = cls.from_config(dict(config))
     kept = cls._keep_in_fp32_modules or ()
-    for name, parameter in list(module.named_parameters()):
-        if any(part in kept for part in name.split(".")):
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        dtype = torch.float32 if any(part in kept for part in name.split(".")) else torch.get_default_dtype()
+        if tensor.is_floating_point() and tensor.dtype != dtype:
+            cast = tensor.detach().to(dtype)
             owner, _, attribute = name.rpartition(".")
-            wide = torch.nn.Parameter(parameter.float(), requires_grad=False)
-            setattr(module.get_submodule(owner), attribute, wide)
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            setattr(module.get_submodule(owner), attribute, torch.nn.Parameter(cast, False) if is_parameter else cast)
     return module
 
 

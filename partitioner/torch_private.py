@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_unflatten
 
-__all__ = ["FakeTensorMode", "aliased_argument", "is_mutated_argument"]
+__all__ = ["FakeTensorMode", "OpOverload", "aliased_argument", "is_mutated_argument", "tree_unflatten"]
 
 
 def is_mutated_argument(target: Any, position: int) -> bool:
     """Whether an operator writes to its positional argument."""
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return False
     arguments = target._schema.arguments
     if position >= len(arguments):
@@ -27,7 +28,7 @@ def aliased_argument(target: Any) -> int | None:
     reshape, contiguous, flatten and the casts return their argument itself where they can, without saying so in
     their schema.
     """
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return 0  # operator.getitem
     for position, argument in enumerate(target._schema.arguments):
         if argument.alias_info is not None:

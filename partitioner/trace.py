@@ -16,7 +16,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from partitioner.errors import TraceError
 from partitioner.ir import Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
-from partitioner.torch_private import FakeTensorMode, aliased_argument, is_mutated_argument
+from partitioner.torch_private import FakeTensorMode, OpOverload, aliased_argument, is_mutated_argument, tree_unflatten
 
 # Operators that check or mark and compute nothing.
 _DROPPED = {"aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten.sym_constrain_range.default"}
@@ -94,19 +94,14 @@ def role_of(path: str, roles: Mapping[str, str | Role]) -> Role:
 
 
 @contextmanager
-def fake_mode(dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Inside it tensors have shapes and dtypes but no storage, so a model of any size can be built.
+def fake_mode() -> Iterator[None]:
+    """Inside it tensors have shapes and dtypes but no storage, so a model of any size can be built and traced.
 
-    dtype: the default floating-point dtype inside, restored at the end.
+    Only building takes the model's dtype as default (ModelSpec.build does): a forward that makes tensors without
+    naming a dtype, as SVD's does, makes them float32 in a real call.
     """
-    before = torch.get_default_dtype()
-    if dtype is not None:
-        torch.set_default_dtype(dtype)
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            yield
-    finally:
-        torch.set_default_dtype(before)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        yield
 
 
 def _export(module: nn.Module, example_inputs: Mapping[str, Any], model: str) -> ExportedProgram:
@@ -353,12 +348,10 @@ _SYMBOLS = (
 
 def _paths(program: ExportedProgram) -> list[str]:
     """Argument paths in the order of the flattened inputs."""
-    from torch.utils._pytree import tree_unflatten
-
     in_spec = program.call_spec.in_spec
     assert in_spec is not None
     count = in_spec.num_leaves
-    args, kwargs = tree_unflatten(list(range(count)), in_spec)
+    _, kwargs = tree_unflatten(list(range(count)), in_spec)
     paths = [""] * count
 
     def visit(path: str, value: Any) -> None:
@@ -396,13 +389,13 @@ def _module_path(fx_node: torch.fx.Node) -> str:
 
 
 def _target_name(target: Any, model: str, module: str) -> str:
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return str(target)
     if target is operator.getitem:
         return "operator.getitem"
     raise TraceError(
         f"{model}: module {module or '<root>'} calls {getattr(target, '__name__', target)}, a higher-order operator; "
-        "a component can hold only plain tensor operators: move autocast, grad modes and control flow out of its forward"
+        "a component holds plain tensor operators only: move autocast, grad modes and control flow out of its forward"
     )
 
 
