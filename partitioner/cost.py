@@ -6,12 +6,16 @@ Free of torch: shapes, strides and dtypes of a TracedGraph say all that is neede
 from __future__ import annotations
 
 import math
+import os
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from partitioner.errors import UsageError
 from partitioner.ir import DTYPE_BYTES, Argument, Node, Ref, Symbol, TensorMeta, TracedGraph
-from profiles.devices import DEFAULT_DEVICE, DeviceSpec, UnknownDeviceError, device_spec
+from profiles.cost_profile import CostProfile
+from profiles.devices import DEFAULT_DEVICE, DeviceSpec, UnknownDeviceError, device_spec, match_device
+from profiles.strict_json import JsonFileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,65 @@ def estimate(graph: TracedGraph, device_name: str = DEFAULT_DEVICE) -> GraphCost
     )
 
 
+def apply_profile(profile: CostProfile, graph: TracedGraph, device_name: str | None = None) -> GraphCosts:
+    """Measured costs of a graph's nodes, looked up by signature.
+
+    Signatures that the profile lacks get the roofline of device_name (default: the data sheet that the profile's
+    device matches best), scaled for each operator class by what the covered nodes took over their roofline.
+    ``covered`` of the result is the share of the total time that was looked up; where it is 0 the costs are a
+    plain roofline, and labelled so.
+    UsageError for an unknown device.
+    """
+    if device_name is None:
+        device_name = "cpu" if profile.device == "cpu" else match_device(profile.device_name) or DEFAULT_DEVICE
+    roofline = estimate(graph, device_name).nodes
+    measured: dict[str, float] = {}
+    for node in graph.nodes:
+        if is_free(graph, node, profile.mode):
+            measured[node.name] = 0.0
+        elif (found := profile.signatures.get(signature(graph, node))) is not None:
+            measured[node.name] = found.median_ms
+    scales = _scales(graph, measured, roofline)
+    times = {
+        node.name: measured.get(node.name, roofline[node.name].ms * scales[operator_class(node.target)])
+        for node in graph.nodes
+    }
+    total = sum(times.values())
+    covered = sum(measured.values()) / total if total else 0.0
+    return GraphCosts(
+        nodes={name: replace(roofline[name], ms=ms) for name, ms in times.items()},
+        source="measured" if covered else "roofline",
+        device=profile.device_name,
+        covered=covered,
+    )
+
+
+def _scales(
+    graph: TracedGraph, measured: Mapping[str, float], roofline: Mapping[str, NodeCost]
+) -> defaultdict[str, float]:
+    """Operator class -> measured over estimated time of its covered nodes; for other classes that of all."""
+    took: defaultdict[str, float] = defaultdict(float)
+    expected: defaultdict[str, float] = defaultdict(float)
+    for node in graph.nodes:
+        if node.name in measured:
+            kind = operator_class(node.target)
+            took[kind] += measured[node.name]
+            expected[kind] += roofline[node.name].ms
+    all_expected = sum(expected.values())
+    overall = sum(took.values()) / all_expected if all_expected else 1.0
+    scales: defaultdict[str, float] = defaultdict(lambda: overall)
+    scales.update({kind: took[kind] / expected[kind] for kind in took if expected[kind] and took[kind]})
+    return scales
+
+
+def load_profile(path: str | os.PathLike[str]) -> CostProfile:
+    """CostProfile.load with a UsageError for a file that is none."""
+    try:
+        return CostProfile.load(path)
+    except JsonFileError as error:
+        raise UsageError(str(error)) from error
+
+
 def moves_data(graph: TracedGraph, node: Node) -> bool:
     """False for a node that only relabels storage (a view, a cast to what it is already)."""
     name = operator_name(node.target)
@@ -111,6 +174,11 @@ def moves_data(graph: TracedGraph, node: Node) -> bool:
             return not _is_viewable(source, node.meta.shape)
         return source != node.meta
     return True
+
+
+def is_free(graph: TracedGraph, node: Node, mode: str) -> bool:
+    """Whether a node costs nothing: taking an item of a tuple; in a CUDA graph, also all that moves no data."""
+    return node.target == "operator.getitem" or (mode == "cuda_graph" and not moves_data(graph, node))
 
 
 def value_metas(graph: TracedGraph, name: str) -> tuple[TensorMeta, ...]:

@@ -15,6 +15,10 @@ class TraceError(PartitionerError):
     """The denoiser cannot be traced."""
 
 
+class MeasureError(PartitionerError):
+    """A device is not there, or cannot run what was to be measured."""
+
+
 class PlanError(PartitionerError):
     """A plan file is corrupt, foreign or does not fit."""
 

@@ -81,3 +81,9 @@ def device_spec(name: str) -> DeviceSpec:
     if name not in specs:
         raise UnknownDeviceError(f"no data sheet for device {name!r}; known devices: {', '.join(specs)}")
     return specs[name]
+
+
+def match_device(device_name: str) -> str | None:
+    """The known device that a driver's name means ("NVIDIA A100-SXM4-80GB" -> "a100-80g"), or None."""
+    squeezed = device_name.lower().replace(" ", "")
+    return next((name for name in device_specs() if name.split("-")[0] in squeezed), None)

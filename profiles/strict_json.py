@@ -24,17 +24,17 @@ class JsonFileError(ValueError):
     """A file cannot be read as, or written as, strict JSON; the message is one sentence that names the file."""
 
 
-def read_json(path: str | os.PathLike[str], max_bytes: int) -> object:
+def read_json(path: str | os.PathLike[str], max_bytes: int, max_values: int = MAX_VALUES) -> object:
     """The JSON document in a file: dicts, lists, strings, ints, finite floats, bools and None.
 
     Refuses with JsonFileError, and with nothing else: a missing or unreadable path, anything but a regular file,
     more than max_bytes (before reading it), an empty file, bytes that are not UTF-8 or not JSON, a duplicate key,
-    NaN, Infinity and numbers beyond float64, more than MAX_DEPTH levels, more than MAX_VALUES values.
+    NaN, Infinity and numbers beyond float64, more than MAX_DEPTH levels, more than max_values values.
     """
     data = _read_bytes(path, max_bytes)
     if not data.strip():
         raise JsonFileError(f"{path} is empty; expected a JSON document")
-    _check_size(path, data)
+    _check_size(path, data, max_values)
     try:
         document = json.loads(
             data.decode("utf-8"),
@@ -96,12 +96,12 @@ def _read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     return data
 
 
-def _check_size(path: str | os.PathLike[str], data: bytes) -> None:
+def _check_size(path: str | os.PathLike[str], data: bytes, max_values: int) -> None:
     """Refuse too many or too deeply nested values before the parser makes objects of them."""
     structure = _STRING.sub(b"", data)
     values = sum(structure.count(mark) for mark in (b",", b"[", b"{"))
-    if values > MAX_VALUES:
-        raise JsonFileError(f"{path} holds more than {MAX_VALUES} values; it is no file of ours")
+    if values > max_values:
+        raise JsonFileError(f"{path} holds more than {max_values} values; it is no file of ours")
     brackets = structure.translate(None, _NO_BRACKETS)
     for _ in range(MAX_DEPTH):  # each round takes the innermost level away
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")

@@ -1,0 +1,376 @@
+"""measure: run each distinct operator call of a graph on random tensors and time it; no model weights are needed.
+
+CPU: calls take turns. A round runs every distinct call once, in the order of the graph, so that weights come from
+memory and code from cold caches as in a real step, while the activations that a call reads are touched just
+before, as if just computed. Repeating one call in a loop instead makes its weights cache-hot and the sum of a
+denoiser's nodes some 10 % too small; flushing all caches makes it up to 30 % too large.
+
+GPU: a call is repeated on copies of its parameters that together exceed the L2 cache. "eager" times calls that
+the host enqueues one after the other, so the longer of kernel and launch counts; "cuda_graph" replays them
+captured, so kernels alone count. Both note the host's time per launch.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from partitioner.cost import is_free, signature, value_metas
+from partitioner.errors import MeasureError
+from partitioner.ir import Node, Role, TensorMeta, TracedGraph
+from partitioner.operators import bind, resolve
+from profiles.cost_profile import SCHEMA_VERSION, CostProfile, SignatureCost
+
+Mode = Literal["eager", "cuda_graph"]
+Progress = Callable[[int, int], None]
+
+MIN_ROUNDS = 5
+MAX_ROUNDS = 15  # of calls below SLOW_MS; a slow call's spread is small
+SLOW_MS = 50.0
+BATCH_BYTES = 2 << 30  # tensors held at once while calls take turns; many times the cache
+GPU_RUN_MS = 2.0  # what one timed run of repeated calls takes at least, well above the resolution of events
+GPU_MAX_CALLS = 200  # per run; the driver's queue holds about 1000 launches before the host must wait
+
+
+def measure(
+    graph: TracedGraph,
+    device: str = "cpu",
+    *,
+    mode: Mode = "eager",
+    command: str = "",
+    progress: Progress | None = None,
+) -> CostProfile:
+    """Time every distinct signature of a graph on a device: median and inter-quartile range of at least 5.
+
+    device: "cpu" (one thread) or "cuda:0". mode: "cuda_graph" needs a GPU. command: what to note as its origin.
+    progress: called with (signatures done, signatures in all).
+    Raises MeasureError for a device that is not there and for an operator that the device does not support.
+    """
+    target = _device(device, mode)
+    calls = distinct_calls(graph, mode)
+    report = progress or (lambda done, total: None)
+    with torch.inference_mode(), _one_thread():
+        if target.type == "cpu":
+            costs = _measure_cpu(graph, calls, report)
+        else:
+            costs = _measure_cuda(graph, calls, target, mode, report)
+    return CostProfile(
+        schema_version=SCHEMA_VERSION,
+        device="cpu" if target.type == "cpu" else "cuda",
+        device_name=_device_name(target),
+        clock_mhz=_clock_mhz(target),
+        versions=_versions(target),
+        dtype=_dtype(graph),
+        mode=mode,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        signatures=costs,
+    )
+
+
+def measure_whole(run: Callable[[], Any], device: str = "cpu", *, mode: Mode = "eager", calls: int = 5) -> list[float]:
+    """Times in ms of whole calls of ``run``, one after the other, after two that warm up; the CPU with one thread.
+
+    mode "cuda_graph": ``run`` is captured once and replayed. MeasureError as for measure.
+    """
+    target = _device(device, mode)
+    with torch.inference_mode(), _one_thread():
+        for _ in range(2):
+            run()
+        if mode == "cuda_graph":
+            run = _captured(run, "the whole")
+        return [_whole_ms(run, target) for _ in range(calls)]
+
+
+def _whole_ms(run: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - begin) * 1e3
+
+
+def _captured(run: Callable[[], Any], what: str) -> Callable[[], Any]:
+    """What replays ``run`` as a CUDA graph."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError as error:
+        raise MeasureError(
+            f"{what} cannot be captured in a CUDA graph: {_first_line(error)}; measure in mode 'eager'"
+        ) from error
+    return graph.replay
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def distinct_calls(graph: TracedGraph, mode: Mode) -> dict[str, Node]:
+    """signature -> the first node that has it, in the order of the graph; without what costs nothing in that mode."""
+    calls: dict[str, Node] = {}
+    for node in graph.nodes:
+        if not is_free(graph, node, mode):
+            calls.setdefault(signature(graph, node), node)
+    return calls
+
+
+def summarise(samples_ms: Sequence[float], launch_ms: float = 0.0) -> SignatureCost:
+    """Median and inter-quartile range of at least two samples."""
+    low, _, high = statistics.quantiles(samples_ms, n=4, method="inclusive")
+    return SignatureCost(median_ms=statistics.median(samples_ms), iqr_ms=high - low, launch_ms=launch_ms)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """An operator with arguments made up for it. fresh: tensors that a step has just computed when it calls."""
+
+    node: Node
+    function: Callable[..., Any]
+    args: list[Any]
+    kwargs: dict[str, Any]
+    fresh: list[torch.Tensor]
+
+    def run(self) -> Any:
+        return self.function(*self.args, **self.kwargs)
+
+    def touch(self) -> None:
+        """Bring what the step has just computed into the cache."""
+        for tensor in self.fresh:
+            tensor.sum() if tensor.dtype.itemsize > 1 else tensor.clone()  # 8-bit floats have no sum
+
+
+def _measure_cpu(graph: TracedGraph, calls: Mapping[str, Node], report: Progress) -> dict[str, SignatureCost]:
+    device = torch.device("cpu")
+    costs: dict[str, SignatureCost] = {}
+    for batch in _batches(graph, calls):
+        made = {text: _make_call(graph, node, device, {}) for text, node in batch}
+        samples: dict[str, list[float]] = {text: [] for text in made}
+        for call in made.values():
+            _first_run(call, device)
+        for number in range(MAX_ROUNDS):
+            for text, call in made.items():
+                if number < MIN_ROUNDS or samples[text][0] < SLOW_MS:
+                    call.touch()
+                    begin = time.perf_counter()
+                    output = call.run()
+                    samples[text].append((time.perf_counter() - begin) * 1e3)
+                    del output
+        costs |= {text: summarise(times) for text, times in samples.items()}
+        report(len(costs), len(calls))
+    return costs
+
+
+def _measure_cuda(
+    graph: TracedGraph, calls: Mapping[str, Node], device: torch.device, mode: Mode, report: Progress
+) -> dict[str, SignatureCost]:
+    cache_bytes = int(torch.cuda.get_device_properties(device).L2_cache_size)
+    costs: dict[str, SignatureCost] = {}
+    with torch.cuda.device(device):
+        for done, (text, node) in enumerate(calls.items(), 1):
+            copies = _copies_beyond_cache(graph, node, cache_bytes)
+            fresh: dict[str, Any] = {}  # the copies share what a step has just computed
+            made = [_make_call(graph, node, device, fresh) for _ in range(copies)]
+            for call in made:
+                _first_run(call, device)
+            costs[text] = _time_cuda(made, mode)
+            report(done, len(calls))
+    return costs
+
+
+def _time_cuda(calls: Sequence[_Call], mode: Mode) -> SignatureCost:
+    """Time per call of long runs in which the calls take turns."""
+
+    def enqueue(count: int) -> None:
+        for index in range(count):
+            calls[index % len(calls)].run()
+
+    def elapsed_ms(run: Callable[[], None]) -> tuple[float, float]:
+        """Device time between events around it, and host time."""
+        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        begin.record()
+        host = time.perf_counter()
+        run()
+        host = (time.perf_counter() - host) * 1e3
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end), host
+
+    trial = 2 * len(calls)
+    per_call = elapsed_ms(lambda: enqueue(trial))[0] / trial
+    count = min(GPU_MAX_CALLS, max(len(calls), math.ceil(GPU_RUN_MS / max(per_call, 1e-4))))
+    eager = [elapsed_ms(lambda: enqueue(count)) for _ in range(MIN_ROUNDS + 2)][2:]  # the first two warm up
+    launch_ms = statistics.median(host for _, host in eager) / count
+    if mode == "eager":
+        return summarise([device_ms / count for device_ms, _ in eager], launch_ms)
+    node = calls[0].node
+    replay = _captured(lambda: enqueue(count), f"{node.key} ({node.target})")
+    replays = [elapsed_ms(replay)[0] / count for _ in range(MIN_ROUNDS + 2)][2:]
+    return summarise(replays, launch_ms)
+
+
+def _batches(graph: TracedGraph, calls: Mapping[str, Node]) -> Iterator[list[tuple[str, Node]]]:
+    """The calls in order, in runs whose tensors fit BATCH_BYTES together (or of one call)."""
+    batch: list[tuple[str, Node]] = []
+    held = 0
+    for text, node in calls.items():
+        size = sum(4 * _extent(meta) for name in node.reads for meta in value_metas(graph, name))
+        if batch and held + size > BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+        batch.append((text, node))
+        held += size
+    if batch:
+        yield batch
+
+
+def _copies_beyond_cache(graph: TracedGraph, node: Node, cache_bytes: int) -> int:
+    """How many sets of its parameters exceed twice the cache: 1 to 16, and 1 where it reads none."""
+    size = sum(graph.parameter_by_name[name].meta.size_bytes for name in node.reads if name in graph.parameter_by_name)
+    return 1 if size == 0 else min(16, math.ceil(2 * cache_bytes / size) + 1)
+
+
+def _make_call(graph: TracedGraph, node: Node, device: torch.device, fresh: dict[str, Any]) -> _Call:
+    """A call on random tensors. fresh: latent values made so far by name, shared with and extended for the caller."""
+    values: dict[str, Any] = {}
+    for name in node.reads:
+        if name not in fresh:
+            metas = value_metas(graph, name)
+            made = [random_tensor(meta, device) for meta in metas]
+            values[name] = made[0] if len(made) == 1 else made
+            if _role(graph, name) is Role.LATENT:
+                fresh[name] = values[name]
+        else:
+            values[name] = fresh[name]
+    return _Call(
+        node=node,
+        function=resolve(node.target),
+        args=[bind(argument, values, device) for argument in node.args],
+        kwargs={key: bind(argument, values, device) for key, argument in node.kwargs},
+        fresh=[values[n] for n in node.reads if n in fresh and isinstance(values[n], torch.Tensor)],
+    )
+
+
+def _role(graph: TracedGraph, name: str) -> Role:
+    if name in graph.node_by_name:
+        return graph.node_by_name[name].role
+    return graph.input_by_name[name].role if name in graph.input_by_name else Role.CONSTANT
+
+
+def _first_run(call: _Call, device: torch.device) -> None:
+    """Warm up (code is loaded, kernels are chosen) and see that the device can do it."""
+    node = call.node
+    try:
+        call.run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except (RuntimeError, NotImplementedError) as error:
+        dtypes = ", ".join(dict.fromkeys(meta.dtype for meta in node.outputs))
+        raise MeasureError(
+            f"{node.key} ({node.target}, {dtypes}) does not run on {device}: {_first_line(error)}; measure in "
+            "another dtype or on another device, or use a roofline estimate"
+        ) from error
+
+
+_BLOCK = 1 << 20
+
+
+def random_tensor(meta: TensorMeta, device: torch.device) -> torch.Tensor:
+    """A tensor of that shape, stride and dtype: normal numbers; zeros for integers, valid as indices; all True."""
+    dtype: torch.dtype = getattr(torch, meta.dtype)
+    extent = _extent(meta)
+    if dtype is torch.bool:
+        storage = torch.ones(extent, dtype=dtype, device=device)
+    elif dtype.is_floating_point or dtype.is_complex:
+        kind = torch.complex64 if dtype.is_complex else torch.float32
+        block = torch.randn(min(extent, _BLOCK), dtype=kind, device=device).to(dtype)
+        # repeated: drawing a billion numbers takes seconds, and what they are does not matter
+        storage = block.repeat(math.ceil(extent / _BLOCK))[:extent] if extent else block
+    else:
+        storage = torch.zeros(extent, dtype=dtype, device=device)
+    return storage.as_strided(meta.shape, meta.stride)
+
+
+def _extent(meta: TensorMeta) -> int:
+    """Elements of storage from the tensor's first to its last."""
+    if meta.numel == 0:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(meta.shape, meta.stride, strict=True))
+
+
+def _device(name: str, mode: Mode) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise MeasureError(f"cannot measure on {name!r}; expected cpu, or a GPU such as cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MeasureError(f"{name} is not there: torch sees {torch.cuda.device_count()} GPUs; use cpu or a roofline")
+    if device.type == "cpu" and mode == "cuda_graph":
+        raise MeasureError("mode 'cuda_graph' needs a GPU; measure cpu in mode 'eager'")
+    return device if device.type == "cpu" else torch.device("cuda", device.index or 0)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _clock_mhz(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        try:
+            return float(torch.cuda.clock_rate(device)) or None
+        except Exception:  # it asks the driver's management library, which may be missing
+            return None
+    text = _cpuinfo("cpu MHz")
+    return float(text) if text else None
+
+
+def _cpuinfo(field: str) -> str | None:
+    path = Path("/proc/cpuinfo")
+    found = re.search(rf"^{field}\s*:\s*(.+)$", path.read_text(), re.MULTILINE) if path.exists() else None
+    return found[1].strip() if found else None
+
+
+def _versions(device: torch.device) -> dict[str, str]:
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    if device.type == "cuda":
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(cudnn)}
+    return versions
+
+
+def _dtype(graph: TracedGraph) -> str:
+    """The dtype that most parameter elements have; float32 without parameters."""
+    count: dict[str, int] = {}
+    for parameter in graph.parameters:
+        count[parameter.meta.dtype] = count.get(parameter.meta.dtype, 0) + parameter.meta.numel
+    return max(count, key=lambda dtype: count[dtype], default="float32")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

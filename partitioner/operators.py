@@ -1,0 +1,30 @@
+"""From the names and arguments in a TracedGraph to the torch operators and values that they stand for."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from partitioner.ir import Argument, Ref, Symbol
+
+
+def resolve(target: str) -> Any:
+    """ "aten.linear.default" -> the operator; AttributeError where this torch has none of that name."""
+    if target == "operator.getitem":
+        return operator.getitem
+    namespace, name, overload = target.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+
+
+def bind(argument: Argument, values: Mapping[str, Any], device: torch.device) -> Any:
+    """An argument of a node with its Refs looked up in ``values`` and its devices replaced by ``device``."""
+    if isinstance(argument, Ref):
+        return values[argument.name]
+    if isinstance(argument, Symbol):
+        return device if argument.kind == "device" else getattr(torch, argument.value)
+    if isinstance(argument, tuple):
+        return [bind(item, values, device) for item in argument]
+    return argument

@@ -1,0 +1,128 @@
+"""record_profile: measure a denoiser's operators on a device, compare their sum with the whole, write a profile.
+
+python -m tools.record_profile --model sd15-like --device cpu --output sd15-like.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from partitioner.cost import apply_profile
+from partitioner.errors import PartitionerError
+from partitioner.ir import TracedGraph
+from partitioner.measure import Mode, measure, measure_whole, random_tensor, summarise
+from partitioner.models import model_names, model_spec, trace_model
+from partitioner.trace import flatten_arguments, trace
+from profiles.cost_profile import CostProfile, WholeCheck
+from profiles.strict_json import JsonFileError
+from runtime.component import lower
+from tools.denoisers import DENOISERS
+
+BUSY = 0.1  # an inter-quartile range of the whole above this share of it says more about the machine than the model
+
+
+def record(name: str, device: str, mode: Mode, command: str) -> CostProfile:
+    """Profile of one of tools.denoisers, or of a model that partitioner.models knows (with random parameters).
+
+    Half of the whole calls that the sum is compared with run before the operators and half after, so that a
+    machine that becomes slower or faster meanwhile does not pass for an error.
+    """
+    module: nn.Module | None = None
+    inputs: dict[str, Any] = {}
+    if name in DENOISERS:
+        module, inputs, roles = DENOISERS[name]()
+        graph = trace(module, inputs, roles, model=name)
+    else:
+        graph = trace_model(model_spec(name))
+    target = torch.device(device)
+    run = _whole(graph, module, inputs, target)
+    whole = measure_whole(run, device, mode=mode)
+    profile = measure(graph, device, mode=mode, command=command, progress=_progress)
+    whole += measure_whole(run, device, mode=mode)
+    module_ms = None
+    if module is not None:
+        on_device, arguments = module.to(target), _moved(inputs, target)
+        module_ms = statistics.median(measure_whole(lambda: on_device(**arguments), device))
+    summary = summarise(whole)
+    check = WholeCheck(
+        model=name,
+        fingerprint=graph.fingerprint,
+        summed_ms=sum(cost.ms for cost in apply_profile(profile, graph).nodes.values()),
+        whole_ms=summary.median_ms,
+        whole_iqr_ms=summary.iqr_ms,
+        module_ms=module_ms,
+    )
+    return profile.model_copy(update={"checks": (check,)})
+
+
+def _whole(graph: TracedGraph, module: nn.Module | None, inputs: dict[str, Any], device: torch.device) -> Any:
+    """A call of the whole traced graph on a device, with the module's parameters or random ones."""
+    if module is None:
+        metas = {item.name: item.meta for item in graph.inputs} | {p.name: p.meta for p in graph.parameters}
+        values = {name: random_tensor(meta, device) for name, meta in metas.items()}
+    else:
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        values = {item.name: state[item.path].detach().to(device) for item in graph.parameters}
+        values |= {name: tensor.to(device) for name, tensor in flatten_arguments(inputs)[0].items()}
+    reads = [name for name in values if name in graph.readers]
+    lowered = lower(graph.nodes, reads, graph.result_values, device)
+    arguments = [values[name] for name in reads]
+    return lambda: lowered(*arguments)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _progress(done: int, total: int) -> None:
+    print(f"\rmeasured {done} of {total} signatures", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
+def report(profile: CostProfile) -> str:
+    """What was measured and how the sum compares with the whole, for people."""
+    lines = [f"{len(profile.signatures)} signatures on {profile.device_name}, {profile.dtype}, {profile.mode}"]
+    for check in profile.checks:
+        lines.append(
+            f"{check.model}: nodes sum to {check.summed_ms:.1f} ms; whole {check.whole_ms:.1f} ms "
+            f"(iqr {check.whole_iqr_ms:.1f}); error {100 * check.error:+.1f} %"
+        )
+        if check.whole_iqr_ms > BUSY * check.whole_ms:
+            lines.append(f"{check.model}: the machine was busy with something else; record again when it is idle")
+        if check.module_ms is not None:
+            lines.append(f"{check.model}: untraced module {check.module_ms:.1f} ms")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 for a wrong option, a device that is not there or a file that cannot be written."""
+    parser = argparse.ArgumentParser(prog="python -m tools.record_profile", description=__doc__.splitlines()[0])
+    names = ", ".join((*DENOISERS, *model_names()))
+    parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {names}, a folder or a hub id")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:0 (default: cpu)")
+    parser.add_argument("--mode", default="eager", choices=("eager", "cuda_graph"), help="default: eager")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the profile to write")
+    parser.add_argument("--force", action="store_true", help="overwrite the file")
+    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        profile = record(options.model, options.device, options.mode, f"{parser.prog} {shlex.join(words)}")
+        profile.save(options.output, overwrite=options.force)
+    except (PartitionerError, JsonFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report(profile))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
