@@ -1,0 +1,172 @@
+"""Component: a program and its nodes, lowered to torch.fx GraphModules that one device runs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from partitioner.ir import Argument, Input, Node, Parameter, Ref, Symbol, TensorMeta, TracedGraph
+from partitioner.program import Compute, Program, find_boundaries
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """A tensor that can travel between ranks: a boundary tensor, an input, or a result of another branch.
+
+    source: the component that sends it; None where the driver does (an input).
+    """
+
+    value: str
+    meta: TensorMeta
+    source: int | None
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """All that a rank needs to know about its component of one traced graph; picklable, holds no tensor.
+
+    wires: everything that travels in this graph, the same tuple on every rank; a wire's index is its name in
+    message headers.
+    """
+
+    program: Program
+    nodes: tuple[Node, ...]
+    inputs: tuple[Input, ...]
+    parameters: tuple[Parameter, ...]
+    wires: tuple[Wire, ...]
+
+
+def build_specs(graph: TracedGraph, placement: Mapping[str, int], programs: Sequence[Program]) -> list[ComponentSpec]:
+    """One spec per program. placement: latent node name -> component."""
+    wires = tuple(
+        [Wire(item.name, item.meta, None) for item in graph.inputs]
+        + [
+            Wire(boundary.value, graph.node_by_name[boundary.value].meta, boundary.source)
+            for boundary in find_boundaries(graph, placement)
+        ]
+        + [Wire(name, graph.node_by_name[name].meta, placement[name]) for name in dict.fromkeys(graph.result_values)]
+    )
+    specs = []
+    for program in programs:
+        names = {name for step in program.instructions if isinstance(step, Compute) for name in step.nodes}
+        names |= {*program.constant, *program.prompt, *program.timestep}
+        specs.append(
+            ComponentSpec(
+                program=program,
+                nodes=tuple(node for node in graph.nodes if node.name in names),
+                inputs=tuple(graph.input_by_name[name] for name in program.inputs),
+                parameters=tuple(graph.parameter_by_name[name] for name in program.parameters),
+                wires=wires,
+            )
+        )
+    return specs
+
+
+class Segment:
+    """A run of nodes as one GraphModule: values in (``reads``), values out (``keeps``)."""
+
+    def __init__(self, nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> None:
+        self.reads = tuple(reads)
+        self.keeps = tuple(keeps)
+        self.module = lower(nodes, self.reads, self.keeps, device)
+        self._key_of = {name: node.key for name, node in _fx_names(nodes).items()}
+        self._key_by_value = {node.name: node.key for node in nodes}
+
+    def __call__(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run it; ``values`` holds at least ``reads``. Returns ``keeps`` by name."""
+        outputs = self.module(*[values[name] for name in self.reads])
+        return dict(zip(self.keeps, outputs, strict=True))
+
+    def key_of_value(self, name: str) -> str:
+        """The key of the node that makes a value of this segment."""
+        return self._key_by_value[name]
+
+    def failing_node(self, error: BaseException) -> str | None:
+        """The key of the node in which ``error`` was raised, read from the traceback's generated line."""
+        lines = self.module.code.splitlines()
+        key = None
+        traceback = error.__traceback__
+        while traceback is not None:
+            if traceback.tb_frame.f_code.co_filename.startswith("<eval_with_key>"):
+                line = lines[traceback.tb_lineno - 1] if traceback.tb_lineno <= len(lines) else ""
+                key = self._key_of.get(line.split("=")[0].split(":")[0].strip(), key)
+            traceback = traceback.tb_next
+        return key
+
+
+class Component:
+    """A ComponentSpec lowered for one device.
+
+    constant, prompt, timestep: segments of the hoisted nodes, or None; ``segments[i]`` belongs to instruction i
+    where that is a Compute.
+    """
+
+    def __init__(self, spec: ComponentSpec, device: torch.device) -> None:
+        self.spec = spec
+        self.wire_index = {wire.value: index for index, wire in enumerate(spec.wires)}
+        program = spec.program
+        by_name = {node.name: node for node in spec.nodes}
+        hoisted = {*program.constant, *program.prompt, *program.timestep}
+        latent_reads = {v for node in spec.nodes if node.name not in hoisted for v in node.reads}
+
+        def segment(names: Sequence[str], later: set[str]) -> Segment | None:
+            if not names:
+                return None
+            nodes = [by_name[name] for name in names]
+            made = set(names)
+            reads = dict.fromkeys(v for node in nodes for v in node.reads if v not in made)
+            return Segment(nodes, list(reads), [name for name in names if name in later], device)
+
+        timestep_reads = {v for name in program.timestep for v in by_name[name].reads}
+        prompt_reads = {v for name in program.prompt for v in by_name[name].reads}
+        self.timestep = segment(program.timestep, latent_reads)
+        self.prompt = segment(program.prompt, latent_reads | timestep_reads)
+        self.constant = segment(program.constant, latent_reads | timestep_reads | prompt_reads)
+        self.segments = {
+            index: Segment([by_name[name] for name in step.nodes], step.reads, step.keeps, device)
+            for index, step in enumerate(program.instructions)
+            if isinstance(step, Compute)
+        }
+
+
+def lower(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> fx.GraphModule:
+    """Nodes -> a GraphModule of the positional inputs ``reads`` that returns the tuple ``keeps``.
+
+    Device arguments that were traced for another device become ``device``.
+    """
+    graph = fx.Graph()
+    values: dict[str, fx.Node] = {name: graph.placeholder(f"arg{i}") for i, name in enumerate(reads)}
+    for fx_name, node in _fx_names(nodes).items():
+        args = tuple(_lowered(argument, values, device) for argument in node.args)
+        kwargs = {key: _lowered(argument, values, device) for key, argument in node.kwargs}
+        values[node.name] = graph.create_node("call_function", resolve(node.target), args, kwargs, name=fx_name)
+    graph.output(tuple(values[name] for name in keeps))
+    return fx.GraphModule({}, graph)
+
+
+def resolve(target: str) -> Any:
+    """"aten.linear.default" -> the operator; AttributeError where this torch has none of that name."""
+    if target == "operator.getitem":
+        return operator.getitem
+    namespace, name, overload = target.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+
+
+def _fx_names(nodes: Sequence[Node]) -> dict[str, Node]:
+    """Names that cannot clash with Python's or with placeholders, for the generated code."""
+    return {f"v{index}": node for index, node in enumerate(nodes)}
+
+
+def _lowered(argument: Argument, values: Mapping[str, fx.Node], device: torch.device) -> Any:
+    if isinstance(argument, Ref):
+        return values[argument.name]
+    if isinstance(argument, Symbol):
+        return device if argument.kind == "device" else getattr(torch, argument.value)
+    if isinstance(argument, tuple):
+        return [_lowered(item, values, device) for item in argument]
+    return argument

@@ -1,0 +1,279 @@
+"""Worker: executes one rank's program, evaluation by evaluation.
+
+A worker never decides: the driver's commands say which evaluation to run, in which cache context, and which
+message each read uses. Run as ``python -P -m runtime.worker`` (by ranks.py) it serves one rank in a process.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from partitioner.ir import Parameter
+from partitioner.program import Compute, Receive, Send
+from runtime.component import Component, ComponentSpec, Segment
+from runtime.errors import ComponentFailed, NonFiniteValue, RankOutOfMemory
+from runtime.predictor import PREDICTORS, Hold, Predictor
+from runtime.transport import Expected, Key, Mailbox
+
+T = TypeVar("T")
+PARAMETER_CONTEXT = -1  # the context of messages that carry parameters
+
+Work = Generator[Key, None, T]  # yields the key of each message that it must wait for
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker is told once. ranks_of: component -> rank, within its branch."""
+
+    rank: int
+    component: int
+    ranks_of: tuple[int, ...]
+    driver: int
+    device: str
+    predictor: str
+    check_finite: bool = False
+
+
+@dataclass(frozen=True)
+class Build:
+    """A new graph: number ``table``, to be run from now on where an evaluation names it."""
+
+    table: int
+    spec: ComponentSpec
+
+
+@dataclass(frozen=True)
+class Load:
+    """Parameters that will arrive as messages of ``table``, in this order."""
+
+    table: int
+    parameters: tuple[Parameter, ...]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Run one evaluation.
+
+    reads: per component, the step of the message to read from it; equal to ``step`` in exact evaluations and in
+    look-ahead, earlier where it is lagged. arrivals: per component, steps that it was newly told to run in this
+    context, in order; their messages are observed by the predictors. fresh: the prompt inputs that come with
+    this evaluation; the others are as before. start: first evaluation of a trajectory in this context.
+    """
+
+    table: int
+    context: int
+    step: int
+    reads: tuple[int, ...]
+    arrivals: tuple[tuple[int, ...], ...]
+    fresh: tuple[str, ...]
+    start: bool
+    observe: bool
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End orderly."""
+
+
+@dataclass
+class _Context:
+    """What a cache context keeps between evaluations."""
+
+    prompt_inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    prompt_values: dict[str, torch.Tensor] = field(default_factory=dict)
+    predictors: dict[str, Predictor] = field(default_factory=dict)
+    unobserved: dict[str, deque[int]] = field(default_factory=dict)
+    table: int = -1
+
+
+class Worker:
+    """One rank. Not thread-safe: one thread drives it; the mailbox may be filled by others."""
+
+    def __init__(self, setup: Setup, mailbox: Mailbox) -> None:
+        self.setup = setup
+        self.mailbox = mailbox
+        self.device = torch.device(setup.device)
+        self.parameters: dict[str, torch.Tensor] = {}  # by path in the denoiser's state
+        self.steps_done = 0
+        self._components: dict[int, Component] = {}
+        self._static: dict[int, dict[str, torch.Tensor]] = {}  # table -> parameters and constants by value name
+        self._contexts: dict[int, _Context] = {}
+
+    def build(self, command: Build) -> None:
+        """Lower the component. Its parameters may come before or after."""
+        spec = command.spec
+        self._components[command.table] = Component(spec, self.device)
+        self.mailbox.register(command.table, [Expected(wire.value, wire.meta) for wire in spec.wires])
+
+    def waiting_for(self) -> tuple[str, int | None] | None:
+        """(value, component that sends it; None: the driver) of the message it waits for now, or None."""
+        key = self.mailbox.waiting_for
+        component = self._components.get(key.table) if key is not None else None
+        if key is None or component is None:
+            return None
+        wire = component.spec.wires[key.wire]
+        return wire.value, wire.source
+
+    def load(self, command: Load) -> Work[None]:
+        """Receive parameters; yields the key of each message that it must wait for."""
+        self.mailbox.register(command.table, [Expected(p.path, p.meta) for p in command.parameters])
+        for index, parameter in enumerate(command.parameters):
+            self.parameters[parameter.path] = (yield from self._receive(Key(command.table, index, PARAMETER_CONTEXT, 0)))
+
+    def evaluate(self, command: Evaluate) -> Work[dict[str, torch.Tensor]]:
+        """Run one evaluation; its value is the results that this component makes, by value name.
+
+        The caller turns gradients off.
+        """
+        component = self._components[command.table]
+        context = self._contexts.setdefault(command.context, _Context())
+        if command.start or context.table != command.table:
+            self._start_trajectory(context, command)
+        values = yield from self._read_inputs(component, context, command)
+        static = self._static_values(command.table, component)
+        if command.fresh or not context.prompt_values:
+            context.prompt_values = self._hoisted(component.prompt, static, context.prompt_inputs, command)
+        everything: dict[str, torch.Tensor] = {**static, **context.prompt_inputs, **context.prompt_values, **values}
+        everything |= self._hoisted(component.timestep, everything, {}, command)
+        for index, step in enumerate(component.spec.program.instructions):
+            if isinstance(step, Receive):
+                everything[step.value] = yield from self._read(component, context, command, step)
+            elif isinstance(step, Compute):
+                everything |= self._compute(component.segments[index], everything, command)
+                for value in step.drops:
+                    if value not in static and value not in context.prompt_values:
+                        everything.pop(value, None)
+            else:
+                self._send(component, command, step, everything[step.value])
+        self.steps_done += 1
+        return {name: everything[name] for name in component.spec.program.results}
+
+    def _start_trajectory(self, context: _Context, command: Evaluate) -> None:
+        context.table = command.table
+        context.predictors.clear()
+        context.unobserved.clear()
+        context.prompt_values = {}
+        self.mailbox.forget(command.context, command.step)
+
+    def _receive(self, key: Key) -> Work[torch.Tensor]:
+        while not self.mailbox.ready(key):
+            yield key
+        return self.mailbox.take(key)
+
+    def _read_inputs(
+        self, component: Component, context: _Context, command: Evaluate
+    ) -> Work[dict[str, torch.Tensor]]:
+        values = {}
+        for item in component.spec.inputs:
+            per_step = item.role.name in ("LATENT", "TIMESTEP")
+            if per_step or item.name in command.fresh:
+                key = Key(command.table, component.wire_index[item.name], command.context, command.step)
+                tensor = yield from self._receive(key)
+                (values if per_step else context.prompt_inputs)[item.name] = tensor
+        return values
+
+    def _static_values(self, table: int, component: Component) -> dict[str, torch.Tensor]:
+        """Parameters and constants by value name; constants are computed once."""
+        if table not in self._static:
+            spec = component.spec
+            values = {p.name: self.parameters[p.path] for p in spec.parameters}
+            if component.constant is not None:
+                values |= component.constant(values)
+            self._static[table] = values
+        return self._static[table]
+
+    def _hoisted(
+        self,
+        segment: Segment | None,
+        values: Mapping[str, torch.Tensor],
+        more: Mapping[str, torch.Tensor],
+        command: Evaluate,
+    ) -> dict[str, torch.Tensor]:
+        return self._compute(segment, {**values, **more}, command) if segment is not None else {}
+
+    def _compute(
+        self, segment: Segment, values: Mapping[str, torch.Tensor], command: Evaluate
+    ) -> dict[str, torch.Tensor]:
+        try:
+            made = segment(values)
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, MemoryError) as error:
+            kind = RankOutOfMemory if _is_out_of_memory(error) else ComponentFailed
+            raise kind(
+                f"{type(error).__name__}: {error}",
+                rank=self.setup.rank,
+                component=self.setup.component,
+                step=command.step,
+                node=segment.failing_node(error),
+            ) from error
+        if self.setup.check_finite:
+            self._check_finite(segment, made, command)
+        return made
+
+    def _check_finite(self, segment: Segment, made: Mapping[str, torch.Tensor], command: Evaluate) -> None:
+        for name, tensor in made.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteValue(
+                    f"%{name} holds NaN or Inf",
+                    rank=self.setup.rank,
+                    component=self.setup.component,
+                    step=command.step,
+                    node=segment.key_of_value(name),
+                )
+
+    def _read(
+        self, component: Component, context: _Context, command: Evaluate, step: Receive
+    ) -> Work[torch.Tensor]:
+        """This step's message, or the predictor's estimate from the earlier ones."""
+        wire = component.wire_index[step.value]
+        wanted = command.reads[step.source]
+        key = Key(command.table, wire, command.context, wanted)
+        if not command.observe:
+            return (yield from self._receive(key))
+        predictor = context.predictors.get(step.value)
+        if predictor is None:
+            floating = component.spec.wires[wire].meta.dtype.startswith(("float", "bfloat"))
+            predictor = PREDICTORS[self.setup.predictor]() if floating else Hold()
+            context.predictors[step.value] = predictor
+        unobserved = context.unobserved.setdefault(step.value, deque())
+        unobserved.extend(command.arrivals[step.source])
+        tensor = None
+        while unobserved and unobserved[0] <= wanted:
+            observed = unobserved.popleft()
+            tensor = yield from self._receive(key._replace(step=observed))
+            predictor.observe(observed, tensor)
+        if wanted == command.step:
+            assert tensor is not None
+            return tensor
+        return predictor.estimate(command.step)
+
+    def _send(self, component: Component, command: Evaluate, step: Send, tensor: torch.Tensor) -> None:
+        key = Key(command.table, component.wire_index[step.value], command.context, command.step)
+        self.mailbox.send([self.setup.ranks_of[reader] for reader in step.readers], key, tensor)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in text
+
+
+def run_to_end(work: Work[T], mailbox: Mailbox, timeout_s: float | None = None) -> T:
+    """Drive work in this thread, waiting where it must; returns its value. TimeoutError from the wait."""
+    with torch.no_grad():
+        while True:
+            try:
+                key = next(work)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            mailbox.wait(key, timeout_s)
+
+
+if __name__ == "__main__":
+    from runtime.serve import main
+
+    main()
