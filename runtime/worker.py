@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from partitioner.ir import Parameter
+from partitioner.ir import Parameter, Role
 from partitioner.program import Compute, Receive, Send
 from runtime.component import Component, ComponentSpec, Segment
 from runtime.errors import ComponentFailed, NonFiniteValue, RankOutOfMemory
@@ -21,6 +21,7 @@ from runtime.predictor import PREDICTORS, Hold, Predictor
 from runtime.transport import Expected, Key, Mailbox
 
 T = TypeVar("T")
+DRIVER = 0  # the driver's rank
 PARAMETER_CONTEXT = -1  # the context of messages that carry parameters
 
 Work = Generator[Key, None, T]  # yields the key of each message that it must wait for
@@ -33,7 +34,6 @@ class Setup:
     rank: int
     component: int
     ranks_of: tuple[int, ...]
-    driver: int
     device: str
     predictor: str
     check_finite: bool = False
@@ -53,6 +53,10 @@ class Load:
 
     table: int
     parameters: tuple[Parameter, ...]
+
+    @property
+    def wires(self) -> tuple[Expected, ...]:
+        return tuple(Expected(p.path, p.meta) for p in self.parameters)
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class Worker:
 
     def load(self, command: Load) -> Work[None]:
         """Receive parameters; yields the key of each message that it must wait for."""
-        self.mailbox.register(command.table, [Expected(p.path, p.meta) for p in command.parameters])
+        self.mailbox.register(command.table, command.wires)
         for index, parameter in enumerate(command.parameters):
             self.parameters[parameter.path] = (yield from self._receive(Key(command.table, index, PARAMETER_CONTEXT, 0)))
 
@@ -151,7 +155,21 @@ class Worker:
             else:
                 self._send(component, command, step, everything[step.value])
         self.steps_done += 1
-        return {name: everything[name] for name in component.spec.program.results}
+        results = {name: everything[name] for name in component.spec.program.results}
+        if self.setup.rank != DRIVER:
+            for name, tensor in results.items():  # another branch's: the driver joins them
+                key = Key(command.table, component.wire_index[name], command.context, command.step)
+                self.mailbox.send([DRIVER], key, tensor)
+        return results
+
+    def results_of(self, command: Evaluate) -> Work[dict[str, torch.Tensor]]:
+        """The driver's worker only: the other branch's results of an evaluation."""
+        component = self._components[command.table]
+        results = {}
+        for name in component.spec.program.results:
+            key = Key(command.table, component.wire_index[name], command.context, command.step)
+            results[name] = yield from self._receive(key)
+        return results
 
     def _start_trajectory(self, context: _Context, command: Evaluate) -> None:
         context.table = command.table
@@ -170,7 +188,7 @@ class Worker:
     ) -> Work[dict[str, torch.Tensor]]:
         values = {}
         for item in component.spec.inputs:
-            per_step = item.role.name in ("LATENT", "TIMESTEP")
+            per_step = item.role > Role.PROMPT
             if per_step or item.name in command.fresh:
                 key = Key(command.table, component.wire_index[item.name], command.context, command.step)
                 tensor = yield from self._receive(key)

@@ -1,0 +1,83 @@
+"""Schedule: which components run which evaluations at a denoiser call, and which messages they read. Pure.
+
+Legend: call c is the c-th denoiser call of a trajectory (0, 1, ...); N components, component i of N in a chain.
+
+Exact (c < warmup, or all of them): every component runs call c and reads call c's messages.
+Async: every component i that is due runs call c and reads from component s the newest message that is sure to be
+there: of call c-1, or for a component with period p > 1 of its last run that began at least p calls ago.
+Look-ahead: component i runs call c+N-1-i, on inputs predicted for that call, and reads that call's messages, which
+were sent one call ago by its left neighbour. During the last warm-up calls this fills the pipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Component ``component`` runs call ``call``; reads[s]: the call whose message it reads from component s."""
+
+    component: int
+    call: int
+    reads: tuple[int, ...]
+
+    @property
+    def lagged(self) -> bool:
+        """Whether it reads messages of earlier calls."""
+        return any(read != self.call for read in self.reads)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """mode: "exact", "async" or "lookahead". calls: length of the trajectory where known (look-ahead needs it)."""
+
+    components: int
+    mode: str
+    warmup: int
+    periods: tuple[int, ...]
+    calls: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.warmup < 1:
+            raise ValueError(f"warmup must be at least 1 (the first call has nothing to read from), got {self.warmup}")
+
+    def runs(self, call: int) -> list[Run]:
+        """What to run at a call, in the order in which each component is to run it."""
+        runs: list[Run] = []
+        everyone = range(self.components)
+        if call < self.warmup or self.mode == "exact":
+            runs += [Run(i, call, (call,) * self.components) for i in everyone]
+        elif self.mode == "async":
+            reads = tuple(self._newest(source, call) for source in everyone)
+            runs += [Run(i, call, reads) for i in everyone if self._due(i, call)]
+        if self.mode == "lookahead":
+            for i in everyone:
+                ahead = call + self.components - 1 - i
+                if ahead >= self.warmup and (self.calls is None or ahead < self.calls):
+                    runs.append(Run(i, ahead, (ahead,) * self.components))
+        return runs
+
+    def _due(self, component: int, call: int) -> bool:
+        return call < self.warmup or (call - self.warmup) % self.periods[component] == 0
+
+    def _newest(self, source: int, call: int) -> int:
+        """The newest call of ``source`` whose message a lagged read at ``call`` may use."""
+        period = self.periods[source]
+        for earlier in range(call - 1, self.warmup - 1, -1):
+            if self._due(source, earlier) and earlier <= call - period:
+                return earlier
+        return self.warmup - 1
+
+
+def rounds(schedule: Schedule, calls: Sequence[int]) -> str:
+    """The schedule as a grid, one line per component: the calls that it runs at each call."""
+    lines = []
+    for component in range(schedule.components):
+        cells = []
+        for call in calls:
+            own = [run for run in schedule.runs(call) if run.component == component]
+            cells.append("+".join(f"{run.call}{'~' if run.lagged else ''}" for run in own) or ".")
+        lines.append(f"{component}: " + " ".join(f"{cell:>5}" for cell in cells))
+    return "\n".join(lines)
