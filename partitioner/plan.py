@@ -66,6 +66,11 @@ def seat_of(rank: int, components: int) -> tuple[int, int]:
     return rank // components, components - 1 - rank % components
 
 
+def as_label(text: str) -> str:
+    """A name as plans allow it: "NVIDIA H200 (1)" -> "NVIDIA-H200-1"."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-._+")[:128] or "unknown"
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
@@ -132,11 +137,13 @@ class PredictedComponent(_Record):
 class Predicted(_Record):
     """Predicted figures: times in ms, sizes in bytes, macs of one denoiser call over all branches.
 
+    sequential_ms: a call on the fastest device alone; exact_step_ms: a warm-up step, component after component.
     gap: slowest component over lower_bound_ms, minus 1. components: entry branch * N + component.
     """
 
     sequential_ms: Figure
     step_ms: Figure
+    exact_step_ms: Figure
     lower_bound_ms: Figure
     gap: Annotated[float, Field(ge=-1, le=1e15)]
     speedup_step: Figure
@@ -283,7 +290,7 @@ class Plan(_Record):
         try:
             return cls(
                 schema_version=1,
-                model=graph.model,
+                model="/".join(map(as_label, graph.model.split("/")[:2])),
                 class_name=graph.class_name,
                 revision=revision,
                 versions=dict(sorted(versions.items())),

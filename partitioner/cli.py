@@ -1,0 +1,230 @@
+"""partition-model: a model's name to a plan file. The result goes to stdout, progress and errors to stderr.
+
+Exit codes: 0 done, 2 usage, 3 invalid plan, 4 no feasible split, 130 interrupted. Torch is imported only when
+something is traced, so that --help and usage errors come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from partitioner.errors import PartitionerError, PlanError, UsageError
+
+if TYPE_CHECKING:
+    from partitioner.planner import Options
+
+INTERRUPTED = 130
+
+_EPILOG = """\
+examples:
+  partition-model --model svd --devices 4
+  partition-model --model ./my-pipeline --devices h200,a100-80g --prefer speed --output my.plan.json
+  partition-model --model sdxl --devices 2 --profile cuda:0 --save-profile sdxl.profile.json
+  partition-model inspect svd-4.plan.json
+
+exit codes: 0 done, 2 usage, 3 invalid plan, 4 no feasible split
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """One sentence instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(UsageError.exit_code, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code. Arguments: those of the process by default."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["inspect"]:
+            result = _inspect(_inspect_parser().parse_args(arguments[1:]))
+        else:
+            result = _partition(_parser().parse_args(arguments))
+        print(result, flush=True)
+    except SystemExit as exit_:  # argparse: --help, or an argument that is wrong
+        return exit_.code if isinstance(exit_.code, int) else 0
+    except PartitionerError as error:
+        print(f"partition-model: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("partition-model: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout has gone; Python would complain again when it flushes at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="partition-model",
+        description="Split a diffusion model's denoiser over several devices and write the plan for it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, metavar="NAME|FOLDER|HUB_ID", help="what to split")
+    parser.add_argument(
+        "--devices", required=True, metavar="N|LIST|FILE.json",
+        help="how many, or names such as h200,a100-80g, or a description of them",
+    )  # fmt: skip
+    out = parser.add_argument_group("output")
+    out.add_argument("--output", type=Path, metavar="FILE", help="plan file (default: MODEL-N.plan.json here)")
+    out.add_argument(
+        "--force", action="store_true", help="overwrite files, and write a plan that is slower than one device"
+    )
+    out.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+    cost = parser.add_argument_group("cost")
+    cost.add_argument("--device", metavar="NAME", help="estimate for this device (default: h200, or the first of LIST)")
+    cost.add_argument(
+        "--profile", metavar="cuda:0|cpu|FILE",
+        help="measure on a device or use a saved profile (default: cuda:0 if there is one and no --device)",
+    )  # fmt: skip
+    cost.add_argument("--save-profile", type=Path, metavar="FILE", help="save what was measured")
+    size = parser.add_argument_group("inputs (default: as the pipeline's)")
+    size.add_argument("--dtype", metavar="NAME", help="float16, bfloat16 or float32")
+    for name, text in (
+        ("height", "of the images, in pixels"),
+        ("width", "of the images, in pixels"),
+        ("frames", "of the video"),
+    ):
+        size.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    size.add_argument("--batch", type=int, default=1, metavar="N", help="images or videos per call")
+    size.add_argument("--no-guidance", action="store_true", help="the pipeline runs without classifier-free guidance")
+    split = parser.add_argument_group("split")
+    split.add_argument("--branches", choices=("auto", "1", "2"), default="auto", help="split the guidance batch in 2")
+    split.add_argument("--mode", choices=("lookahead", "async"), help="how components overlap (default: lookahead)")
+    split.add_argument("--period", type=int, default=1, metavar="P", help="inner components recompute every P steps")
+    split.add_argument("--warmup", type=int, metavar="W", help="exact steps at the start")
+    split.add_argument("--predictor", choices=("hold", "linear", "adaptive"), help="of values that lag")
+    split.add_argument("--prefer", choices=("quality", "speed", "memory"), default="quality")
+    split.add_argument("--memory-limit", type=float, metavar="GB", help="of each device, 1e9 bytes")
+    return parser
+
+
+def _inspect_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="partition-model inspect", description="Check a plan file and show what it says.", allow_abbrev=False
+    )
+    parser.add_argument("plan", metavar="PLAN", help="plan file")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+    return parser
+
+
+def _inspect(arguments: argparse.Namespace) -> str:
+    from partitioner.plan import Plan
+    from partitioner.report import describe
+
+    return _shown(describe(Plan.load(arguments.plan), arguments.plan), arguments.json)
+
+
+def _partition(arguments: argparse.Namespace) -> str:
+    """Plan, write the plan file, return the report. What can be wrong in the arguments is found before any work."""
+    start = time.perf_counter()
+    options = _options(arguments)
+    if arguments.output is not None:
+        _check_writable(arguments.output, arguments.force)
+    if arguments.save_profile is not None:
+        _check_writable(arguments.save_profile, arguments.force)
+
+    from partitioner.fleet import parse_fleet
+    from partitioner.pricing import choose_pricing
+    from profiles.devices import DEFAULT_DEVICE
+
+    parse_fleet(arguments.devices, DEFAULT_DEVICE)  # a wrong one is found before torch is imported to look for a GPU
+    pricing = choose_pricing(
+        arguments.profile,
+        arguments.device,
+        arguments.devices,
+        command=f"partition-model --model {arguments.model} --profile {arguments.profile}",
+        progress=_progress,
+    )
+    if arguments.save_profile is not None and pricing.live is None:
+        raise UsageError("--save-profile saves what was measured; give --profile cuda:0 or --profile cpu as well")
+    fleet = parse_fleet(arguments.devices, pricing.reference)
+
+    from partitioner.models import model_spec
+    from partitioner.planner import plan_model
+
+    spec = model_spec(
+        arguments.model,
+        height=arguments.height,
+        width=arguments.width,
+        frames=arguments.frames,
+        batch=arguments.batch,
+        guidance=not arguments.no_guidance,
+        dtype=arguments.dtype,
+    )
+    output = arguments.output or _default_output(spec.name, len(fleet))
+    _check_writable(output, arguments.force)
+    planning = plan_model(spec, fleet, pricing, options, reference=pricing.reference, progress=_progress)
+    if arguments.save_profile is not None:
+        pricing.save(arguments.save_profile, overwrite=arguments.force)
+    try:
+        planning.plan.save(output, overwrite=arguments.force)
+    except PlanError as error:
+        raise UsageError(str(error)) from error
+
+    from partitioner.report import describe, describe_search
+
+    seconds = {**planning.seconds, "total": time.perf_counter() - start}
+    return _shown({**describe(planning.plan, str(output)), **describe_search(planning, seconds)}, arguments.json)
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    from partitioner.planner import Options
+
+    return Options(
+        branches=None if arguments.branches == "auto" else int(arguments.branches),
+        mode=arguments.mode,
+        period=arguments.period,
+        warmup=arguments.warmup,
+        predictor=arguments.predictor,
+        prefer=arguments.prefer,
+        memory_limit_bytes=None if arguments.memory_limit is None else arguments.memory_limit * 1e9,
+        force=arguments.force,
+    )
+
+
+def _default_output(model: str, devices: int) -> Path:
+    """'svd-4.plan.json' in the current folder; of a hub id only the last part."""
+    from partitioner.plan import as_label
+
+    return Path(f"{as_label(model.split('/')[-1])}-{devices}.plan.json")
+
+
+def _check_writable(path: Path, force: bool) -> None:
+    """UsageError if a file of that name cannot be written here, or would be overwritten unasked."""
+    folder = path.parent
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; give the name of a file")
+        if not folder.is_dir():
+            raise UsageError(f"there is no folder {folder}; make it first, or choose another place for {path.name}")
+        if os.path.lexists(path) and not force:
+            raise UsageError(f"{path} exists already; choose another name with --output, or overwrite it with --force")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{str(path)[:200]!r} is no usable file name: {error}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"the folder {folder} cannot be written to; choose another with --output")
+
+
+def _shown(document: dict[str, Any], as_json: bool) -> str:
+    from partitioner.report import table
+
+    return json.dumps(document, indent=1, allow_nan=False) if as_json else table(document)
+
+
+def _progress(message: str) -> None:
+    print(f"partition-model: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""Fleet: the devices that a plan is for, from `--devices 4`, `--devices h200,a100-80g` or a JSON description.
+
+A description is {"devices": [{"name": "b200", "speed": 2.0, "memory_gb": 180, "link_gb_per_s": 700, "latency_us": 8}]}.
+speed: relative to the device that the costs hold for. memory_gb: 1e9 bytes. link_gb_per_s: 1e9 bytes per second that
+really arrive, one direction. What is left out comes from the data sheet of that name; "count" repeats a device.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from partitioner.cost import estimate
+from partitioner.errors import UsageError
+from partitioner.ir import TracedGraph
+from partitioner.problem import Devices
+from profiles.devices import device_specs
+from profiles.strict_json import JsonFileError, read_json
+
+MAX_DEVICES = 1024
+MAX_DESCRIPTION_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device. speed: relative to the device of the costs; None: as the data sheets say."""
+
+    name: str
+    memory_bytes: float
+    link_gb_per_s: float
+    latency_ms: float
+    speed: float | None = None
+
+
+Fleet = tuple[Device, ...]
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$")]
+    count: Annotated[int, Field(ge=1, le=MAX_DEVICES)] = 1
+    speed: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    memory_gb: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    link_gb_per_s: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    latency_us: Annotated[float, Field(ge=0, le=1e9)] | None = None
+
+
+def parse_fleet(text: str, default_device: str) -> Fleet:
+    """A number, a comma-separated list of data sheets' names, or a JSON file -> devices; UsageError for others."""
+    text = text.strip()
+    if re.fullmatch(r"[+-]?\d+", text):
+        count = int(text) if len(text) < 12 else MAX_DEVICES + 1
+        if not 1 <= count <= MAX_DEVICES:
+            raise UsageError(f"--devices {text[:20]}: expected 1 to {MAX_DEVICES} devices")
+        return (known_device(default_device),) * count
+    if text.endswith(".json"):
+        return _described_fleet(Path(text))
+    names = [name.strip() for name in text.split(",")]
+    if len(names) > MAX_DEVICES:
+        raise UsageError(f"--devices names {len(names)} devices; expected 1 to {MAX_DEVICES}")
+    return tuple(known_device(name) for name in names)
+
+
+def known_device(name: str) -> Device:
+    """A device as its data sheet has it; the start of a name is enough where it is unique ("a100")."""
+    specs = device_specs()
+    found = [name] if name in specs else [known for known in specs if name and known.startswith(name)]
+    if len(found) != 1:
+        raise UsageError(
+            f"no device {name[:80]!r}; expected a number, names among {', '.join(specs)}, or a file.json that "
+            "describes the devices"
+        )
+    name, spec = found[0], specs[found[0]]
+    link = spec.link()
+    return Device(name, spec.memory_bytes, link.duplex_gb_per_s / 2 * link.efficiency, link.latency_us * 1e-3)
+
+
+def limit_memory(fleet: Fleet, memory_bytes: float | None) -> Fleet:
+    """The same devices with at most so much memory each."""
+    if memory_bytes is None:
+        return fleet
+    return tuple(replace(device, memory_bytes=min(device.memory_bytes, memory_bytes)) for device in fleet)
+
+
+def with_speeds(fleet: Fleet, graph: TracedGraph, reference: str) -> Fleet:
+    """Every device with its speed relative to ``reference``, for this graph, by the roofline of both data sheets.
+
+    A device of the reference's name has speed 1 whether there is a data sheet of it or not.
+    """
+    known: dict[str, float] = {reference: 1.0}
+
+    def speed(device: Device) -> float:
+        if device.speed is not None:
+            return device.speed
+        if device.name not in known:
+            for name in (device.name, reference):
+                if name not in device_specs():
+                    raise UsageError(
+                        f"the speed of {device.name} relative to {reference} is not known, for there is no data sheet "
+                        f"of {name}; describe the devices in a JSON file, each with its speed"
+                    )
+            known[device.name] = _total_ms(graph, reference) / _total_ms(graph, device.name)
+        return known[device.name]
+
+    return tuple(replace(device, speed=speed(device)) for device in fleet)
+
+
+def paired(fleet: Fleet) -> tuple[Devices, list[tuple[int, ...]]]:
+    """For two branches: devices of like speed in pairs, each pair as good as the worse of both, and their numbers.
+
+    An odd device, the slowest, is left out.
+    """
+    order = sorted(range(len(fleet)), key=lambda d: (-_speed(fleet[d]), d))
+    pairs: list[tuple[int, ...]] = [(order[i], order[i + 1]) for i in range(0, len(order) - 1, 2)]
+    worse = []
+    for a, b in pairs:
+        one, other = fleet[a], fleet[b]
+        worse.append(
+            Device(
+                name=one.name if one.name == other.name else f"{one.name}+{other.name}",
+                memory_bytes=min(one.memory_bytes, other.memory_bytes),
+                link_gb_per_s=min(one.link_gb_per_s, other.link_gb_per_s),
+                latency_ms=max(one.latency_ms, other.latency_ms),
+                speed=min(_speed(one), _speed(other)),
+            )
+        )
+    return as_devices(worse), pairs
+
+
+def as_devices(fleet: Sequence[Device]) -> Devices:
+    """What the solver takes; every speed must be known."""
+    return Devices(
+        names=tuple(device.name for device in fleet),
+        speeds=tuple(map(_speed, fleet)),
+        memory_bytes=tuple(device.memory_bytes for device in fleet),
+        link_gb_per_s=tuple(device.link_gb_per_s for device in fleet),
+        latency_ms=tuple(device.latency_ms for device in fleet),
+    )
+
+
+def _speed(device: Device) -> float:
+    if device.speed is None:
+        raise ValueError(f"the speed of {device.name} is not known yet; see with_speeds")
+    return device.speed
+
+
+def _total_ms(graph: TracedGraph, device_name: str) -> float:
+    return sum(cost.ms for cost in estimate(graph, device_name).nodes.values())
+
+
+def _described_fleet(path: Path) -> Fleet:
+    try:
+        document = read_json(path, MAX_DESCRIPTION_BYTES)
+    except JsonFileError as error:
+        raise UsageError(str(error)) from None
+    records = document.get("devices") if isinstance(document, dict) else None
+    if not isinstance(records, list) or not 1 <= len(records) <= MAX_DEVICES or set(document) != {"devices"}:  # type: ignore[call-overload]
+        raise UsageError(f'{path} describes no devices; expected {{"devices": [{{"name": "h200", …}}, …]}}')
+    fleet: list[Device] = []
+    for number, record in enumerate(records):
+        try:
+            described = _Described.model_validate(record)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part)[:80] for part in first["loc"])
+            raise UsageError(f"{path}: device {number}: {where}: {first['msg']}") from None
+        fleet += [_described_device(path, described)] * described.count
+    if len(fleet) > MAX_DEVICES:
+        raise UsageError(f"{path} describes {len(fleet)} devices; expected 1 to {MAX_DEVICES}")
+    return tuple(fleet)
+
+
+def _described_device(path: Path, record: _Described) -> Device:
+    known = known_device(record.name) if record.name in device_specs() else None
+    if known is None:
+        missing = [name for name in _Described.model_fields if name != "count" and getattr(record, name) is None]
+        if missing:
+            raise UsageError(f"{path}: there is no data sheet of {record.name}; give its {', '.join(missing)}")
+        known = Device(record.name, 0.0, 0.0, 0.0)
+    return Device(
+        name=record.name,
+        memory_bytes=known.memory_bytes if record.memory_gb is None else record.memory_gb * 1e9,
+        link_gb_per_s=known.link_gb_per_s if record.link_gb_per_s is None else record.link_gb_per_s,
+        latency_ms=known.latency_ms if record.latency_us is None else record.latency_us * 1e-3,
+        speed=record.speed,
+    )

@@ -1,0 +1,413 @@
+"""planner: which branches x components suit these devices; every choice is solved, scored and listed.
+
+Two branches halve the guidance batch, which is exact, so quality prefers them; each branch's graph is then the one
+that is traced for half of the batch. Nothing is executed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import partitioner
+from partitioner.baselines import Baseline, baselines
+from partitioner.cost import GraphCosts, estimate
+from partitioner.errors import InfeasibleError, UsageError
+from partitioner.evaluate import Evaluation, evaluate
+from partitioner.fleet import Fleet, as_devices, limit_memory, paired, parse_fleet, with_speeds
+from partitioner.graph import build_problem
+from partitioner.ir import TracedGraph
+from partitioner.plan import CostSource, Mode, Plan, Predicted, PredictedComponent, Predictor, as_label, rank_of
+from partitioner.problem import Devices, Problem
+from partitioner.program import build_programs
+from partitioner.solve import Solver
+from profiles.devices import DEFAULT_DEVICE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from partitioner.models import ModelSpec
+
+Prefer = Literal["quality", "speed", "memory"]
+CostsOf = Callable[[TracedGraph], GraphCosts]
+Progress = Callable[[str], None]
+
+DEFAULT_WARMUP = 4  # what the trials of look-ahead and its predictors were made with
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user may ask for; None leaves the choice to the planner.
+
+    period: every how many steps all components but the last recompute. memory_limit_bytes: of each device, on top of
+    what its data sheet says. force: also a plan that is predicted to be slower than one device.
+    """
+
+    branches: int | None = None
+    mode: Mode | None = None
+    period: int = 1
+    warmup: int | None = None
+    predictor: Predictor | None = None
+    prefer: Prefer = "quality"
+    memory_limit_bytes: float | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.branches not in (None, 1, 2):
+            raise UsageError(f"branches is 1, 2 or left out; got {self.branches}")
+        if not 1 <= self.period <= 64:
+            raise UsageError(f"period is {self.period}; expected 1 to 64")
+        if self.warmup is not None and not 1 <= self.warmup <= 10_000:
+            raise UsageError(f"warm-up is {self.warmup} steps; expected 1 to 10000")
+        if self.memory_limit_bytes is not None and not self.memory_limit_bytes > 0:
+            raise UsageError(f"the memory limit is {self.memory_limit_bytes / 1e9:g} GB; expected more than 0")
+        if self.period > 1 and self.mode == "lookahead":
+            raise UsageError("look-ahead recomputes every component in every step; use --period 1 or --mode async")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to use the devices. reason: why it is no split, else None; then the figures below hold.
+
+    step_ms: amortised over the period. device_of: number of the fleet's device of each rank.
+    """
+
+    branches: int
+    components: int
+    period: int
+    mode: Mode
+    reason: str | None = None
+    step_ms: float = math.inf
+    compute_ms: float = math.inf
+    lower_bound_ms: float = math.inf
+    placed: Mapping[str, int] = field(default_factory=dict, repr=False)
+    device_of: tuple[int, ...] = ()
+    evaluation: Evaluation | None = field(default=None, repr=False)
+
+    @property
+    def ranks(self) -> int:
+        return self.branches * self.components
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the rank that holds most."""
+        return max(c.memory_bytes for c in self.evaluation.components) if self.evaluation else 0
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """Every component but the last recomputes every ``period`` steps."""
+        return (self.period,) * (self.components - 1) + (1,)
+
+
+@dataclass(frozen=True)
+class Planning:
+    """A plan and how it was found. whole: the graph of a full call, of both halves of the guidance batch.
+    baselines: other splits of it over as many devices.
+
+    seconds: by "trace", "cost" and "solve".
+    """
+
+    plan: Plan
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    baselines: Mapping[str, Baseline]
+    whole: TracedGraph
+    seconds: Mapping[str, float]
+
+
+def plan_model(
+    spec: ModelSpec,
+    fleet: Fleet,
+    costs_of: CostsOf,
+    options: Options = Options(),
+    *,
+    reference: str | None = None,
+    progress: Progress = lambda _: None,
+) -> Planning:
+    """Trace a model without its weights and plan it; see plan_graphs."""
+    from partitioner.models import trace_model
+
+    if options.branches == 2 and spec.halves == 1:
+        raise UsageError(f"{spec.name} has one branch: its calls hold no guidance batch to split; use --branches 1")
+    clock = _Clock()
+    with clock.measure("trace"):
+        progress(f"tracing {spec.name}")
+        whole = trace_model(spec)
+        half = None
+        if spec.halves == 2 and options.branches != 1 and len(fleet) > 1:
+            progress("tracing one half of its guidance batch")
+            half = trace_model(spec, branch=True)
+    return plan_graphs(
+        whole,
+        half,
+        fleet,
+        costs_of,
+        options,
+        revision=spec.revision,
+        reference=reference,
+        progress=progress,
+        clock=clock,
+    )
+
+
+def compile(
+    module: nn.Module,
+    example_inputs: Mapping[str, Any],
+    roles: Mapping[str, Any],
+    devices: int | str | Fleet = 2,
+    *,
+    branch_inputs: Mapping[str, Any] | None = None,
+    model: str = "custom",
+    device: str = DEFAULT_DEVICE,
+    costs_of: CostsOf | None = None,
+    options: Options = Options(),
+) -> Plan:
+    """Plan ``module(**example_inputs)`` for some devices; any nn.Module that torch.export traces.
+
+    roles: of each tensor argument, "latent", "timestep" or "prompt"; see ``trace``. devices: how many, or as for
+    ``partition-model --devices``. branch_inputs: the arguments of one half of the guidance batch, where the batch
+    holds both; two branches are considered only then. device: what roofline costs are for; costs_of: other costs.
+    Raises TraceError, UsageError, InfeasibleError.
+    """
+    from partitioner.trace import trace
+
+    fleet = devices if isinstance(devices, tuple) else parse_fleet(str(devices), device)
+    whole = trace(module, example_inputs, roles, model=model)
+    half = None if branch_inputs is None else trace(module, branch_inputs, roles, model=model)
+    return plan_graphs(whole, half, fleet, costs_of or (lambda graph: estimate(graph, device)), options).plan
+
+
+def plan_graphs(
+    whole: TracedGraph,
+    half: TracedGraph | None,
+    fleet: Fleet,
+    costs_of: CostsOf,
+    options: Options = Options(),
+    *,
+    revision: str | None = None,
+    reference: str | None = None,
+    progress: Progress = lambda _: None,
+    clock: _Clock | None = None,
+) -> Planning:
+    """Solve every choice of branches x components, take the best under ``options.prefer``.
+
+    whole: the graph of a full call; half: that of one half of the guidance batch, None where it holds no two.
+    reference: name of the device that the costs hold for, the first of the fleet by default.
+    Raises InfeasibleError where nothing fits, or only what is slower than one device and ``force`` is not set.
+    """
+    clock = clock or _Clock()
+    with clock.measure("cost"):
+        progress("estimating or measuring the cost of its nodes")
+        costs = {1: costs_of(whole)}
+        if half is not None:
+            costs[2] = costs_of(half)
+        fleet = with_speeds(limit_memory(fleet, options.memory_limit_bytes), whole, reference or fleet[0].name)
+    graphs = {1: whole} if half is None else {1: whole, 2: half}
+    with clock.measure("solve"):
+        problems = {branches: build_problem(graph, costs[branches]) for branches, graph in graphs.items()}
+        sequential_ms = problems[1].total_ms / max(as_devices(fleet).speeds)
+        candidates = tuple(_candidates(problems, fleet, options, progress))
+        chosen = _choose(candidates, len(fleet), options, sequential_ms, problems[1], fleet)
+        compared = baselines(whole, problems[1], as_devices(fleet))
+        predicted = _predicted(graphs[chosen.branches], chosen, fleet, sequential_ms, costs[1])
+    plan = Plan.from_split(
+        graphs[chosen.branches],
+        chosen.placed,
+        components=chosen.components,
+        branches=chosen.branches,
+        periods=chosen.periods,
+        warmup=options.warmup or default_warmup(chosen.components),
+        mode=chosen.mode,
+        predictor=options.predictor or default_predictor(chosen.mode),
+        devices=[fleet[d].name for d in chosen.device_of],
+        predicted=predicted,
+        cost_source=CostSource(
+            kind="measured" if costs[1].source == "measured" else "roofline",
+            device=as_label(costs[1].device),
+            covered=costs[chosen.branches].covered,
+        ),
+        versions=_versions(),
+        revision=revision,
+    )
+    return Planning(plan, chosen, candidates, compared, whole, clock.seconds)
+
+
+def default_warmup(components: int) -> int:
+    """Exact steps at the start: none is needed but one where nothing lags; a chain's pipe is filled meanwhile."""
+    return 1 if components == 1 else max(DEFAULT_WARMUP, components)
+
+
+def default_predictor(mode: Mode) -> Predictor:
+    """Look-ahead reads what belongs to its step, as it is; in async mode `adaptive` cannot run away."""
+    return "hold" if mode == "lookahead" else "adaptive"
+
+
+def _candidates(
+    problems: Mapping[int, Problem], fleet: Fleet, options: Options, progress: Progress
+) -> Iterator[Candidate]:
+    for branches, problem in problems.items():
+        if options.branches not in (None, branches):
+            continue
+        devices, seats = paired(fleet) if branches == 2 else (as_devices(fleet), [(d,) for d in range(len(fleet))])
+        progress(f"splitting over {branches} x {len(devices)} devices")
+        yield _candidate(problem, branches, devices, seats, options)
+
+
+def _candidate(
+    problem: Problem, branches: int, devices: Devices, seats: Sequence[tuple[int, ...]], options: Options
+) -> Candidate:
+    """seats: of each of ``devices``, the fleet's devices that it stands for, one per branch."""
+    components = len(devices)
+    period = options.period if components > 1 else 1
+    mode: Mode = options.mode or ("lookahead" if period == 1 else "async")
+    try:
+        assignment, device_of = _split(Solver(problem), devices, mode, period)
+    except InfeasibleError as error:
+        return Candidate(branches, components, period, mode, reason=str(error))
+    evaluation = evaluate(problem, assignment, devices, mode, device_of)
+    if not evaluation.feasible:
+        needed = max(c.memory_bytes for c in evaluation.components)
+        reason = f"one component needs {needed / 1e9:.2f} GB, more than its device has; use more or larger devices"
+        return Candidate(branches, components, period, mode, reason=reason)
+    rates = [period] * (components - 1) + [1]
+    bound = evaluation.lower_bound_ms
+    if period > 1:
+        bound = problem.total_ms / sum(rate * devices.speeds[d] for rate, d in zip(rates, device_of, strict=True))
+    ranks = [0] * (branches * components)
+    for k, d in enumerate(device_of):
+        for branch in range(branches):
+            ranks[rank_of(branch, k, components)] = seats[d][branch]
+    return Candidate(
+        branches=branches,
+        components=components,
+        period=period,
+        mode=mode,
+        step_ms=max(c.step_ms / rate for c, rate in zip(evaluation.components, rates, strict=True)),
+        compute_ms=max(c.load_ms / rate for c, rate in zip(evaluation.components, rates, strict=True)),
+        lower_bound_ms=bound,
+        placed=dict(zip(problem.names, assignment, strict=True)),
+        device_of=tuple(ranks),
+        evaluation=evaluation,
+    )
+
+
+def _split(solver: Solver, devices: Devices, mode: Mode, period: int) -> tuple[list[int], tuple[int, ...]]:
+    """(component of each node, device of each component).
+
+    With a period P all components but the last have P steps for their work: split over P*(N-1)+1 equal devices, of
+    which P in a row become one.
+    """
+    if period == 1:
+        split = solver.solve(devices, mode)
+        return list(split.assignment), split.device_of
+    if len(devices.kinds) > 1:
+        raise InfeasibleError("a period above 1 needs equal devices; use --period 1")
+    last = len(devices) - 1
+    virtual = Devices.equal(
+        period * last + 1,
+        speed=devices.speeds[0],
+        link_gb_per_s=devices.link_gb_per_s[0],
+        latency_ms=devices.latency_ms[0],
+    )
+    split = solver.solve(virtual, mode)
+    return [k // period for k in split.assignment], tuple(range(last + 1))
+
+
+def _choose(
+    candidates: Sequence[Candidate],
+    device_count: int,
+    options: Options,
+    sequential_ms: float,
+    whole: Problem,
+    fleet: Fleet,
+) -> Candidate:
+    """The best candidate; quality: as few components in a chain as the devices allow, for branches are exact."""
+    feasible = [candidate for candidate in candidates if candidate.reason is None]
+    if not feasible:
+        raise InfeasibleError("; ".join(dict.fromkeys(f"{c.reason}" for c in candidates)) or "no device is left")
+    keys: dict[Prefer, Callable[[Candidate], tuple[float, ...]]] = {
+        "quality": lambda c: (device_count - c.ranks, c.components, c.step_ms),
+        "speed": lambda c: (c.step_ms, c.components),
+        "memory": lambda c: (c.memory_bytes, c.step_ms),
+    }
+    faster = [c for c in feasible if c.step_ms < sequential_ms]
+    chosen = min(faster or feasible, key=keys[options.prefer])
+    fits_one = any(whole.item_bytes.sum() + whole.activation_bytes.max() <= device.memory_bytes for device in fleet)
+    if not faster and device_count > 1 and fits_one and not options.force:
+        raise InfeasibleError(
+            f"the best plan for {device_count} devices is predicted to take {chosen.step_ms:.4g} ms per step and one "
+            f"device {sequential_ms:.4g} ms; use one device, faster links, or --force"
+        )
+    return chosen
+
+
+def _predicted(
+    graph: TracedGraph, chosen: Candidate, fleet: Fleet, sequential_ms: float, whole_costs: GraphCosts
+) -> Predicted:
+    assert chosen.evaluation is not None
+    programs = build_programs(graph, chosen.placed, chosen.components)
+    slowest_of_pair = [
+        min(fleet[chosen.device_of[rank_of(b, k, chosen.components)]].speed or 1.0 for b in range(chosen.branches))
+        for k in range(chosen.components)
+    ]
+    components = []
+    for branch in range(chosen.branches):
+        for k, (figures, program) in enumerate(zip(chosen.evaluation.components, programs, strict=True)):
+            metas = [graph.parameter_by_name[name].meta for name in program.parameters]
+            speed = fleet[chosen.device_of[rank_of(branch, k, chosen.components)]].speed or 1.0
+            components.append(
+                PredictedComponent(
+                    compute_ms=_rounded(figures.load_ms * slowest_of_pair[k] / speed),
+                    macs=figures.macs,
+                    parameters=sum(meta.numel for meta in metas),
+                    parameter_bytes=sum(meta.size_bytes for meta in metas),
+                    memory_bytes=figures.memory_bytes,
+                    receive_bytes=figures.receive_bytes,
+                    send_bytes=figures.send_bytes,
+                )
+            )
+    return Predicted(
+        sequential_ms=_rounded(sequential_ms),
+        step_ms=_rounded(chosen.step_ms),
+        lower_bound_ms=_rounded(chosen.lower_bound_ms),
+        gap=_rounded(chosen.compute_ms / chosen.lower_bound_ms - 1 if chosen.lower_bound_ms > 0 else 0.0),
+        speedup_step=_rounded(sequential_ms / chosen.step_ms if chosen.step_ms > 0 else 1.0),
+        exact_step_ms=_rounded(chosen.evaluation.sequential_ms),
+        bytes_per_step=chosen.branches * chosen.evaluation.bytes_per_step,
+        staleness=_rounded(chosen.evaluation.staleness),
+        macs=sum(cost.macs for cost in whole_costs.nodes.values()),
+        components=tuple(components),
+    )
+
+
+def _rounded(value: float) -> float:
+    """Six decimals: a plan's bytes do not depend on the last bits of a sum."""
+    return round(float(value), 6)
+
+
+def _versions() -> dict[str, str]:
+    found = {"diffusion_partitioner": partitioner.__version__}
+    for package in ("torch", "diffusers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = as_label(importlib.metadata.version(package))
+    return found
+
+
+class _Clock:
+    """Seconds by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {"trace": 0.0, "cost": 0.0, "solve": 0.0}
+
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
