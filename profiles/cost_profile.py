@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from profiles.strict_json import JsonFileError, canonical_bytes, read_json, write_atomic
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION = 1
 MAX_BYTES = 4_000_000
 MAX_VALUES = 40_000  # 10,000 signatures; a large denoiser has some 500
 
@@ -61,7 +61,7 @@ class CostProfile(_Record):
     date: UTC, ISO 8601. command: what recorded it.
     """
 
-    schema_version: Literal[1]
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
     device: Literal["cpu", "cuda"]
     device_name: Text
     clock_mhz: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
