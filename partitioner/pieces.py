@@ -10,10 +10,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from partitioner.problem import KEPT_MESSAGES, Bools, Devices, Floats, Ints, Mode, Problem
 
-CHUNK = 200_000  # pairs of runs for which the overlaps are computed at a time, to bound memory
+Shorts = NDArray[np.int16]
+CHUNK = 4096  # components whose overlaps are computed at a time, so that the arrays stay in cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,10 @@ class Figures:
         """Shared items, activations and received boundary tensors."""
         return self.item_bytes + self.activation_bytes + KEPT_MESSAGES * self.receive_bytes
 
+    def at(self, index: Ints) -> Figures:
+        """The figures of some of the components."""
+        return Figures(*(getattr(self, name)[index] for name in Figures.__dataclass_fields__))
+
     def score(self, mode: Mode, byte_weight: float) -> Floats:
         """What is minimised among splits of about the same T: staleness (in async) + byte_weight x (bytes that are
         sent in a step + bytes of the shared items that are held, so that copies of them are avoided)."""
@@ -54,13 +60,14 @@ class Pieces:
         self.size = problem.size
         self._edges = _unique_edges(problem)
         self._items = _merged_items(problem)
-        load = np.concatenate([[0.0], np.cumsum(problem.cost_ms)])
+        self.node_ms = problem.cost_ms + self._items.own_cost_ms  # what a node costs wherever it is
+        self.shared_ms = float(self._items.cost_ms.sum())  # what may be computed by several components
         self._runs = Figures(
-            load_ms=_clipped(load[None, :] - load[:, None]) + self._item_table(self._items.cost_ms),
+            load_ms=_run_sums(self.node_ms) + self._item_table(self._items.cost_ms),
             receive_bytes=self._receive_table(problem.value_bytes.astype(np.float64)),
             messages=self._receive_table(np.ones(len(problem.value_bytes))),
             staleness=self._staleness_table(),
-            item_bytes=self._item_table(self._items.size_bytes),
+            item_bytes=_run_sums(self._items.own_bytes) + self._item_table(self._items.size_bytes),
             activation_bytes=self._activation_table(),
         )
         self._edge_sum = self._edge_prefix_sums()
@@ -74,43 +81,47 @@ class Pieces:
         return self._runs
 
     def folded(self, a: Ints, b: Ints, c: Ints, d: Ints) -> Figures:
-        """Figures of components that are two runs [a, b) and [c, d) each, a <= b <= c <= d; either may be empty."""
-        parts = [self._folded(a[i : i + CHUNK], b[i : i + CHUNK], c[i : i + CHUNK], d[i : i + CHUNK])
-                 for i in range(0, max(len(a), 1), CHUNK)]  # fmt: skip
-        return Figures(*(np.concatenate([getattr(p, name) for p in parts]) for name in Figures.__dataclass_fields__))
+        """Figures of components that are two runs [a, b) and [c, d) each.
 
-    def folded_load_ms(self, a: Ints, b: Ints, c: Ints, d: Ints) -> Floats:
-        """Upper bound of the load alone (shared items that both runs read are counted twice)."""
-        return self._runs.load_ms[a, b] + self._runs.load_ms[c, d]
+        a <= b <= c <= d; either run may be empty, and where neither is, there is something between them (b < c).
+        """
+        figures = self._apart(a, b, c, d)
+        both = np.flatnonzero((a < b) & (c < d))
+        for i in range(0, len(both), CHUNK):
+            part = both[i : i + CHUNK]
+            self._share(figures, part, a[part], b[part], c[part], d[part])
+        return figures
 
-    def _folded(self, a: Ints, b: Ints, c: Ints, d: Ints) -> Figures:
+    def _apart(self, a: Ints, b: Ints, c: Ints, d: Ints) -> Figures:
+        """Figures as if the two runs were different components."""
         runs = self._runs
-        both = self._both_read(a, b, c, d)
-        kept_bytes, kept_messages = self._kept(a, b, c, d)
-        edges = self._edge_sum
-        inner = edges[b, d] - edges[a, d] - edges[b, c] + edges[a, c]
-        inner = np.where((a < b) & (c < d), inner, 0.0)
         return Figures(
-            load_ms=runs.load_ms[a, b] + runs.load_ms[c, d] - both @ self._items.cost_ms,
-            receive_bytes=runs.receive_bytes[a, b] + runs.receive_bytes[c, d] - kept_bytes,
-            messages=runs.messages[a, b] + runs.messages[c, d] - kept_messages,
-            staleness=np.maximum(runs.staleness[a, b] + runs.staleness[c, d] - inner, 0.0),
-            item_bytes=runs.item_bytes[a, b] + runs.item_bytes[c, d] - both @ self._items.size_bytes,
+            load_ms=runs.load_ms[a, b] + runs.load_ms[c, d],
+            receive_bytes=runs.receive_bytes[a, b] + runs.receive_bytes[c, d],
+            messages=runs.messages[a, b] + runs.messages[c, d],
+            staleness=runs.staleness[a, b] + runs.staleness[c, d],
+            item_bytes=runs.item_bytes[a, b] + runs.item_bytes[c, d],
             activation_bytes=np.maximum(runs.activation_bytes[a, b], runs.activation_bytes[c, d]),
         )
 
-    def _both_read(self, a: Ints, b: Ints, c: Ints, d: Ints) -> Floats:
-        """(pairs, items) 1 where an item is read in both runs."""
-        following = self._shared
-        return ((following[:, a] < b) & (following[:, c] < d)).T.astype(np.float64)
-
-    def _kept(self, a: Ints, b: Ints, c: Ints, d: Ints) -> tuple[Floats, Floats]:
-        """Bytes and messages that [c, d) need not receive, since [a, b) makes or receives them too."""
-        producer, size_bytes, count, following = self._far
-        made = (producer[:, None] >= a) & (producer[:, None] < b)
-        received = (producer[:, None] < a) & (following[:, a] < b)
-        kept = ((made | received) & (following[:, c] < d)).astype(np.float64)
-        return size_bytes @ kept, count @ kept
+    def _share(self, figures: Figures, index: Ints, a: Ints, b: Ints, c: Ints, d: Ints) -> None:
+        """Take off what the two runs of the components at ``index`` have in common."""
+        edges = self._edge_sum
+        inner = edges[b, d] - edges[a, d] - edges[b, c] + edges[a, c]
+        figures.staleness[index] = np.maximum(figures.staleness[index] - inner, 0.0)
+        if len(self._items.cost_ms):
+            following = self._shared
+            both = ((following[a] < b[:, None]) & (following[c] < d[:, None])).astype(np.float64)
+            figures.load_ms[index] -= both @ self._items.cost_ms
+            figures.item_bytes[index] -= both @ self._items.size_bytes
+        # a value that [a, b) makes, or receives, is not received once more for [c, d)
+        producer, weights, following = self._far
+        present = (following[a] < b[:, None]) | (producer >= a[:, None])
+        present &= producer < b[:, None]
+        present &= following[c] < d[:, None]
+        shared = present.astype(np.float64) @ weights
+        figures.receive_bytes[index] -= shared[:, 0]
+        figures.messages[index] -= shared[:, 1]
 
     def _item_table(self, weight: Floats) -> Floats:
         """[a, b]: sum of the weights of the items read in [a, b), each once."""
@@ -144,26 +155,37 @@ class Pieces:
         np.add.at(table, (self.problem.edge_producer + 1, self.problem.edge_reader + 1), self.problem.edge_staleness)
         return table.cumsum(axis=0).cumsum(axis=1)
 
-    def _far_values(self) -> tuple[Ints, Floats, Floats, Ints]:
-        """(producer, bytes, count, next reader) of the values, those with the same producer and readers merged."""
+    def _far_values(self) -> tuple[Shorts, Floats, Shorts]:
+        """(producer, bytes and count, next reader) of the values that are read beyond the following node.
+
+        Those with the same producer and readers count as one.
+        """
         values, readers = self._edges
         read_by: dict[int, list[int]] = {}
         for u, v in zip(values.tolist(), readers.tolist(), strict=True):
             read_by.setdefault(u, []).append(v)
         merged: dict[tuple[int, tuple[int, ...]], list[float]] = {}
         for u, nodes in read_by.items():
-            sums = merged.setdefault((int(self.problem.value_producer[u]), tuple(nodes)), [0.0, 0.0])
-            sums[0] += float(self.problem.value_bytes[u])
-            sums[1] += 1
+            producer = int(self.problem.value_producer[u])
+            if nodes[-1] > producer + 1:
+                sums = merged.setdefault((producer, tuple(nodes)), [0.0, 0.0])
+                sums[0] += float(self.problem.value_bytes[u])
+                sums[1] += 1
         index = np.array([i for i, (_, nodes) in enumerate(merged) for _ in nodes], dtype=np.int64)
         where = np.array([v for _, nodes in merged for v in nodes], dtype=np.int64)
-        producer = np.array([p for p, _ in merged], dtype=np.int64)
-        sums_of = np.array(list(merged.values()), dtype=np.float64).reshape(-1, 2)
-        return producer, sums_of[:, 0], sums_of[:, 1], _next_reader(index, where, len(merged), self.size)
+        return (
+            np.array([producer for producer, _ in merged], dtype=np.int16),
+            np.array(list(merged.values()), dtype=np.float64).reshape(-1, 2),
+            _next_reader(index, where, len(merged), self.size),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Items:
+    """Shared items with several readers, those with the same readers as one; the others are their reader's own."""
+
+    own_cost_ms: Floats
+    own_bytes: Floats
     cost_ms: Floats
     size_bytes: Floats
     reading_item: Ints
@@ -171,17 +193,24 @@ class _Items:
 
 
 def _merged_items(problem: Problem) -> _Items:
-    """The shared items that some node reads, those with the same readers as one."""
     read_by: dict[int, list[int]] = {}
     for i, v in zip(problem.reading_item.tolist(), problem.reading_node.tolist(), strict=True):
         read_by.setdefault(i, []).append(v)
+    own_cost, own_bytes = np.zeros(problem.size), np.zeros(problem.size)
     merged: dict[tuple[int, ...], list[float]] = {}
     for i, nodes in read_by.items():
-        sums = merged.setdefault(tuple(sorted(nodes)), [0.0, 0.0])
-        sums[0] += float(problem.item_cost_ms[i])
-        sums[1] += float(problem.item_bytes[i])
+        cost, size = float(problem.item_cost_ms[i]), float(problem.item_bytes[i])
+        if len(nodes) == 1:
+            own_cost[nodes[0]] += cost
+            own_bytes[nodes[0]] += size
+        else:
+            sums = merged.setdefault(tuple(sorted(nodes)), [0.0, 0.0])
+            sums[0] += cost
+            sums[1] += size
     sums_of = np.array(list(merged.values()), dtype=np.float64).reshape(-1, 2)
     return _Items(
+        own_cost,
+        own_bytes,
         sums_of[:, 0],
         sums_of[:, 1],
         np.array([i for i, nodes in enumerate(merged) for _ in nodes], dtype=np.int64),
@@ -203,6 +232,12 @@ def _previous(group: Ints, where: Ints, before_first: Ints) -> Ints:
     return previous
 
 
+def _run_sums(weight: Floats) -> Floats:
+    """[a, b]: sum of the weights of the nodes in [a, b)."""
+    before = np.concatenate([[0.0], np.cumsum(weight)])
+    return _clipped(before[None, :] - before[:, None])
+
+
 def _corners(size: int, first: Ints, last: Ints, reader: Ints, weight: Floats) -> Floats:
     """[a, b]: sum of the weights of those with first <= a <= last and reader < b."""
     table = np.zeros((size + 2, size + 2))
@@ -216,11 +251,11 @@ def _clipped(table: Floats) -> Floats:
     return np.triu(np.maximum(table, 0.0), 1)
 
 
-def _next_reader(index: Ints, where: Ints, count: int, size: int) -> Ints:
-    """(count, size+1) smallest reader >= position, or size."""
-    table = np.full((count, size + 1), size, dtype=np.int64)
-    table[index, where] = where
-    return np.minimum.accumulate(table[:, ::-1], axis=1)[:, ::-1]
+def _next_reader(index: Ints, where: Ints, count: int, size: int) -> Shorts:
+    """(size+1, count) smallest reader >= position, or size."""
+    table = np.full((size + 1, count), size, dtype=np.int16)
+    table[where, index] = where
+    return np.ascontiguousarray(np.minimum.accumulate(table[::-1], axis=0)[::-1])
 
 
 def fits(figures: Figures, devices: Devices, device: int) -> Bools:

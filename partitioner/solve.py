@@ -2,30 +2,42 @@
 
 Objective, in order: step time T; then, among splits with T <= (1 + epsilon) x the best T, staleness (in plain async) +
 byte_weight x bytes. Look-ahead searches chains, async also folds. Deterministic.
+
+The contiguous search is exact at the finest level. Folds are searched exactly over clusters, for several caps on T, and
+what is found is refined at the finest level; the best of all is taken.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from partitioner.clusters import fine_borders
-from partitioner.contiguous import Chain, ContiguousSearch
+from partitioner.clusters import cluster_borders, fine_borders
+from partitioner.contiguous import ContiguousSearch
 from partitioner.errors import InfeasibleError, UsageError
-from partitioner.evaluate import Evaluation, evaluate
+from partitioner.evaluate import Evaluation, evaluate, lower_bound_ms
+from partitioner.folded import Fold, FoldedSearch
+from partitioner.general import search_placements
+from partitioner.orders import depth_first_order, reordered
 from partitioner.pieces import Pieces
-from partitioner.problem import MODES, Coarse, Devices, Mode, Problem, coarsen
+from partitioner.problem import MODES, Coarse, Devices, Ints, Mode, Problem, coarsen
+from partitioner.refine import refine
 
 EPSILON = 0.005
+CLUSTERS = 120
+FINEST = 1500  # runs at the finest level, whose tables grow as the square
+LOOSER = (1.0, 1.01, 1.03, 1.06)  # caps for clusters, relative to the cap: refining makes up for their coarseness
+FEASIBLE = (1.03, 1.1, 1.3, 2.0)  # caps, relative to the lower bound, at which a first fold is looked for
 ROUNDING = 1e-9  # relative; sums of the same costs in another order differ by less
 
 
 @dataclass(frozen=True)
 class Split:
-    """assignment: component of each node; device_of: device of each component; form: "contiguous" or "folded".
+    """assignment: component of each node; device_of: device of each component; form: contiguous, folded or general.
 
     The last component makes the denoiser's output.
     """
@@ -35,20 +47,37 @@ class Split:
     form: str
     evaluation: Evaluation
 
+    def score(self, byte_weight: float) -> float:
+        """What is minimised among splits of about the same T, up to a constant; see Figures.score."""
+        figures = self.evaluation
+        return figures.staleness + byte_weight * (figures.bytes_per_step + figures.repeated_bytes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """An execution order of the nodes, and the Problem in it at the finest level."""
+
+    nodes: Ints
+    fine: Coarse
+    pieces: Pieces
+    form: str
+
+    def spread(self, assignment: Ints) -> Ints:
+        """Component of each run -> component of each node of the given Problem."""
+        result = np.empty(len(self.nodes), dtype=np.int64)
+        result[self.nodes] = self.fine.spread(assignment)
+        return result
+
 
 class Solver:
-    """Splits one Problem, over any devices; what depends on the Problem alone is computed once."""
+    """Splits one Problem, over any devices; what depends on the Problem alone is computed once.
 
-    def __init__(self, problem: Problem) -> None:
+    clusters: how many the folded search moves, at most.
+    """
+
+    def __init__(self, problem: Problem, *, clusters: int = CLUSTERS) -> None:
         self.problem = problem
-
-    @cached_property
-    def _fine(self) -> Coarse:
-        return coarsen(self.problem, fine_borders(self.problem).tolist())
-
-    @cached_property
-    def _fine_pieces(self) -> Pieces:
-        return Pieces(self._fine.problem)
+        self._cluster_limit = clusters
 
     def solve(
         self, devices: Devices, mode: Mode = "lookahead", *, epsilon: float = EPSILON, byte_weight: float | None = None
@@ -60,28 +89,54 @@ class Solver:
         fastest contiguous split equal. Raises InfeasibleError if no split exists or fits the memories, UsageError for
         an unknown mode or a negative epsilon.
         """
+        return self.sweep(devices, mode, epsilons=(epsilon,), byte_weight=byte_weight)[0]
+
+    def sweep(
+        self,
+        devices: Devices,
+        mode: Mode = "async",
+        *,
+        epsilons: Sequence[float] = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1),
+        byte_weight: float | None = None,
+    ) -> tuple[Split, ...]:
+        """The best split for each epsilon (increasing): what a slower step buys in staleness and bytes."""
         if mode not in MODES:
             raise UsageError(f"mode is one of {', '.join(MODES)}; got {mode!r}")
-        if not 0 <= epsilon < math.inf:
-            raise UsageError(f"epsilon is a share, 0 or more; got {epsilon}")
-        if len(devices) > self._fine.problem.size:
+        if not all(0 <= epsilon < math.inf for epsilon in epsilons) or sorted(epsilons) != list(epsilons):
+            raise UsageError(f"epsilon is a share, 0 or more, and several must increase; got {list(epsilons)}")
+        if len(devices) > self._orders[0].fine.problem.size:
             raise InfeasibleError(
                 f"{len(devices)} components need as many parts, but the denoiser has only "
-                f"{self._fine.problem.size} that can be separated; use fewer devices"
+                f"{self._orders[0].fine.problem.size} that can be separated; use fewer devices"
             )
-        search = ContiguousSearch(self._fine_pieces, devices, mode)
-        fastest = search.fastest_ms()
-        if not math.isfinite(fastest):
+        attempt = _Attempt(self, devices, mode, byte_weight)
+        if attempt.fastest_ms is None:
             raise InfeasibleError(self._memory_message(devices))
-        chain = search.best(fastest * (1 + epsilon + ROUNDING), 1.0 if byte_weight is None else byte_weight)
-        assert chain is not None
-        return self._split(chain, devices, mode)
+        found: list[Split] = []
+        for epsilon in epsilons:
+            best = attempt.best(epsilon)
+            # what was allowed for a smaller epsilon still is
+            found.append(min([*found[-1:], best], key=lambda split: split.score(attempt.byte_weight)))
+        return tuple(found)
 
-    def _split(self, chain: Chain, devices: Devices, mode: Mode) -> Split:
-        lengths = np.diff(chain.borders)
-        assignment = self._fine.spread(np.repeat(np.arange(len(devices)), lengths))
-        evaluation = evaluate(self.problem, assignment, devices, mode, chain.device_of)
-        return Split(tuple(assignment.tolist()), chain.device_of, "contiguous", evaluation)
+    @cached_property
+    def _orders(self) -> tuple[_Order, ...]:
+        """The given order, and another one if it differs."""
+        given = np.arange(self.problem.size)
+        orders = [_order(self.problem, given, "contiguous")]
+        other = depth_first_order(self.problem)
+        if not np.array_equal(given, other):
+            orders.append(_order(reordered(self.problem, other), other, "reordered"))
+        return tuple(orders)
+
+    @cached_property
+    def _clusters(self) -> Coarse:
+        fine = self._orders[0].fine.problem
+        return coarsen(fine, cluster_borders(fine, self._cluster_limit).tolist())
+
+    @cached_property
+    def _cluster_pieces(self) -> Pieces:
+        return Pieces(self._clusters.problem)
 
     def _memory_message(self, devices: Devices) -> str:
         needed = int(self.problem.item_bytes.sum())
@@ -105,3 +160,130 @@ def solve(
 ) -> Split:
     """Solver(problem).solve(...); see there."""
     return Solver(problem).solve(devices, mode, epsilon=epsilon, byte_weight=byte_weight)
+
+
+def _order(problem: Problem, nodes: Ints, form: str) -> _Order:
+    borders = fine_borders(problem)
+    if len(borders) > FINEST + 1:
+        borders = borders[cluster_borders(coarsen(problem, borders.tolist()).problem, FINEST)]
+    fine = coarsen(problem, borders.tolist())
+    return _Order(nodes, fine, Pieces(fine.problem), form)
+
+
+class _Attempt:
+    """The search for one set of devices and one mode.
+
+    fastest_ms: the least T that was found, None if nothing fits; byte_weight: as given, or the default.
+    """
+
+    def __init__(self, solver: Solver, devices: Devices, mode: Mode, byte_weight: float | None) -> None:
+        self._solver, self._devices, self._mode = solver, devices, mode
+        self._chains = [(order, ContiguousSearch(order.pieces, devices, mode)) for order in solver._orders]
+        self.byte_weight = 1.0 if byte_weight is None else byte_weight
+        chains = [split for split in (self._fastest_chain(*chain) for chain in self._chains) if split is not None]
+        if byte_weight is None and mode == "async" and chains:
+            figures = min(chains, key=_step_ms).evaluation
+            moved = figures.bytes_per_step + figures.repeated_bytes
+            if figures.staleness > 0 and moved > 0:
+                self.byte_weight = figures.staleness / moved
+        self._fastest_fold = self._find_fastest_fold() if mode == "async" and len(devices) > 1 else None
+        starts = chains + ([self._split_of_fold(self._fastest_fold)] if self._fastest_fold else [])
+        if not starts and mode == "async" and len(devices) > 1:
+            starts = self._general()
+        self._starts = starts
+        self.fastest_ms = min(map(_step_ms, starts), default=None)
+
+    def best(self, epsilon: float) -> Split:
+        """The split of the least score among those found with T <= (1 + epsilon) x the least."""
+        assert self.fastest_ms is not None
+        cap = self.fastest_ms * (1 + epsilon + ROUNDING)
+        found = [*self._starts, *self._chains_within(cap), *self._folds_within(cap)]
+        return min(
+            (split for split in found if split.evaluation.step_ms <= cap),
+            key=lambda split: (split.score(self.byte_weight), split.evaluation.step_ms),
+        )
+
+    def _fastest_chain(self, order: _Order, search: ContiguousSearch) -> Split | None:
+        fastest = search.fastest_ms()
+        return self._best_chain(order, search, fastest) if math.isfinite(fastest) else None
+
+    def _best_chain(self, order: _Order, search: ContiguousSearch, cap_ms: float) -> Split | None:
+        chain = search.best(cap_ms * (1 + ROUNDING), self.byte_weight)
+        if chain is None:
+            return None
+        assignment = np.repeat(np.arange(len(self._devices)), np.diff(chain.borders))
+        return self._split(order.spread(assignment), chain.device_of, order.form)
+
+    def _chains_within(self, cap_ms: float) -> Iterator[Split]:
+        for order, search in self._chains:
+            split = self._best_chain(order, search, cap_ms)
+            if split is not None:
+                yield split
+
+    def _find_fastest_fold(self) -> Fold | None:
+        """The fastest fold of clusters, refined; None if no fold was found that fits."""
+        bound = lower_bound_ms(self._solver.problem, self._devices)
+        chain_ms = ContiguousSearch(self._solver._cluster_pieces, self._devices, self._mode).fastest_ms()
+        for factor in FEASIBLE:
+            cap = min(factor * bound, chain_ms * (1 + ROUNDING))
+            fold = FoldedSearch(self._solver._cluster_pieces, self._devices, self._mode, cap).fastest()
+            if fold is not None:
+                return self._refined(self._at_finest_level(fold), 0.0)
+        return None
+
+    def _folds_within(self, cap_ms: float) -> Iterator[Split]:
+        if self._fastest_fold is None:
+            return
+        starts = [self._fastest_fold]
+        widest = cap_ms * LOOSER[-1]
+        search = FoldedSearch(self._solver._cluster_pieces, self._devices, self._mode, widest)
+        for looser in LOOSER:
+            fold = search.best(cap_ms * looser, self.byte_weight)
+            if fold is not None:
+                starts.append(self._at_finest_level(fold))
+        for start in starts:
+            yield self._split_of_fold(self._refined(start, cap_ms))
+
+    def _at_finest_level(self, fold: Fold) -> Fold:
+        borders = self._solver._clusters.borders
+        return Fold(tuple(borders[list(fold.left)].tolist()), tuple(borders[list(fold.right)].tolist()), fold.device_of)
+
+    def _refined(self, fold: Fold, cap_ms: float) -> Fold:
+        pieces = self._solver._orders[0].pieces
+        return refine(pieces, fold, self._devices, self._mode, cap_ms, self.byte_weight)
+
+    def _split_of_fold(self, fold: Fold) -> Split:
+        order = self._solver._orders[0]
+        owner = np.empty(order.fine.problem.size, dtype=np.int64)
+        for k in range(len(self._devices)):
+            owner[fold.left[k] : fold.left[k + 1]] = k
+            owner[fold.right[k + 1] : fold.right[k]] = k
+        return self._labelled(order.spread(owner), fold.device_of)
+
+    def _general(self) -> list[Split]:
+        """A placement of clusters without any form, for memories that no fold fits."""
+        placed = search_placements(self._solver._clusters.problem, self._devices, self._mode, self.byte_weight)
+        if placed is None:
+            return []
+        nodes = self._solver._orders[0].spread(self._solver._clusters.spread(placed))
+        return [self._labelled(nodes, tuple(range(len(self._devices))), "general")]
+
+    def _labelled(self, owner: Ints, device_of: Sequence[int], form: str | None = None) -> Split:
+        """Number the components by their first node, but the one that makes the output last."""
+        last = int(owner[-1])
+        seen = [int(k) for k in owner[np.sort(np.unique(owner, return_index=True)[1])]]
+        names = [k for k in seen if k != last] + [last]
+        number = np.empty(len(names), dtype=np.int64)
+        number[names] = np.arange(len(names))
+        assignment = number[owner]
+        if form is None:
+            form = "contiguous" if np.all(np.diff(assignment) >= 0) else "folded"
+        return self._split(assignment, tuple(device_of[k] for k in names), form)
+
+    def _split(self, assignment: Ints, device_of: tuple[int, ...], form: str) -> Split:
+        evaluation = evaluate(self._solver.problem, assignment, self._devices, self._mode, device_of)
+        return Split(tuple(assignment.tolist()), device_of, form, evaluation)
+
+
+def _step_ms(split: Split) -> float:
+    return split.evaluation.step_ms
