@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import Any
 
 import torch
@@ -49,10 +52,13 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Stats:
-    """What the ranks have done since the start, by rank. steps: denoiser calls of the engine."""
+    """What has been done since the start. steps: denoiser calls of the engine, exact_steps those without lag;
+    exact_ms, async_ms: mean time of an exact and of another call, None where there was none. ranks: by rank."""
 
     steps: int
     exact_steps: int
+    exact_ms: float | None
+    async_ms: float | None
     ranks: tuple[Report, ...]
 
 
@@ -116,8 +122,7 @@ class Engine:
         self._context_name = ""
         self._lists = 0
         self._loaded: list[set[str]] = [set() for _ in range(plan.ranks)]
-        self._steps = 0
-        self._exact_steps = 0
+        self._call_seconds: dict[bool, list[float]] = {True: [], False: []}  # by whether the call was exact
         self._closed = False
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
@@ -286,9 +291,10 @@ class Engine:
             self.plan.periods,
         )
         runs = schedule.runs(context.calls)
+        begin = time.perf_counter()
         results = self._issue(context, runs, halves, fresh, start)
-        self._steps += 1
-        self._exact_steps += not any(run.lagged or run.call != context.calls for run in runs)
+        exact = schedule.is_exact(context.calls)
+        self._call_seconds[exact].append(time.perf_counter() - begin)
         context.calls += 1
         context.next_base = max(context.next_base, context.base + context.calls)
         return results
@@ -333,8 +339,6 @@ class Engine:
         return self._graphs[signature]
 
     def _accepted(self) -> set[str]:
-        import inspect
-
         return set(inspect.signature(self._denoiser.forward).parameters)
 
     def _signature(self, graph: TracedGraph) -> Signature:
@@ -441,7 +445,14 @@ class Engine:
     def stats(self) -> Stats:
         """Steps, bytes, waits and memory, per rank."""
         with self._lock:
-            return Stats(self._steps, self._exact_steps, tuple(self._ranks.reports()))
+            exact, lagged = self._call_seconds[True], self._call_seconds[False]
+            return Stats(
+                steps=len(exact) + len(lagged),
+                exact_steps=len(exact),
+                exact_ms=1e3 * mean(exact) if exact else None,
+                async_ms=1e3 * mean(lagged) if lagged else None,
+                ranks=tuple(self._ranks.reports()),
+            )
 
     def close(self) -> None:
         """End the ranks; nothing is left running. May be called again."""

@@ -47,7 +47,7 @@ class Schedule:
         """What to run at a call, in the order in which each component is to run it."""
         runs: list[Run] = []
         everyone = range(self.components)
-        if call < self.warmup or self.mode == "exact":
+        if self.is_exact(call):
             runs += [Run(i, call, (call,) * self.components) for i in everyone]
         elif self.mode == "async":
             reads = tuple(self._newest(source, call) for source in everyone)
@@ -58,6 +58,10 @@ class Schedule:
                 if ahead >= self.warmup and (self.calls is None or ahead < self.calls):
                     runs.append(Run(i, ahead, (ahead,) * self.components))
         return runs
+
+    def is_exact(self, call: int) -> bool:
+        """Whether a call's output is the denoiser's own on the call's own input."""
+        return call < self.warmup or self.mode == "exact"
 
     def _due(self, component: int, call: int) -> bool:
         return call < self.warmup or (call - self.warmup) % self.periods[component] == 0

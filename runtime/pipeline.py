@@ -1,0 +1,129 @@
+"""parallelize: puts an engine in a diffusers pipeline, in place of its denoiser."""
+
+from __future__ import annotations
+
+import os
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from partitioner.plan import Plan
+from runtime.engine import Engine, EngineOptions
+from runtime.errors import InputError, PlanMismatch
+
+DENOISER_NAMES = ("unet", "transformer")
+
+
+class DistributedDenoiser(nn.Module):
+    """Stands for the denoiser in a pipeline: same call, config, dtype, device and attributes; the engine computes."""
+
+    def __init__(self, denoiser: nn.Module, engine: Engine) -> None:
+        super().__init__()
+        # not as submodules: this module owns no parameters, and a pipeline that moves it moves nothing
+        self.__dict__["_denoiser"] = denoiser
+        self.__dict__["_engine"] = engine
+        self.__dict__["_output_class"] = _output_class(denoiser)
+        self.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self._denoiser.dtype
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._denoiser.device
+        return device
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_denoiser"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The denoiser's own signature; return_dict as there."""
+        by_name = kwargs.get("return_dict", True)
+        output = self._engine(*args, **kwargs)
+        return self._output_class(*output) if by_name and self._output_class is not None else output
+
+    @contextmanager
+    def cache_context(self, name: str, **_details: Any) -> Iterator[None]:
+        """diffusers' cache contexts: calls under different names keep lagged values apart."""
+        self._engine.in_context(name)
+        try:
+            yield
+        finally:
+            self._engine.in_context("")
+
+
+@contextmanager
+def parallelize(
+    pipe: Any,
+    plan: Plan | str | os.PathLike[str],
+    options: EngineOptions | None = None,
+    *,
+    devices: Sequence[str] | None = None,
+    **overrides: Any,
+) -> Iterator[Engine]:
+    """Inside the block the pipeline's denoiser runs by the plan; leaving it puts the denoiser back and ends the ranks.
+
+    pipe: a diffusers pipeline with a ``unet`` or ``transformer``. plan: a Plan or a plan file. devices: one per rank,
+    such as ["cuda:0", "cuda:1"] (default: cpu, or the cuda devices in order where the pipeline is on one).
+    overrides: fields of EngineOptions, such as exact=True.
+    Raises PlanMismatch, PlanError, StartupError before the pipeline is touched.
+    """
+    name = denoiser_name(pipe)
+    denoiser = getattr(pipe, name)
+    loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
+    options = replace(options or EngineOptions(), **overrides)
+    if devices is None:
+        devices = default_devices(denoiser, loaded.ranks)
+    if any(device.startswith("cuda") for device in devices) and "transport" not in overrides:
+        options = replace(options, transport="threads")
+    with Engine(denoiser, loaded, options, devices=devices, scheduler=lambda: getattr(pipe, "scheduler", None)) as engine:
+        setattr(pipe, name, DistributedDenoiser(denoiser, engine))
+        try:
+            yield engine
+        finally:
+            setattr(pipe, name, denoiser)
+
+
+def denoiser_name(pipe: Any) -> str:
+    """The attribute that holds a pipeline's denoiser; InputError where it has none, or two."""
+    names = [name for name in DENOISER_NAMES if isinstance(getattr(pipe, name, None), nn.Module)]
+    if len(names) != 1:
+        found = " and ".join(names) or "neither"
+        raise InputError(
+            f"a {type(pipe).__name__} has {found}; expected a diffusers pipeline with one denoiser, as "
+            f"{' or '.join(DENOISER_NAMES)}"
+        )
+    if isinstance(getattr(pipe, names[0]), DistributedDenoiser):
+        raise InputError("this pipeline is already inside a parallelize block; leave it first")
+    return names[0]
+
+
+def default_devices(denoiser: nn.Module, ranks: int) -> list[str]:
+    """One device per rank: the cuda devices, if the denoiser is on one, else cpu; PlanMismatch if too few."""
+    first = next(denoiser.parameters()).device
+    if first.type != "cuda":
+        return [first.type] * ranks
+    count = torch.cuda.device_count()
+    if count < ranks:
+        raise PlanMismatch(
+            f"the plan needs {ranks} devices, this machine has {count} cuda devices; make a plan with --devices {count}, "
+            "or name one device several times with devices=[...]"
+        )
+    return [f"cuda:{(first.index + rank) % count}" for rank in range(ranks)]
+
+
+def _output_class(denoiser: nn.Module) -> type | None:
+    """The output class that the denoiser's forward names as its return type, or None."""
+    try:
+        hint = typing.get_type_hints(type(denoiser).forward).get("return")
+    except (NameError, TypeError):
+        return None
+    choices = typing.get_args(hint) or (hint,)
+    return next((c for c in choices if isinstance(c, type) and hasattr(c, "__dataclass_fields__")), None)
