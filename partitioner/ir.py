@@ -100,7 +100,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter, buffer or tensor constant. name: the value; path: its name in the module's state."""
+    """A parameter or buffer. name: the value; path: its name among the module's parameters and buffers."""
 
     name: str
     path: str

@@ -12,8 +12,8 @@ __all__ = ["FakeTensorMode", "OpOverload", "aliased_argument", "is_mutated_argum
 
 
 def is_mutated_argument(target: Any, position: int) -> bool:
-    """Whether an operator writes to its positional argument."""
-    if not isinstance(target, OpOverload):
+    """Whether an operator writes to its positional argument (detach_ changes no element)."""
+    if not isinstance(target, OpOverload) or target._schema.name == "aten::detach_":
         return False
     arguments = target._schema.arguments
     if position >= len(arguments):

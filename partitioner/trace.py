@@ -20,9 +20,10 @@ from partitioner.torch_private import FakeTensorMode, OpOverload, aliased_argume
 
 # Operators that check or mark and compute nothing.
 _DROPPED = {"aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten.sym_constrain_range.default"}
-# Operators that hand their first argument on, in eval mode or as exported.
+# Operators that hand their first argument itself on, in eval mode or as exported.
 _IDENTITIES = {"aten.dropout.default", "aten.feature_dropout.default", "aten.detach.default",
-               "aten.alias.default", "aten.lift_fresh_copy.default"}  # fmt: skip
+               "aten.detach_.default", "aten.alias.default"}  # fmt: skip
+# Operators that copy their first argument, or hand it on, where they need not change it.
 _CASTS = {"aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten._to_copy.default"}
 
 
@@ -173,8 +174,8 @@ class _Reader:
         self.parameters: dict[str, Parameter] = {}
         self.nodes: list[Node] = []
         self.position: Counter[str] = Counter()
-        self.storage: dict[str, str] = {}  # value -> the value that owns its storage
-        self.written: set[str] = set()  # storages that some node writes to
+        self.storage: dict[str, str] = {}  # fx node name -> name of the one that owns its storage
+        self.written: set[str] = set()  # owners of the storages that some node writes to
 
     def read(self) -> TracedGraph:
         signature = self.program.graph_signature
@@ -184,6 +185,7 @@ class _Reader:
                     f"{self.model} changes {spec.target or 'an input'} in its forward ({spec.kind.name}); a component "
                     "cannot share state that changes: compute it from the inputs instead"
                 )
+        self._find_storages()
         kinds = {spec.arg.name: spec for spec in signature.input_specs}
         paths = iter(self._user_inputs())
         results: tuple[Argument, ...] = ()
@@ -199,7 +201,7 @@ class _Reader:
             elif fx_node.op == "output":
                 flat = fx_node.args[0] if isinstance(fx_node.args[0], (list, tuple)) else (fx_node.args[0],)
                 results = tuple(self._argument(item) for item in flat)
-            else:
+            elif fx_node.op != "get_attr":  # an operand of a higher-order operator, which _read_call refuses
                 raise TraceError(
                     f"{self.model}: node {fx_node.name} is a {fx_node.op}, which has no place in a component"
                 )
@@ -230,6 +232,13 @@ class _Reader:
 
     def _read_parameter(self, fx_node: torch.fx.Node, spec: Any) -> None:
         name = fx_node.name
+        if spec.kind is InputKind.CONSTANT_TENSOR and fx_node.users:
+            module = _module_path(next(iter(fx_node.users)))
+            raise TraceError(
+                f"{self.model}: module {module or '<root>'} reads a tensor that is neither parameter nor buffer "
+                f"({spec.target}), so no rank could load it; register it as a buffer in __init__, or make it in "
+                "forward with torch.full or torch.arange"
+            )
         self.replaced[name] = Ref(name)
         self.roles[name] = Role.CONSTANT
         self.parameters[name] = Parameter(name, str(spec.target), _meta(fx_node.meta["val"]))
@@ -259,7 +268,7 @@ class _Reader:
         module = _module_path(fx_node)
         ordinal = self.position[f"{module}/{target}"]
         self.position[f"{module}/{target}"] += 1
-        if self._is_identity(target, args, kwargs, outputs):
+        if self._is_identity(fx_node, target, args, kwargs, outputs):
             self.replaced[fx_node.name] = args[0]
             return
         node = Node(
@@ -274,22 +283,29 @@ class _Reader:
         )
         self.nodes.append(node)
         self.replaced[node.name] = Ref(node.name)
-        self._note_aliases(fx_node, node)
 
     def _is_identity(
-        self, target: str, args: tuple[Argument, ...], kwargs: tuple[tuple[str, Argument], ...], outputs: Any
+        self,
+        fx_node: torch.fx.Node,
+        target: str,
+        args: tuple[Argument, ...],
+        kwargs: tuple[tuple[str, Argument], ...],
+        outputs: tuple[TensorMeta, ...],
     ) -> bool:
+        """Whether the output can be replaced by the first argument."""
         if target in _IDENTITIES:
             return True
         source = self._meta_of(args[0]) if args and isinstance(args[0], Ref) else None
-        if source is None or len(outputs) != 1:
+        if source is None or outputs != (source,):
             return False
+        if self.written & {self.storage[fx_node.name], self.storage[fx_node.all_input_nodes[0].name]}:
+            return False  # a copy that is written to, or whose source is, must stay a copy
         if target in _CASTS:
             copies = dict(kwargs).get("copy", False) or True in args[1:]
-            return source == outputs[0] and not copies and "memory_format" not in dict(kwargs)
+            return not copies and "memory_format" not in dict(kwargs)
         if target in ("aten.div.Tensor", "aten.mul.Tensor") and not kwargs:
             # x / 1.0 and x * 1.0 are x, bit for bit; diffusers has one per attention
-            return isinstance(args[1], (int, float)) and args[1] == 1 and source == outputs[0]
+            return isinstance(args[1], (int, float)) and args[1] == 1
         return False
 
     def _meta_of(self, ref: Ref) -> TensorMeta | None:
@@ -303,22 +319,28 @@ class _Reader:
                 return node.outputs[0] if len(node.outputs) == 1 else None
         return None
 
-    def _note_aliases(self, fx_node: torch.fx.Node, node: Node) -> None:
-        """Remember whose storage the node's output is, and what the node writes to."""
-        for position, argument in enumerate(node.args):
-            if not isinstance(argument, Ref):
+    def _find_storages(self) -> None:
+        """Note whose storage each value shares, and which storages are written to."""
+        placeholders = {node.name for node in self.program.graph.find_nodes(op="placeholder")}
+        for fx_node in self.program.graph.nodes:
+            self.storage[fx_node.name] = fx_node.name
+            if fx_node.op != "call_function":
                 continue
-            owner = self.storage.get(argument.name, argument.name)
-            if is_mutated_argument(fx_node.target, position):
-                if owner in self.parameters or owner in self.tensors:
-                    raise TraceError(
-                        f"{self.model}: {node.key} writes to {owner} in place; a component cannot share state that "
-                        "changes: use the out-of-place form of that operator"
-                    )
-                self.written.add(owner)
-                self.storage[node.name] = owner
-            elif aliased_argument(fx_node.target) == position:
-                self.storage[node.name] = owner
+            for position, argument in enumerate(fx_node.args):
+                if not isinstance(argument, torch.fx.Node):
+                    continue
+                owner = self.storage[argument.name]
+                if is_mutated_argument(fx_node.target, position):
+                    if owner in placeholders:
+                        raise TraceError(
+                            f"{self.model}: module {_module_path(fx_node) or '<root>'}: {fx_node.target} writes to "
+                            f"{owner} in place; a component cannot share state that changes: use the out-of-place "
+                            "form of that operator"
+                        )
+                    self.written.add(owner)
+                    self.storage[fx_node.name] = owner
+                elif aliased_argument(fx_node.target) == position:
+                    self.storage[fx_node.name] = owner
 
     def _grouped(self, nodes: list[Node]) -> tuple[Node, ...]:
         """Give roles and groups: nodes of a storage that is written to stay together and share a role."""
