@@ -63,7 +63,7 @@ class ContiguousSearch:
     def best(self, cap_ms: float, byte_weight: float) -> Chain | None:
         """The split of the least score among those with T <= cap_ms; None if there is none."""
         score = self._figures.score(self._mode, byte_weight)
-        tables = [np.where(table <= cap_ms, score, np.inf) for table in self._step_ms]
+        tables = [np.where(np.isfinite(table) & (table <= cap_ms), score, np.inf) for table in self._step_ms]
         filled = self._fill(tables, np.add)
         if not np.isfinite(filled[self._states[-1]][self._size]):
             return None

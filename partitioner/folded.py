@@ -57,7 +57,8 @@ class FoldedSearch:
         """The fold of the least score among those with T <= cap_ms (at most the search's own); None without one."""
 
         def score(shapes: _Shapes, kind: int) -> Floats:
-            return np.where(shapes.step_ms[kind] <= cap_ms, shapes.figures.score(self._mode, byte_weight), np.inf)
+            usable = np.isfinite(shapes.step_ms[kind]) & (shapes.step_ms[kind] <= cap_ms)
+            return np.where(usable, shapes.figures.score(self._mode, byte_weight), np.inf)
 
         return self._search(score, np.add)[1]
 
