@@ -102,16 +102,21 @@ def published_split(model: str, devices: int) -> list[list[str]] | None:
 
 
 def by_module(graph: TracedGraph, problem: Problem, modules: Sequence[Sequence[str]]) -> list[int]:
-    """Component of each of the problem's nodes: that of its module; outside all of them, the preceding node's."""
+    """Component of each of the problem's nodes: that of its module; outside all of them, its first reader's.
+
+    (Every rank of AsyncDiff runs what is between the modules, such as a UNet's concatenations, on what it received.)
+    """
     owner = {module: k for k, names in enumerate(modules) for module in names}
-    placed: list[int] = []
-    for name in problem.names:
-        k = next((owner[module] for module in _enclosing(graph.node_by_name[name].module) if module in owner), None)
-        placed.append(k if k is not None else placed[-1] if placed else 0)
+    placed: dict[str, int] = {}
+    for name in reversed(problem.names):
+        inside = [owner[module] for module in _enclosing(graph.node_by_name[name].module) if module in owner]
+        readers = [placed[reader] for reader in graph.readers.get(name, ()) if reader in placed]
+        placed[name] = (inside or readers or [len(modules) - 1])[0]
+    result = [placed[name] for name in problem.names]
     for members in problem.units.values():
         for v in members.tolist():
-            placed[v] = placed[int(members[0])]
-    return placed
+            result[v] = result[int(members[0])]
+    return result
 
 
 def broadcast_bytes(graph: TracedGraph, modules: Sequence[Sequence[str]]) -> int:
