@@ -132,8 +132,7 @@ def plan_model(
     """Trace a model without its weights and plan it; see plan_graphs."""
     from partitioner.models import trace_model
 
-    if options.branches == 2 and spec.halves == 1:
-        raise UsageError(f"{spec.name} has one branch: its calls hold no guidance batch to split; use --branches 1")
+    _check_branches(options, len(fleet), spec.name, spec.halves == 2)
     clock = _Clock()
     with clock.measure("trace"):
         progress(f"tracing {spec.name}")
@@ -200,6 +199,9 @@ def plan_graphs(
     reference: name of the device that the costs hold for, the first of the fleet by default.
     Raises InfeasibleError where nothing fits, or only what is slower than one device and ``force`` is not set.
     """
+    _check_branches(options, len(fleet), whole.model, half is not None)
+    if len(fleet) < 2:
+        half = None
     clock = clock or _Clock()
     with clock.measure("cost"):
         progress("estimating or measuring the cost of its nodes")
@@ -235,6 +237,13 @@ def plan_graphs(
         revision=revision,
     )
     return Planning(plan, chosen, candidates, compared, whole, clock.seconds)
+
+
+def _check_branches(options: Options, device_count: int, model: str, halves: bool) -> None:
+    if options.branches == 2 and not halves:
+        raise UsageError(f"{model} has one branch: its calls hold no guidance batch to split; use --branches 1")
+    if options.branches == 2 and device_count < 2:
+        raise UsageError("two branches need two devices at least; use --branches 1")
 
 
 def default_warmup(components: int) -> int:
@@ -329,7 +338,7 @@ def _choose(
     """The best candidate; quality: as few components in a chain as the devices allow, for branches are exact."""
     feasible = [candidate for candidate in candidates if candidate.reason is None]
     if not feasible:
-        raise InfeasibleError("; ".join(dict.fromkeys(f"{c.reason}" for c in candidates)) or "no device is left")
+        raise InfeasibleError("; ".join(f"{c.branches} x {c.components}: {c.reason}" for c in candidates))
     keys: dict[Prefer, Callable[[Candidate], tuple[float, ...]]] = {
         "quality": lambda c: (device_count - c.ranks, c.components, c.step_ms),
         "speed": lambda c: (c.step_ms, c.components),

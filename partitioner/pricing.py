@@ -65,7 +65,7 @@ class Pricing:
         assert self.live is not None
         fresh = measure(graph, self.live, command=self._command, progress=progress)
         if self._profile is not None:  # of the other graph
-            fresh = fresh.model_copy(update={"signatures": {**self._profile.signatures, **fresh.signatures}})
+            fresh = fresh.model_copy(update={"signatures": {**fresh.signatures, **self._profile.signatures}})
         self._profile = fresh
 
 

@@ -1,0 +1,263 @@
+"""partition-model in process, and where it matters as a process: results, exit codes, one sentence per error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from partitioner import cli, planner
+from partitioner.models import model_spec, trace_model
+from partitioner.plan import Plan
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 16,
+    "block_out_channels": [32, 64],
+    "layers_per_block": 1,
+    "cross_attention_dim": 32,
+    "attention_head_dim": 8,
+    "norm_num_groups": 8,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a small model's configuration in ./unet-8."""
+    (tmp_path / "unet-8").mkdir()
+    (tmp_path / "unet-8" / "config.json").write_text(json.dumps(CONFIG))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def split(run: Run) -> Run:
+    """The command on the small model, whose transfers no fast link could hide."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        return run("--model", "unet-8", "--device", "cpu", "--height", "512", "--width", "512", *arguments)
+
+    return call
+
+
+def test_a_plan_is_made_and_described(split: Run, folder: Path) -> None:
+    code, out, err = split("--devices", "4", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["plan"] == "unet-8-4.plan.json"
+    plan = Plan.load(folder / document["plan"])
+    plan.check(trace_model(model_spec(str(folder / "unet-8"), height=512, width=512), branch=True))
+    assert (document["branches"], document["components_per_branch"]) == (2, 2)
+    assert document["fingerprint"] == plan.fingerprint
+    assert document["devices"] == ["cpu"] * 4
+    assert document["cost_source"] == "roofline cpu"
+    assert document["speedup_step"] == pytest.approx(document["sequential_ms"] / document["step_ms"], rel=1e-4)
+    assert document["steps"] == 50
+    assert set(document["seconds"]) == {"trace", "cost", "solve", "total"}
+    assert document["seconds"]["total"] >= document["seconds"]["trace"] > 0
+    assert {"contiguous", "equal_parameters"} == set(document["baselines"])
+    for baseline in document["baselines"].values():
+        assert set(baseline) == {"step_ms", "bytes_per_step", "staleness"}
+    assert [(c["branches"], c["components"], c["chosen"]) for c in document["candidates"]] == [
+        (1, 4, False),
+        (2, 2, True),
+    ]
+
+
+def test_the_result_is_on_stdout_and_progress_on_stderr(split: Run) -> None:
+    code, out, err = split("--devices", "2")
+    assert code == 0
+    assert out.startswith("unet-8 (UNet2DConditionModel) on 2 x cpu: 2 branches x 1 component")
+    assert "estimate" in out
+    assert "partition-model: tracing unet-8" in err
+    assert "tracing" not in out
+
+
+def test_the_same_command_writes_the_same_file(split: Run, folder: Path) -> None:
+    assert split("--devices", "2", "--output", "a.json")[0] == 0
+    assert split("--devices", "2", "--output", "b.json")[0] == 0
+    assert (folder / "a.json").read_bytes() == (folder / "b.json").read_bytes()
+
+
+def test_a_file_is_overwritten_only_with_force(split: Run, folder: Path) -> None:
+    target = folder / "unet-8-2.plan.json"
+    target.write_text("mine")
+    code, out, err = split("--devices", "2")
+    assert (code, out) == (2, "")
+    assert "exists already" in err
+    assert target.read_text() == "mine"
+    assert split("--devices", "2", "--force")[0] == 0
+    Plan.load(target)
+
+
+def test_inspect_shows_what_the_plan_says(split: Run, run: Run) -> None:
+    made = json.loads(split("--devices", "4", "--json", "--output", "a.json")[1])
+    code, out, err = run("inspect", "a.json", "--json")
+    assert (code, err) == (0, "")
+    shown = json.loads(out)
+    assert shown == {name: made[name] for name in shown}
+    assert run("inspect", "a.json")[1].startswith("unet-8 (UNet2DConditionModel)")
+
+
+def test_options_reach_the_plan(split: Run, folder: Path) -> None:
+    code, _, err = split(
+        "--devices", "3", "--branches", "1", "--mode", "async", "--period", "2", "--warmup", "7", "--predictor",
+        "linear", "--batch", "2", "--dtype", "float32", "--output", "a.json",
+    )  # fmt: skip
+    assert code == 0, err
+    plan = Plan.load(folder / "a.json")
+    assert (plan.branches, plan.mode, plan.periods, plan.warmup) == (1, "async", (2, 2, 1), 7)
+    assert plan.predictor == "linear"
+    assert plan.inputs[0].shape == (4, 4, 64, 64)
+    assert plan.inputs[0].dtype == "float32"
+
+
+def test_without_guidance_there_is_one_branch(split: Run, folder: Path) -> None:
+    code, _, err = split("--devices", "2", "--no-guidance", "--output", "a.json")
+    assert code == 0, err
+    assert Plan.load(folder / "a.json").branches == 1
+
+
+def test_a_profile_is_measured_saved_and_used_again(run: Run, folder: Path) -> None:
+    measured = ("--model", "unet-8", "--devices", "2", "--force", "--profile")
+    code, out, err = run(*measured, "cpu", "--save-profile", "p.json", "--json", "--output", "a.json")
+    assert code == 0, err
+    assert json.loads(out)["cost_source"].startswith("measured ")
+    assert "distinct operator calls on cpu" in err
+    code, out, err = run(*measured, "p.json", "--output", "b.json", "--json")
+    assert code == 0, err
+    assert json.loads(out)["cost_covered"] == pytest.approx(1.0)
+    assert (folder / "a.json").read_bytes() == (folder / "b.json").read_bytes()
+
+
+USAGE = [
+    (["--model", "unet-9", "--devices", "2"], "no model named 'unet-9'"),
+    (["--model", "/none/model", "--devices", "2"], "no model named '/none/model'"),
+    (["--model", "unet-8"], "required: --devices"),
+    (["--devices", "2"], "required: --model"),
+    (["--model", "unet-8", "--devices", "2", "--dev", "h200"], "unrecognized arguments"),
+    (["--model", "unet-8", "--devices", "2", "--batch", "two"], "invalid int"),
+    (["--model", "unet-8", "--devices", "100000"], "expected 1 to 1024 devices"),
+    (["--model", "unet-8", "--devices", "h200,z9"], "no device 'z9'"),
+    (["--model", "unet-8", "--devices", "2", "--device", "z9"], "no device 'z9'"),
+    (["--model", "unet-8", "--devices", "2", "--profile", "none.json"], "cannot be read"),
+    (["--model", "unet-8", "--devices", "2", "--save-profile", "p.json", "--device", "h200"], "--profile"),
+    (["--model", "unet-8", "--devices", "2", "--output", "none/plan.json"], "there is no folder none"),
+    (["--model", "unet-8", "--devices", "2", "--output", "unet-8"], "is a folder"),
+    (["--model", "unet-8", "--devices", "2", "--warmup", "0"], "warm-up is 0"),
+    (["--model", "unet-8", "--devices", "2", "--memory-limit", "-1"], "memory limit"),
+    (["--model", "unet-8", "--devices", "2", "--height", "100"], "multiple of"),
+    (["--model", "unet-8", "--devices", "2", "--frames", "8"], "no frames"),
+    (["--model", "unet-8", "--devices", "1", "--branches", "2"], "two devices"),
+    (["--model", "unet-8", "--devices", "2", "--branches", "2", "--no-guidance"], "one branch"),
+    (["--model", "unet-8", "--devices", "2", "--period", "2", "--mode", "lookahead"], "look-ahead"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "expected"), USAGE)
+def test_a_wrong_argument_is_one_sentence_and_exit_code_2(run: Run, arguments: list[str], expected: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert "Traceback" not in err
+    assert len(_errors(err)) == 1
+
+
+def test_an_invalid_plan_is_exit_code_3(run: Run, folder: Path) -> None:
+    (folder / "bad.json").write_text('{"schema_version": 1}')
+    for name, expected in (("bad.json", "model: Field required"), ("none.json", "cannot be read")):
+        code, out, err = run("inspect", name)
+        assert (code, out) == (3, "")
+        assert expected in err
+        assert len(_errors(err)) == 1
+
+
+def test_what_cannot_be_split_is_exit_code_4(split: Run, run: Run) -> None:
+    for code, out, err in (
+        split("--devices", "2", "--memory-limit", "0.0001"),
+        split("--devices", "900", "--branches", "1"),
+        run(
+            "--model", "unet-8", "--devices", "2", "--device", "h200", "--no-guidance"
+        ),  # links cost more than they win
+    ):
+        assert (code, out) == (4, "")
+        assert len(_errors(err)) == 1
+
+
+def _errors(err: str) -> list[str]:
+    return [line for line in err.splitlines() if "error:" in line]
+
+
+def test_ctrl_c_is_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planner, "plan_model", interrupt)
+    code, out, err = run("--model", "unet-8", "--devices", "2", "--device", "h200")
+    assert (code, out) == (130, "")
+    assert err.endswith("interrupted\n")
+
+
+def _process(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "partitioner.cli", *arguments]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_a_process_that_is_interrupted_leaves_no_file(folder: Path) -> None:
+    process = _process("--model", "unet-8", "--devices", "2", "--device", "cpu", cwd=folder)
+    assert process.stderr is not None
+    assert "tracing" in process.stderr.readline()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert [path.name for path in folder.iterdir()] == ["unet-8"]
+
+
+def test_help_and_usage_errors_need_no_torch() -> None:
+    script = (
+        "import sys\nfrom partitioner.cli import main\n"
+        "assert main(['--help']) == 0\n"
+        "assert main(['--model', 'sd15', '--devices', '0']) == 2\n"
+        "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "exit codes: 0 done, 2 usage, 3 invalid plan, 4 no feasible split" in done.stdout
+
+
+def test_a_reader_that_leaves_early_is_no_error(split: Run, folder: Path) -> None:
+    assert split("--devices", "2", "--output", "a.json")[0] == 0
+    process = _process("inspect", "a.json", cwd=folder)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 0
