@@ -16,10 +16,10 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate", "huggingface_hub", 
 # The only modules of profiles and partitioner that touch torch or diffusers at all.
 TOUCH_TORCH = {
     "partitioner.measure", "partitioner.model_source", "partitioner.models", "partitioner.operators",
-    "partitioner.torch_private", "partitioner.trace",
+    "partitioner.pricing", "partitioner.torch_private", "partitioner.trace",
 }  # fmt: skip
 # Those of them that cannot be imported without it.
-NEED_TORCH = TOUCH_TORCH - {"partitioner.model_source", "partitioner.models"}
+NEED_TORCH = TOUCH_TORCH - {"partitioner.model_source", "partitioner.models", "partitioner.pricing"}
 
 PRIVATE_NAMES = {"partitioner.torch_private", "runtime.torch_private"}
 DISTRIBUTED = {"runtime.transport", "runtime.torch_private"}
