@@ -53,19 +53,47 @@ Instruction = Receive | Compute | Send
 
 
 @dataclass(frozen=True)
-class Program:
-    """What one component does.
+class Hoisted:
+    """Nodes without latent role that one rank computes for itself, in order.
 
-    constant, prompt, timestep: hoisted nodes that it computes for itself, in order: once after loading, when
-    a prompt input is new, and at the start of every evaluation. instructions: its latent nodes and messages.
-    inputs, parameters: names of the graph's inputs and parameters that any of its nodes reads.
-    results: names of the denoiser's results that it computes.
+    constant: once after loading. prompt: when a prompt input is new. timestep: at the start of every evaluation.
     """
 
-    component: int
     constant: tuple[str, ...]
     prompt: tuple[str, ...]
     timestep: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.constant, *self.prompt, *self.timestep)
+
+
+@dataclass(frozen=True)
+class Preamble:
+    """What the driver computes for several components at once, and sends with each evaluation's inputs.
+
+    A hoisted node that several components need and that rests on parameters (the timestep's embedding, say) would
+    put those parameters on each of them. It is as fresh here: it depends on the driver's inputs only.
+    values: what components read of it, in execution order. inputs, parameters: what its nodes read.
+    """
+
+    hoisted: Hoisted
+    values: tuple[str, ...]
+    inputs: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What one component does.
+
+    hoisted: what it computes for itself of all that does not depend on the latent. instructions: its latent nodes
+    and messages. inputs: names of the graph's inputs and the preamble's values that it reads. parameters: names of
+    the parameters that it reads. results: names of the denoiser's results that it computes.
+    """
+
+    component: int
+    hoisted: Hoisted
     instructions: tuple[Instruction, ...]
     inputs: tuple[str, ...]
     parameters: tuple[str, ...]
@@ -118,9 +146,56 @@ def build_programs(graph: TracedGraph, placement: Mapping[str, int], components:
             )
     boundaries = {b.value: b for b in find_boundaries(graph, placement)}
     sent_after = _sent_after(graph, placement, boundaries)
-    programs = tuple(_build(graph, placement, k, boundaries, sent_after) for k in range(components))
+    central = _central(graph, placement, components)
+    programs = tuple(_build(graph, placement, k, boundaries, sent_after, central) for k in range(components))
     check_programs(programs)
     return programs
+
+
+def build_preamble(graph: TracedGraph, placement: Mapping[str, int], components: int) -> Preamble:
+    """What the driver computes for the programs of the same arguments."""
+    central = _central(graph, placement, components)
+    read: set[str] = set()
+    for component in range(components):
+        own = [node for node in graph.latent_nodes if placement[node.name] == component]
+        needed = _hoisted(graph, own, central)
+        read |= {name for node in (*own, *needed) for name in node.reads if name in central}
+    nodes = _hoisted(graph, [graph.node_by_name[name] for name in read], set())
+    nodes = [node for node in graph.nodes if node.name in {n.name for n in nodes} | read]
+    reads = {value for node in nodes for value in node.reads}
+    return Preamble(
+        hoisted=_by_role(nodes),
+        values=tuple(node.name for node in nodes if node.name in read),
+        inputs=tuple(i.name for i in graph.inputs if i.name in reads),
+        parameters=tuple(p.name for p in graph.parameters if p.name in reads),
+    )
+
+
+def _central(graph: TracedGraph, placement: Mapping[str, int], components: int) -> set[str]:
+    """Names of the prompt and timestep nodes that several components need and that rest on parameters."""
+    needed_by: dict[str, int] = {}
+    for component in range(components):
+        own = [node for node in graph.latent_nodes if placement[node.name] == component]
+        for node in _hoisted(graph, own, set()):
+            needed_by[node.name] = needed_by.get(node.name, 0) + 1
+    rests: set[str] = {parameter.name for parameter in graph.parameters}
+    central: set[str] = set()
+    for node in graph.nodes:
+        if node.role is Role.LATENT or not any(name in rests for name in node.reads):
+            continue
+        rests.add(node.name)
+        if node.role is not Role.CONSTANT and node.group < 0 and len(node.outputs) == 1 and needed_by.get(node.name, 0) > 1:
+            central.add(node.name)
+    return central
+
+
+def _by_role(nodes: Iterable[Node]) -> Hoisted:
+    nodes = list(nodes)
+    return Hoisted(
+        constant=tuple(n.name for n in nodes if n.role is Role.CONSTANT),
+        prompt=tuple(n.name for n in nodes if n.role is Role.PROMPT),
+        timestep=tuple(n.name for n in nodes if n.role is Role.TIMESTEP),
+    )
 
 
 def _sent_after(
@@ -152,6 +227,7 @@ def _build(
     component: int,
     boundaries: Mapping[str, Boundary],
     sent_after: Mapping[str, Sequence[str]],
+    central: set[str],
 ) -> Program:
     own = [node for node in graph.latent_nodes if placement[node.name] == component]
     if not own:
@@ -170,28 +246,29 @@ def _build(
         assert isinstance(run, list)
         run.append(node)
         steps += [Send(value, boundaries[value].readers) for value in sent_after.get(node.name, ())]
-    hoisted = _hoisted(graph, own)
+    hoisted = _hoisted(graph, own, central)
     reads = {value for node in [*own, *hoisted] for value in node.reads}
     return Program(
         component=component,
-        constant=tuple(n.name for n in hoisted if n.role is Role.CONSTANT),
-        prompt=tuple(n.name for n in hoisted if n.role is Role.PROMPT),
-        timestep=tuple(n.name for n in hoisted if n.role is Role.TIMESTEP),
+        hoisted=_by_role(hoisted),
         instructions=tuple(_with_liveness(steps, set(graph.result_values))),
-        inputs=tuple(i.name for i in graph.inputs if i.name in reads),
+        inputs=tuple(
+            [i.name for i in graph.inputs if i.name in reads]
+            + [n.name for n in graph.nodes if n.name in central and n.name in reads]
+        ),
         parameters=tuple(p.name for p in graph.parameters if p.name in reads),
         results=tuple(dict.fromkeys(v for v in graph.result_values if placement[v] == component)),
     )
 
 
-def _hoisted(graph: TracedGraph, own: Iterable[Node]) -> list[Node]:
-    """The nodes without latent role that ``own`` needs, in execution order."""
+def _hoisted(graph: TracedGraph, own: Iterable[Node], given: set[str]) -> list[Node]:
+    """The nodes without latent role that ``own`` needs, in execution order; ``given`` come from elsewhere."""
     needed: set[str] = set()
     stack = [name for node in own for name in node.reads]
     while stack:
         name = stack.pop()
         node = graph.node_by_name.get(name)
-        if node is not None and node.role is not Role.LATENT and name not in needed:
+        if node is not None and node.role is not Role.LATENT and name not in needed and name not in given:
             needed.add(name)
             stack.extend(node.reads)
     written = {graph.node_by_name[name].group for name in needed} - {-1}

@@ -10,20 +10,30 @@ from typing import Any
 import torch
 from torch import fx
 
-from partitioner.ir import Argument, Input, Node, Parameter, Ref, Symbol, TensorMeta, TracedGraph
-from partitioner.program import Compute, Program, find_boundaries
+from partitioner.ir import Argument, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
+from partitioner.program import (
+    Compute,
+    Hoisted,
+    Preamble,
+    Program,
+    build_preamble,
+    build_programs,
+    find_boundaries,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Wire:
     """A tensor that can travel between ranks: a boundary tensor, an input, or a result of another branch.
 
-    source: the component that sends it; None where the driver does (an input).
+    source: the component that sends it; None where the driver does: an input or a value of its preamble.
+    role: of an input; LATENT otherwise.
     """
 
     value: str
     meta: TensorMeta
     source: int | None
+    role: Role = Role.LATENT
 
 
 @dataclass(frozen=True)
@@ -36,35 +46,46 @@ class ComponentSpec:
 
     program: Program
     nodes: tuple[Node, ...]
-    inputs: tuple[Input, ...]
     parameters: tuple[Parameter, ...]
     wires: tuple[Wire, ...]
 
 
-def build_specs(graph: TracedGraph, placement: Mapping[str, int], programs: Sequence[Program]) -> list[ComponentSpec]:
-    """One spec per program. placement: latent node name -> component."""
+@dataclass(frozen=True)
+class PreambleSpec:
+    """What the driver computes for the components: see partitioner.program.Preamble."""
+
+    program: Preamble
+    nodes: tuple[Node, ...]
+    parameters: tuple[Parameter, ...]
+
+
+def build_specs(
+    graph: TracedGraph, placement: Mapping[str, int], components: int
+) -> tuple[list[ComponentSpec], PreambleSpec]:
+    """The spec of each component, and the driver's preamble. placement: latent node name -> component."""
+    preamble = build_preamble(graph, placement, components)
     wires = tuple(
-        [Wire(item.name, item.meta, None) for item in graph.inputs]
+        [Wire(item.name, item.meta, None, item.role) for item in graph.inputs]
+        + [Wire(name, graph.node_by_name[name].meta, None, graph.node_by_name[name].role) for name in preamble.values]
         + [
             Wire(boundary.value, graph.node_by_name[boundary.value].meta, boundary.source)
             for boundary in find_boundaries(graph, placement)
         ]
         + [Wire(name, graph.node_by_name[name].meta, placement[name]) for name in dict.fromkeys(graph.result_values)]
     )
+
+    def nodes(names: set[str]) -> tuple[Node, ...]:
+        return tuple(node for node in graph.nodes if node.name in names)
+
+    def parameters(names: Sequence[str]) -> tuple[Parameter, ...]:
+        return tuple(graph.parameter_by_name[name] for name in names)
+
     specs = []
-    for program in programs:
+    for program in build_programs(graph, placement, components):
         names = {name for step in program.instructions if isinstance(step, Compute) for name in step.nodes}
-        names |= {*program.constant, *program.prompt, *program.timestep}
-        specs.append(
-            ComponentSpec(
-                program=program,
-                nodes=tuple(node for node in graph.nodes if node.name in names),
-                inputs=tuple(graph.input_by_name[name] for name in program.inputs),
-                parameters=tuple(graph.parameter_by_name[name] for name in program.parameters),
-                wires=wires,
-            )
-        )
-    return specs
+        own = nodes(names | set(program.hoisted.names))
+        specs.append(ComponentSpec(program, own, parameters(program.parameters), wires))
+    return specs, PreambleSpec(preamble, nodes(set(preamble.hoisted.names)), parameters(preamble.parameters))
 
 
 class Segment:
@@ -99,37 +120,47 @@ class Segment:
         return key
 
 
-class Component:
-    """A ComponentSpec lowered for one device.
+class HoistedSegments:
+    """The hoisted nodes of one rank as segments, None where there are no such nodes.
 
-    constant, prompt, timestep: segments of the hoisted nodes, or None; ``segments[i]`` belongs to instruction i
-    where that is a Compute.
+    later: values that latent nodes, or other ranks, read.
     """
+
+    def __init__(
+        self, hoisted: Hoisted, by_name: Mapping[str, Node], later: set[str], device: torch.device
+    ) -> None:
+        reads = {v for name in hoisted.timestep for v in by_name[name].reads}
+        prompt_reads = {v for name in hoisted.prompt for v in by_name[name].reads}
+        self.timestep = _segment(hoisted.timestep, by_name, later, device)
+        self.prompt = _segment(hoisted.prompt, by_name, later | reads, device)
+        self.constant = _segment(hoisted.constant, by_name, later | reads | prompt_reads, device)
+
+
+def _segment(
+    names: Sequence[str], by_name: Mapping[str, Node], later: set[str], device: torch.device
+) -> Segment | None:
+    if not names:
+        return None
+    nodes = [by_name[name] for name in names]
+    made = set(names)
+    reads = dict.fromkeys(v for node in nodes for v in node.reads if v not in made)
+    return Segment(nodes, list(reads), [name for name in names if name in later], device)
+
+
+class Component:
+    """A ComponentSpec lowered for one device; ``segments[i]`` belongs to instruction i where that is a Compute."""
 
     def __init__(self, spec: ComponentSpec, device: torch.device) -> None:
         self.spec = spec
         self.wire_index = {wire.value: index for index, wire in enumerate(spec.wires)}
-        program = spec.program
+        self.inputs = tuple(spec.wires[self.wire_index[name]] for name in spec.program.inputs)
         by_name = {node.name: node for node in spec.nodes}
-        hoisted = {*program.constant, *program.prompt, *program.timestep}
-        latent_reads = {v for node in spec.nodes if node.name not in hoisted for v in node.reads}
-
-        def segment(names: Sequence[str], later: set[str]) -> Segment | None:
-            if not names:
-                return None
-            nodes = [by_name[name] for name in names]
-            made = set(names)
-            reads = dict.fromkeys(v for node in nodes for v in node.reads if v not in made)
-            return Segment(nodes, list(reads), [name for name in names if name in later], device)
-
-        timestep_reads = {v for name in program.timestep for v in by_name[name].reads}
-        prompt_reads = {v for name in program.prompt for v in by_name[name].reads}
-        self.timestep = segment(program.timestep, latent_reads)
-        self.prompt = segment(program.prompt, latent_reads | timestep_reads)
-        self.constant = segment(program.constant, latent_reads | timestep_reads | prompt_reads)
+        own = set(spec.program.hoisted.names)
+        latent_reads = {v for node in spec.nodes if node.name not in own for v in node.reads}
+        self.hoisted = HoistedSegments(spec.program.hoisted, by_name, latent_reads, device)
         self.segments = {
             index: Segment([by_name[name] for name in step.nodes], step.reads, step.keeps, device)
-            for index, step in enumerate(program.instructions)
+            for index, step in enumerate(spec.program.instructions)
             if isinstance(step, Compute)
         }
 

@@ -16,10 +16,10 @@ from torch import nn
 from partitioner.errors import PartitionerError
 from partitioner.ir import Argument, Parameter, Ref, Role, TracedGraph
 from partitioner.plan import Plan, rank_of, seat_of
-from partitioner.program import build_programs
 from partitioner.trace import bind_arguments, flatten_arguments, trace
-from runtime.component import ComponentSpec, build_specs
+from runtime.component import ComponentSpec, PreambleSpec, build_specs
 from runtime.errors import EngineClosed, InputError, PlanMismatch
+from runtime.preamble import PreambleRunner
 from runtime.ranks import EmulatedRanks, ProcessRanks, Ranks, ThreadRanks
 from runtime.schedule import Run, Schedule
 from runtime.serve import Report
@@ -69,6 +69,7 @@ class _Graph:
     table: int
     graph: TracedGraph
     specs: Sequence[ComponentSpec]
+    preamble_spec: PreambleSpec
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Engine:
         self._denoiser = denoiser
         self._scheduler = scheduler
         self._graphs: dict[Signature, _Graph] = {}
+        self._preambles: dict[int, PreambleRunner] = {}
         self._contexts: dict[str, _Context] = {}
         self._context_name = ""
         self._lists = 0
@@ -157,8 +159,7 @@ class Engine:
         graph = trace(self._denoiser, arguments, self._roles, model=self.plan.model)
         self.plan.check(graph)
         placement = self.plan.place(graph)
-        programs = build_programs(graph, placement, self.plan.components)
-        return _Graph(len(self._graphs), graph, build_specs(graph, placement, programs))
+        return _Graph(len(self._graphs), graph, *build_specs(graph, placement, self.plan.components))
 
     def _start(self, devices: Sequence[str]) -> Ranks:
         plan, options = self.plan, self.options
@@ -199,7 +200,8 @@ class Engine:
         for rank in range(self.plan.ranks):
             spec = built.specs[seat_of(rank, self.plan.components)[1]]
             build = Build(built.table, spec)
-            missing = tuple(p for p in spec.parameters if p.path not in self._loaded[rank])
+            needed = {p.path: p for p in (*spec.parameters, *(built.preamble_spec.parameters if rank == 0 else ()))}
+            missing = tuple(p for path, p in needed.items() if path not in self._loaded[rank])
             self._loaded[rank].update(p.path for p in missing)
             if rank == 0:
                 self._ranks.worker.build(build)
@@ -207,6 +209,8 @@ class Engine:
             else:
                 self._ranks.command(rank, build)
                 self._send_parameters(rank, missing)
+        worker = self._ranks.worker
+        self._preambles[built.table] = PreambleRunner(built.preamble_spec, worker.parameters, worker.device)
         self._ranks.wait_loaded()
 
     def _send_parameters(self, rank: int, missing: tuple[Parameter, ...]) -> None:
@@ -392,6 +396,10 @@ class Engine:
         """Send inputs and commands for ``runs``, do the driver's own, and join the branches' results."""
         built = context.graph
         assert built is not None
+        if fresh:
+            for branch, half in enumerate(halves):
+                self._preambles[built.table].refresh(context.number, branch, half)
+            fresh += tuple(wire.value for wire in built.specs[0].wires if wire.source is None and wire.role is Role.PROMPT)
         for run in runs:
             for reader in context.unannounced:
                 reader[run.component].append(context.base + run.call)
@@ -425,15 +433,23 @@ class Engine:
             for item in built.graph.results
         )
 
-    def _send_inputs(self, rank: int, built: _Graph, command: Evaluate, half: Mapping[str, torch.Tensor]) -> None:
-        spec = built.specs[seat_of(rank, self.plan.components)[1]]
-        read = {item.name for item in spec.inputs}
+    def _send_inputs(
+        self, rank: int, built: _Graph, command: Evaluate, half: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Send a rank what it reads of an evaluation's inputs and of the preamble's values."""
+        branch, component = seat_of(rank, self.plan.components)
+        spec = built.specs[component]
+        read = set(spec.program.inputs)
+        preamble = self._preambles[built.table]
+        values = dict(half)
+        if not read.isdisjoint(preamble.values):
+            values |= preamble.compute(command.context, branch, half)
         mailbox = self._ranks.worker.mailbox
-        for wire, item in enumerate(built.graph.inputs):
-            if item.name in read and (item.role > Role.PROMPT or item.name in command.fresh):
+        for index, wire in enumerate(spec.wires):
+            if wire.source is None and wire.value in read and (wire.role > Role.PROMPT or wire.value in command.fresh):
                 # a copy: the caller may write to its tensor while a rank still reads
-                tensor = half[item.name].detach().clone()
-                key = Key(command.table, wire, command.context, command.step)
+                tensor = values[wire.value].detach().clone()
+                key = Key(command.table, index, command.context, command.step)
                 if rank == 0:
                     mailbox.deliver(key, tensor)
                 else:

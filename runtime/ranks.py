@@ -123,6 +123,7 @@ class ThreadRanks(Ranks):
         self._queues: list[SimpleQueue[Any]] = [SimpleQueue() for _ in setups]
         self._idle = threading.Condition()
         self._pending = [0] * len(setups)
+        self._torch_threads = torch.get_num_threads()
         self._threads = [
             threading.Thread(target=self._serve, args=(rank,), name=f"rank {rank}", daemon=True)
             for rank in range(1, len(setups))
@@ -137,6 +138,8 @@ class ThreadRanks(Ranks):
 
     def _serve(self, rank: int) -> None:
         worker = self._workers[rank]
+        # a new thread has OpenMP's own default until it is told; another count could change the last bits
+        torch.set_num_threads(self._torch_threads)
         try:
             while not isinstance(command := self._queues[rank].get(), Stop):
                 work = _begin(worker, command)

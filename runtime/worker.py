@@ -140,10 +140,12 @@ class Worker:
             self._start_trajectory(context, command)
         values = yield from self._read_inputs(component, context, command)
         static = self._static_values(command.table, component)
-        if command.fresh or not context.prompt_values:
-            context.prompt_values = self._hoisted(component.prompt, static, context.prompt_inputs, command)
+        hoisted = component.hoisted
+        if hoisted.prompt is not None and (command.fresh or not context.prompt_values):
+            context.prompt_values = self._compute(hoisted.prompt, {**static, **context.prompt_inputs}, command)
         everything: dict[str, torch.Tensor] = {**static, **context.prompt_inputs, **context.prompt_values, **values}
-        everything |= self._hoisted(component.timestep, everything, {}, command)
+        if hoisted.timestep is not None:
+            everything |= self._compute(hoisted.timestep, everything, command)
         for index, step in enumerate(component.spec.program.instructions):
             if isinstance(step, Receive):
                 everything[step.value] = yield from self._read(component, context, command, step)
@@ -187,12 +189,12 @@ class Worker:
         self, component: Component, context: _Context, command: Evaluate
     ) -> Work[dict[str, torch.Tensor]]:
         values = {}
-        for item in component.spec.inputs:
-            per_step = item.role > Role.PROMPT
-            if per_step or item.name in command.fresh:
-                key = Key(command.table, component.wire_index[item.name], command.context, command.step)
+        for wire in component.inputs:
+            per_step = wire.role > Role.PROMPT
+            if per_step or wire.value in command.fresh:
+                key = Key(command.table, component.wire_index[wire.value], command.context, command.step)
                 tensor = yield from self._receive(key)
-                (values if per_step else context.prompt_inputs)[item.name] = tensor
+                (values if per_step else context.prompt_inputs)[wire.value] = tensor
         return values
 
     def _static_values(self, table: int, component: Component) -> dict[str, torch.Tensor]:
@@ -200,19 +202,10 @@ class Worker:
         if table not in self._static:
             spec = component.spec
             values = {p.name: self.parameters[p.path] for p in spec.parameters}
-            if component.constant is not None:
-                values |= component.constant(values)
+            if component.hoisted.constant is not None:
+                values |= component.hoisted.constant(values)
             self._static[table] = values
         return self._static[table]
-
-    def _hoisted(
-        self,
-        segment: Segment | None,
-        values: Mapping[str, torch.Tensor],
-        more: Mapping[str, torch.Tensor],
-        command: Evaluate,
-    ) -> dict[str, torch.Tensor]:
-        return self._compute(segment, {**values, **more}, command) if segment is not None else {}
 
     def _compute(
         self, segment: Segment, values: Mapping[str, torch.Tensor], command: Evaluate
