@@ -478,3 +478,17 @@ def test_one_decorated_function_adds_an_architecture(monkeypatch: pytest.MonkeyP
         register_model("tiny-denoiser")(lambda request: {})
     with pytest.raises(UsageError, match="registered already"):
         register_model("sdxl")(tiny)
+
+
+def test_the_readme_s_example_adds_a_diffusers_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("partitioner.models._ARCHITECTURES", {})
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = [block for block in readme.split("```python\n") if "@register_model" in block.split("```")[0]]
+    exec(example.split("```")[0], {})
+    denoiser = diffusers.AuraFlowTransformer2DModel(
+        sample_size=16, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=16, caption_projection_dim=16, pos_embed_max_size=64,
+    )  # fmt: skip
+    denoiser.save_config(tmp_path)
+    assert shapes(tmp_path)["hidden_states"] == (2, 4, 16, 16)
+    assert trace_model(model_spec(str(tmp_path))).latent_nodes
