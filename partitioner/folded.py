@@ -18,6 +18,11 @@ from partitioner.pieces import Figures, Pieces, fits
 from partitioner.problem import Bools, Devices, Floats, Ints, Mode
 
 ROUNDING = 1e-9
+MOST_CANDIDATES = 2_500_000  # about 1 GB and 3 s
+
+
+class TooManyCandidatesError(Exception):
+    """The search would take too much memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,11 @@ class Fold:
 
 
 class FoldedSearch:
-    """Folds of one Problem over given devices, with T <= cap_ms. At most about 150 clusters: memory grows as m^4."""
+    """Folds of one Problem over given devices, with T <= cap_ms.
+
+    The components that can be part of one grow in number as m^4 where the cap leaves much room: TooManyCandidatesError
+    where there are more than MOST_CANDIDATES.
+    """
 
     def __init__(self, pieces: Pieces, devices: Devices, mode: Mode, cap_ms: float) -> None:
         self._devices = devices
@@ -46,7 +55,7 @@ class FoldedSearch:
         inside = np.triu_indices(self._size + 1, 1)
         middle = len(devices) > 2
         self._inner = self._shapes(*(inside if middle else (np.zeros(0, dtype=np.int64),) * 2))
-        self._last = self._rest(*inside)
+        self._last = self._kept(inside[0], inside[1], inside[1], inside[1])  # all of its inside
 
     def fastest_ms(self) -> float:
         """The least T of any fold; inf if none has T <= cap_ms and fits."""
@@ -78,14 +87,12 @@ class FoldedSearch:
         first = np.maximum(np.searchsorted(node_ms, node_ms[end] - (high - taken)), a + 1)
         final = np.minimum(np.searchsorted(node_ms, node_ms[end] - (low - taken), side="right"), end + 1)
         runs = np.maximum(final - first, 0)
+        if int(runs.sum()) > MOST_CANDIDATES:
+            raise TooManyCandidatesError(f"{int(runs.sum())} components may be part of a fold")
         start, a, end = np.repeat(start, runs), np.repeat(a, runs), np.repeat(end, runs)
         b = np.repeat(first, runs) + _counting(runs)
         some = (a > start) | (b < end)
         return self._kept(start[some], a[some], b[some], end[some])
-
-    def _rest(self, start: Ints, end: Ints) -> _Shapes:
-        """All components that take the whole inside [start, end)."""
-        return self._kept(start, end, end, end)
 
     def _kept(self, start: Ints, a: Ints, b: Ints, end: Ints) -> _Shapes:
         """Those of the components that can be part of a split with T <= cap_ms on some device."""

@@ -9,6 +9,7 @@ what is found is refined at the finest level; the best of all is taken.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from partitioner.clusters import cluster_borders, fine_borders
 from partitioner.contiguous import ContiguousSearch
 from partitioner.errors import InfeasibleError, UsageError
 from partitioner.evaluate import Evaluation, evaluate, lower_bound_ms
-from partitioner.folded import Fold, FoldedSearch
+from partitioner.folded import Fold, FoldedSearch, TooManyCandidatesError
 from partitioner.general import search_placements
 from partitioner.orders import depth_first_order, reordered
 from partitioner.pieces import Pieces
@@ -29,9 +30,10 @@ from partitioner.refine import refine
 
 EPSILON = 0.005
 CLUSTERS = 120
+FEWEST = 30  # clusters of the coarsest level; all their components are few enough to be searched
 FINEST = 1500  # runs at the finest level, whose tables grow as the square
 LOOSER = (1.0, 1.01, 1.03, 1.06)  # caps for clusters, relative to the cap: refining makes up for their coarseness
-FEASIBLE = (1.03, 1.1, 1.3, 2.0)  # caps, relative to the lower bound, at which a first fold is looked for
+FEASIBLE = (1.03, 1.1, 1.3, math.inf)  # caps, relative to the lower bound, at which a first fold is looked for
 ROUNDING = 1e-9  # relative; sums of the same costs in another order differ by less
 
 
@@ -67,6 +69,18 @@ class _Order:
         result = np.empty(len(self.nodes), dtype=np.int64)
         result[self.nodes] = self.fine.spread(assignment)
         return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """Clusters: runs of the nodes of the finest level."""
+
+    coarse: Coarse
+    pieces: Pieces
+
+    def at_finest(self, fold: Fold) -> Fold:
+        left, right = (self.coarse.borders[list(borders)] for borders in (fold.left, fold.right))
+        return Fold(tuple(left.tolist()), tuple(right.tolist()), fold.device_of)
 
 
 class Solver:
@@ -130,13 +144,25 @@ class Solver:
         return tuple(orders)
 
     @cached_property
-    def _clusters(self) -> Coarse:
+    def _clusters(self) -> tuple[_Level, ...]:
+        """Nested levels, each half as fine as the one before."""
+        levels: list[_Level] = []
         fine = self._orders[0].fine.problem
-        return coarsen(fine, cluster_borders(fine, self._cluster_limit).tolist())
+        borders = np.arange(fine.size + 1)
+        limit = self._cluster_limit
+        while not levels or limit >= FEWEST:
+            borders = borders[cluster_borders(coarsen(fine, borders.tolist()).problem, limit)]
+            coarse = coarsen(fine, borders.tolist())
+            levels.append(_Level(coarse, Pieces(coarse.problem)))
+            limit //= 2
+        return tuple(levels)
 
-    @cached_property
-    def _cluster_pieces(self) -> Pieces:
-        return Pieces(self._clusters.problem)
+    def _search_folds(self, devices: Devices, mode: Mode, cap_ms: float) -> tuple[_Level, FoldedSearch]:
+        """The folds of the finest clusters of which there are not too many."""
+        for level in self._clusters[:-1]:
+            with contextlib.suppress(TooManyCandidatesError):
+                return level, FoldedSearch(level.pieces, devices, mode, cap_ms)
+        return self._clusters[-1], FoldedSearch(self._clusters[-1].pieces, devices, mode, cap_ms)
 
     def _memory_message(self, devices: Devices) -> str:
         needed = int(self.problem.item_bytes.sum())
@@ -223,30 +249,25 @@ class _Attempt:
     def _find_fastest_fold(self) -> Fold | None:
         """The fastest fold of clusters, refined; None if no fold was found that fits."""
         bound = lower_bound_ms(self._solver.problem, self._devices)
-        chain_ms = ContiguousSearch(self._solver._cluster_pieces, self._devices, self._mode).fastest_ms()
         for factor in FEASIBLE:
-            cap = min(factor * bound, chain_ms * (1 + ROUNDING))
-            fold = FoldedSearch(self._solver._cluster_pieces, self._devices, self._mode, cap).fastest()
+            cap = factor * bound if bound > 0 else math.inf
+            level, search = self._solver._search_folds(self._devices, self._mode, cap)
+            fold = search.fastest()
             if fold is not None:
-                return self._refined(self._at_finest_level(fold), 0.0)
+                return self._refined(level.at_finest(fold), 0.0)
         return None
 
     def _folds_within(self, cap_ms: float) -> Iterator[Split]:
         if self._fastest_fold is None:
             return
         starts = [self._fastest_fold]
-        widest = cap_ms * LOOSER[-1]
-        search = FoldedSearch(self._solver._cluster_pieces, self._devices, self._mode, widest)
+        level, search = self._solver._search_folds(self._devices, self._mode, cap_ms * LOOSER[-1])
         for looser in LOOSER:
             fold = search.best(cap_ms * looser, self.byte_weight)
             if fold is not None:
-                starts.append(self._at_finest_level(fold))
+                starts.append(level.at_finest(fold))
         for start in starts:
             yield self._split_of_fold(self._refined(start, cap_ms))
-
-    def _at_finest_level(self, fold: Fold) -> Fold:
-        borders = self._solver._clusters.borders
-        return Fold(tuple(borders[list(fold.left)].tolist()), tuple(borders[list(fold.right)].tolist()), fold.device_of)
 
     def _refined(self, fold: Fold, cap_ms: float) -> Fold:
         pieces = self._solver._orders[0].pieces
@@ -262,10 +283,11 @@ class _Attempt:
 
     def _general(self) -> list[Split]:
         """A placement of clusters without any form, for memories that no fold fits."""
-        placed = search_placements(self._solver._clusters.problem, self._devices, self._mode, self.byte_weight)
+        clusters = self._solver._clusters[0].coarse
+        placed = search_placements(clusters.problem, self._devices, self._mode, self.byte_weight)
         if placed is None:
             return []
-        nodes = self._solver._orders[0].spread(self._solver._clusters.spread(placed))
+        nodes = self._solver._orders[0].spread(clusters.spread(placed))
         return [self._labelled(nodes, tuple(range(len(self._devices))), "general")]
 
     def _labelled(self, owner: Ints, device_of: Sequence[int], form: str | None = None) -> Split:
