@@ -105,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--warmup", type=int, metavar="W", help="exact steps at the start")
     split.add_argument("--predictor", choices=("hold", "linear", "adaptive"), help="of values that lag")
     split.add_argument("--prefer", choices=("quality", "speed", "memory"), default="quality")
+    split.add_argument("--prove", action="store_true", help="prove how near the step time is to the least (HiGHS)")
+    split.add_argument("--refine", action="store_true", help="measure the components whole, rescale, solve again")
     split.add_argument("--memory-limit", type=float, metavar="GB", help="of each device, 1e9 bytes")
     return parser
 
@@ -148,6 +150,8 @@ def _partition(arguments: argparse.Namespace) -> str:
     )
     if arguments.save_profile is not None and pricing.live is None:
         raise UsageError("--save-profile saves what was measured; give --profile cuda:0 or --profile cpu as well")
+    if arguments.refine and pricing.live is None:
+        raise UsageError("--refine measures components; give --profile cuda:0 or --profile cpu as well")
     fleet = parse_fleet(arguments.devices, pricing.reference)
 
     from partitioner.models import model_spec
@@ -164,7 +168,15 @@ def _partition(arguments: argparse.Namespace) -> str:
     )
     output = arguments.output or _default_output(spec.name, len(fleet))
     _check_writable(output, arguments.force)
-    planning = plan_model(spec, fleet, pricing, options, reference=pricing.reference, progress=_progress)
+    planning = plan_model(
+        spec,
+        fleet,
+        pricing,
+        options,
+        reference=pricing.reference,
+        timer=pricing.time_components if arguments.refine else None,
+        progress=_progress,
+    )
     if arguments.save_profile is not None:
         pricing.save(arguments.save_profile, overwrite=arguments.force)
     try:
@@ -189,6 +201,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         predictor=arguments.predictor,
         prefer=arguments.prefer,
         memory_limit_bytes=None if arguments.memory_limit is None else arguments.memory_limit * 1e9,
+        prove=arguments.prove,
         force=arguments.force,
     )
 

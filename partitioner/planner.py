@@ -7,7 +7,9 @@ that is traced for half of the batch. Nothing is executed here.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,19 +26,22 @@ from partitioner.graph import build_problem
 from partitioner.ir import TracedGraph
 from partitioner.plan import CostSource, Mode, Plan, Predicted, PredictedComponent, Predictor, as_label, rank_of
 from partitioner.problem import Devices, Problem
-from partitioner.program import build_programs
-from partitioner.solve import Solver
+from partitioner.program import build_preamble, build_programs
+from partitioner.solve import Solver, Split
 from profiles.devices import DEFAULT_DEVICE
 
 if TYPE_CHECKING:
     from torch import nn
 
     from partitioner.models import ModelSpec
+    from partitioner.prove import Certificate
 
 Prefer = Literal["quality", "speed", "memory"]
 CostsOf = Callable[[TracedGraph], GraphCosts]
+ComponentTimer = Callable[[TracedGraph, Mapping[str, int], int], list[float]]  # component_timing.time_components
 Progress = Callable[[str], None]
 
+REFINEMENTS = 3  # rounds at most; the second rarely moves a border
 DEFAULT_WARMUP = 4  # what the trials of look-ahead and its predictors were made with
 
 
@@ -45,7 +50,8 @@ class Options:
     """What a user may ask for; None leaves the choice to the planner.
 
     period: every how many steps all components but the last recompute. memory_limit_bytes: of each device, on top of
-    what its data sheet says. force: also a plan that is predicted to be slower than one device.
+    what its data sheet says. prove: look for a certificate with HiGHS. force: also a plan that is
+    predicted to be slower than one device.
     """
 
     branches: int | None = None
@@ -55,6 +61,7 @@ class Options:
     predictor: Predictor | None = None
     prefer: Prefer = "quality"
     memory_limit_bytes: float | None = None
+    prove: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -68,6 +75,10 @@ class Options:
             raise UsageError(f"the memory limit is {self.memory_limit_bytes / 1e9:g} GB; expected more than 0")
         if self.period > 1 and self.mode == "lookahead":
             raise UsageError("look-ahead recomputes every component in every step; use --period 1 or --mode async")
+        if self.prove and self.period > 1:
+            raise UsageError("a proof is for components that compute in every step; use --period 1")
+        if self.prove and importlib.util.find_spec("highspy") is None:
+            raise UsageError("a proof needs HiGHS; install it: pip install 'diffusion-partitioner[prove]'")
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,13 @@ class Candidate:
     lower_bound_ms: float = math.inf
     placed: Mapping[str, int] = field(default_factory=dict, repr=False)
     device_of: tuple[int, ...] = ()
-    evaluation: Evaluation | None = field(default=None, repr=False)
+    split: Split | None = field(default=None, repr=False)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The figures of one branch; only where there is a split."""
+        assert self.split is not None
+        return self.split.evaluation
 
     @property
     def ranks(self) -> int:
@@ -96,7 +113,7 @@ class Candidate:
     @property
     def memory_bytes(self) -> int:
         """Of the rank that holds most."""
-        return max(c.memory_bytes for c in self.evaluation.components) if self.evaluation else 0
+        return max(c.memory_bytes for c in self.evaluation.components)
 
     @property
     def periods(self) -> tuple[int, ...]:
@@ -105,19 +122,40 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Planning:
-    """A plan and how it was found. whole: the graph of a full call, of both halves of the guidance batch.
-    baselines: other splits of it over as many devices.
+class Refinement:
+    """Components measured whole, by round: how long they were predicted and found to take, in ms.
 
-    seconds: by "trace", "cost" and "solve".
+    candidate, problem: of the last split, under the costs that the measurements gave. scale: these over the old costs.
+    """
+
+    rounds: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
+    candidate: Candidate = field(repr=False)
+    problem: Problem = field(repr=False)
+    scale: float
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """The largest relative error of a prediction, by round."""
+        return tuple(
+            max(abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)) for predicted, measured in self.rounds
+        )
+
+
+@dataclass(frozen=True)
+class Planning:
+    """A plan and how it was found.
+
+    baselines: other splits of a full call over as many devices. seconds: by "trace", "cost", "solve" and what was
+    asked for besides. certificate: what was proved of the step time; refinement: what was measured; None if not asked.
     """
 
     plan: Plan
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     baselines: Mapping[str, Baseline]
-    whole: TracedGraph
     seconds: Mapping[str, float]
+    certificate: Certificate | None
+    refinement: Refinement | None
 
 
 def plan_model(
@@ -127,6 +165,7 @@ def plan_model(
     options: Options = Options(),
     *,
     reference: str | None = None,
+    timer: ComponentTimer | None = None,
     progress: Progress = lambda _: None,
 ) -> Planning:
     """Trace a model without its weights and plan it; see plan_graphs."""
@@ -149,6 +188,7 @@ def plan_model(
         options,
         revision=spec.revision,
         reference=reference,
+        timer=timer,
         progress=progress,
         clock=clock,
     )
@@ -190,13 +230,15 @@ def plan_graphs(
     *,
     revision: str | None = None,
     reference: str | None = None,
+    timer: ComponentTimer | None = None,
     progress: Progress = lambda _: None,
     clock: _Clock | None = None,
 ) -> Planning:
     """Solve every choice of branches x components, take the best under ``options.prefer``.
 
     whole: the graph of a full call; half: that of one half of the guidance batch, None where it holds no two.
-    reference: name of the device that the costs hold for, the first of the fleet by default.
+    reference: name of the device that the costs hold for, the first of the fleet by default. timer: measures whole
+    components on it; the costs are then refined with it.
     Raises InfeasibleError where nothing fits, or only what is slower than one device and ``force`` is not set.
     """
     _check_branches(options, len(fleet), whole.model, half is not None)
@@ -213,10 +255,26 @@ def plan_graphs(
     with clock.measure("solve"):
         problems = {branches: build_problem(graph, costs[branches]) for branches, graph in graphs.items()}
         sequential_ms = problems[1].total_ms / max(as_devices(fleet).speeds)
-        candidates = tuple(_candidates(problems, fleet, options, progress))
+        candidates = list(_candidates(problems, fleet, options, progress))
         chosen = _choose(candidates, len(fleet), options, sequential_ms, problems[1], fleet)
         compared = baselines(whole, problems[1], as_devices(fleet))
-        predicted = _predicted(graphs[chosen.branches], chosen, fleet, sequential_ms, costs[1])
+    refinement = None
+    if timer is not None:
+        with clock.measure("refine"):
+            refinement = _refine(
+                graphs[chosen.branches], costs[chosen.branches], chosen, fleet, options, timer, progress
+            )
+        sequential_ms *= refinement.scale
+        candidates[candidates.index(chosen)] = chosen = refinement.candidate
+    certificate = None
+    if options.prove and chosen.split is not None:
+        from partitioner.prove import prove
+
+        with clock.measure("prove"):
+            progress("proving")
+            devices, _ = _seats(fleet, chosen.branches)
+            problem = problems[chosen.branches] if refinement is None else refinement.problem
+            certificate = prove(problem, devices, chosen.mode, chosen.split)
     plan = Plan.from_split(
         graphs[chosen.branches],
         chosen.placed,
@@ -227,7 +285,7 @@ def plan_graphs(
         mode=chosen.mode,
         predictor=options.predictor or default_predictor(chosen.mode),
         devices=[fleet[d].name for d in chosen.device_of],
-        predicted=predicted,
+        predicted=_predicted(graphs[chosen.branches], chosen, fleet, sequential_ms, costs[1]),
         cost_source=CostSource(
             kind="measured" if costs[1].source == "measured" else "roofline",
             device=as_label(costs[1].device),
@@ -236,7 +294,7 @@ def plan_graphs(
         versions=_versions(),
         revision=revision,
     )
-    return Planning(plan, chosen, candidates, compared, whole, clock.seconds)
+    return Planning(plan, chosen, tuple(candidates), compared, clock.seconds, certificate, refinement)
 
 
 def _check_branches(options: Options, device_count: int, model: str, halves: bool) -> None:
@@ -262,23 +320,25 @@ def _candidates(
     for branches, problem in problems.items():
         if options.branches not in (None, branches):
             continue
-        devices, seats = paired(fleet) if branches == 2 else (as_devices(fleet), [(d,) for d in range(len(fleet))])
-        progress(f"splitting over {branches} x {len(devices)} devices")
-        yield _candidate(problem, branches, devices, seats, options)
+        progress(f"splitting over {branches} x {len(fleet) // branches} devices")
+        yield _candidate(problem, branches, fleet, options)
 
 
-def _candidate(
-    problem: Problem, branches: int, devices: Devices, seats: Sequence[tuple[int, ...]], options: Options
-) -> Candidate:
-    """seats: of each of ``devices``, the fleet's devices that it stands for, one per branch."""
+def _seats(fleet: Fleet, branches: int) -> tuple[Devices, list[tuple[int, ...]]]:
+    """The devices of one branch, and of each the fleet's devices that it stands for, one per branch."""
+    return paired(fleet) if branches == 2 else (as_devices(fleet), [(d,) for d in range(len(fleet))])
+
+
+def _candidate(problem: Problem, branches: int, fleet: Fleet, options: Options) -> Candidate:
+    devices, seats = _seats(fleet, branches)
     components = len(devices)
     period = options.period if components > 1 else 1
     mode: Mode = options.mode or ("lookahead" if period == 1 else "async")
     try:
-        assignment, device_of = _split(Solver(problem), devices, mode, period)
+        split = _split(Solver(problem), devices, mode, period)
     except InfeasibleError as error:
         return Candidate(branches, components, period, mode, reason=str(error))
-    evaluation = evaluate(problem, assignment, devices, mode, device_of)
+    evaluation = split.evaluation
     if not evaluation.feasible:
         needed = max(c.memory_bytes for c in evaluation.components)
         reason = f"one component needs {needed / 1e9:.2f} GB, more than its device has; use more or larger devices"
@@ -286,9 +346,9 @@ def _candidate(
     rates = [period] * (components - 1) + [1]
     bound = evaluation.lower_bound_ms
     if period > 1:
-        bound = problem.total_ms / sum(rate * devices.speeds[d] for rate, d in zip(rates, device_of, strict=True))
+        bound = problem.total_ms / sum(rate * devices.speeds[d] for rate, d in zip(rates, split.device_of, strict=True))
     ranks = [0] * (branches * components)
-    for k, d in enumerate(device_of):
+    for k, d in enumerate(split.device_of):
         for branch in range(branches):
             ranks[rank_of(branch, k, components)] = seats[d][branch]
     return Candidate(
@@ -299,21 +359,17 @@ def _candidate(
         step_ms=max(c.step_ms / rate for c, rate in zip(evaluation.components, rates, strict=True)),
         compute_ms=max(c.load_ms / rate for c, rate in zip(evaluation.components, rates, strict=True)),
         lower_bound_ms=bound,
-        placed=dict(zip(problem.names, assignment, strict=True)),
+        placed=dict(zip(problem.names, split.assignment, strict=True)),
         device_of=tuple(ranks),
-        evaluation=evaluation,
+        split=split,
     )
 
 
-def _split(solver: Solver, devices: Devices, mode: Mode, period: int) -> tuple[list[int], tuple[int, ...]]:
-    """(component of each node, device of each component).
-
-    With a period P all components but the last have P steps for their work: split over P*(N-1)+1 equal devices, of
-    which P in a row become one.
-    """
+def _split(solver: Solver, devices: Devices, mode: Mode, period: int) -> Split:
+    """The solver's split. With a period P all components but the last have P steps for their work: split over
+    P*(N-1)+1 equal devices, of which P in a row become one."""
     if period == 1:
-        split = solver.solve(devices, mode)
-        return list(split.assignment), split.device_of
+        return solver.solve(devices, mode)
     if len(devices.kinds) > 1:
         raise InfeasibleError("a period above 1 needs equal devices; use --period 1")
     last = len(devices) - 1
@@ -324,7 +380,8 @@ def _split(solver: Solver, devices: Devices, mode: Mode, period: int) -> tuple[l
         latency_ms=devices.latency_ms[0],
     )
     split = solver.solve(virtual, mode)
-    return [k // period for k in split.assignment], tuple(range(last + 1))
+    assignment = tuple(k // period for k in split.assignment)
+    return Split(assignment, tuple(range(last + 1)), split.form, evaluate(solver.problem, assignment, devices, mode))
 
 
 def _choose(
@@ -355,11 +412,49 @@ def _choose(
     return chosen
 
 
+def _refine(
+    graph: TracedGraph,
+    costs: GraphCosts,
+    chosen: Candidate,
+    fleet: Fleet,
+    options: Options,
+    timer: ComponentTimer,
+    progress: Progress,
+) -> Refinement:
+    """Measure the components whole, rescale the costs of their nodes, solve again, until the split stays."""
+    before = sum(_latent_ms(graph, costs, chosen.placed, chosen.components))
+    rounds = []
+    while True:
+        progress("measuring the components whole")
+        predicted = _latent_ms(graph, costs, chosen.placed, chosen.components)
+        measured = timer(graph, chosen.placed, chosen.components)
+        rounds.append((tuple(predicted), tuple(measured)))
+        factors = [m / p if p > 0 else 1.0 for p, m in zip(predicted, measured, strict=True)]
+        scaled = dict(costs.nodes)
+        for name, k in chosen.placed.items():
+            scaled[name] = dataclasses.replace(scaled[name], ms=scaled[name].ms * factors[k])
+        costs = dataclasses.replace(costs, nodes=scaled)
+        problem = build_problem(graph, costs)
+        placed, chosen = chosen.placed, _candidate(problem, chosen.branches, fleet, options)
+        if chosen.reason is not None:
+            raise InfeasibleError(chosen.reason)
+        if chosen.placed == placed or len(rounds) == REFINEMENTS:
+            return Refinement(tuple(rounds), chosen, problem, sum(measured) / before if before > 0 else 1.0)
+
+
+def _latent_ms(graph: TracedGraph, costs: GraphCosts, placed: Mapping[str, int], components: int) -> list[float]:
+    """Time of each component's latent nodes on the device of the costs."""
+    found = [0.0] * components
+    for node in graph.latent_nodes:
+        found[placed[node.name]] += costs.nodes[node.name].ms
+    return found
+
+
 def _predicted(
     graph: TracedGraph, chosen: Candidate, fleet: Fleet, sequential_ms: float, whole_costs: GraphCosts
 ) -> Predicted:
-    assert chosen.evaluation is not None
     programs = build_programs(graph, chosen.placed, chosen.components)
+    preamble = build_preamble(graph, chosen.placed, chosen.components)
     slowest_of_pair = [
         min(fleet[chosen.device_of[rank_of(b, k, chosen.components)]].speed or 1.0 for b in range(chosen.branches))
         for k in range(chosen.components)
@@ -367,7 +462,9 @@ def _predicted(
     components = []
     for branch in range(chosen.branches):
         for k, (figures, program) in enumerate(zip(chosen.evaluation.components, programs, strict=True)):
-            metas = [graph.parameter_by_name[name].meta for name in program.parameters]
+            driver = rank_of(branch, k, chosen.components) == 0
+            held = {*program.parameters, *(preamble.parameters if driver else ())}
+            metas = [graph.parameter_by_name[name].meta for name in held]
             speed = fleet[chosen.device_of[rank_of(branch, k, chosen.components)]].speed or 1.0
             components.append(
                 PredictedComponent(
@@ -419,4 +516,4 @@ class _Clock:
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

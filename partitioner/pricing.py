@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from partitioner.cost import GraphCosts, apply_profile, estimate, load_profile
@@ -45,6 +45,13 @@ class Pricing:
         if self._profile is None:
             return estimate(graph, self.reference)
         return apply_profile(self._profile, graph, self.reference)
+
+    def time_components(self, graph: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
+        """Times in ms of whole components on the device that is measured on; see component_timing."""
+        from partitioner.component_timing import time_components
+
+        assert self.live is not None
+        return time_components(graph, placed, components, self.live)
 
     def save(self, path: Path, overwrite: bool = False) -> None:
         """Write what was measured; UsageError if that cannot be."""

@@ -49,7 +49,15 @@ def describe(plan: Plan, path: str | None) -> dict[str, Any]:
 
 def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[str, Any]:
     """How the plan was found: what else was considered, the baselines, and the time that it took."""
+    certificate, refinement = planning.certificate, planning.refinement
     return {
+        "proof": certificate
+        and {"result": str(certificate), "bound_ms": round(certificate.bound_ms, 6), "clusters": certificate.clusters},
+        "refinement": refinement
+        and [
+            {"predicted_ms": list(predicted), "measured_ms": list(measured), "error": error}
+            for (predicted, measured), error in zip(refinement.rounds, refinement.errors, strict=True)
+        ],
         "candidates": [
             {
                 "branches": candidate.branches,
@@ -142,6 +150,15 @@ def table(document: Mapping[str, Any]) -> str:
         f"sent             {_size(document['bytes_per_step'])} per step; staleness {document['staleness']:.4g}",
         f"denoiser         {document['macs'] / 1e12:.4g} T multiply-accumulates per call",
     ]
+    if document.get("proof"):
+        proof = document["proof"]
+        lines.append(
+            f"proof            {proof['result']}: no placement of {proof['clusters']} clusters takes less than "
+            f"{proof['bound_ms']:.4g} {ms}"
+        )
+    if document.get("refinement"):
+        errors = ", ".join(f"{entry['error']:.1%}" for entry in document["refinement"])
+        lines.append(f"refinement       whole components differed from the sum of their nodes by up to {errors}")
     if document.get("baselines"):
         lines += ["", *_baseline_table(document, ms)]
     if document.get("candidates"):

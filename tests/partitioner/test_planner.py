@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -119,8 +120,9 @@ def test_predicted_figures(graphs: tuple[TracedGraph, TracedGraph]) -> None:
     assert predicted.bytes_per_step == 2 * WIDTH * 4
     assert predicted.macs == 20 * (LAYERS + 1)
     assert len(predicted.components) == 4
-    for component in predicted.components:
-        assert component.parameters == LAYERS / 2 * (WIDTH * WIDTH + WIDTH) + 2 * WIDTH
+    for number, component in enumerate(predicted.components):
+        embedding = 2 * WIDTH if number == 1 else 0  # the driver's, which has the last component of branch 0
+        assert component.parameters == LAYERS / 2 * (WIDTH * WIDTH + WIDTH) + embedding
         assert component.parameter_bytes == 4 * component.parameters
         assert component.memory_bytes > component.parameter_bytes
 
@@ -181,6 +183,37 @@ def test_a_period_gives_the_inner_components_more_work(graphs: tuple[TracedGraph
     loads = [component.compute_ms for component in plan.predicted.components]
     assert plan.predicted.step_ms >= max(loads[0] / 2, loads[1] / 2, loads[2])
     assert plan.predicted.speedup_step > 4
+
+
+def test_refining_moves_the_borders_to_where_time_is_really_spent(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    graph = graphs[0]
+    first_half = {node.name for node in graph.latent_nodes[: len(graph.latent_nodes) // 2]}
+
+    def timer(timed: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
+        """Really the first half of the layers takes twice as long as their costs say."""
+        times = [0.0] * components
+        for node in timed.latent_nodes:
+            ms = costs_of(timed).nodes[node.name].ms
+            times[placed[node.name]] += 2 * ms if node.name in first_half else ms
+        return times
+
+    planning = plan_graphs(graph, None, fleet_of(1, 1), costs_of, Options(), timer=timer)
+    assert planning.refinement is not None
+    assert planning.refinement.errors[0] == pytest.approx(0.5)
+    assert planning.refinement.errors[-1] < 0.12
+    really = timer(graph, planning.chosen.placed, 2)
+    assert max(really) <= 1.1 * sum(really) / 2
+    assert planning.plan.predicted.sequential_ms == pytest.approx(sum(really), rel=0.1)
+    unrefined = timer(graph, plan_for((graph, None), fleet_of(1, 1)).chosen.placed, 2)
+    assert max(really) < max(unrefined)
+
+
+def test_a_proof_bounds_the_step(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    pytest.importorskip("highspy")
+    certificate = plan_for((graphs[0], None), fleet_of(1, 1), prove=True).certificate
+    assert certificate is not None
+    assert certificate.bound_ms <= certificate.step_ms
+    assert certificate.gap < 0.05
 
 
 def test_the_same_input_gives_the_same_bytes(graphs: tuple[TracedGraph, TracedGraph]) -> None:
