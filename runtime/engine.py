@@ -16,12 +16,13 @@ from torch import nn
 from partitioner.errors import PartitionerError
 from partitioner.ir import Argument, Parameter, Ref, Role, TracedGraph
 from partitioner.plan import Plan, rank_of, seat_of
+from partitioner.schedule import Run, Schedule
 from partitioner.trace import bind_arguments, flatten_arguments, trace
 from runtime.component import ComponentSpec, PreambleSpec, build_specs
 from runtime.errors import EngineClosed, InputError, PlanMismatch
+from runtime.lookahead import Course, Forecast, course_of
 from runtime.preamble import PreambleRunner
 from runtime.ranks import EmulatedRanks, ProcessRanks, Ranks, ThreadRanks
-from runtime.schedule import Run, Schedule
 from runtime.serve import Report
 from runtime.transport import Key
 from runtime.weights import parameters_of
@@ -94,13 +95,16 @@ class _Context:
     marker: object = None  # the scheduler's timesteps, or the last timestep's value
     prompts: dict[str, _Seen] = field(default_factory=dict)
     unannounced: list[list[list[int]]] = field(default_factory=list)  # [reader][source] -> steps
+    schedule: Schedule | None = None
+    course: Course | None = None
+    forecasts: dict[str, Forecast] = field(default_factory=dict)  # look-ahead: by latent input
 
 
 class Engine:
     """Runs a denoiser by a plan: call it like the denoiser, it returns the denoiser's output as a tuple.
 
-    scheduler: gives the pipeline's scheduler, from which a trajectory's start is seen; without one it is seen
-    from the timestep, which falls within a trajectory. Use it as a context manager, or call ``close``.
+    scheduler: gives the pipeline's scheduler, from which a trajectory's start and course are seen; without one a
+    start is seen from the timestep, which falls within a trajectory, and look-ahead plans run async. Use it as a context manager, or call ``close``.
     Raises PlanMismatch before anything is started, StartupError if a rank does not start, and the errors of
     runtime.errors from a call.
     """
@@ -287,21 +291,64 @@ class Engine:
             context.graph, context.branches, context.calls = built, len(halves), 0
             context.base = context.next_base
             context.unannounced = [[[] for _ in range(self.plan.components)] for _ in range(self.plan.components)]
+            self._start_trajectory(context, built, tensors)
             fresh = tuple(item.name for item in built.graph.inputs if item.role <= Role.PROMPT)
-        schedule = Schedule(
-            self.plan.components,
-            "exact" if self.options.exact else (self.options.mode or self.plan.mode),
-            self.options.warmup or self.plan.warmup,
-            self.plan.periods,
-        )
+        for path, forecast in context.forecasts.items():
+            forecast.observe(tensors[path])
+        schedule = context.schedule
+        assert schedule is not None
         runs = schedule.runs(context.calls)
+        inputs = {run.call: halves if run.call == context.calls else self._predicted(context, run.call, tensors) for run in runs}
         begin = time.perf_counter()
-        results = self._issue(context, runs, halves, fresh, start)
+        results = self._issue(context, runs, inputs, fresh, start)
         exact = schedule.is_exact(context.calls)
         self._call_seconds[exact].append(time.perf_counter() - begin)
         context.calls += 1
-        context.next_base = max(context.next_base, context.base + context.calls)
+        context.next_base = context.base + max(context.calls, *(run.call + 1 for run in runs))
         return results
+
+    def _start_trajectory(self, context: _Context, built: _Graph, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Choose the mode: look-ahead where the trajectory's course is known, else async."""
+        mode = "exact" if self.options.exact else (self.options.mode or self.plan.mode)
+        warmup = self.options.warmup or self.plan.warmup
+        context.course, context.forecasts = None, {}
+        if mode == "lookahead" and self.plan.components > 1:
+            timestep = self._timestep(built, tensors)
+            scheduler = self._scheduler() if self._scheduler is not None else None
+            context.course = course_of(scheduler, timestep) if timestep is not None else None
+            if context.course is None:
+                mode = "async"
+            else:
+                # the first prediction needs the slope of one move, and is made components - 1 calls ahead
+                warmup = max(warmup, self.plan.components)
+                reach = self.plan.components - 1
+                context.forecasts = {
+                    item.name: Forecast(context.course, reach) for item in built.graph.inputs if item.role is Role.LATENT
+                }
+        context.schedule = Schedule(
+            self.plan.components,
+            mode,
+            warmup,
+            self.plan.periods,
+            calls=context.course.calls if context.course is not None else None,
+        )
+
+    def _timestep(self, built: _Graph, tensors: Mapping[str, torch.Tensor]) -> float | None:
+        path = next((item.name for item in built.graph.inputs if item.role is Role.TIMESTEP), None)
+        return float(tensors[path].flatten()[0]) if path is not None else None
+
+    def _predicted(
+        self, context: _Context, call: int, tensors: Mapping[str, torch.Tensor]
+    ) -> list[dict[str, torch.Tensor]]:
+        """The inputs of a later call, per branch: predicted latents, that call's timestep, all else as now."""
+        assert context.course is not None and context.graph is not None
+        later = dict(tensors)
+        for item in context.graph.graph.inputs:
+            if item.role is Role.LATENT:
+                later[item.name] = context.forecasts[item.name].predict(call)
+            elif item.role is Role.TIMESTEP:
+                later[item.name] = context.course.timestep(call, tensors[item.name])
+        return self._halves(later)
 
     def _halves(self, tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """The inputs of each branch: the rows are split evenly; one branch takes all where they cannot be."""
@@ -379,17 +426,19 @@ class Engine:
         if marker is not None:
             moved_back = marker is not before
         else:
-            path = next((item.name for item in built.graph.inputs if item.role is Role.TIMESTEP), None)
-            now = float(tensors[path].flatten()[0]) if path is not None else 0.0
+            now = self._timestep(built, tensors) or 0.0
             context.marker = now
             moved_back = not isinstance(before, float) or now > before
+        if not moved_back and context.course is not None:
+            # another timestep than was looked ahead to: start over
+            moved_back = not context.course.expects(context.calls, self._timestep(built, tensors) or 0.0)
         return moved_back or fresh or context.graph is not built or context.branches != branches
 
     def _issue(
         self,
         context: _Context,
         runs: Sequence[Run],
-        halves: Sequence[Mapping[str, torch.Tensor]],
+        inputs: Mapping[int, Sequence[Mapping[str, torch.Tensor]]],
         fresh: tuple[str, ...],
         start: bool,
     ) -> tuple[Any, ...]:
@@ -397,13 +446,13 @@ class Engine:
         built = context.graph
         assert built is not None
         if fresh:
-            for branch, half in enumerate(halves):
+            for branch, half in enumerate(inputs[context.calls]):
                 self._preambles[built.table].refresh(context.number, branch, half)
             fresh += tuple(wire.value for wire in built.specs[0].wires if wire.source is None and wire.role is Role.PROMPT)
         for run in runs:
             for reader in context.unannounced:
                 reader[run.component].append(context.base + run.call)
-        observe = (self.options.mode or self.plan.mode) == "async" and not self.options.exact
+        observe = context.schedule is not None and context.schedule.mode == "async"
         own: Evaluate | None = None
         for run in runs:
             arrivals = context.unannounced[run.component]
@@ -418,16 +467,17 @@ class Engine:
                 observe=observe,
             )
             context.unannounced[run.component] = [[] for _ in arrivals]
-            for branch, half in enumerate(halves):
+            for branch, half in enumerate(inputs[run.call]):
                 rank = rank_of(branch, run.component, self.plan.components)
                 if rank == 0:
+                    assert own is None, "the driver's component runs one call at a time"
                     own = command
                 else:
                     self._ranks.command(rank, command)
                 self._send_inputs(rank, built, command, half)
         assert own is not None
         results = [self._ranks.run(self._ranks.worker.evaluate(own))]
-        results += [self._ranks.run(self._ranks.worker.results_of(own)) for _ in halves[1:]]
+        results += [self._ranks.run(self._ranks.worker.results_of(own)) for _ in inputs[context.calls][1:]]
         return tuple(
             torch.cat([part[item.name] for part in results]) if isinstance(item, Ref) else item
             for item in built.graph.results
