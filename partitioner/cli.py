@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from partitioner.errors import PartitionerError, PlanError, UsageError
 
 if TYPE_CHECKING:
-    from partitioner.planner import Options
+    from partitioner.candidates import Options
 
 INTERRUPTED = 130
 
@@ -191,7 +191,7 @@ def _partition(arguments: argparse.Namespace) -> str:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    from partitioner.planner import Options
+    from partitioner.candidates import Options
 
     return Options(
         branches=None if arguments.branches == "auto" else int(arguments.branches),

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from partitioner.candidates import Options
 from partitioner.cost import estimate
 from partitioner.fleet import known_device
 from partitioner.models import BUILT_IN, model_spec, trace_model
 from partitioner.plan import Plan
-from partitioner.planner import Options, plan_graphs
+from partitioner.planner import plan_graphs
 
 SIZE = {"svd": (64, 128, 4), "animatediff": (64, 64, 4), "wan": (64, 64, 5)}  # height, width, frames
 

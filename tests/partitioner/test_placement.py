@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from partitioner.candidates import Options
 from partitioner.cost import estimate
 from partitioner.errors import PlanError
 from partitioner.fleet import known_device
 from partitioner.ir import TracedGraph
 from partitioner.plan import Plan
-from partitioner.planner import Options, plan_graphs
+from partitioner.planner import plan_graphs
 from partitioner.program import build_programs
 from partitioner.trace import trace
 

@@ -1,0 +1,206 @@
+"""candidates: every way to use the devices, solved and scored, and which of them is chosen.
+
+Two branches halve the guidance batch, which is exact, so quality prefers them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from partitioner.errors import InfeasibleError, UsageError
+from partitioner.evaluate import Evaluation, evaluate
+from partitioner.fleet import Fleet, as_devices, paired
+from partitioner.plan import Mode, Predictor, rank_of
+from partitioner.problem import Devices, Problem
+from partitioner.solve import Solver, Split
+
+Prefer = Literal["quality", "speed", "memory"]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user may ask for; None leaves the choice to the planner.
+
+    period: every how many steps all components but the last recompute. memory_limit_bytes: of each device, on top of
+    what its data sheet says. prove: look for a certificate with HiGHS. force: also a plan that is
+    predicted to be slower than one device.
+    """
+
+    branches: int | None = None
+    mode: Mode | None = None
+    period: int = 1
+    warmup: int | None = None
+    predictor: Predictor | None = None
+    prefer: Prefer = "quality"
+    memory_limit_bytes: float | None = None
+    prove: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.branches not in (None, 1, 2):
+            raise UsageError(f"branches is 1, 2 or left out; got {self.branches}")
+        if not 1 <= self.period <= 64:
+            raise UsageError(f"period is {self.period}; expected 1 to 64")
+        if self.warmup is not None and not 1 <= self.warmup <= 10_000:
+            raise UsageError(f"warm-up is {self.warmup} steps; expected 1 to 10000")
+        if self.memory_limit_bytes is not None and not self.memory_limit_bytes > 0:
+            raise UsageError(f"the memory limit is {self.memory_limit_bytes / 1e9:g} GB; expected more than 0")
+        if self.period > 1 and self.mode == "lookahead":
+            raise UsageError("look-ahead recomputes every component in every step; use --period 1 or --mode async")
+        if self.prove and self.period > 1:
+            raise UsageError("a proof is for components that compute in every step; use --period 1")
+        if self.prove and importlib.util.find_spec("highspy") is None:
+            raise UsageError("a proof needs HiGHS; install it: pip install 'diffusion-partitioner[prove]'")
+
+
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to use the devices. reason: why it is no split, else None; then the figures below hold.
+
+    step_ms: amortised over the period. device_of: number of the fleet's device of each rank.
+    """
+
+    branches: int
+    components: int
+    period: int
+    mode: Mode
+    reason: str | None = None
+    step_ms: float = math.inf
+    compute_ms: float = math.inf
+    lower_bound_ms: float = math.inf
+    placed: Mapping[str, int] = field(default_factory=dict, repr=False)
+    device_of: tuple[int, ...] = ()
+    split: Split | None = field(default=None, repr=False)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The figures of one branch; only where there is a split."""
+        assert self.split is not None
+        return self.split.evaluation
+
+    @property
+    def ranks(self) -> int:
+        return self.branches * self.components
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the rank that holds most."""
+        return max(c.memory_bytes for c in self.evaluation.components)
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """Every component but the last recomputes every ``period`` steps."""
+        return (self.period,) * (self.components - 1) + (1,)
+
+
+def check_branches(options: Options, device_count: int, model: str, halves: bool) -> None:
+    if options.branches == 2 and not halves:
+        raise UsageError(f"{model} has one branch: its calls hold no guidance batch to split; use --branches 1")
+    if options.branches == 2 and device_count < 2:
+        raise UsageError("two branches need two devices at least; use --branches 1")
+
+
+def find_candidates(
+    problems: Mapping[int, Problem], fleet: Fleet, options: Options, progress: Progress
+) -> Iterator[Candidate]:
+    for branches, problem in problems.items():
+        if options.branches not in (None, branches):
+            continue
+        progress(f"splitting over {branches} x {len(fleet) // branches} devices")
+        yield solve_candidate(problem, branches, fleet, options)
+
+
+def seats_of(fleet: Fleet, branches: int) -> tuple[Devices, list[tuple[int, ...]]]:
+    """The devices of one branch, and of each the fleet's devices that it stands for, one per branch."""
+    return paired(fleet) if branches == 2 else (as_devices(fleet), [(d,) for d in range(len(fleet))])
+
+
+def solve_candidate(problem: Problem, branches: int, fleet: Fleet, options: Options) -> Candidate:
+    devices, seats = seats_of(fleet, branches)
+    components = len(devices)
+    period = options.period if components > 1 else 1
+    mode: Mode = options.mode or ("lookahead" if period == 1 else "async")
+    try:
+        split = _split(Solver(problem), devices, mode, period)
+    except InfeasibleError as error:
+        return Candidate(branches, components, period, mode, reason=str(error))
+    evaluation = split.evaluation
+    if not evaluation.feasible:
+        needed = max(c.memory_bytes for c in evaluation.components)
+        reason = f"one component needs {needed / 1e9:.2f} GB, more than its device has; use more or larger devices"
+        return Candidate(branches, components, period, mode, reason=reason)
+    rates = [period] * (components - 1) + [1]
+    bound = evaluation.lower_bound_ms
+    if period > 1:
+        bound = problem.total_ms / sum(rate * devices.speeds[d] for rate, d in zip(rates, split.device_of, strict=True))
+    ranks = [0] * (branches * components)
+    for k, d in enumerate(split.device_of):
+        for branch in range(branches):
+            ranks[rank_of(branch, k, components)] = seats[d][branch]
+    return Candidate(
+        branches=branches,
+        components=components,
+        period=period,
+        mode=mode,
+        step_ms=max(c.step_ms / rate for c, rate in zip(evaluation.components, rates, strict=True)),
+        compute_ms=max(c.load_ms / rate for c, rate in zip(evaluation.components, rates, strict=True)),
+        lower_bound_ms=bound,
+        placed=dict(zip(problem.names, split.assignment, strict=True)),
+        device_of=tuple(ranks),
+        split=split,
+    )
+
+
+def _split(solver: Solver, devices: Devices, mode: Mode, period: int) -> Split:
+    """The solver's split. With a period P all components but the last have P steps for their work: split over
+    P*(N-1)+1 equal devices, of which P in a row become one."""
+    if period == 1:
+        return solver.solve(devices, mode)
+    if len(devices.kinds) > 1:
+        raise InfeasibleError("a period above 1 needs equal devices; use --period 1")
+    last = len(devices) - 1
+    virtual = Devices.equal(
+        period * last + 1,
+        speed=devices.speeds[0],
+        link_gb_per_s=devices.link_gb_per_s[0],
+        latency_ms=devices.latency_ms[0],
+    )
+    split = solver.solve(virtual, mode)
+    assignment = tuple(k // period for k in split.assignment)
+    return Split(assignment, tuple(range(last + 1)), split.form, evaluate(solver.problem, assignment, devices, mode))
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    device_count: int,
+    options: Options,
+    sequential_ms: float,
+    whole: Problem,
+    fleet: Fleet,
+) -> Candidate:
+    """The best candidate; quality: as few components in a chain as the devices allow, for branches are exact."""
+    feasible = [candidate for candidate in candidates if candidate.reason is None]
+    if not feasible:
+        raise InfeasibleError("; ".join(f"{c.branches} x {c.components}: {c.reason}" for c in candidates))
+    keys: dict[Prefer, Callable[[Candidate], tuple[float, ...]]] = {
+        "quality": lambda c: (device_count - c.ranks, c.components, c.step_ms),
+        "speed": lambda c: (c.step_ms, c.components),
+        "memory": lambda c: (c.memory_bytes, c.step_ms),
+    }
+    faster = [c for c in feasible if c.step_ms < sequential_ms]
+    chosen = min(faster or feasible, key=keys[options.prefer])
+    fits_one = any(whole.item_bytes.sum() + whole.activation_bytes.max() <= device.memory_bytes for device in fleet)
+    if not faster and device_count > 1 and fits_one and not options.force:
+        raise InfeasibleError(
+            f"the best plan for {device_count} devices is predicted to take {chosen.step_ms:.4g} ms per step and one "
+            f"device {sequential_ms:.4g} ms; use one device, faster links, or --force"
+        )
+    return chosen
