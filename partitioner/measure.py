@@ -3,7 +3,8 @@
 CPU: calls take turns. A round runs every distinct call once, in the order of the graph, so that weights come from
 memory and code from cold caches as in a real step, while the activations that a call reads are touched just
 before, as if just computed. Repeating one call in a loop instead makes its weights cache-hot and the sum of a
-denoiser's nodes some 10 % too small; flushing all caches makes it up to 30 % too large.
+denoiser's nodes some 10 % too small; flushing all caches makes it up to 30 % too large. Calls during which another
+thread had the core do not count, where there are enough others.
 
 GPU: a call is repeated on copies of its parameters that together exceed the L2 cache. "eager" times calls that
 the host enqueues one after the other, so the longer of kernel and launch counts; "cuda_graph" replays them
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -39,6 +40,7 @@ MIN_ROUNDS = 5
 MAX_ROUNDS = 15  # of calls below SLOW_MS; a slow call's spread is small
 SLOW_MS = 50.0
 BATCH_BYTES = 2 << 30  # tensors held at once while calls take turns; many times the cache
+ALLOCATOR_BLOCK_BYTES = 31 << 20  # just below the 32 MiB up to which glibc adapts
 GPU_RUN_MS = 2.0  # what one timed run of repeated calls takes at least, well above the resolution of events
 GPU_MAX_CALLS = 200  # per run; the driver's queue holds about 1000 launches before the host must wait
 
@@ -57,10 +59,10 @@ def measure(
     progress: called with (signatures done, signatures in all).
     Raises MeasureError for a device that is not there and for an operator that the device does not support.
     """
-    target = _device(device, mode)
+    target = measuring_device(device, mode)
     calls = distinct_calls(graph, mode)
     report = progress or (lambda done, total: None)
-    with torch.inference_mode(), _one_thread():
+    with torch.inference_mode(), _steady_cpu():
         if target.type == "cpu":
             costs = _measure_cpu(graph, calls, report)
         else:
@@ -84,23 +86,55 @@ def measure_whole(run: Callable[[], Any], device: str = "cpu", *, mode: Mode = "
 
     mode "cuda_graph": ``run`` is captured once and replayed. MeasureError as for measure.
     """
-    target = _device(device, mode)
-    with torch.inference_mode(), _one_thread():
+    target = measuring_device(device, mode)
+    with torch.inference_mode(), _steady_cpu():
         for _ in range(2):
             run()
         if mode == "cuda_graph":
             run = _captured(run, "the whole")
-        return [_whole_ms(run, target) for _ in range(calls)]
+        if target.type == "cuda":
+            return [_gpu_call_ms(run, target) for _ in range(calls)]
+        samples: list[_Sample] = []
+        while len(samples) < 3 * calls and sum(sample.is_quiet for sample in samples) < calls:
+            samples.append(_cpu_call(run))
+        return quietest(samples, calls)
 
 
-def _whole_ms(run: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _gpu_call_ms(run: Callable[[], Any], device: torch.device) -> float:
+    torch.cuda.synchronize(device)
     begin = time.perf_counter()
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    torch.cuda.synchronize(device)
     return (time.perf_counter() - begin) * 1e3
+
+
+class _Sample(NamedTuple):
+    """One call on the CPU: how long it took, and for how long of that another thread had the core."""
+
+    ms: float
+    lost_ms: float
+
+    @property
+    def is_quiet(self) -> bool:
+        return self.lost_ms <= 0.02 * self.ms + 0.02
+
+
+def _cpu_call(run: Callable[[], Any]) -> _Sample:
+    worked = time.thread_time()
+    begin = time.perf_counter()
+    output = run()
+    took = time.perf_counter() - begin
+    worked = time.thread_time() - worked
+    del output  # freeing is not the call's work
+    return _Sample(took * 1e3, (took - worked) * 1e3)
+
+
+def quietest(samples: Sequence[_Sample], least: int) -> list[float]:
+    """Times in ms of the samples that nothing disturbed; of the ``least`` least disturbed where those are fewer."""
+    quiet = [sample.ms for sample in samples if sample.is_quiet]
+    if len(quiet) >= least:
+        return quiet
+    return [sample.ms for sample in sorted(samples, key=lambda sample: sample.lost_ms / sample.ms)[:least]]
 
 
 def _captured(run: Callable[[], Any], what: str) -> Callable[[], Any]:
@@ -117,13 +151,34 @@ def _captured(run: Callable[[], Any], what: str) -> Callable[[], Any]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _steady_cpu() -> Iterator[None]:
+    """One thread, and an allocator as in a process that has run for a while.
+
+    glibc gives freed memory back to the system, to be faulted in again at the next call, until it has once freed a
+    large block; page faults would otherwise be up to a tenth of a step, and differ from run to run.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.empty(ALLOCATOR_BLOCK_BYTES, dtype=torch.uint8)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def measuring_device(name: str, mode: Mode) -> torch.device:
+    """The CPU or the GPU of that name; MeasureError where it is not there or does not know the mode."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise MeasureError(f"cannot measure on {name!r}; expected cpu, or a GPU such as cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MeasureError(f"{name} is not there: torch sees {torch.cuda.device_count()} GPUs; use cpu or a roofline")
+    if device.type == "cpu" and mode == "cuda_graph":
+        raise MeasureError("mode 'cuda_graph' needs a GPU; measure cpu in mode 'eager'")
+    return device if device.type == "cpu" else torch.device("cuda", device.index or 0)
 
 
 def distinct_calls(graph: TracedGraph, mode: Mode) -> dict[str, Node]:
@@ -165,18 +220,15 @@ def _measure_cpu(graph: TracedGraph, calls: Mapping[str, Node], report: Progress
     costs: dict[str, SignatureCost] = {}
     for batch in _batches(graph, calls):
         made = {text: _make_call(graph, node, device, {}) for text, node in batch}
-        samples: dict[str, list[float]] = {text: [] for text in made}
+        samples: dict[str, list[_Sample]] = {text: [] for text in made}
         for call in made.values():
             _first_run(call, device)
         for number in range(MAX_ROUNDS):
             for text, call in made.items():
-                if number < MIN_ROUNDS or samples[text][0] < SLOW_MS:
+                if number < MIN_ROUNDS or samples[text][0].ms < SLOW_MS:
                     call.touch()
-                    begin = time.perf_counter()
-                    output = call.run()
-                    samples[text].append((time.perf_counter() - begin) * 1e3)
-                    del output
-        costs |= {text: summarise(times) for text, times in samples.items()}
+                    samples[text].append(_cpu_call(call.run))
+        costs |= {text: summarise(quietest(found, MIN_ROUNDS)) for text, found in samples.items()}
         report(len(costs), len(calls))
     return costs
 
@@ -320,20 +372,6 @@ def _extent(meta: TensorMeta) -> int:
     if meta.numel == 0:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(meta.shape, meta.stride, strict=True))
-
-
-def _device(name: str, mode: Mode) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise MeasureError(f"cannot measure on {name!r}; expected cpu, or a GPU such as cuda:0")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MeasureError(f"{name} is not there: torch sees {torch.cuda.device_count()} GPUs; use cpu or a roofline")
-    if device.type == "cpu" and mode == "cuda_graph":
-        raise MeasureError("mode 'cuda_graph' needs a GPU; measure cpu in mode 'eager'")
-    return device if device.type == "cpu" else torch.device("cuda", device.index or 0)
 
 
 def _device_name(device: torch.device) -> str:

@@ -9,7 +9,7 @@ import argparse
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import nn
 from partitioner.cost import apply_profile
 from partitioner.errors import PartitionerError
 from partitioner.ir import TracedGraph
-from partitioner.measure import Mode, measure, measure_whole, random_tensor, summarise
+from partitioner.measure import Mode, measure, measure_whole, measuring_device, random_tensor, summarise
 from partitioner.models import model_names, model_spec, trace_model
 from partitioner.trace import flatten_arguments, trace
 from profiles.cost_profile import CostProfile, WholeCheck
@@ -35,6 +35,7 @@ def record(name: str, device: str, mode: Mode, command: str) -> CostProfile:
     Half of the whole calls that the sum is compared with run before the operators and half after, so that a
     machine that becomes slower or faster meanwhile does not pass for an error.
     """
+    target = measuring_device(device, mode)
     module: nn.Module | None = None
     inputs: dict[str, Any] = {}
     if name in DENOISERS:
@@ -42,15 +43,19 @@ def record(name: str, device: str, mode: Mode, command: str) -> CostProfile:
         graph = trace(module, inputs, roles, model=name)
     else:
         graph = trace_model(model_spec(name))
-    target = torch.device(device)
     run = _whole(graph, module, inputs, target)
-    whole = measure_whole(run, device, mode=mode)
+    untraced = None if module is None else _untraced(module, inputs, target)
+    whole: list[float] = []
+    module_ms: list[float] = []
+
+    def measure_both() -> None:
+        whole.extend(measure_whole(run, device, mode=mode))
+        if untraced is not None:
+            module_ms.extend(measure_whole(untraced, device))
+
+    measure_both()
     profile = measure(graph, device, mode=mode, command=command, progress=_progress)
-    whole += measure_whole(run, device, mode=mode)
-    module_ms = None
-    if module is not None:
-        on_device, arguments = module.to(target), _moved(inputs, target)
-        module_ms = statistics.median(measure_whole(lambda: on_device(**arguments), device))
+    measure_both()
     summary = summarise(whole)
     check = WholeCheck(
         model=name,
@@ -58,12 +63,14 @@ def record(name: str, device: str, mode: Mode, command: str) -> CostProfile:
         summed_ms=sum(cost.ms for cost in apply_profile(profile, graph).nodes.values()),
         whole_ms=summary.median_ms,
         whole_iqr_ms=summary.iqr_ms,
-        module_ms=module_ms,
+        module_ms=statistics.median(module_ms) if module_ms else None,
     )
     return profile.model_copy(update={"checks": (check,)})
 
 
-def _whole(graph: TracedGraph, module: nn.Module | None, inputs: dict[str, Any], device: torch.device) -> Any:
+def _whole(
+    graph: TracedGraph, module: nn.Module | None, inputs: dict[str, Any], device: torch.device
+) -> Callable[[], Any]:
     """A call of the whole traced graph on a device, with the module's parameters or random ones."""
     if module is None:
         metas = {item.name: item.meta for item in graph.inputs} | {p.name: p.meta for p in graph.parameters}
@@ -76,6 +83,12 @@ def _whole(graph: TracedGraph, module: nn.Module | None, inputs: dict[str, Any],
     lowered = lower(graph.nodes, reads, graph.result_values, device)
     arguments = [values[name] for name in reads]
     return lambda: lowered(*arguments)
+
+
+def _untraced(module: nn.Module, inputs: dict[str, Any], device: torch.device) -> Callable[[], Any]:
+    arguments = _moved(inputs, device)
+    on_device = module.to(device)
+    return lambda: on_device(**arguments)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

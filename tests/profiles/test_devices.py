@@ -79,6 +79,12 @@ def test_driver_names_are_matched(driver_name: str, name: str | None) -> None:
 def test_records_are_strict() -> None:
     path = Path(profiles.devices.__file__).with_name("devices.json")
     record = json.loads(path.read_text())["devices"]["cpu"]
-    for change in ({"memory_gb_per_s": 0}, {"memory_gb_per_s": float("inf")}, {"links": []}, {"speed": 1}):
+    changes: list[dict[str, object]] = [
+        {"memory_gb_per_s": 0},
+        {"memory_gb_per_s": float("inf")},
+        {"links": []},
+        {"speed": 1},
+    ]
+    for change in changes:
         with pytest.raises(ValidationError):
             DeviceSpec.model_validate(record | change)
