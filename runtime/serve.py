@@ -55,6 +55,7 @@ class Report:
     number: int
     steps: int
     sent_bytes: int
+    send_seconds: float
     wait_seconds: float
     parameter_bytes: int
     resident_bytes: int
@@ -177,6 +178,7 @@ def report(worker: Worker, number: int) -> Report:
         number=number,
         steps=worker.steps_done,
         sent_bytes=worker.mailbox.sent_bytes,
+        send_seconds=worker.mailbox.send_seconds,
         wait_seconds=worker.mailbox.wait_seconds,
         parameter_bytes=parameter_bytes,
         resident_bytes=resident_bytes(),

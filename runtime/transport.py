@@ -50,6 +50,7 @@ class Mailbox(ABC):
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.sent_bytes = 0
+        self.send_seconds = 0.0  # in the sending thread: packing and handing over
         self.wait_seconds = 0.0
         self._arrived: dict[Key, torch.Tensor] = {}
         self._forgotten: dict[int, int] = {}  # context -> messages of earlier steps are dropped
@@ -61,9 +62,15 @@ class Mailbox(ABC):
     def register(self, table: int, wires: Sequence[Expected]) -> None:
         """Say what the messages of ``table`` are, before any of them is sent or taken."""
 
-    @abstractmethod
     def send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
         """Send to each of the ranks ``readers``; returns at once. The tensor must not be written to again."""
+        start = time.perf_counter()
+        self._send(readers, key, tensor)
+        self.send_seconds += time.perf_counter() - start
+
+    @abstractmethod
+    def _send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
+        """``send``, as this transport does it."""
 
     @abstractmethod
     def close(self) -> None:
@@ -139,7 +146,7 @@ class LocalMailbox(Mailbox):
     def register(self, table: int, wires: Sequence[Expected]) -> None:
         pass  # the tensor itself is handed over: there is nothing to agree on
 
-    def send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
+    def _send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
         packed = pack(tensor)
         for reader in readers:
             self.sent_bytes += packed.numel() * packed.element_size()
@@ -204,7 +211,7 @@ class GlooMailbox(Mailbox):
             self._tables[table] = wires
             self._changed.notify_all()
 
-    def send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
+    def _send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
         self.check_wire(key, tensor)
         packed = pack(tensor)
         # bytes, so that one code path serves every dtype (gloo has no bfloat16 and no bool)
