@@ -6,6 +6,7 @@ Of two branches each is the graph that is traced for one half of the guidance ba
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -76,7 +77,7 @@ def plan_model(
 
     check_branches(options, len(fleet), spec.name, spec.halves == 2)
     clock = _Clock()
-    with clock.measure("trace"):
+    with clock.measure("trace"), _without_collector():
         progress(f"tracing {spec.name}")
         whole = trace_model(spec)
         half = None
@@ -262,6 +263,18 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = as_label(importlib.metadata.version(package))
     return found
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Tracing makes millions of objects that live; looking through them for garbage takes a tenth of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Clock:
