@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from partitioner.calls import random_tensor
 from partitioner.cost import value_metas
 from partitioner.ir import Node, TracedGraph
-from partitioner.measure import measure_whole, random_tensor, summarise
+from partitioner.measure import measure_whole, summarise
 from partitioner.operators import bind, resolve
 
 

@@ -21,16 +21,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
+from partitioner.calls import Call, extent, first_line, first_run, make_call
 from partitioner.cost import is_free, signature, value_metas
 from partitioner.errors import MeasureError
-from partitioner.ir import Node, Role, TensorMeta, TracedGraph
-from partitioner.operators import bind, resolve
+from partitioner.ir import Node, TracedGraph
 from profiles.cost_profile import SCHEMA_VERSION, CostProfile, SignatureCost
 
 Mode = Literal["eager", "cuda_graph"]
@@ -145,7 +144,7 @@ def _captured(run: Callable[[], Any], what: str) -> Callable[[], Any]:
             run()
     except RuntimeError as error:
         raise MeasureError(
-            f"{what} cannot be captured in a CUDA graph: {_first_line(error)}; measure in mode 'eager'"
+            f"{what} cannot be captured in a CUDA graph: {first_line(error)}; measure in mode 'eager'"
         ) from error
     return graph.replay
 
@@ -196,33 +195,14 @@ def summarise(samples_ms: Sequence[float], launch_ms: float = 0.0) -> SignatureC
     return SignatureCost(median_ms=statistics.median(samples_ms), iqr_ms=high - low, launch_ms=launch_ms)
 
 
-@dataclass(frozen=True)
-class _Call:
-    """An operator with arguments made up for it. fresh: tensors that a step has just computed when it calls."""
-
-    node: Node
-    function: Callable[..., Any]
-    args: list[Any]
-    kwargs: dict[str, Any]
-    fresh: list[torch.Tensor]
-
-    def run(self) -> Any:
-        return self.function(*self.args, **self.kwargs)
-
-    def touch(self) -> None:
-        """Bring what the step has just computed into the cache."""
-        for tensor in self.fresh:
-            tensor.sum() if tensor.dtype.itemsize > 1 else tensor.clone()  # 8-bit floats have no sum
-
-
 def _measure_cpu(graph: TracedGraph, calls: Mapping[str, Node], report: Progress) -> dict[str, SignatureCost]:
     device = torch.device("cpu")
     costs: dict[str, SignatureCost] = {}
     for batch in _batches(graph, calls):
-        made = {text: _make_call(graph, node, device, {}) for text, node in batch}
+        made = {text: make_call(graph, node, device, {}) for text, node in batch}
         samples: dict[str, list[_Sample]] = {text: [] for text in made}
         for call in made.values():
-            _first_run(call, device)
+            first_run(call, device)
         for number in range(MAX_ROUNDS):
             for text, call in made.items():
                 if number < MIN_ROUNDS or samples[text][0].ms < SLOW_MS:
@@ -242,15 +222,15 @@ def _measure_cuda(
         for done, (text, node) in enumerate(calls.items(), 1):
             copies = _copies_beyond_cache(graph, node, cache_bytes)
             fresh: dict[str, Any] = {}  # the copies share what a step has just computed
-            made = [_make_call(graph, node, device, fresh) for _ in range(copies)]
+            made = [make_call(graph, node, device, fresh) for _ in range(copies)]
             for call in made:
-                _first_run(call, device)
+                first_run(call, device)
             costs[text] = _time_cuda(made, mode)
             report(done, len(calls))
     return costs
 
 
-def _time_cuda(calls: Sequence[_Call], mode: Mode) -> SignatureCost:
+def _time_cuda(calls: Sequence[Call], mode: Mode) -> SignatureCost:
     """Time per call of long runs in which the calls take turns."""
 
     def enqueue(count: int) -> None:
@@ -290,7 +270,7 @@ def _batches(graph: TracedGraph, calls: Mapping[str, Node]) -> Iterator[list[tup
     batch: list[tuple[str, Node]] = []
     held = 0
     for text, node in calls.items():
-        size = sum(4 * _extent(meta) for name in node.reads for meta in value_metas(graph, name))
+        size = sum(4 * extent(meta) for name in node.reads for meta in value_metas(graph, name))
         if batch and held + size > BATCH_BYTES:
             yield batch
             batch, held = [], 0
@@ -304,74 +284,6 @@ def _copies_beyond_cache(graph: TracedGraph, node: Node, cache_bytes: int) -> in
     """How many sets of its parameters exceed twice the cache: 1 to 16, and 1 where it reads none."""
     size = sum(graph.parameter_by_name[name].meta.size_bytes for name in node.reads if name in graph.parameter_by_name)
     return 1 if size == 0 else min(16, math.ceil(2 * cache_bytes / size) + 1)
-
-
-def _make_call(graph: TracedGraph, node: Node, device: torch.device, fresh: dict[str, Any]) -> _Call:
-    """A call on random tensors. fresh: latent values made so far by name, shared with and extended for the caller."""
-    values: dict[str, Any] = {}
-    for name in node.reads:
-        if name not in fresh:
-            metas = value_metas(graph, name)
-            made = [random_tensor(meta, device) for meta in metas]
-            values[name] = made[0] if len(made) == 1 else made
-            if _role(graph, name) is Role.LATENT:
-                fresh[name] = values[name]
-        else:
-            values[name] = fresh[name]
-    return _Call(
-        node=node,
-        function=resolve(node.target),
-        args=[bind(argument, values, device) for argument in node.args],
-        kwargs={key: bind(argument, values, device) for key, argument in node.kwargs},
-        fresh=[values[n] for n in node.reads if n in fresh and isinstance(values[n], torch.Tensor)],
-    )
-
-
-def _role(graph: TracedGraph, name: str) -> Role:
-    if name in graph.node_by_name:
-        return graph.node_by_name[name].role
-    return graph.input_by_name[name].role if name in graph.input_by_name else Role.CONSTANT
-
-
-def _first_run(call: _Call, device: torch.device) -> None:
-    """Warm up (code is loaded, kernels are chosen) and see that the device can do it."""
-    node = call.node
-    try:
-        call.run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    except (RuntimeError, NotImplementedError) as error:
-        dtypes = ", ".join(dict.fromkeys(meta.dtype for meta in node.outputs))
-        raise MeasureError(
-            f"{node.key} ({node.target}, {dtypes}) does not run on {device}: {_first_line(error)}; measure in "
-            "another dtype or on another device, or use a roofline estimate"
-        ) from error
-
-
-_BLOCK = 1 << 20
-
-
-def random_tensor(meta: TensorMeta, device: torch.device) -> torch.Tensor:
-    """A tensor of that shape, stride and dtype: normal numbers; zeros for integers, valid as indices; all True."""
-    dtype: torch.dtype = getattr(torch, meta.dtype)
-    extent = _extent(meta)
-    if dtype is torch.bool:
-        storage = torch.ones(extent, dtype=dtype, device=device)
-    elif dtype.is_floating_point or dtype.is_complex:
-        kind = torch.complex64 if dtype.is_complex else torch.float32
-        block = torch.randn(min(extent, _BLOCK), dtype=kind, device=device).to(dtype)
-        # repeated: drawing a billion numbers takes seconds, and what they are does not matter
-        storage = block.repeat(math.ceil(extent / _BLOCK))[:extent] if extent else block
-    else:
-        storage = torch.zeros(extent, dtype=dtype, device=device)
-    return storage.as_strided(meta.shape, meta.stride)
-
-
-def _extent(meta: TensorMeta) -> int:
-    """Elements of storage from the tensor's first to its last."""
-    if meta.numel == 0:
-        return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(meta.shape, meta.stride, strict=True))
 
 
 def _device_name(device: torch.device) -> str:
@@ -410,7 +322,3 @@ def _dtype(graph: TracedGraph) -> str:
     for parameter in graph.parameters:
         count[parameter.meta.dtype] = count.get(parameter.meta.dtype, 0) + parameter.meta.numel
     return max(count, key=lambda dtype: count[dtype], default="float32")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from partitioner.calls import random_tensor
 from partitioner.cost import apply_profile
 from partitioner.errors import PartitionerError
 from partitioner.ir import TracedGraph
-from partitioner.measure import Mode, measure, measure_whole, measuring_device, random_tensor, summarise
+from partitioner.measure import Mode, measure, measure_whole, measuring_device, summarise
 from partitioner.models import model_names, model_spec, trace_model
 from partitioner.trace import flatten_arguments, trace
 from profiles.cost_profile import CostProfile, WholeCheck

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+import partitioner.calls
 import partitioner.measure
+from partitioner.calls import random_tensor
 from partitioner.cost import apply_profile, signature
 from partitioner.errors import MeasureError
 from partitioner.ir import TensorMeta, TracedGraph
-from partitioner.measure import _Sample, distinct_calls, measure, measure_whole, quietest, random_tensor, summarise
+from partitioner.measure import _Sample, distinct_calls, measure, measure_whole, quietest, summarise
 from partitioner.trace import trace
 from profiles.cost_profile import CostProfile
 
@@ -138,7 +140,7 @@ def test_unsupported_operator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    monkeypatch.setattr(partitioner.measure, "resolve", refuse)
+    monkeypatch.setattr(partitioner.calls, "resolve", refuse)
     with pytest.raises(
         MeasureError, match=r"float32\) does not run on cpu: \"conv\" not implemented for 'Half'; measure"
     ):

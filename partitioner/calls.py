@@ -1,0 +1,106 @@
+"""Calls of single operators, with arguments made up for the shapes, strides and dtypes of a node."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from partitioner.cost import value_metas
+from partitioner.errors import MeasureError
+from partitioner.ir import Node, Role, TensorMeta, TracedGraph
+from partitioner.operators import bind, resolve
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operator with arguments made up for it. fresh: tensors that a step has just computed when it calls."""
+
+    node: Node
+    function: Callable[..., Any]
+    args: list[Any]
+    kwargs: dict[str, Any]
+    fresh: list[torch.Tensor]
+
+    def run(self) -> Any:
+        return self.function(*self.args, **self.kwargs)
+
+    def touch(self) -> None:
+        """Bring what the step has just computed into the cache."""
+        for tensor in self.fresh:
+            tensor.sum() if tensor.dtype.itemsize > 1 else tensor.clone()  # 8-bit floats have no sum
+
+
+def make_call(graph: TracedGraph, node: Node, device: torch.device, fresh: dict[str, Any]) -> Call:
+    """A call on random tensors. fresh: latent values made so far by name, shared with and extended for the caller."""
+    values: dict[str, Any] = {}
+    for name in node.reads:
+        if name not in fresh:
+            metas = value_metas(graph, name)
+            made = [random_tensor(meta, device) for meta in metas]
+            values[name] = made[0] if len(made) == 1 else made
+            if _role(graph, name) is Role.LATENT:
+                fresh[name] = values[name]
+        else:
+            values[name] = fresh[name]
+    return Call(
+        node=node,
+        function=resolve(node.target),
+        args=[bind(argument, values, device) for argument in node.args],
+        kwargs={key: bind(argument, values, device) for key, argument in node.kwargs},
+        fresh=[values[n] for n in node.reads if n in fresh and isinstance(values[n], torch.Tensor)],
+    )
+
+
+def _role(graph: TracedGraph, name: str) -> Role:
+    if name in graph.node_by_name:
+        return graph.node_by_name[name].role
+    return graph.input_by_name[name].role if name in graph.input_by_name else Role.CONSTANT
+
+
+def first_run(call: Call, device: torch.device) -> None:
+    """Warm up (code is loaded, kernels are chosen) and see that the device can do it."""
+    node = call.node
+    try:
+        call.run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except (RuntimeError, NotImplementedError) as error:
+        dtypes = ", ".join(dict.fromkeys(meta.dtype for meta in node.outputs))
+        raise MeasureError(
+            f"{node.key} ({node.target}, {dtypes}) does not run on {device}: {first_line(error)}; measure in "
+            "another dtype or on another device, or use a roofline estimate"
+        ) from error
+
+
+_BLOCK = 1 << 20
+
+
+def random_tensor(meta: TensorMeta, device: torch.device) -> torch.Tensor:
+    """A tensor of that shape, stride and dtype: normal numbers; zeros for integers, valid as indices; all True."""
+    dtype: torch.dtype = getattr(torch, meta.dtype)
+    count = extent(meta)
+    if dtype is torch.bool:
+        storage = torch.ones(count, dtype=dtype, device=device)
+    elif dtype.is_floating_point or dtype.is_complex:
+        kind = torch.complex64 if dtype.is_complex else torch.float32
+        block = torch.randn(min(count, _BLOCK), dtype=kind, device=device).to(dtype)
+        # repeated: drawing a billion numbers takes seconds, and what they are does not matter
+        storage = block.repeat(math.ceil(count / _BLOCK))[:count] if count else block
+    else:
+        storage = torch.zeros(count, dtype=dtype, device=device)
+    return storage.as_strided(meta.shape, meta.stride)
+
+
+def extent(meta: TensorMeta) -> int:
+    """Elements of storage from the tensor's first to its last."""
+    if meta.numel == 0:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(meta.shape, meta.stride, strict=True))
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
