@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,16 +96,17 @@ class Segment:
         self.keeps = tuple(keeps)
         self.module = lower(nodes, self.reads, self.keeps, device)
         self._key_of = {name: node.key for name, node in _fx_names(nodes).items()}
-        self._key_by_value = {node.name: node.key for node in nodes}
 
     def __call__(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run it; ``values`` holds at least ``reads``. Returns ``keeps`` by name."""
         outputs = self.module(*[values[name] for name in self.reads])
         return dict(zip(self.keeps, outputs, strict=True))
 
-    def key_of_value(self, name: str) -> str:
-        """The key of the node that makes a value of this segment."""
-        return self._key_by_value[name]
+    def first_node(self, values: Mapping[str, torch.Tensor], wanted: Callable[[torch.Tensor], bool]) -> str | None:
+        """The key of the first node that makes a ``wanted`` tensor: runs the segment again, node by node."""
+        finder = _Finder(self.module, wanted)
+        finder.run(*[values[name] for name in self.reads])  # type: ignore[no-untyped-call]
+        return self._key_of.get(finder.found)
 
     def failing_node(self, error: BaseException) -> str | None:
         """The key of the node in which ``error`` was raised, read from the traceback's generated line."""
@@ -120,15 +121,30 @@ class Segment:
         return key
 
 
+class _Finder(fx.Interpreter):
+    """Notes the name of the first node whose value, or one of them, is wanted."""
+
+    def __init__(self, module: fx.GraphModule, wanted: Callable[[torch.Tensor], bool]) -> None:
+        super().__init__(module)
+        self.found = ""
+        self._wanted = wanted
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        if n.op == "call_function" and not self.found:
+            tensors = made if isinstance(made, (list, tuple)) else (made,)
+            if any(isinstance(tensor, torch.Tensor) and self._wanted(tensor) for tensor in tensors):
+                self.found = n.name
+        return made
+
+
 class HoistedSegments:
     """The hoisted nodes of one rank as segments, None where there are no such nodes.
 
     later: values that latent nodes, or other ranks, read.
     """
 
-    def __init__(
-        self, hoisted: Hoisted, by_name: Mapping[str, Node], later: set[str], device: torch.device
-    ) -> None:
+    def __init__(self, hoisted: Hoisted, by_name: Mapping[str, Node], later: set[str], device: torch.device) -> None:
         reads = {v for name in hoisted.timestep for v in by_name[name].reads}
         prompt_reads = {v for name in hoisted.prompt for v in by_name[name].reads}
         self.timestep = _segment(hoisted.timestep, by_name, later, device)
@@ -181,7 +197,7 @@ def lower(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], dev
 
 
 def resolve(target: str) -> Any:
-    """"aten.linear.default" -> the operator; AttributeError where this torch has none of that name."""
+    """The operator that a target such as "aten.linear.default" names; AttributeError where this torch has none of that name."""
     if target == "operator.getitem":
         return operator.getitem
     namespace, name, overload = target.split(".")

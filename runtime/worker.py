@@ -127,7 +127,8 @@ class Worker:
         """Receive parameters; yields the key of each message that it must wait for."""
         self.mailbox.register(command.table, command.wires)
         for index, parameter in enumerate(command.parameters):
-            self.parameters[parameter.path] = (yield from self._receive(Key(command.table, index, PARAMETER_CONTEXT, 0)))
+            key = Key(command.table, index, PARAMETER_CONTEXT, 0)
+            self.parameters[parameter.path] = yield from self._receive(key)
 
     def evaluate(self, command: Evaluate) -> Work[dict[str, torch.Tensor]]:
         """Run one evaluation; its value is the results that this component makes, by value name.
@@ -185,10 +186,8 @@ class Worker:
             yield key
         return self.mailbox.take(key)
 
-    def _read_inputs(
-        self, component: Component, context: _Context, command: Evaluate
-    ) -> Work[dict[str, torch.Tensor]]:
-        values = {}
+    def _read_inputs(self, component: Component, context: _Context, command: Evaluate) -> Work[dict[str, torch.Tensor]]:
+        values: dict[str, torch.Tensor] = {}
         for wire in component.inputs:
             per_step = wire.role > Role.PROMPT
             if per_step or wire.value in command.fresh:
@@ -222,23 +221,27 @@ class Worker:
                 node=segment.failing_node(error),
             ) from error
         if self.setup.check_finite:
-            self._check_finite(segment, made, command)
+            self._check_finite(segment, values, made, command)
         return made
 
-    def _check_finite(self, segment: Segment, made: Mapping[str, torch.Tensor], command: Evaluate) -> None:
+    def _check_finite(
+        self,
+        segment: Segment,
+        values: Mapping[str, torch.Tensor],
+        made: Mapping[str, torch.Tensor],
+        command: Evaluate,
+    ) -> None:
         for name, tensor in made.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if _is_not_finite(tensor):
                 raise NonFiniteValue(
-                    f"%{name} holds NaN or Inf",
+                    f"%{name} holds NaN or Inf, first made",
                     rank=self.setup.rank,
                     component=self.setup.component,
                     step=command.step,
-                    node=segment.key_of_value(name),
+                    node=segment.first_node(values, _is_not_finite),
                 )
 
-    def _read(
-        self, component: Component, context: _Context, command: Evaluate, step: Receive
-    ) -> Work[torch.Tensor]:
+    def _read(self, component: Component, context: _Context, command: Evaluate, step: Receive) -> Work[torch.Tensor]:
         """This step's message, or the predictor's estimate from the earlier ones."""
         wire = component.wire_index[step.value]
         wanted = command.reads[step.source]
@@ -265,6 +268,10 @@ class Worker:
     def _send(self, component: Component, command: Evaluate, step: Send, tensor: torch.Tensor) -> None:
         key = Key(command.table, component.wire_index[step.value], command.context, command.step)
         self.mailbox.send([self.setup.ranks_of[reader] for reader in step.readers], key, tensor)
+
+
+def _is_not_finite(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
