@@ -109,7 +109,7 @@ def by_module(graph: TracedGraph, problem: Problem, modules: Sequence[Sequence[s
     owner = {module: k for k, names in enumerate(modules) for module in names}
     placed: dict[str, int] = {}
     for name in reversed(problem.names):
-        inside = [owner[module] for module in _enclosing(graph.node_by_name[name].module) if module in owner]
+        inside = [owner[module] for module in enclosing_modules(graph.node_by_name[name].module) if module in owner]
         readers = [placed[reader] for reader in graph.readers.get(name, ()) if reader in placed]
         placed[name] = (inside or readers or [len(modules) - 1])[0]
     result = [placed[name] for name in problem.names]
@@ -120,7 +120,12 @@ def by_module(graph: TracedGraph, problem: Problem, modules: Sequence[Sequence[s
 
 
 def broadcast_bytes(graph: TracedGraph, modules: Sequence[Sequence[str]]) -> int:
-    """Bytes of the outputs of all these modules: what is broadcast in a step.
+    """Bytes of the outputs of all these modules: what is broadcast in a step."""
+    return sum(broadcast_sizes(graph, modules).values())
+
+
+def broadcast_sizes(graph: TracedGraph, modules: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Module -> bytes of its outputs, in the order of their computation.
 
     A UNet's down block returns its last tensor twice, as hidden state and among its skip connections.
     """
@@ -128,7 +133,7 @@ def broadcast_bytes(graph: TracedGraph, modules: Sequence[Sequence[str]]) -> int
 
     def hook(name: str) -> str | None:
         node = graph.node_by_name[name]
-        return next((module for module in _enclosing(node.module) if module in hooked), None)
+        return next((module for module in enclosing_modules(node.module) if module in hooked), None)
 
     results = set(graph.result_values)
     sent: dict[str, list[int]] = {}
@@ -139,14 +144,15 @@ def broadcast_bytes(graph: TracedGraph, modules: Sequence[Sequence[str]]) -> int
         readers = graph.readers.get(node.name, ())
         if node.name in results or any(hook(reader) != inside for reader in readers):
             sent.setdefault(inside, []).append(sum(meta.size_bytes for meta in node.outputs))
-    return sum(sum(sizes) + (sizes[-1] if _DOWN_BLOCK.fullmatch(module) else 0) for module, sizes in sent.items())
+    return {module: sum(sizes) + (sizes[-1] if _DOWN_BLOCK.fullmatch(module) else 0) for module, sizes in sent.items()}
 
 
 def _has_modules(graph: TracedGraph, modules: Sequence[Sequence[str]]) -> bool:
-    there = {module for node in graph.latent_nodes for module in _enclosing(node.module)}
+    there = {module for node in graph.latent_nodes for module in enclosing_modules(node.module)}
     return all(module in there for names in modules for module in names)
 
 
-def _enclosing(module: str) -> list[str]:
+def enclosing_modules(module: str) -> list[str]:
+    """A module's path and those of the modules that it is in, innermost first."""
     parts = module.split(".")
     return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
