@@ -52,7 +52,7 @@ class Schedule:
         elif self.mode == "async":
             reads = tuple(self._newest(source, call) for source in everyone)
             runs += [Run(i, call, reads) for i in everyone if self._due(i, call)]
-        if self.mode == "lookahead":
+        if self.mode == "lookahead" and self.components > 1:
             for i in everyone:
                 ahead = call + self.components - 1 - i
                 if ahead >= self.warmup and (self.calls is None or ahead < self.calls):
@@ -61,7 +61,7 @@ class Schedule:
 
     def is_exact(self, call: int) -> bool:
         """Whether a call's output is the denoiser's own on the call's own input."""
-        return call < self.warmup or self.mode == "exact"
+        return call < self.warmup or self.mode == "exact" or self.components == 1
 
     def _due(self, component: int, call: int) -> bool:
         return call < self.warmup or (call - self.warmup) % self.periods[component] == 0

@@ -197,7 +197,7 @@ def lower(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], dev
 
 
 def resolve(target: str) -> Any:
-    """The operator that a target such as "aten.linear.default" names; AttributeError where this torch has none of that name."""
+    """The operator that "aten.linear.default" names; AttributeError where this torch has none of that name."""
     if target == "operator.getitem":
         return operator.getitem
     namespace, name, overload = target.split(".")

@@ -83,7 +83,9 @@ def parallelize(
         devices = default_devices(denoiser, loaded.ranks)
     if any(device.startswith("cuda") for device in devices) and "transport" not in overrides:
         options = replace(options, transport="threads")
-    with Engine(denoiser, loaded, options, devices=devices, scheduler=lambda: getattr(pipe, "scheduler", None)) as engine:
+    with Engine(
+        denoiser, loaded, options, devices=devices, scheduler=lambda: getattr(pipe, "scheduler", None)
+    ) as engine:
         setattr(pipe, name, DistributedDenoiser(denoiser, engine))
         try:
             yield engine
@@ -113,8 +115,8 @@ def default_devices(denoiser: nn.Module, ranks: int) -> list[str]:
     count = torch.cuda.device_count()
     if count < ranks:
         raise PlanMismatch(
-            f"the plan needs {ranks} devices, this machine has {count} cuda devices; make a plan with --devices {count}, "
-            "or name one device several times with devices=[...]"
+            f"the plan needs {ranks} devices, this machine has {count} cuda devices; make a plan with --devices "
+            f"{count}, or name one device several times with devices=[...]"
         )
     return [f"cuda:{(first.index + rank) % count}" for rank in range(ranks)]
 

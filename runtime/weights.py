@@ -16,7 +16,7 @@ def parameters_of(denoiser: nn.Module, wanted: Sequence[Parameter]) -> dict[str,
 
     PlanMismatch where the denoiser has no such parameter or buffer.
     """
-    state = dict(denoiser.named_parameters(remove_duplicate=False))
+    state: dict[str, torch.Tensor] = dict(denoiser.named_parameters(remove_duplicate=False))
     state.update(denoiser.named_buffers(remove_duplicate=False))
     found = {}
     for parameter in wanted:

@@ -1,11 +1,12 @@
 """Worker: executes one rank's program, evaluation by evaluation.
 
 A worker never decides: the driver's commands say which evaluation to run, in which cache context, and which
-message each read uses. Run as ``python -P -m runtime.worker`` (by ranks.py) it serves one rank in a process.
+message each read uses.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import torch
 from partitioner.ir import Parameter, Role
 from partitioner.program import Compute, Receive, Send
 from runtime.component import Component, ComponentSpec, Segment
-from runtime.errors import ComponentFailed, NonFiniteValue, RankOutOfMemory
+from runtime.errors import ComponentFailed, NonFiniteValue, RankOutOfMemory, bytes_wanted
 from runtime.predictor import PREDICTORS, Hold, Predictor
 from runtime.transport import Expected, Key, Mailbox
 
@@ -29,7 +30,10 @@ Work = Generator[Key, None, T]  # yields the key of each message that it must wa
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker is told once. ranks_of: component -> rank, within its branch."""
+    """What a worker is told once.
+
+    ranks_of: component -> rank, within its branch. result_ranks: the ranks whose results it takes (the driver's only).
+    """
 
     rank: int
     component: int
@@ -37,6 +41,7 @@ class Setup:
     device: str
     predictor: str
     check_finite: bool = False
+    result_ranks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Load:
 
     @property
     def wires(self) -> tuple[Expected, ...]:
-        return tuple(Expected(p.path, p.meta) for p in self.parameters)
+        return tuple(Expected(p.path, p.meta, (DRIVER,)) for p in self.parameters)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ class Evaluate:
     reads: per component, the step of the message to read from it; equal to ``step`` in exact evaluations and in
     look-ahead, earlier where it is lagged. arrivals: per component, steps that it was newly told to run in this
     context, in order; their messages are observed by the predictors. fresh: the prompt inputs that come with
-    this evaluation; the others are as before. start: first evaluation of a trajectory in this context.
+    this evaluation; the others are as before. start: first evaluation of a trajectory in this context. ahead: in
+    look-ahead the first step that is not run exactly; messages of such steps may overtake exact ones.
     """
 
     table: int
@@ -77,6 +83,7 @@ class Evaluate:
     fresh: tuple[str, ...]
     start: bool
     observe: bool
+    ahead: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,8 @@ class Worker:
         self.device = torch.device(setup.device)
         self.parameters: dict[str, torch.Tensor] = {}  # by path in the denoiser's state
         self.steps_done = 0
+        self.step: int | None = None  # of the evaluation begun last
+        self.busy = False  # within an evaluation or a load
         self._components: dict[int, Component] = {}
         self._static: dict[int, dict[str, torch.Tensor]] = {}  # table -> parameters and constants by value name
         self._contexts: dict[int, _Context] = {}
@@ -112,29 +121,37 @@ class Worker:
         """Lower the component. Its parameters may come before or after."""
         spec = command.spec
         self._components[command.table] = Component(spec, self.device)
-        self.mailbox.register(command.table, [Expected(wire.value, wire.meta) for wire in spec.wires])
+        senders: dict[str, tuple[int, ...]] = dict.fromkeys(spec.program.inputs, (DRIVER,))
+        for step in spec.program.instructions:
+            if isinstance(step, Receive):
+                senders[step.value] = (self.setup.ranks_of[step.source],)
+        senders |= dict.fromkeys(spec.program.results, self.setup.result_ranks)
+        expected = [Expected(wire.value, wire.meta, senders.get(wire.value, ())) for wire in spec.wires]
+        self.mailbox.register(command.table, expected)
 
-    def waiting_for(self) -> tuple[str, int | None] | None:
-        """(value, component that sends it; None: the driver) of the message it waits for now, or None."""
+    def waiting_for(self) -> tuple[str, int] | None:
+        """(value, rank that sends it) of the message that it waits for now, or None."""
         key = self.mailbox.waiting_for
-        component = self._components.get(key.table) if key is not None else None
-        if key is None or component is None:
+        if key is None:
             return None
-        wire = component.spec.wires[key.wire]
-        return wire.value, wire.source
+        expected = self.mailbox.expected(key)
+        return expected.value, expected.senders[0]
 
     def load(self, command: Load) -> Work[None]:
         """Receive parameters; yields the key of each message that it must wait for."""
         self.mailbox.register(command.table, command.wires)
+        self.busy = True
         for index, parameter in enumerate(command.parameters):
             key = Key(command.table, index, PARAMETER_CONTEXT, 0)
             self.parameters[parameter.path] = yield from self._receive(key)
+        self.busy = False
 
     def evaluate(self, command: Evaluate) -> Work[dict[str, torch.Tensor]]:
         """Run one evaluation; its value is the results that this component makes, by value name.
 
         The caller turns gradients off.
         """
+        self.step, self.busy = command.step, True
         component = self._components[command.table]
         context = self._contexts.setdefault(command.context, _Context())
         if command.start or context.table != command.table:
@@ -157,12 +174,13 @@ class Worker:
                         everything.pop(value, None)
             else:
                 self._send(component, command, step, everything[step.value])
-        self.steps_done += 1
         results = {name: everything[name] for name in component.spec.program.results}
         if self.setup.rank != DRIVER:
             for name, tensor in results.items():  # another branch's: the driver joins them
                 key = Key(command.table, component.wire_index[name], command.context, command.step)
                 self.mailbox.send([DRIVER], key, tensor)
+        self.steps_done += 1
+        self.busy = False
         return results
 
     def results_of(self, command: Evaluate) -> Work[dict[str, torch.Tensor]]:
@@ -179,7 +197,7 @@ class Worker:
         context.predictors.clear()
         context.unobserved.clear()
         context.prompt_values = {}
-        self.mailbox.forget(command.context, command.step)
+        self.mailbox.forget(command.context, command.step, command.ahead)
 
     def _receive(self, key: Key) -> Work[torch.Tensor]:
         while not self.mailbox.ready(key):
@@ -212,14 +230,14 @@ class Worker:
         try:
             made = segment(values)
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, MemoryError) as error:
-            kind = RankOutOfMemory if _is_out_of_memory(error) else ComponentFailed
-            raise kind(
-                f"{type(error).__name__}: {error}",
-                rank=self.setup.rank,
-                component=self.setup.component,
-                step=command.step,
-                node=segment.failing_node(error),
-            ) from error
+            text = f"{type(error).__name__}: {error}"
+            rank, component, step = self.setup.rank, self.setup.component, command.step
+            node = segment.failing_node(error)
+            if is_out_of_memory(error):
+                raise RankOutOfMemory(
+                    text, rank=rank, component=component, step=step, node=node, size_bytes=bytes_wanted(error)
+                ) from error
+            raise ComponentFailed(text, rank=rank, component=component, step=step, node=node) from error
         if self.setup.check_finite:
             self._check_finite(segment, values, made, command)
         return made
@@ -274,24 +292,26 @@ def _is_not_finite(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in text
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch says that a device has no more memory."""
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or bytes_wanted(error) is not None
+        or "not enough memory" in str(error).lower()
+    )
 
 
 def run_to_end(work: Work[T], mailbox: Mailbox, timeout_s: float | None = None) -> T:
-    """Drive work in this thread, waiting where it must; returns its value. TimeoutError from the wait."""
+    """Drive work in this thread, waiting where it must; returns its value.
+
+    TimeoutError when a message is not there ``timeout_s`` after the start.
+    """
+    end = None if timeout_s is None else time.monotonic() + timeout_s
     with torch.no_grad():
         while True:
             try:
                 key = next(work)
-            except StopIteration as end:
-                value: T = end.value
+            except StopIteration as done:
+                value: T = done.value
                 return value
-            mailbox.wait(key, timeout_s)
-
-
-if __name__ == "__main__":
-    from runtime.serve import main
-
-    main()
+            mailbox.wait(key, None if end is None else max(0.0, end - time.monotonic()))

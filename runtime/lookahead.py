@@ -1,0 +1,166 @@
+"""Look-ahead: from the latents of past denoiser calls to those of later ones.
+
+Legend: call k; x_k the latent that the pipeline passes at call k; α_k, σ_k its scale and noise level;
+z = x/α, s = σ/α. A deterministic sampler moves z linearly in s with slope ε (and x linearly in σ, for flow matching:
+then α = 1 and s = σ), so the slope of the last move is the effective ε, guidance and solver order included, and
+extrapolating it predicts later latents. Nothing of the sampler's insides is needed.
+Source: measured on small denoisers, see docs/lookahead.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Samplers that add fresh noise in every step, which cannot be foreseen.
+_STOCHASTIC = ("Ancestral", "SDE", "DDPM", "LCM", "TCD", "ConsistencyModel", "VQDiffusion")
+
+
+@dataclass(frozen=True)
+class Course:
+    """The timesteps, scales and levels of a trajectory's calls, call 0 first.
+
+    timesteps: as the scheduler has them; ratio: what the pipeline multiplies them with (Flux: 1/1000).
+    scale: α. level: s.
+    """
+
+    timesteps: torch.Tensor
+    ratio: float
+    scale: tuple[float, ...]
+    level: tuple[float, ...]
+
+    @property
+    def calls(self) -> int:
+        return len(self.level)
+
+    def expects(self, call: int, timestep: float) -> bool:
+        """Whether ``timestep`` is what the pipeline was to pass at ``call``."""
+        if call >= self.calls:
+            return False
+        wanted = float(self.timesteps[call]) * self.ratio
+        return abs(timestep - wanted) <= 1e-2 * max(abs(wanted), 1e-3)
+
+    def timestep(self, call: int, like: torch.Tensor) -> torch.Tensor:
+        """The timestep argument of a later call, in the form of the present one."""
+        value = self.timesteps[call].to(device=like.device)
+        if self.ratio != 1.0:
+            value = value.to(torch.float32) * self.ratio
+        return value.to(like.dtype).expand(like.shape).contiguous()
+
+
+def course_of(scheduler: Any, first_timestep: float) -> Course | None:
+    """The course of a trajectory whose first call passes ``first_timestep``, read from a diffusers scheduler.
+
+    None where it cannot be known: no scheduler, a stochastic sampler, timesteps that are not the scheduler's.
+    """
+    timesteps = getattr(scheduler, "timesteps", None)
+    if not isinstance(timesteps, torch.Tensor) or timesteps.dim() != 1 or len(timesteps) == 0:
+        return None
+    if any(word in type(scheduler).__name__ for word in _STOCHASTIC):
+        return None
+    if "sde" in str(getattr(scheduler.config, "algorithm_type", "")):
+        return None
+    values = timesteps.detach().to("cpu", torch.float64)
+    found = _start(values, first_timestep)
+    if found is None:
+        return None
+    first, ratio = found
+    coordinates = _coordinates(scheduler, values)
+    if coordinates is None:
+        return None
+    scale, level = coordinates
+    return Course(timesteps.detach().cpu()[first:], ratio, tuple(scale[first:]), tuple(level[first:]))
+
+
+def _start(values: torch.Tensor, timestep: float) -> tuple[int, float] | None:
+    """(index of the first call, ratio): a start in the middle (img2img) is at the first equal timestep."""
+    for ratio in (1.0, 1e-3):
+        near = (values * ratio - timestep).abs() <= 1e-2 * max(abs(timestep), 1e-3)
+        if bool(near.any()):
+            return int(near.nonzero()[0]), ratio
+    return None
+
+
+def _coordinates(scheduler: Any, timesteps: torch.Tensor) -> tuple[list[float], list[float]] | None:
+    """(α, s) of every call."""
+    config = scheduler.config
+    sigmas = getattr(scheduler, "sigmas", None)
+    if isinstance(sigmas, torch.Tensor) and len(sigmas) > len(timesteps) - 1:
+        level = sigmas.detach().to("cpu", torch.float64)[: len(timesteps)]
+        flow = "FlowMatch" in type(scheduler).__name__ or getattr(config, "use_flow_sigmas", False)
+        scale = torch.ones_like(level) if flow else (1 + level**2).rsqrt()
+        return scale.tolist(), level.tolist()
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(alphas, torch.Tensor):
+        return None
+    kept = alphas.detach().to("cpu", torch.float64)[timesteps.round().long().clamp(0, len(alphas) - 1)]
+    return kept.sqrt().tolist(), ((1 - kept) / kept).sqrt().tolist()
+
+
+class Forecast:
+    """Predicts one latent input of later calls from those of past calls.
+
+    The slope of later moves is that of the last one plus γ times its change per move. γ in [0, 1], one per row of the
+    batch, is what would have predicted the last two latents best, as far ahead as now (least squares; 0 until known).
+    Elements that did not change since the last call (an image or a mask beside the latent) are taken to stay.
+    """
+
+    def __init__(self, course: Course, reach: int) -> None:
+        """reach: how many calls ahead ``predict`` is asked for at most; as much of the past is kept."""
+        self._course = course
+        self._kept = reach + 4
+        self._calls = 0
+        self._latents: dict[int, torch.Tensor] = {}  # by call, as passed
+        self._z: dict[int, torch.Tensor] = {}
+        self._slope: dict[int, torch.Tensor] = {}  # of the move to that call
+
+    def observe(self, latent: torch.Tensor) -> None:
+        """Take the latent of the next call."""
+        call = self._calls
+        z = latent.float() / self._course.scale[call]
+        slope = torch.zeros_like(z)
+        if call > 0:
+            distance = self._course.level[call] - self._course.level[call - 1]
+            # the second call of a two-call sampler may stand at the level of the first: its slope is the last one
+            slope = (z - self._z[call - 1]) / distance if abs(distance) > 1e-9 else self._slope[call - 1]
+        self._latents[call], self._z[call], self._slope[call] = latent.detach().clone(), z, slope
+        for kept in (self._latents, self._z, self._slope):
+            kept.pop(call - self._kept, None)
+        self._calls += 1
+
+    def predict(self, call: int) -> torch.Tensor:
+        """The latent of a later call; at least one has been observed."""
+        now = self._calls - 1
+        fixed, change = self._terms(now, call)
+        z = fixed + self._damping(now, call - now) * change
+        predicted = (z * self._course.scale[call]).to(self._latents[now].dtype)
+        if now > 0:
+            same = self._latents[now] == self._latents[now - 1]
+            predicted = torch.where(same, self._latents[now], predicted)
+        return predicted
+
+    def _terms(self, now: int, call: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """ẑ_call = fixed + γ·change, from what was known at call ``now``."""
+        level = self._course.level
+        fixed = self._z[now] + self._slope[now] * (level[call] - level[now])
+        if now < 2:
+            return fixed, torch.zeros_like(fixed)
+        weight = sum((m + 1) * (level[now + m + 1] - level[now + m]) for m in range(call - now))
+        return fixed, (self._slope[now] - self._slope[now - 1]) * weight
+
+    def _damping(self, now: int, ahead: int) -> torch.Tensor:
+        rows = self._latents[now].shape[0]
+        shape = (rows,) + (1,) * (self._latents[now].dim() - 1)
+        shared = torch.zeros(rows, device=self._latents[now].device)
+        norm = torch.zeros_like(shared)
+        for known in (now - 1, now):
+            if known - ahead < 2:
+                continue
+            fixed, change = self._terms(known - ahead, known)
+            missed = (self._z[known] - fixed).flatten(1)
+            shared += (missed * change.flatten(1)).sum(1)
+            norm += (change.flatten(1) ** 2).sum(1)
+        gamma = torch.where(norm > 0, shared / norm.clamp_min(1e-30), torch.zeros_like(norm)).clamp(0.0, 1.0)
+        return gamma.view(shape)

@@ -1,0 +1,173 @@
+"""Trajectory: what the driver remembers of one cache context, from call to call.
+
+diffusers' pipelines without contexts have one; those that call the denoiser several times per step under
+``cache_context`` have one for each name, and their lagged values never mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from partitioner.ir import Role, TracedGraph
+from partitioner.schedule import Run, Schedule
+from runtime.calls import Tensors
+from runtime.lookahead import Course, Forecast, course_of
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How trajectories are run. mode: "exact", "async" or "lookahead"."""
+
+    components: int
+    mode: str
+    warmup: int
+    periods: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A prompt input as it was last seen: the caller's tensor, its version then, and what it held."""
+
+    tensor: torch.Tensor
+    version: int
+    copy: torch.Tensor
+
+
+@dataclass
+class Trajectory:
+    """The present trajectory of one cache context.
+
+    number: of the context, in message keys. call: the next call of this trajectory. base: the step number of its
+    call 0; step numbers never fall within a context.
+    """
+
+    number: int
+    manner: Manner
+    call: int = 0
+    base: int = 0
+    _next_base: int = 0
+    _what: object = None  # the graph and the number of branches of its calls
+    _marker: object = None  # the scheduler's timesteps, which every run of a pipeline makes anew
+    _timestep: float | None = None
+    _prompts: dict[str, _Seen] = field(default_factory=dict)
+    _unannounced: list[list[list[int]]] = field(default_factory=list)  # [reader][source] -> steps
+    _schedule: Schedule | None = None
+    _course: Course | None = None
+    _forecasts: dict[str, Forecast] = field(default_factory=dict)  # by latent input
+
+    @property
+    def schedule(self) -> Schedule:
+        assert self._schedule is not None, "no call has been made"
+        return self._schedule
+
+    def advance(
+        self, graph: TracedGraph, branches: int, tensors: Tensors, scheduler: Any
+    ) -> tuple[bool, tuple[str, ...]]:
+        """Take the inputs of the next call: (whether it starts a trajectory, the prompt inputs to send anew).
+
+        A trajectory starts when the pipeline's scheduler has new timesteps, the timestep rises or is not the one that
+        was looked ahead to, the graph is another, or a prompt input has changed.
+        """
+        fresh = self._fresh_prompts(graph, tensors)
+        timestep = _timestep_of(graph, tensors)
+        marker = getattr(scheduler, "timesteps", None)
+        rose = timestep is None or self._timestep is None or timestep > self._timestep
+        astray = self._course is not None and not self._course.expects(self.call, timestep or 0.0)
+        what = (id(graph), branches)
+        start = rose or astray or bool(fresh) or marker is not self._marker or what != self._what
+        self._marker, self._timestep, self._what = marker, timestep, what
+        if start:
+            self._start(graph, timestep, scheduler)
+            fresh = tuple(item.name for item in graph.inputs if item.role <= Role.PROMPT)
+        for path, forecast in self._forecasts.items():
+            forecast.observe(tensors[path])
+        return start, fresh
+
+    def _start(self, graph: TracedGraph, timestep: float | None, scheduler: Any) -> None:
+        """Choose the mode: look-ahead where the trajectory's course is known, else async."""
+        manner = self.manner
+        mode, warmup, reach = manner.mode, manner.warmup, manner.components - 1
+        self.call, self.base = 0, self._next_base
+        self._unannounced = [[[] for _ in range(manner.components)] for _ in range(manner.components)]
+        self._course, self._forecasts = None, {}
+        if mode == "lookahead" and reach > 0:
+            self._course = course_of(scheduler, timestep) if timestep is not None else None
+            if self._course is None:
+                mode = "async"
+            else:
+                # the first prediction needs the slope of one move, and is made ``reach`` calls ahead
+                warmup = max(warmup, reach + 1)
+                latents = [item.name for item in graph.inputs if item.role is Role.LATENT]
+                self._forecasts = {name: Forecast(self._course, reach) for name in latents}
+        calls = self._course.calls if self._course is not None else None
+        self._schedule = Schedule(manner.components, mode, warmup, manner.periods, calls=calls)
+
+    def runs(self) -> list[Run]:
+        """What to run at this call; remembered as announced to nobody yet."""
+        runs = self.schedule.runs(self.call)
+        if self.is_lagged:
+            for run in runs:
+                for reader in self._unannounced:
+                    reader[run.component].append(self.base + run.call)
+        return runs
+
+    @property
+    def is_lagged(self) -> bool:
+        """Whether reads may be of earlier calls, so that predictors must see every message."""
+        return self.schedule.mode == "async"
+
+    def announce(self, component: int) -> tuple[tuple[int, ...], ...]:
+        """Per source, the steps that a component has not been told of yet; none where nothing is lagged."""
+        news = tuple(map(tuple, self._unannounced[component])) if self.is_lagged else ()
+        self._unannounced[component] = [[] for _ in news]
+        return news
+
+    def done(self, runs: Sequence[Run]) -> None:
+        """The call is over."""
+        self.call += 1
+        self._next_base = self.base + max(self.call, *(run.call + 1 for run in runs))
+
+    def inputs_at(self, call: int, graph: TracedGraph, tensors: Tensors) -> Mapping[str, torch.Tensor]:
+        """The inputs of this or a later call: predicted latents and that call's timestep; all else as now."""
+        if call == self.call:
+            return tensors
+        assert self._course is not None, "only look-ahead runs later calls"
+        later = dict(tensors)
+        for item in graph.inputs:
+            if item.role is Role.LATENT:
+                later[item.name] = self._forecasts[item.name].predict(call)
+            elif item.role is Role.TIMESTEP:
+                later[item.name] = self._course.timestep(call, tensors[item.name])
+        return later
+
+    def _fresh_prompts(self, graph: TracedGraph, tensors: Tensors) -> tuple[str, ...]:
+        """The prompt inputs that are not what they were at the last call, even if changed in place."""
+        fresh = []
+        for item in graph.inputs:
+            if item.role > Role.PROMPT:
+                continue
+            tensor = tensors[item.name]
+            # an inference tensor counts no versions, so that its values must be compared
+            version = -1 if tensor.is_inference() else tensor._version
+            known = self._prompts.get(item.name)
+            if known is not None and known.tensor is tensor and known.version == version != -1:
+                continue
+            if known is None or not _same(known.copy, tensor):
+                fresh.append(item.name)
+                self._prompts[item.name] = _Seen(tensor, version, tensor.detach().clone())
+            else:
+                self._prompts[item.name] = _Seen(tensor, version, known.copy)
+        return tuple(fresh)
+
+
+def _timestep_of(graph: TracedGraph, tensors: Tensors) -> float | None:
+    path = next((item.name for item in graph.inputs if item.role is Role.TIMESTEP), None)
+    return float(tensors[path].flatten()[0]) if path is not None else None
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
