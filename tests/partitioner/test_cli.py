@@ -235,7 +235,7 @@ def test_a_process_that_is_interrupted_leaves_no_file(folder: Path) -> None:
     assert "tracing" in process.stderr.readline()
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert [path.name for path in folder.iterdir()] == ["unet-8"]
