@@ -254,7 +254,7 @@ def _predicted(
 
 def _rounded(value: float) -> float:
     """Six decimals: a plan's bytes do not depend on the last bits of a sum."""
-    return round(float(value), 6)
+    return round(float(value), 6) + 0.0  # -0.0 becomes 0.0
 
 
 def _versions() -> dict[str, str]:
