@@ -18,7 +18,7 @@ from partitioner.pieces import Figures, Pieces, fits
 from partitioner.problem import Bools, Devices, Floats, Ints, Mode
 
 ROUNDING = 1e-9
-MOST_CANDIDATES = 2_500_000  # about 1 GB and 3 s
+MOST_CANDIDATES = 1_000_000  # about 300 MB and 1 s
 
 
 class TooManyCandidatesError(Exception):
