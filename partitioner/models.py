@@ -17,9 +17,11 @@ Torch and diffusers are imported only when something is built.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from partitioner.errors import UsageError
@@ -247,28 +249,77 @@ def model_spec(
     batch: images or videos per prompt. guidance: whether classifier-free guidance is used.
     Raises UsageError: an unknown model or class, or a size that it cannot have.
     """
-    for option, value in (("--height", height), ("--width", width), ("--frames", frames), ("--batch", batch)):
-        if value is not None and value < 1:
-            raise UsageError(f"{option} is {value}; expected 1 or more")
     source, architecture = _find(model)
-    if frames is not None and not architecture.video:
-        raise UsageError(f"{model} makes images, which have no frames; leave --frames out")
+    return _spec(source, architecture, _Sizes(height, width, frames, batch, guidance), dtype)
+
+
+def live_spec(
+    denoiser: Any,
+    pipeline: Any,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    frames: int | None = None,
+    batch: int = 1,
+    guidance: bool = True,
+) -> ModelSpec:
+    """The spec of a denoiser in memory that belongs to a diffusers pipeline; sizes as for model_spec.
+
+    Raises UsageError: a class whose arguments are not known, or a size that it cannot have.
+    """
+    class_name = type(denoiser).__name__
+    vae = getattr(pipeline, "vae", None)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(str(getattr(pipeline, "name_or_path", ""))).name).strip("-._")
+    source = ModelSource(
+        name=name or class_name,
+        class_name=class_name,
+        config=dict(denoiser.config),
+        pipeline={"_class_name": type(pipeline).__name__, **dict(pipeline.config)},
+        vae=dict(vae.config) if vae is not None else {},
+    )
+    architecture = _known(source, class_name)
+    return _spec(source, architecture, _Sizes(height, width, frames, batch, guidance), denoiser.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    height: int | None
+    width: int | None
+    frames: int | None
+    batch: int
+    guidance: bool
+
+    def check(self, model: str, video: bool) -> None:
+        for option in ("height", "width", "frames", "batch"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise UsageError(f"--{option} is {value}; expected 1 or more")
+        if self.frames is not None and not video:
+            raise UsageError(f"{model} makes images, which have no frames; leave --frames out")
+
+
+def _spec(
+    source: ModelSource, architecture: _Architecture, sizes: _Sizes, dtype: str | torch.dtype | None
+) -> ModelSpec:
+    sizes.check(source.name, architecture.video)
     config = dict(source.config)
-    batched = guidance and architecture.batches_guidance and config.get("time_cond_proj_dim") is None
+    batched = sizes.guidance and architecture.batches_guidance and config.get("time_cond_proj_dim") is None
     halves = 2 if batched else 1  # a guidance-distilled UNet (time_cond_proj_dim) takes the guidance scale as an input
 
     def describe(rows: int) -> Inputs:
-        request = Request(height, width, frames, batch, rows, config, source.pipeline, source.vae)
+        request = Request(
+            sizes.height, sizes.width, sizes.frames, sizes.batch, rows, config, source.pipeline, source.vae
+        )
         inputs = architecture.describe(request)
         return inputs if architecture.build else {**inputs, "return_dict": False}
 
     return ModelSpec(
         name=source.name,
         class_name=source.class_name,
-        inputs=describe(batch * halves),
-        branch_inputs=describe(batch),
+        inputs=describe(sizes.batch * halves),
+        branch_inputs=describe(sizes.batch),
         halves=halves,
-        batch=batch,
+        batch=sizes.batch,
         dtype=_dtype_name(architecture.dtype if dtype is None else dtype),
         make=architecture.build or partial(_build, source.class_name, config),
         revision=source.revision,
@@ -294,6 +345,10 @@ def _find(model: str) -> tuple[ModelSource, _Architecture]:
             f"no model named {model!r}{hint} Expected one of {', '.join(model_names())}, the folder of a diffusers "
             "pipeline or model, or a hub id (owner/name)"
         )
+    return source, _known(source, model)
+
+
+def _known(source: ModelSource, model: str) -> _Architecture:
     if source.class_name not in _ARCHITECTURES:
         classes = ", ".join(name for name, known in _ARCHITECTURES.items() if known.build is None)
         raise UsageError(
@@ -301,7 +356,7 @@ def _find(model: str) -> tuple[ModelSource, _Architecture]:
             f'with @register_model("{source.class_name}") from partitioner.models, or use '
             "partitioner.compile(module, example_inputs, roles, devices=...)"
         )
-    return source, _ARCHITECTURES[source.class_name]
+    return _ARCHITECTURES[source.class_name]
 
 
 def _build(class_name: str, config: Mapping[str, Any]) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -62,24 +62,30 @@ class DistributedDenoiser(nn.Module):
 @contextmanager
 def parallelize(
     pipe: Any,
-    plan: Plan | str | os.PathLike[str],
+    plan: Plan | str | os.PathLike[str] | None = None,
     options: EngineOptions | None = None,
     *,
-    devices: Sequence[str] | None = None,
+    devices: Sequence[str] | int | None = None,
+    sizes: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Iterator[Engine]:
     """Inside the block the pipeline's denoiser runs by the plan; leaving it puts the denoiser back and ends the ranks.
 
-    pipe: a diffusers pipeline with a ``unet`` or ``transformer``. plan: a Plan or a plan file. devices: one per rank,
-    such as ["cuda:0", "cuda:1"] (default: cpu, or the cuda devices in order where the pipeline is on one).
+    pipe: a diffusers pipeline with a ``unet`` or ``transformer``. plan: a Plan, a plan file, or None to make one now
+    for ``devices``. devices: one per rank, such as ["cuda:0", "cuda:1"], or how many (default: as many as the plan
+    has, on cpu, or the cuda devices in order where the pipeline is on one). sizes: what a plan is made for, as keyword
+    arguments of ``partitioner.models.model_spec``: height, width, frames, batch, guidance.
     overrides: fields of EngineOptions, such as exact=True.
     Raises PlanMismatch, PlanError, StartupError before the pipeline is touched.
     """
     name = denoiser_name(pipe)
     denoiser = getattr(pipe, name)
-    loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
     options = replace(options or EngineOptions(), **overrides)
-    if devices is None:
+    if plan is None:
+        loaded = plan_for(pipe, devices, sizes or {})
+    else:
+        loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
+    if devices is None or isinstance(devices, int):
         devices = default_devices(denoiser, loaded.ranks)
     if any(device.startswith("cuda") for device in devices) and "transport" not in overrides:
         options = replace(options, transport="threads")
@@ -91,6 +97,22 @@ def parallelize(
             yield engine
         finally:
             setattr(pipe, name, denoiser)
+
+
+def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str, Any]) -> Plan:
+    """A plan for a pipeline in memory: costs measured on the denoiser's GPU, or a roofline where it has none."""
+    from partitioner.fleet import parse_fleet
+    from partitioner.models import live_spec
+    from partitioner.planner import plan_model
+    from partitioner.pricing import choose_pricing
+
+    if devices is None:
+        raise InputError("without a plan, say for how many devices to make one: parallelize(pipe, devices=2)")
+    denoiser = getattr(pipe, denoiser_name(pipe))
+    count = str(devices if isinstance(devices, int) else len(devices))
+    live = str(denoiser.device)
+    pricing = choose_pricing(None if live == "cpu" else live, "cpu" if live == "cpu" else None, count)
+    return plan_model(live_spec(denoiser, pipe, **sizes), parse_fleet(count, pricing.reference), pricing).plan
 
 
 def denoiser_name(pipe: Any) -> str:
