@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from partitioner.errors import PartitionerError
+from partitioner.errors import PartitionerError, TraceError
 from partitioner.ir import Parameter, Ref, Role, TracedGraph
 from partitioner.plan import Plan, rank_of, seat_of
 from partitioner.trace import trace
@@ -25,7 +25,7 @@ from runtime.report import Report
 from runtime.trajectory import Manner, Trajectory
 from runtime.transport import Key
 from runtime.weights import parameters_of
-from runtime.worker import PARAMETER_CONTEXT, Build, Evaluate, Load, Setup
+from runtime.worker import PARAMETER_CONTEXT, Build, Evaluate, Load, Setup, Work
 
 TRANSPORTS = ("processes", "threads", "emulation")
 
@@ -107,6 +107,12 @@ class Engine:
         self._calls = CallReader(denoiser, plan)
         try:
             first = self._trace(self._calls.planned_example())
+        except TraceError as error:
+            raise PlanMismatch(
+                f"the plan was made for {plan.origin}, and this {type(denoiser).__name__} cannot be traced with its "
+                f"arguments ({_first_line(error)}); make a plan for this one: partition-model --model FOLDER "
+                f"--devices {plan.ranks}"
+            ) from error
         except PartitionerError as error:
             raise PlanMismatch(str(error)) from error
         self._ranks = self._start(devices or ["cpu"] * plan.ranks)
@@ -146,6 +152,9 @@ class Engine:
                     device=device,
                     predictor=options.predictor or plan.predictor,
                     check_finite=options.check_finite,
+                    result_ranks=tuple(rank_of(b, component, plan.components) for b in range(1, plan.branches))
+                    if rank == 0
+                    else (),
                 )
             )
         if options.transport == "emulation":
@@ -192,8 +201,7 @@ class Engine:
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """One denoiser call; arguments and output as the denoiser's own with return_dict=False."""
         with self._lock:
-            if self._closed:
-                raise EngineClosed("the engine is closed; start another one") from self._failure
+            self._check_open()
             tensors, literals = self._calls.read(args, kwargs)
             try:
                 with torch.no_grad():
@@ -242,7 +250,7 @@ class Engine:
                 built = self._trace(self._calls.example(tensors, literals))
             except PartitionerError as error:
                 raise InputError(
-                    f"the plan does not fit this call ({error}). Make a plan for it: partition-model --model "
+                    f"the plan does not fit this call ({_first_line(error)}). Make a plan for it: partition-model --model "
                     f"{self.plan.model} --devices {self.plan.ranks} with its --height, --width, --frames or --batch"
                 ) from error
             self._distribute(built)
@@ -271,6 +279,7 @@ class Engine:
                 fresh=fresh,
                 start=start,
                 observe=trajectory.is_lagged,
+                ahead=trajectory.ahead,
             )
             for branch, half in enumerate(inputs[run.call]):
                 rank = rank_of(branch, run.component, self.plan.components)
@@ -281,13 +290,19 @@ class Engine:
                     self._ranks.command(rank, command)
                 self._send_inputs(rank, built, command, half)
         assert own is not None, "the driver's component runs at every call"
-        results = [self._ranks.run(self._ranks.worker.evaluate(own))]
-        results += [self._ranks.run(self._ranks.worker.results_of(own)) for _ in inputs[trajectory.call][1:]]
+        results = self._ranks.run(self._all_results(own, len(inputs[trajectory.call])))
         trajectory.done(runs)
         return tuple(
             torch.cat([part[item.name] for part in results]) if isinstance(item, Ref) else item
             for item in built.graph.results
         )
+
+    def _all_results(self, own: Evaluate, branches: int) -> Work[list[dict[str, torch.Tensor]]]:
+        """The driver's own part and the other branches' results: all waits of a step, so that it has one deadline."""
+        results = [(yield from self._ranks.worker.evaluate(own))]
+        for _ in range(1, branches):
+            results.append((yield from self._ranks.worker.results_of(own)))
+        return results
 
     def _send_inputs(self, rank: int, built: _Graph, command: Evaluate, half: Mapping[str, torch.Tensor]) -> None:
         """Send a rank what it reads of an evaluation's inputs and of the preamble's values."""
@@ -315,6 +330,7 @@ class Engine:
     def stats(self) -> Stats:
         """Steps, bytes, waits and memory, per rank."""
         with self._lock:
+            self._check_open()
             (exact, exact_s), (lagged, lagged_s) = self._spent[True], self._spent[False]
             return Stats(
                 steps=exact + lagged,
@@ -329,13 +345,20 @@ class Engine:
         with self._lock:
             self._end()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosed("the engine is closed; start another one") from self._failure
+
     def _end(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._ranks.close()
+        self._closed = True
+        self._ranks.close()  # every time: the last one may have been interrupted
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0].rstrip(".")

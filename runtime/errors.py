@@ -1,6 +1,13 @@
-"""Every error that a user can meet at run time; each says what was expected, what came and what to do."""
+"""Every error that a user can meet at run time; each says what was expected, what came and what to do.
+
+docs/when-something-goes-wrong.md lists them with their ways out.
+"""
 
 from __future__ import annotations
+
+import copyreg
+import re
+from typing import Any
 
 
 class EngineError(Exception):
@@ -30,18 +37,41 @@ class StartupError(EngineError):
 
 
 class RankError(EngineError):
-    """A failure in one rank: ``rank``, ``component``, ``step`` (denoiser calls since the start) and the cause."""
+    """A failure in one rank.
 
-    def __init__(self, message: str, *, rank: int, component: int | None = None, step: int | None = None) -> None:
-        where = f"rank {rank}"
-        if component is not None:
-            where += f" (component {component})"
-        if step is not None:
-            where += f", step {step}"
-        super().__init__(f"{where}: {message}")
+    step: number of the evaluation, counted from the engine's start. remote_traceback: that of the rank's process.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        rank: int,
+        component: int | None = None,
+        step: int | None = None,
+        remote_traceback: str = "",
+    ) -> None:
+        super().__init__(message)
         self.rank = rank
         self.component = component
         self.step = step
+        self.remote_traceback = remote_traceback
+
+    @property
+    def message(self) -> str:
+        """What happened, without where."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        component = f" (component {self.component})" if self.component is not None else ""
+        step = f", step {self.step}" if self.step is not None else ""
+        text = f"rank {self.rank}{component}{step}: {self.message}"
+        if self.remote_traceback:
+            text += f"\n--- traceback of rank {self.rank} ---\n{self.remote_traceback}"
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the default cannot give keyword arguments back
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class RankDied(RankError):
@@ -49,11 +79,31 @@ class RankDied(RankError):
 
 
 class RankStalled(RankError):
-    """A rank made no progress within the step deadline."""
+    """A rank made no progress within the step deadline; ``value`` is the tensor that another waits for."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        rank: int,
+        component: int | None = None,
+        step: int | None = None,
+        value: str | None = None,
+    ) -> None:
+        super().__init__(message, rank=rank, component=component, step=step)
+        self.value = value
+
+
+class ConnectionBroke(RankError):
+    """Two ranks lost their connection although both live."""
+
+
+class MessageError(RankError):
+    """A message that does not belong: another plan, step, tensor, shape or dtype than expected."""
 
 
 class ComponentFailed(RankError):
-    """Code inside a component raised; ``node`` is the key of the failing node, ``remote_traceback`` its own."""
+    """Code inside a component raised; ``node`` is the key of the failing node."""
 
     def __init__(
         self,
@@ -65,20 +115,44 @@ class ComponentFailed(RankError):
         node: str | None = None,
         remote_traceback: str = "",
     ) -> None:
-        at = f" at node {node}" if node else ""
-        tail = f"\n--- traceback of rank {rank} ---\n{remote_traceback}" if remote_traceback else ""
-        super().__init__(f"{message}{at}{tail}", rank=rank, component=component, step=step)
+        super().__init__(
+            f"{message} at node {node}" if node else message,
+            rank=rank,
+            component=component,
+            step=step,
+            remote_traceback=remote_traceback,
+        )
         self.node = node
-        self.remote_traceback = remote_traceback
 
 
 class RankOutOfMemory(ComponentFailed):
-    """A component needs more memory than its device has."""
+    """A component needs more memory than its device has; ``size_bytes`` is what it asked for, where that is known."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        rank: int,
+        component: int | None = None,
+        step: int | None = None,
+        node: str | None = None,
+        remote_traceback: str = "",
+        size_bytes: int | None = None,
+    ) -> None:
+        super().__init__(
+            message, rank=rank, component=component, step=step, node=node, remote_traceback=remote_traceback
+        )
+        self.size_bytes = size_bytes
 
 
 class NonFiniteValue(ComponentFailed):
     """NaN or Inf in a value that a component computed (only with check_finite)."""
 
 
-class MessageError(RankError):
-    """A message that does not belong: another plan, step, tensor, shape or dtype than expected."""
+_UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def bytes_wanted(error: BaseException) -> int | None:
+    """How much memory an allocator's error says that was asked for, or None."""
+    found = re.search(r"tried to allocate ([\d.]+) ?(bytes|B|KiB|MiB|GiB|TiB)\b", str(error), re.IGNORECASE)
+    return int(float(found[1]) * _UNITS.get(found[2], 1)) if found else None

@@ -1,44 +1,42 @@
-"""serve: a worker process; takes the driver's commands from a connection and ends with it."""
+"""serve: a rank's process; takes the driver's commands from a connection and ends with it."""
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import sys
 import threading
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from runtime.errors import ComponentFailed, MessageError
-from runtime.transport import GlooMailbox
+from runtime.errors import EngineError, RankError
+from runtime.report import Report, report
+from runtime.transport import GlooMailbox, PeerLost, Rendezvous
 from runtime.worker import Build, Evaluate, Load, Setup, Stop, Worker, run_to_end
 
 
 @dataclass(frozen=True)
 class Welcome:
-    """The driver's first message to a process. store: (host, port) of the rendezvous store."""
+    """The driver's first message to a process. host: the address whose network interface is used."""
 
     setup: Setup
     world: int
-    store: tuple[str, int]
     host: str
     plan_hash: int
     threads: int
     startup_timeout_s: float
+    step_timeout_s: float
 
 
 @dataclass(frozen=True)
-class Ask:
-    """Ask for a Report; answered at once, even while the rank computes or waits."""
+class Address:
+    """Where a rank can be reached: an entry of the rendezvous, for all the others."""
 
-    number: int
+    key: str
+    value: bytes
 
 
 @dataclass(frozen=True)
@@ -49,153 +47,143 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a rank is doing and has done. waiting_for: the value it waits for and the component that sends it."""
+class Ask:
+    """Ask for a Report; answered at once, even while the rank computes or waits."""
 
     number: int
-    steps: int
-    sent_bytes: int
-    send_seconds: float
-    wait_seconds: float
-    parameter_bytes: int
-    resident_bytes: int
-    waiting_for: tuple[str, int | None] | None
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A rank failed and is ending. kind: the class of the error in runtime.errors; transport: a peer's fault."""
+class Answer:
+    """The answer to an Ask."""
 
-    kind: str
-    message: str
-    step: int | None
-    node: str | None
-    traceback: str
-    transport: bool
+    number: int
+    report: Report
 
 
-def main() -> None:
-    """Serve the connection whose file descriptor is the only argument; never returns."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver ends its ranks
-    connection = Connection(int(sys.argv[1]))
-    serve(connection, exit_process=os._exit)
+@dataclass(frozen=True)
+class Failed:
+    """The rank failed and is ending."""
+
+    error: EngineError
 
 
-def serve(connection: Connection, exit_process: Callable[[int], Any]) -> None:
-    """Take commands until Stop or the end of the connection; then ``exit_process(status)``."""
-    welcome = connection.recv()
-    if welcome.threads:
-        torch.set_num_threads(welcome.threads)
-    lock = threading.Lock()
+@dataclass(frozen=True)
+class Lost:
+    """The connection to another rank broke; which rank is to blame is the driver's to find out."""
 
-    def say(message: Any) -> None:
-        with lock:
-            connection.send(message)
+    peer: int
+    text: str
 
-    def transport_failed(error: BaseException) -> None:
-        kind = type(error).__name__ if isinstance(error, MessageError) else "ConnectionError"
-        report_failure(Failure(kind, str(error), None, None, "", transport=not isinstance(error, MessageError)))
 
-    def report_failure(failure: Failure) -> None:
-        try:
-            say(failure)
-        except OSError:
-            pass  # the driver is gone as well
-        finally:
-            exit_process(1)
-
+def serve(connection: Connection) -> NoReturn:
+    """Take commands until Stop, or the end of the connection; then end the process."""
     try:
-        mailbox = GlooMailbox(
-            welcome.setup.rank,
-            welcome.world,
-            welcome.store,
-            plan_hash=welcome.plan_hash,
-            host=welcome.host,
-            timeout_s=welcome.startup_timeout_s,
-            on_error=transport_failed,
-        )
-        worker = Worker(welcome.setup, mailbox)
-        commands: SimpleQueue[Any] = SimpleQueue()
-        listener = threading.Thread(
-            target=_listen, args=(connection, worker, commands, say, exit_process), name="commands", daemon=True
-        )
-        listener.start()
-        say(Ready(0))
-        _obey(worker, commands, say)
-        exit_process(0)
-    except BaseException as error:
-        node, step = (error.node, error.step) if isinstance(error, ComponentFailed) else (None, None)
-        cause = error.__cause__ or error
-        text = "".join(traceback.format_exception(cause))
-        report_failure(Failure(type(error).__name__, str(cause), step, node, text, transport=False))
-
-
-def _obey(worker: Worker, commands: SimpleQueue[Any], say: Callable[[Any], None]) -> None:
-    loads = 0
-    while True:
-        command = commands.get()
-        if isinstance(command, Evaluate):
-            run_to_end(worker.evaluate(command), worker.mailbox)
-        elif isinstance(command, Build):
-            worker.build(command)
-        elif isinstance(command, Load):
-            run_to_end(worker.load(command), worker.mailbox)
-            loads += 1
-            say(Ready(loads))
-        elif isinstance(command, Stop):
-            return
-        else:
-            raise TypeError(f"a rank cannot obey a {type(command).__name__}")
-
-
-def _listen(
-    connection: Connection,
-    worker: Worker,
-    commands: SimpleQueue[Any],
-    say: Callable[[Any], None],
-    exit_process: Callable[[int], Any],
-) -> None:
-    """Queue commands, answer questions at once, and end the process when the driver is gone."""
-    try:
-        while True:
-            message = connection.recv()
-            if isinstance(message, Ask):
-                say(report(worker, message.number))
-            elif isinstance(message, Stop):
-                exit_process(0)
-            else:
-                commands.put(message)
+        welcome: Welcome = connection.recv()
     except (EOFError, OSError):
-        exit_process(1)
-
-
-def report(worker: Worker, number: int) -> Report:
-    """What the worker is doing and has done."""
-    parameter_bytes = sum(
-        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in list(worker.parameters.values())}.values()
-    )
-    return Report(
-        number=number,
-        steps=worker.steps_done,
-        sent_bytes=worker.mailbox.sent_bytes,
-        send_seconds=worker.mailbox.send_seconds,
-        wait_seconds=worker.mailbox.wait_seconds,
-        parameter_bytes=parameter_bytes,
-        resident_bytes=resident_bytes(),
-        waiting_for=worker.waiting_for(),
-    )
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not say."""
+        os._exit(1)
+    rank = _Rank(connection, welcome)
     try:
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+        rank.connect()
+        rank.obey()
+        os._exit(0)
+    except PeerLost:
+        threading.Event().wait()  # reported already; until the driver ends this process
+    except BaseException as error:
+        rank.fail(error)
+    os._exit(1)
 
 
-def socket_pair() -> tuple[Connection, socket.socket]:
-    """(the driver's end as a Connection, the worker's end to be inherited)."""
-    ours, theirs = socket.socketpair()
-    return Connection(ours.detach()), theirs
+class _Rank:
+    """The rank of this process: commands in, words out."""
+
+    def __init__(self, connection: Connection, welcome: Welcome) -> None:
+        self._connection = connection
+        self._welcome = welcome
+        self._lock = threading.Lock()
+        self._commands: SimpleQueue[Build | Load | Evaluate | Stop] = SimpleQueue()
+        self._rendezvous = Rendezvous(lambda k, v: self._say(Address(k, v)), welcome.startup_timeout_s)
+        self._mailbox: GlooMailbox | None = None
+        self._worker: Worker | None = None
+        if welcome.threads:
+            torch.set_num_threads(welcome.threads)
+        threading.Thread(target=self._listen, name="commands", daemon=True).start()
+
+    def connect(self) -> None:
+        """Meet the other ranks."""
+        setup = self._welcome.setup
+        self._mailbox = GlooMailbox(
+            setup.rank,
+            self._welcome.world,
+            self._rendezvous,
+            plan_hash=self._welcome.plan_hash,
+            host=self._welcome.host,
+            timeout_s=self._welcome.startup_timeout_s,
+            announce_timeout_s=self._welcome.step_timeout_s,
+            on_error=self._transport_failed,
+        )
+        self._worker = Worker(setup, self._mailbox)
+        self._say(Ready(0))
+
+    def obey(self) -> None:
+        """Do what is commanded, in order, until Stop."""
+        assert self._worker is not None
+        worker, loads = self._worker, 0
+        while not isinstance(command := self._commands.get(), Stop):
+            if isinstance(command, Evaluate):
+                run_to_end(worker.evaluate(command), worker.mailbox)
+            elif isinstance(command, Build):
+                worker.build(command)
+            else:
+                run_to_end(worker.load(command), worker.mailbox)
+                loads += 1
+                self._say(Ready(loads))
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Tell the driver why this process ends, and end it."""
+        setup = self._welcome.setup
+        if not isinstance(error, EngineError):
+            step = self._worker.step if self._worker is not None else None
+            wrapped = RankError(f"{type(error).__name__}: {error}", rank=setup.rank, step=step)
+            wrapped.__cause__ = error
+            error = wrapped
+        if isinstance(error, RankError):
+            error.component = setup.component
+            if error.__cause__ is not None:
+                error.remote_traceback = "".join(traceback.format_exception(error.__cause__))
+        try:
+            self._say(Failed(error))
+        finally:
+            os._exit(1)
+
+    def _transport_failed(self, error: BaseException) -> None:
+        """From a transport thread."""
+        if not isinstance(error, PeerLost):
+            self.fail(error)
+        if self._mailbox is not None:
+            self._mailbox.fail(error)
+        self._say(Lost(error.peer, str(error)))
+
+    def _say(self, message: Any) -> None:
+        try:
+            with self._lock:
+                self._connection.send(message)
+        except OSError:
+            os._exit(1)  # the driver is gone
+
+    def _listen(self) -> None:
+        """Queue commands, answer questions at once, and end the process when the driver says so or is gone."""
+        try:
+            while not isinstance(message := self._connection.recv(), Stop):
+                if isinstance(message, Address):
+                    self._rendezvous.put(message.key, message.value)
+                elif isinstance(message, Ask):
+                    if self._worker is not None:
+                        self._say(Answer(message.number, report(self._worker)))
+                else:
+                    self._commands.put(message)
+        except (EOFError, OSError):
+            os._exit(1)
+        except BaseException as error:
+            self.fail(error)
+        os._exit(0)

@@ -120,6 +120,11 @@ class Trajectory:
         """Whether reads may be of earlier calls, so that predictors must see every message."""
         return self.schedule.mode == "async"
 
+    @property
+    def ahead(self) -> int | None:
+        """In look-ahead the first step that is not run exactly."""
+        return self.base + self.schedule.warmup if self.schedule.mode == "lookahead" else None
+
     def announce(self, component: int) -> tuple[tuple[int, ...], ...]:
         """Per source, the steps that a component has not been told of yet; none where nothing is lagged."""
         news = tuple(map(tuple, self._unannounced[component])) if self.is_lagged else ()

@@ -7,6 +7,10 @@ LocalMailbox serves ranks that are threads of one process, or are emulated in tu
 processes: per ordered pair of ranks one channel, on which every payload is preceded by a header that is checked
 before the payload is received, by one thread per sender. Sends never wait for the reader, so that the order of
 instructions alone decides whether ranks can wait for each other (program.py proves that they do not).
+
+Gloo itself checks nothing: it fills buffers partially, reinterprets dtypes and aborts on what is too long. Nor can
+a receive be taken back, and one that ran out of time breaks its whole group. So headers have a fixed length, all
+receives wait without end, and deadlines are the supervisor's: a receive ends when its peer's process does.
 """
 
 from __future__ import annotations
@@ -23,8 +27,8 @@ from typing import Any, NamedTuple
 import torch
 
 from partitioner.ir import TensorMeta
-from runtime.errors import EngineError, MessageError
-from runtime.torch_private import gloo_group, open_store
+from runtime.errors import EngineError, MessageError, RankOutOfMemory, bytes_wanted
+from runtime.torch_private import Store, gloo_group
 
 
 class Key(NamedTuple):
@@ -38,10 +42,19 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a wire carries: its value's name (for messages to people) and its meta."""
+    """What a wire carries: its value's name (for messages to people), its meta, and who may send it to this rank."""
 
     value: str
     meta: TensorMeta
+    senders: tuple[int, ...] = ()
+
+
+class PeerLost(Exception):
+    """The connection to ``peer`` broke: the end of some rank, which its supervisor sees and names."""
+
+    def __init__(self, rank: int, peer: int, cause: BaseException) -> None:
+        super().__init__(f"rank {rank} lost its connection to rank {peer}: {cause}")
+        self.peer = peer
 
 
 class Mailbox(ABC):
@@ -50,31 +63,37 @@ class Mailbox(ABC):
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.sent_bytes = 0
-        self.send_seconds = 0.0  # in the sending thread: packing and handing over
         self.wait_seconds = 0.0
+        self.waiting_for: Key | None = None
+        self._tables: dict[int, Sequence[Expected]] = {}
         self._arrived: dict[Key, torch.Tensor] = {}
         self._forgotten: dict[int, int] = {}  # context -> messages of earlier steps are dropped
+        self._ahead: dict[int, int] = {}  # context -> messages of this step and later may overtake earlier ones
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
-        self.waiting_for: Key | None = None
 
     @abstractmethod
-    def register(self, table: int, wires: Sequence[Expected]) -> None:
-        """Say what the messages of ``table`` are, before any of them is sent or taken."""
-
     def send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
         """Send to each of the ranks ``readers``; returns at once. The tensor must not be written to again."""
-        start = time.perf_counter()
-        self._send(readers, key, tensor)
-        self.send_seconds += time.perf_counter() - start
-
-    @abstractmethod
-    def _send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
-        """``send``, as this transport does it."""
 
     @abstractmethod
     def close(self) -> None:
         """End every thread and connection of this mailbox; what is still under way is lost."""
+
+    def register(self, table: int, wires: Sequence[Expected]) -> None:
+        """Say what the messages of ``table`` are, before any of them is sent or taken."""
+        with self._changed:
+            self._tables[table] = wires
+            self._changed.notify_all()
+
+    def expected(self, key: Key) -> Expected:
+        """What the message of ``key`` was said to be."""
+        return self._tables[key.table][key.wire]
+
+    @property
+    def kept(self) -> int:
+        """How many messages have arrived and were not taken yet."""
+        return len(self._arrived)
 
     def ready(self, key: Key) -> bool:
         """Whether the message has arrived; raises the failure where the mailbox has failed."""
@@ -83,30 +102,58 @@ class Mailbox(ABC):
             return key in self._arrived
 
     def wait(self, key: Key, timeout_s: float | None = None) -> None:
-        """Wait until the message is there. TimeoutError after ``timeout_s``; raises the mailbox's failure."""
+        """Wait until the message is there. TimeoutError after ``timeout_s``; raises the mailbox's failure.
+
+        MessageError when a message of another step comes on the same wire instead: each wire has one sender, whose
+        messages keep their order.
+        """
         start = time.perf_counter()
         self.waiting_for = key
         try:
             with self._changed:
                 there = self._changed.wait_for(
-                    lambda: key in self._arrived or self._failure is not None, timeout=timeout_s
+                    lambda: key in self._arrived or self._failure is not None or self._stray(key) is not None,
+                    timeout=timeout_s,
                 )
                 self._raise_failure()
+                stray = self._stray(key) if key not in self._arrived else None
         finally:
             self.waiting_for = None
             self.wait_seconds += time.perf_counter() - start
+        if stray is not None:
+            raise MessageError(
+                f"%{self.expected(key).value} of step {stray} came where that of step {key.step} belongs",
+                rank=self.rank,
+                step=key.step,
+            )
         if not there:
             raise TimeoutError(f"no message {key} within {timeout_s} s")
+
+    def _stray(self, key: Key) -> int | None:
+        """The step of a message that can only have come in place of ``key``'s, or None."""
+        ahead = self._ahead.get(key.context)
+        for other in self._arrived:
+            if other[:3] == key[:3] and other.step != key.step:
+                overtakes = ahead is not None and key.step < ahead <= other.step
+                if not overtakes:
+                    return other.step
+        return None
 
     def take(self, key: Key) -> torch.Tensor:
         """Hand over an arrived message and forget it."""
         with self._changed:
             return self._arrived.pop(key)
 
-    def forget(self, context: int, before_step: int) -> None:
-        """Drop what arrived or will arrive in ``context`` of steps before ``before_step``."""
+    def forget(self, context: int, before_step: int, ahead: int | None = None) -> None:
+        """Drop what arrived or will arrive in ``context`` of steps before ``before_step``.
+
+        ahead: from now on messages of this step and later may overtake those of earlier ones (look-ahead).
+        """
         with self._changed:
             self._forgotten[context] = before_step
+            self._ahead.pop(context, None)
+            if ahead is not None:
+                self._ahead[context] = ahead
             stale = [key for key in self._arrived if key.context == context and key.step < before_step]
             for key in stale:
                 del self._arrived[key]
@@ -130,9 +177,7 @@ class Mailbox(ABC):
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
-            if isinstance(self._failure, EngineError):
-                raise self._failure
-            raise EngineError(f"rank {self.rank}: the transport failed: {self._failure}") from self._failure
+            raise self._failure
 
 
 class LocalMailbox(Mailbox):
@@ -143,10 +188,7 @@ class LocalMailbox(Mailbox):
         self._peers = peers
         self._device = device
 
-    def register(self, table: int, wires: Sequence[Expected]) -> None:
-        pass  # the tensor itself is handed over: there is nothing to agree on
-
-    def _send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
+    def send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
         packed = pack(tensor)
         for reader in readers:
             self.sent_bytes += packed.numel() * packed.element_size()
@@ -159,41 +201,94 @@ class LocalMailbox(Mailbox):
             self._arrived.clear()
 
 
-_HEADER_WORDS = 9
+class Rendezvous(Store):
+    """Where the ranks of a gloo group find each other's addresses, without a server or a port.
+
+    What is set here is announced to the other ranks by the supervisor's connections, and put in there.
+    """
+
+    def __init__(self, announce: Callable[[str, bytes], None], timeout_s: float) -> None:
+        super().__init__()
+        self._announce = announce
+        self._deadline = time.monotonic() + timeout_s
+        self._known: dict[str, bytes] = {}
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
+
+    def put(self, key: str, value: bytes) -> None:
+        """Take what another rank has set."""
+        with self._changed:
+            self._known[key] = value
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Make everyone who waits here raise."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def set(self, key: str, value: Any) -> None:
+        self.put(key, bytes(value))
+        self._announce(key, bytes(value))
+
+    def get(self, key: str) -> bytes:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: key in self._known or self._failure is not None,
+                timeout=max(0.0, self._deadline - time.monotonic()),
+            )
+            if self._failure is not None:
+                raise ConnectionError(str(self._failure))
+            if key not in self._known:
+                raise TimeoutError(f"no rank has said {key} in time")
+            return self._known[key]
+
+    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
+        for key in keys:
+            self.get(key)
+
+    def check(self, keys: list[str]) -> bool:
+        with self._changed:
+            return all(key in self._known for key in keys)
+
+
+_MOST_DIMS = 12
+_HEADER_WORDS = 10 + _MOST_DIMS
 _MAGIC = 0x44495046  # "DIPF"
 _DTYPES = [
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
     "complex64", "complex128", "float8_e4m3fn", "float8_e5m2",
 ]  # fmt: skip
 _HEADER_TAG, _PAYLOAD_TAG = 1, 2
+_WITHOUT_END = timedelta(days=3650)  # in words, because none given means the group's own, short, timeout
 
 
 class GlooMailbox(Mailbox):
     """Ranks in processes, over gloo.
 
-    store_address: (host, port) of the rendezvous store. plan_hash: the first 64 bits of the plan's hash; a message
-    of another plan is refused. on_error: called with a MessageError or the library's own error, from a thread.
+    store: where the ranks find each other. plan_hash: the first bits of the plan's hash; a message of another plan
+    is refused. host: the address whose interface is used. timeout_s: for connecting. announce_timeout_s: how long
+    a message may come before its table is registered. on_error: called from a thread with an EngineError, or with
+    PeerLost where a connection broke.
     """
 
     def __init__(
         self,
         rank: int,
         world: int,
-        store_address: tuple[str, int],
+        store: Store,
         *,
         plan_hash: int,
-        host: str = "127.0.0.1",
-        timeout_s: float = 60.0,
-        on_error: Callable[[BaseException], None] | None = None,
-        store: Any = None,
+        host: str,
+        timeout_s: float,
+        announce_timeout_s: float,
+        on_error: Callable[[BaseException], None],
     ) -> None:
         super().__init__(rank)
-        self._world = world
         self._plan_hash = plan_hash
+        self._announce_timeout_s = announce_timeout_s
         self._on_error = on_error
-        self._store = store or open_store(store_address, timeout=timedelta(seconds=timeout_s))
-        self._group = gloo_group(self._store, rank, world, host=host, timeout=timedelta(seconds=timeout_s))
-        self._tables: dict[int, Sequence[Expected]] = {}
+        self._group = gloo_group(store, rank, world, host=host, timeout=timedelta(seconds=timeout_s))
         self._sequence = [0] * world
         self._closing = False
         self._unsent: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
@@ -206,41 +301,43 @@ class GlooMailbox(Mailbox):
         for thread in self._threads:
             thread.start()
 
-    def register(self, table: int, wires: Sequence[Expected]) -> None:
-        with self._changed:
-            self._tables[table] = wires
-            self._changed.notify_all()
-
-    def _send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
-        self.check_wire(key, tensor)
-        packed = pack(tensor)
+    def send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
+        self._check_sent(key, tensor)
         # bytes, so that one code path serves every dtype (gloo has no bfloat16 and no bool)
-        payload = packed.reshape(-1).view(torch.uint8)
+        payload = pack(tensor).reshape(-1).view(torch.uint8)
         for reader in readers:
-            header = torch.tensor(
-                [_MAGIC, self._plan_hash, *key, _DTYPES.index(_dtype_name(tensor)), payload.numel(),
-                 self._sequence[reader]]
-            )  # fmt: skip
+            header = self._header(key, tensor, self._sequence[reader])
             self._sequence[reader] += 1
             self.sent_bytes += payload.numel()
             try:
-                works = (
-                    self._group.send([header], reader, _HEADER_TAG),
-                    self._group.send([payload], reader, _PAYLOAD_TAG),
-                )
+                works = [self._group.send([header], reader, _HEADER_TAG)]
+                if payload.numel():
+                    works.append(self._group.send([payload], reader, _PAYLOAD_TAG))
             except RuntimeError as error:
-                self._report(reader, error)
+                lost = PeerLost(self.rank, reader, error)
+                self._on_error(lost)
                 self._raise_failure()
-                raise
+                raise lost from error
             self._unsent.put((works, header, payload, reader))
 
-    def check_wire(self, key: Key, tensor: torch.Tensor) -> None:
+    def _header(self, key: Key, tensor: torch.Tensor, sequence: int) -> torch.Tensor:
+        shape = list(tensor.shape) + [0] * (_MOST_DIMS - tensor.dim())
+        words = [_MAGIC, self._plan_hash, sequence, *key, _DTYPES.index(_dtype_name(tensor)), tensor.nbytes]
+        return torch.tensor([*words, tensor.dim(), *shape])
+
+    def _check_sent(self, key: Key, tensor: torch.Tensor) -> None:
         """MessageError where the tensor is not what the wire was said to carry."""
-        wire = self._tables[key.table][key.wire]
+        wire = self.expected(key)
         if tuple(tensor.shape) != wire.meta.shape or _dtype_name(tensor) != wire.meta.dtype:
             raise MessageError(
                 f"%{wire.value} should be {wire.meta}, but the component computed "
                 f"{_dtype_name(tensor)}{list(tensor.shape)}",
+                rank=self.rank,
+                step=key.step,
+            )
+        if tensor.dim() > _MOST_DIMS:
+            raise MessageError(
+                f"%{wire.value} has {tensor.dim()} dimensions; at most {_MOST_DIMS} can be sent",
                 rank=self.rank,
                 step=key.step,
             )
@@ -251,29 +348,41 @@ class GlooMailbox(Mailbox):
             works, _header, _payload, reader = item
             try:
                 for work in works:
-                    work.wait()
+                    work.wait(_WITHOUT_END)
             except RuntimeError as error:
-                self._report(reader, error)
+                self._report(PeerLost(self.rank, reader, error))
                 return
 
     def _receive_from(self, peer: int) -> None:
         header = torch.zeros(_HEADER_WORDS, dtype=torch.int64)
-        expected_sequence = 0
+        sequence = 0
         try:
             while not self._closing:
-                self._group.recv([header], peer, _HEADER_TAG).wait()
-                words: list[int] = header.tolist()
-                key, wire = self._check_header(words, peer, expected_sequence)
-                expected_sequence += 1
-                payload = torch.empty(words[-2], dtype=torch.uint8)
+                self._group.recv([header], peer, _HEADER_TAG).wait(_WITHOUT_END)
+                key, wire = self._check_header(header.tolist(), peer, sequence)
+                sequence += 1
+                payload = self._room(key, wire)
                 if payload.numel():
-                    self._group.recv([payload], peer, _PAYLOAD_TAG).wait()
+                    self._group.recv([payload], peer, _PAYLOAD_TAG).wait(_WITHOUT_END)
                 self.deliver(key, _restore(payload, wire.meta))
+        except EngineError as error:
+            self._report(error)
         except BaseException as error:
-            self._report(peer, error)
+            self._report(PeerLost(self.rank, peer, error))
+
+    def _room(self, key: Key, wire: Expected) -> torch.Tensor:
+        try:
+            return torch.empty(wire.meta.size_bytes, dtype=torch.uint8)
+        except (RuntimeError, MemoryError) as error:
+            raise RankOutOfMemory(
+                f"no memory to receive %{wire.value} ({wire.meta}): {error}",
+                rank=self.rank,
+                step=key.step,
+                size_bytes=bytes_wanted(error) or wire.meta.size_bytes,
+            ) from error
 
     def _check_header(self, words: list[int], peer: int, expected_sequence: int) -> tuple[Key, Expected]:
-        magic, plan_hash, *key_words, dtype, size_bytes, sequence = words
+        magic, plan_hash, sequence, *key_words, dtype, size_bytes, dims = words[:10]
         key = Key(*key_words)
 
         def refuse(what: str) -> MessageError:
@@ -286,37 +395,40 @@ class GlooMailbox(Mailbox):
         if sequence != expected_sequence:
             raise refuse(f"it is number {sequence}, expected {expected_sequence}")
         with self._changed:  # the table is announced on another path, and may come a moment later
-            known = self._changed.wait_for(lambda: key.table in self._tables or self._closing, timeout=60)
-        if not known or self._closing:
+            self._changed.wait_for(lambda: key.table in self._tables or self._closing, timeout=self._announce_timeout_s)
+            wires = self._tables.get(key.table)
+        if wires is None:
             raise refuse(f"its table {key.table} is unknown")
-        wires = self._tables[key.table]
         if not 0 <= key.wire < len(wires):
             raise refuse(f"wire {key.wire} does not exist (table {key.table} has {len(wires)})")
         wire = wires[key.wire]
-        name = _DTYPES[dtype] if 0 <= dtype < len(_DTYPES) else f"code {dtype}"
-        if name != wire.meta.dtype or size_bytes != wire.meta.size_bytes:
-            raise refuse(f"%{wire.value} should be {wire.meta}, it has {size_bytes} bytes of {name}")
+        if peer not in wire.senders:
+            known = " or ".join(f"rank {sender}" for sender in wire.senders)
+            raise refuse(f"%{wire.value} comes from {known or 'no other rank'}")
+        name = _DTYPES[dtype] if 0 <= dtype < len(_DTYPES) else f"dtype {dtype}"
+        shape = words[10 : 10 + dims] if 0 <= dims <= _MOST_DIMS else [dims]
+        if name != wire.meta.dtype or tuple(shape) != wire.meta.shape or size_bytes != wire.meta.size_bytes:
+            raise refuse(f"%{wire.value} should be {wire.meta}, it is {name}{shape} in {size_bytes} bytes")
+        if key in self._arrived:
+            raise refuse(f"%{wire.value} of step {key.step} has come before")
         return key, wire
 
-    def _report(self, peer: int, error: BaseException) -> None:
-        if self._closing:
-            return
-        if not isinstance(error, MessageError):
-            error = ConnectionError(f"connection between rank {self.rank} and rank {peer} broke: {error}")
-        if self._on_error is not None:
+    def _report(self, error: BaseException) -> None:
+        if not self._closing:
             self._on_error(error)
-        else:
-            self.fail(error)
 
     def close(self) -> None:
         """Call it when the other ranks have ended: a receive ends only when its peer's connection does."""
         self._closing = True
         self.fail(EngineError("the engine is closed"))
+        with self._changed:
+            self._changed.notify_all()
         self._unsent.put(None)
         for thread in self._threads:
-            thread.join(timeout=2)
+            if thread is not threading.current_thread():
+                thread.join(timeout=2)
         self._arrived.clear()
-        self._group = self._store = None
+        self._group = None
 
 
 def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -333,7 +445,8 @@ def unpack(packed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def _memory_order(tensor: torch.Tensor) -> list[int] | None:
     """Dimensions by falling stride, if the tensor fills its memory without gaps in that order; else None."""
-    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
+    stride = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda d: (-stride[d], d))
     return order if tensor.permute(order).is_contiguous() else None
 
 

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed import TCPStore
 
 from partitioner.baselines import published_split
-from runtime.serve import resident_bytes
-from runtime.torch_private import gloo_group, open_store
+from runtime.report import resident_bytes
+from runtime.torch_private import gloo_group
 
 HOST = "127.0.0.1"
 Exchange = Callable[[torch.Tensor, int], None]
@@ -110,7 +111,7 @@ class _Hook:
         self._shapes: list[torch.Size] = []
         self._structure: Any = None
         self._forward = module.forward
-        module.forward = self.forward  # type: ignore[method-assign]  # a forward hook could not leave it out
+        module.forward = self.forward  # torch's own forward hooks cannot leave the computation out
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not self.computes:
@@ -126,7 +127,7 @@ class _Hook:
 
     def _pieces(self) -> Sequence[torch.Tensor]:
         sizes = [shape.numel() for shape in self._shapes]
-        return [part.view(shape) for part, shape in zip(self.flat.split(sizes), self._shapes, strict=True)]
+        return [part.view(shape) for part, shape in zip(torch.split(self.flat, sizes), self._shapes, strict=True)]
 
 
 def _flattened(value: Any, tensors: list[torch.Tensor]) -> Any:
@@ -147,13 +148,13 @@ def _nested(structure: Any, tensors: Sequence[torch.Tensor]) -> Any:
 class PolicyRun:
     """One trajectory. outputs: by call, as every rank has them. call_ms: time of each call on rank 0.
 
-    broadcast_bytes: of all calls; each broadcast tensor once for every rank but its source. communication_ms: on each
-    rank, time in broadcasts, waiting included. resident_bytes: memory of each rank's process afterwards.
+    sent_bytes: by call; each broadcast tensor once for every rank but its source. communication_ms: on each rank, time
+    in broadcasts, waiting included. resident_bytes: memory of each rank's process afterwards.
     """
 
     outputs: tuple[torch.Tensor, ...]
     call_ms: tuple[float, ...]
-    broadcast_bytes: int
+    sent_bytes: tuple[int, ...]
     communication_ms: tuple[float, ...]
     resident_bytes: tuple[int, ...]
 
@@ -164,7 +165,7 @@ class PolicyRanks:
     def __init__(self, denoiser: nn.Module, policy: Policy, *, threads: int = 1, timeout_s: float = 300.0) -> None:
         world = len(policy.components)
         self._timeout_s = timeout_s
-        self._store = open_store((HOST, 0), timeout=timedelta(seconds=timeout_s), serve=True)
+        self._store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
         self._connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
         context = multiprocessing.get_context("spawn")
@@ -196,7 +197,7 @@ class PolicyRanks:
         return PolicyRun(
             outputs=tuple(answers[0]["outputs"]),
             call_ms=tuple(answers[0]["call_ms"]),
-            broadcast_bytes=sum(answer["sent_bytes"] for answer in answers),
+            sent_bytes=tuple(map(sum, zip(*(answer["sent_bytes"] for answer in answers), strict=True))),
             communication_ms=tuple(answer["communication_ms"] for answer in answers),
             resident_bytes=tuple(answer["resident_bytes"] for answer in answers),
         )
@@ -249,7 +250,7 @@ def _serve(connection: Connection, rank: int, world: int, port: int, threads: in
         torch.set_num_threads(threads)
         denoiser, policy = pickle.loads(connection.recv_bytes())
         timeout = timedelta(seconds=timeout_s)
-        group = gloo_group(open_store((HOST, port), timeout=timeout), rank, world, host=HOST, timeout=timeout)
+        group = gloo_group(TCPStore(HOST, port, timeout=timeout), rank, world, host=HOST, timeout=timeout)
         broadcasts = _Broadcasts(group, rank, world)
         hooked = HookedDenoiser(denoiser, policy, rank, broadcasts)
         connection.send_bytes(pickle.dumps(True))
@@ -264,17 +265,19 @@ def _serve(connection: Connection, rank: int, world: int, port: int, threads: in
 
 def _run(hooked: HookedDenoiser, broadcasts: _Broadcasts, calls: Sequence[Call], warmup: int) -> dict[str, Any]:
     hooked.start(warmup)
-    broadcasts.sent_bytes, broadcasts.seconds = 0, 0.0
-    outputs, call_ms = [], []
+    broadcasts.seconds = 0.0
+    outputs, call_ms, sent_bytes = [], [], []
     with torch.no_grad():
         for arguments in calls:
+            broadcasts.sent_bytes = 0
             start = time.perf_counter()
             outputs.append(hooked(**arguments))
             call_ms.append(1e3 * (time.perf_counter() - start))
+            sent_bytes.append(broadcasts.sent_bytes)
     return {
         "outputs": outputs,
         "call_ms": call_ms,
-        "sent_bytes": broadcasts.sent_bytes,
+        "sent_bytes": sent_bytes,
         "communication_ms": 1e3 * broadcasts.seconds,
         "resident_bytes": resident_bytes(),
     }

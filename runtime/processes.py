@@ -1,0 +1,384 @@
+"""ProcessRanks: one process per rank, started, supervised and ended by the driver.
+
+Supervision does not rest on the communication library. Each rank holds one end of a socket pair: where it closes, the
+rank has ended, and a rank whose driver's end closes ends itself. Commands go one way, words the other way; a thread,
+the supervisor, listens. The first failure wins, and everyone who waits is told of it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from runtime import errors
+from runtime.ranks import Ranks
+from runtime.report import Report, diagnose, report
+from runtime.serve import Address, Answer, Ask, Failed, Lost, Ready, Welcome
+from runtime.transport import GlooMailbox, PeerLost, Rendezvous
+from runtime.worker import Build, Evaluate, Load, Setup, Stop, Work, Worker, run_to_end
+
+T = TypeVar("T")
+
+HOST = "127.0.0.1"
+_ANSWER_S = 1.0  # a rank that is not stopped answers in milliseconds
+_BLAME_S = 1.0  # how long the end of a process may be noticed after its connections broke
+_GRACE_S = 2.0  # for an orderly end
+
+
+@dataclass
+class _Seat:
+    """What the driver knows of one rank. ready: Loads done, -1 until it is connected; loads: Loads commanded."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    lock: threading.Lock
+    ready: int = -1
+    loads: int = 0
+    answer: Answer | None = None
+
+
+class ProcessRanks(Ranks):
+    """One process per rank besides the driver's, over gloo on the loopback interface.
+
+    Raises StartupError when not every rank is connected and has its parameters ``startup_timeout_s`` from now.
+    """
+
+    def __init__(
+        self,
+        setups: Sequence[Setup],
+        *,
+        plan_hash: int,
+        threads: int,
+        startup_timeout_s: float,
+        step_timeout_s: float,
+    ) -> None:
+        self._setups = setups
+        self._startup_timeout_s = startup_timeout_s
+        self._step_timeout_s = step_timeout_s
+        self._ready_by: float | None = time.monotonic() + startup_timeout_s
+        self._owner = os.getpid()
+        self._changed = threading.Condition()
+        self._failure: errors.EngineError | None = None
+        self._suspected: list[tuple[float, errors.EngineError]] = []  # to be the failure, if none is found until then
+        self._closing = False
+        self._asked = 0
+        self._seats: dict[int, _Seat] = {}
+        self._threads: list[threading.Thread] = []
+        self._mailbox: GlooMailbox | None = None
+        self._rendezvous = Rendezvous(self._announce, startup_timeout_s)
+        atexit.register(self.close)
+        try:
+            for setup in setups[1:]:
+                welcome = Welcome(
+                    setup, len(setups), HOST, plan_hash, threads, startup_timeout_s, step_timeout_s
+                )  # fmt: skip
+                self._seats[setup.rank] = self._begin_process(setup.rank, welcome)
+            self._begin_thread(self._supervise, "supervisor")
+            self._begin_thread(lambda: self._connect(plan_hash), "connect")
+            self._until(lambda: self._mailbox is not None, "connected")
+            assert self._mailbox is not None
+            self.worker = Worker(setups[0], self._mailbox)
+            self.wait_loaded()
+        except BaseException:
+            self.close()
+            raise
+
+    # ---- start
+
+    def _begin_process(self, rank: int, welcome: Welcome) -> _Seat:
+        ours, theirs = socket.socketpair()
+        # a rank that is stopped does not read; then a write must end with an error instead of never
+        seconds = min(self._startup_timeout_s, self._step_timeout_s)
+        ours.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        )  # fmt: skip
+        # the rank shall find every module where this process does; -P keeps the current folder out
+        places = [*filter(None, sys.path), str(Path(__file__).resolve().parents[1])]
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(places))
+        with theirs:
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "runtime.rank_process", str(theirs.fileno()), str(os.getpid())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # stdout is for results
+                    env=environment,
+                    start_new_session=True,  # a terminal's Ctrl-C and Ctrl-Z are for the driver
+                )
+            except OSError as error:
+                ours.close()
+                raise errors.StartupError(f"rank {rank}: its process cannot be started: {error}") from error
+        seat = _Seat(process, Connection(ours.detach()), threading.Lock())
+        with contextlib.suppress(OSError):  # its end will be noticed
+            seat.connection.send(welcome)
+        return seat
+
+    def _begin_thread(self, target: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _connect(self, plan_hash: int) -> None:
+        """Meet the other ranks; in a thread of its own, since this may wait for a rank that died."""
+        try:
+            mailbox = GlooMailbox(
+                0,
+                len(self._setups),
+                self._rendezvous,
+                plan_hash=plan_hash,
+                host=HOST,
+                timeout_s=self._startup_timeout_s,
+                announce_timeout_s=self._step_timeout_s,
+                on_error=self._transport_failed,
+            )
+        except Exception as error:
+            self._suspect(errors.StartupError(f"the ranks cannot connect: {error}"))
+            return
+        with self._changed:
+            self._mailbox = mailbox
+            self._changed.notify_all()
+
+    def _announce(self, key: str, value: bytes, source: int = 0) -> None:
+        """Give one rank's address to the others."""
+        for rank, seat in self._seats.items():
+            if rank != source:
+                self._tell(seat, Address(key, value))
+
+    def _until(self, done: Callable[[], bool], what: str) -> None:
+        """Wait for ``done``, a failure, or the start-up deadline."""
+        ready_by = self._ready_by or time.monotonic() + self._startup_timeout_s
+        with self._changed:
+            there = self._changed.wait_for(
+                lambda: done() or self._failure is not None, timeout=max(0.0, ready_by - time.monotonic())
+            )
+        self._raise_failure()
+        if not there:
+            slow = [rank for rank, seat in self._seats.items() if seat.ready < seat.loads]
+            named = f"rank {', rank '.join(map(str, slow))}" if slow else "a rank"
+            self._fail(
+                errors.StartupError(
+                    f"{named} was not {what} within {self._startup_timeout_s:g} s; if it only needs longer, allow more "
+                    "with --startup-timeout"
+                )
+            )
+            self._raise_failure()
+
+    def wait_loaded(self) -> None:
+        self._until(lambda: all(seat.ready >= seat.loads for seat in self._seats.values()), "ready")
+        if any(seat.loads for seat in self._seats.values()):
+            self._ready_by = None  # started; a later graph has the whole time again
+
+    # ---- work
+
+    def command(self, rank: int, command: Build | Load | Evaluate) -> None:
+        self._raise_failure()
+        seat = self._seats[rank]
+        if isinstance(command, Load):
+            seat.loads += 1
+        if not self._tell(seat, command):
+            self._suspect(errors.RankStalled("it takes no commands", rank=rank, component=self._setups[rank].component))
+            self._await_failure()
+
+    def run(self, work: Work[T]) -> T:
+        self._raise_failure()
+        try:
+            return run_to_end(work, self.worker.mailbox, self._step_timeout_s)
+        except TimeoutError:
+            reports = self._ask(_ANSWER_S)
+            self._fail(diagnose(reports, [setup.component for setup in self._setups], self._step_timeout_s))
+        except PeerLost:
+            self._await_failure()
+        except errors.EngineError as error:
+            self._fail(error)
+        self._raise_failure()
+        raise errors.EngineClosed("the engine was closed during a step")
+
+    def reports(self) -> list[Report]:
+        answers = self._ask(self._step_timeout_s)
+        self._raise_failure()
+        missing = [rank for rank in self._seats if rank not in answers]
+        if missing:
+            self._fail(
+                errors.RankStalled(
+                    f"it does not answer within {self._step_timeout_s:g} s",
+                    rank=missing[0],
+                    component=self._setups[missing[0]].component,
+                )
+            )
+            self._raise_failure()
+        return [answers[rank] for rank in sorted(answers)]
+
+    def _ask(self, timeout_s: float) -> dict[int, Report]:
+        """Rank -> its report, for the ranks that answer in time, and the driver's own."""
+        self._asked += 1
+        number = self._asked
+        for seat in self._seats.values():
+            self._tell(seat, Ask(number))
+
+        def answers() -> dict[int, Report]:
+            return {r: s.answer.report for r, s in self._seats.items() if s.answer and s.answer.number == number}
+
+        with self._changed:
+            self._changed.wait_for(
+                lambda: len(answers()) == len(self._seats) or self._failure is not None, timeout=timeout_s
+            )
+            return {0: report(self.worker), **answers()}
+
+    def _tell(self, seat: _Seat, message: Any) -> bool:
+        try:
+            with seat.lock:
+                seat.connection.send(message)
+        except OSError:
+            return False
+        return True
+
+    # ---- supervision
+
+    def _supervise(self) -> None:
+        """Listen to the ranks until all have ended."""
+        rank_of = {seat.connection: rank for rank, seat in self._seats.items()}
+        while rank_of:
+            for connection in wait(list(rank_of), timeout=self._patience()):
+                assert isinstance(connection, Connection)
+                rank = rank_of[connection]
+                try:
+                    self._hear(rank, connection.recv())
+                except (EOFError, OSError):
+                    del rank_of[connection]
+                    self._ended(rank)
+                except Exception as error:
+                    self._fail(errors.RankError(f"it said what cannot be read: {error!r}", rank=rank))
+            for due, suspected in list(self._suspected):
+                if due <= time.monotonic():
+                    self._fail(suspected)
+            if self._closing and all(seat.process.poll() is not None for seat in self._seats.values()):
+                return
+
+    def _patience(self) -> float:
+        """How long to listen before the suspicions are looked at again."""
+        if self._failure is not None or self._closing:
+            return 0.5
+        now = time.monotonic()
+        return max(0.0, min([0.5, *(due - now for due, _ in self._suspected)]))
+
+    def _hear(self, rank: int, message: Any) -> None:
+        if isinstance(message, Address):
+            self._rendezvous.put(message.key, message.value)
+            self._announce(message.key, message.value, source=rank)
+        elif isinstance(message, Failed):
+            self._fail(message.error)
+        elif isinstance(message, Lost):
+            self._suspect(errors.ConnectionBroke(message.text, rank=rank, component=self._setups[rank].component))
+        else:
+            with self._changed:
+                if isinstance(message, Ready):
+                    self._seats[rank].ready = message.loads
+                elif isinstance(message, Answer):
+                    self._seats[rank].answer = message
+                self._changed.notify_all()
+
+    def _ended(self, rank: int) -> None:
+        """The rank's end of its connection closed."""
+        if self._closing or self._failure is not None:
+            return
+        seat = self._seats[rank]
+        try:
+            how = _ending(seat.process.wait(timeout=1.0))
+        except subprocess.TimeoutExpired:
+            how = "closed its connection"
+        if seat.ready < 0:
+            self._fail(errors.StartupError(f"rank {rank}: its process {seat.process.pid} {how} while starting"))
+            return
+        step = self.worker.step if self._mailbox is not None else None
+        self._fail(
+            errors.RankDied(
+                f"its process {seat.process.pid} {how}", rank=rank, component=self._setups[rank].component, step=step
+            )
+        )
+
+    def _transport_failed(self, error: BaseException) -> None:
+        """From a transport thread of the driver."""
+        if isinstance(error, errors.EngineError):
+            self._fail(error)
+        else:
+            self._suspect(errors.ConnectionBroke(str(error), rank=0, component=self._setups[0].component))
+
+    def _suspect(self, error: errors.EngineError) -> None:
+        """This is the failure, unless its cause is noticed in a moment."""
+        with self._changed:
+            self._suspected.append((time.monotonic() + _BLAME_S, error))
+
+    def _fail(self, error: errors.EngineError) -> None:
+        """The first failure wins; everyone who waits is told."""
+        with self._changed:
+            if self._closing or self._failure is not None:
+                return
+            self._failure = error
+            self._changed.notify_all()
+        self._rendezvous.fail(error)
+        if self._mailbox is not None:
+            self._mailbox.fail(error)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _await_failure(self) -> NoReturn:
+        """Something broke: the supervisor will say why."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure is not None, timeout=5 * _BLAME_S)
+        self._raise_failure()
+        raise errors.EngineError("a connection to a rank broke")
+
+    # ---- end
+
+    def close(self) -> None:
+        if os.getpid() != self._owner:
+            return  # a child that the driver forked: the ranks are not its own
+        with self._changed:
+            self._closing = True
+        if self._failure is None:
+            deadline = time.monotonic() + _GRACE_S
+            for seat in self._seats.values():
+                self._tell(seat, Stop())
+            for seat in self._seats.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    seat.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        for seat in self._seats.values():
+            seat.process.kill()
+        for seat in self._seats.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                seat.process.wait(timeout=_GRACE_S)
+        self._rendezvous.fail(errors.EngineError("the engine is closed"))
+        for thread in self._threads:
+            thread.join(timeout=_GRACE_S)
+        if self._mailbox is not None:
+            self._mailbox.close()
+        for seat in self._seats.values():
+            seat.connection.close()
+        atexit.unregister(self.close)
+
+
+def _ending(status: int) -> str:
+    """A process's exit status in words."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = "unknown"
+    hint = "; the system does so when memory runs out" if -status == signal.SIGKILL else ""
+    return f"was killed by signal {-status} ({name}{hint})"
