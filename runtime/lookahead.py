@@ -75,12 +75,16 @@ def course_of(scheduler: Any, first_timestep: float) -> Course | None:
 
 
 def _start(values: torch.Tensor, timestep: float) -> tuple[int, float] | None:
-    """(index of the first call, ratio): a start in the middle (img2img) is at the first equal timestep."""
+    """(index of the first call, ratio): a start in the middle (img2img) is at the first equal timestep.
+
+    Where both ratios fit (flow matching's last timestep is its first one over 1000), the earlier start counts.
+    """
+    found = []
     for ratio in (1.0, 1e-3):
         near = (values * ratio - timestep).abs() <= 1e-2 * max(abs(timestep), 1e-3)
         if bool(near.any()):
-            return int(near.nonzero()[0]), ratio
-    return None
+            found.append((int(near.nonzero()[0]), ratio))
+    return min(found, default=None)
 
 
 def _coordinates(scheduler: Any, timesteps: torch.Tensor) -> tuple[list[float], list[float]] | None:
@@ -104,7 +108,7 @@ class Forecast:
 
     The slope of later moves is that of the last one plus γ times its change per move. γ in [0, 1], one per row of the
     batch, is what would have predicted the last two latents best, as far ahead as now (least squares; 0 until known).
-    Elements that did not change since the last call (an image or a mask beside the latent) are taken to stay.
+    Elements that did not change in the last move (an image or a mask beside the latent) are taken to stay.
     """
 
     def __init__(self, course: Course, reach: int) -> None:
@@ -115,6 +119,7 @@ class Forecast:
         self._latents: dict[int, torch.Tensor] = {}  # by call, as passed
         self._z: dict[int, torch.Tensor] = {}
         self._slope: dict[int, torch.Tensor] = {}  # of the move to that call
+        self._before: torch.Tensor | None = None  # the latent at the last other level
 
     def observe(self, latent: torch.Tensor) -> None:
         """Take the latent of the next call."""
@@ -124,7 +129,10 @@ class Forecast:
         if call > 0:
             distance = self._course.level[call] - self._course.level[call - 1]
             # the second call of a two-call sampler may stand at the level of the first: its slope is the last one
-            slope = (z - self._z[call - 1]) / distance if abs(distance) > 1e-9 else self._slope[call - 1]
+            moved = abs(distance) > 1e-9
+            slope = (z - self._z[call - 1]) / distance if moved else self._slope[call - 1]
+            if moved:
+                self._before = self._latents[call - 1]
         self._latents[call], self._z[call], self._slope[call] = latent.detach().clone(), z, slope
         for kept in (self._latents, self._z, self._slope):
             kept.pop(call - self._kept, None)
@@ -136,8 +144,8 @@ class Forecast:
         fixed, change = self._terms(now, call)
         z = fixed + self._damping(now, call - now) * change
         predicted = (z * self._course.scale[call]).to(self._latents[now].dtype)
-        if now > 0:
-            same = self._latents[now] == self._latents[now - 1]
+        if self._before is not None:
+            same = self._latents[now] == self._before
             predicted = torch.where(same, self._latents[now], predicted)
         return predicted
 
