@@ -12,14 +12,17 @@ import numpy as np
 
 from partitioner.problem import Ints, Problem
 
+LONG = 5e-4  # share of all work from which on a light node counts as heavy: it can even out components
+
 
 def fine_borders(problem: Problem) -> Ints:
     """Border positions, ends included: one between any two neighbouring heavy nodes.
 
-    Views, casts and elementwise nodes go with what makes or what reads them: the border between two heavy nodes stands
-    where it sends the fewest bytes (and has the fewest shared items read on both sides), the earliest of these.
+    Views, casts and elementwise nodes, unless they take long themselves, go with what makes or what reads them: the
+    border between two heavy nodes stands where it sends the fewest bytes (and has the fewest shared items read on both
+    sides), the earliest of these.
     """
-    heavy = np.flatnonzero(~problem.light)
+    heavy = np.flatnonzero(~problem.light | (problem.cost_ms > LONG * problem.total_ms))
     legal = problem.legal_border
     weight = problem.live_bytes() + problem.repeated_bytes()
     borders = [0]

@@ -19,7 +19,8 @@ import torch
 from partitioner.errors import UsageError
 from partitioner.ir import Node, TracedGraph
 from partitioner.operators import bind, resolve
-from partitioner.problem import Floats
+from partitioner.problem import Floats, Problem
+from partitioner.solve import Split
 
 PROBES = 32
 Edge = tuple[str, str]  # names of a value's node and of a node that reads it
@@ -133,3 +134,8 @@ def evaluate_graph(
 def _call(node: Node, values: Mapping[str, Any], device: torch.device) -> Any:
     arguments = [bind(argument, values, device) for argument in node.args]
     return resolve(node.target)(*arguments, **{key: bind(item, values, device) for key, item in node.kwargs})
+
+
+def least_error(drift: EdgeDrift, problem: Problem, splits: Sequence[Split]) -> Split:
+    """Of a few good splits (such as Solver.sweep's) the one whose summed error is least, not the sum of its norms."""
+    return min(splits, key=lambda split: drift.error(dict(zip(problem.names, split.assignment, strict=True))))

@@ -17,7 +17,8 @@ def search_placements(problem: Problem, devices: Devices, mode: Mode, byte_weigh
     Nodes in order of their memory go where most room is left; then single nodes move, or two change places, as long as
     (bytes above the memories, T, staleness + byte_weight x bytes) gets less, in this order. No optimum is claimed.
     """
-    if problem.size < len(devices):
+    held = np.unique(problem.reading_item)
+    if problem.size < len(devices) or problem.item_bytes[held].sum() > sum(devices.memory_bytes):
         return None
     place = _roomiest(problem, devices)
     rank = _rank(evaluate(problem, place, devices, mode), devices, byte_weight)

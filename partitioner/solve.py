@@ -283,7 +283,7 @@ class _Attempt:
 
     def _general(self) -> list[Split]:
         """A placement of clusters without any form, for memories that no fold fits."""
-        clusters = self._solver._clusters[0].coarse
+        clusters = self._solver._clusters[-1].coarse  # few, since every move is evaluated anew
         placed = search_placements(clusters.problem, self._devices, self._mode, self.byte_weight)
         if placed is None:
             return []

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 from partitioner.cost import estimate
-from partitioner.drift import EdgeDrift, evaluate_graph, lagged_outputs, measure_drift
+from partitioner.drift import EdgeDrift, evaluate_graph, lagged_outputs, least_error, measure_drift
 from partitioner.errors import UsageError
 from partitioner.graph import build_problem
 from partitioner.ir import TracedGraph
@@ -108,6 +108,15 @@ def test_weights_are_the_solvers_staleness(small: Small, drift: EdgeDrift) -> No
     summed = sum(w for (u, v), w in drift.weights.items() if placement[u] != placement[v])
     assert split.evaluation.staleness == pytest.approx(summed)
     assert drift.error(placement) <= summed * (1 + 1e-9)
+
+
+def test_good_splits_are_rescored(small: Small, drift: EdgeDrift) -> None:
+    graph, *_ = small
+    problem = build_problem(graph, estimate(graph), drift.weights)
+    splits = Solver(problem).sweep(Devices.equal(3), "async", epsilons=(0.0, 0.1, 0.3))
+    best = least_error(drift, problem, splits)
+    errors = [drift.error(dict(zip(problem.names, split.assignment, strict=True))) for split in splits]
+    assert drift.error(dict(zip(problem.names, best.assignment, strict=True))) == min(errors)
 
 
 def test_one_step_is_no_trajectory(small: Small) -> None:
