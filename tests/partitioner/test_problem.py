@@ -56,6 +56,7 @@ def test_borders_go_where_a_cut_is_cheapest() -> None:
     #  0 heavy -> 1 light (halves the value) -> 2 light (doubles it) -> 3 heavy: the border stands before node 2
     problem = replace(
         random_problem(0, size=4),
+        cost_ms=np.array([1.0, 0.0, 0.0, 1.0]),
         value_names=("n0", "n1", "n2"),
         value_producer=np.array([0, 1, 2]),
         value_bytes=np.array([100, 50, 100]),
@@ -67,6 +68,8 @@ def test_borders_go_where_a_cut_is_cheapest() -> None:
         reading_node=np.zeros(0, dtype=np.int64),
     )
     assert fine_borders(problem).tolist() == [0, 2, 4]
+    slow = replace(problem, cost_ms=np.array([1.0, 0.5, 0.0, 1.0]))  # light by name, but worth a border of its own
+    assert fine_borders(slow).tolist() == [0, 1, 2, 4]
 
 
 def test_no_border_within_a_unit() -> None:
