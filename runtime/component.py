@@ -105,7 +105,7 @@ class Segment:
     def first_node(self, values: Mapping[str, torch.Tensor], wanted: Callable[[torch.Tensor], bool]) -> str | None:
         """The key of the first node that makes a ``wanted`` tensor: runs the segment again, node by node."""
         finder = _Finder(self.module, wanted)
-        finder.run(*[values[name] for name in self.reads])  # type: ignore[no-untyped-call]
+        finder.run(*[values[name] for name in self.reads])
         return self._key_of.get(finder.found)
 
     def failing_node(self, error: BaseException) -> str | None:

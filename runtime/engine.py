@@ -24,7 +24,7 @@ from runtime.ranks import EmulatedRanks, Ranks, ThreadRanks
 from runtime.report import Report
 from runtime.trajectory import Manner, Trajectory
 from runtime.transport import Key
-from runtime.weights import parameters_of
+from runtime.weights import Weights
 from runtime.worker import PARAMETER_CONTEXT, Build, Evaluate, Load, Setup, Work
 
 TRANSPORTS = ("processes", "threads", "emulation")
@@ -34,8 +34,10 @@ TRANSPORTS = ("processes", "threads", "emulation")
 class EngineOptions:
     """How to run a plan; None: as the plan says.
 
-    exact: every step exact (the plan's split, no lag). threads: torch threads per rank process (0: torch's own
-    default). step_timeout_s: longest wait for one message before the engine ends with RankStalled.
+    exact: every step exact (the plan's split, no lag). keep_weights: do not let go, until ``close``, of parameters
+    that only other processes need and that the files of the denoiser can give back. threads: torch threads per rank
+    process (0: torch's own default). step_timeout_s: longest wait for one message before the engine ends with
+    RankStalled.
     """
 
     transport: str = "processes"
@@ -44,6 +46,7 @@ class EngineOptions:
     predictor: str | None = None
     mode: str | None = None
     check_finite: bool = False
+    keep_weights: bool = False
     threads: int = 1
     step_timeout_s: float = 300.0
     startup_timeout_s: float = 120.0
@@ -105,8 +108,9 @@ class Engine:
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._calls = CallReader(denoiser, plan)
+        self._weights = Weights(denoiser)
         try:
-            first = self._trace(self._calls.planned_example())
+            first = self._trace(self._calls.planned_example)
         except TraceError as error:
             raise PlanMismatch(
                 f"the plan was made for {plan.origin}, and this {type(denoiser).__name__} cannot be traced with its "
@@ -118,6 +122,8 @@ class Engine:
         self._ranks = self._start(devices or ["cpu"] * plan.ranks)
         try:
             self._distribute(first)
+            if self.options.transport == "processes" and not self.options.keep_weights:
+                self._weights.release(self._loaded[0])
         except BaseException:
             self.close()
             raise
@@ -125,9 +131,10 @@ class Engine:
 
     # ---- start
 
-    def _trace(self, arguments: Mapping[str, Any]) -> _Graph:
+    def _trace(self, example: Callable[[], Mapping[str, Any]]) -> _Graph:
         roles = {item.path: item.role for item in self.plan.inputs}
-        graph = trace(self._denoiser, arguments, roles, model=self.plan.model)
+        with self._weights.traceable():
+            graph = trace(self._denoiser, example(), roles, model=self.plan.model)
         self.plan.check(graph)
         placement = self.plan.place(graph)
         return _Graph(len(self._graphs), graph, *build_specs(graph, placement, self.plan.components))
@@ -179,7 +186,7 @@ class Engine:
             self._loaded[rank].update(p.path for p in missing)
             if rank == 0:
                 self._ranks.worker.build(build)
-                self._ranks.worker.parameters.update(parameters_of(self._denoiser, missing))
+                self._ranks.worker.parameters.update(self._weights.tensors_of(missing))
             else:
                 self._ranks.command(rank, build)
                 self._send_parameters(rank, missing)
@@ -188,12 +195,15 @@ class Engine:
         self._ranks.wait_loaded()
 
     def _send_parameters(self, rank: int, missing: tuple[Parameter, ...]) -> None:
+        """Tell a rank to read parameters from files, and send it those that stand in none."""
         self._lists += 1
-        load = Load(-self._lists, missing)
+        files = self._weights.files_of(missing) if self.options.transport == "processes" else {}
+        sent = tuple(p for p in missing if p.path not in files)
+        load = Load(-self._lists, sent, tuple((p, files[p.path]) for p in missing if p.path in files))
         mailbox = self._ranks.worker.mailbox
         self._ranks.command(rank, load)
         mailbox.register(load.table, load.wires)
-        for index, tensor in enumerate(parameters_of(self._denoiser, missing).values()):
+        for index, tensor in enumerate(self._weights.tensors_of(sent).values()):
             mailbox.send([rank], Key(load.table, index, PARAMETER_CONTEXT, 0), tensor)
 
     # ---- calls
@@ -247,11 +257,12 @@ class Engine:
         signature = call_signature(tensors, literals)
         if signature not in self._graphs:
             try:
-                built = self._trace(self._calls.example(tensors, literals))
+                built = self._trace(lambda: self._calls.example(tensors, literals))
             except PartitionerError as error:
                 raise InputError(
-                    f"the plan does not fit this call ({_first_line(error)}). Make a plan for it: partition-model --model "
-                    f"{self.plan.model} --devices {self.plan.ranks} with its --height, --width, --frames or --batch"
+                    f"the plan does not fit this call ({_first_line(error)}). Make a plan for it: partition-model "
+                    f"--model {self.plan.model} --devices {self.plan.ranks} with its --height, --width, --frames or "
+                    "--batch"
                 ) from error
             self._distribute(built)
             self._graphs[signature] = built
@@ -341,9 +352,10 @@ class Engine:
             )
 
     def close(self) -> None:
-        """End the ranks; nothing is left running. May be called again."""
+        """End the ranks; nothing is left running, and the denoiser is whole again. May be called again."""
         with self._lock:
             self._end()
+            self._weights.restore()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -1,27 +1,165 @@
-"""Weights: just one component's parameters, from the denoiser in the driver's memory."""
+"""Weights: where a denoiser's parameters are: in the driver's memory, and in the files that they were loaded from.
+
+Ranks read what they need from the files themselves, all at once, where a file holds exactly what is in memory (a
+LoRA that was fused, say, is not in it); the rest is sent to them. What other ranks hold and a file can give back,
+the driver lets go of while they run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from partitioner.ir import Parameter
-from runtime.errors import PlanMismatch
+from partitioner.ir import Parameter, TensorMeta
+from partitioner.trace import fake_mode
+from runtime.errors import EngineError, PlanMismatch
+
+_FILES = ("diffusion_pytorch_model*.safetensors", "model*.safetensors")
 
 
-def parameters_of(denoiser: nn.Module, wanted: Sequence[Parameter]) -> dict[str, torch.Tensor]:
-    """path -> the denoiser's own tensor (not a copy), in the order of ``wanted``.
+class Weights:
+    """The parameters and buffers of one denoiser, by path in its state."""
 
-    PlanMismatch where the denoiser has no such parameter or buffer.
-    """
-    state: dict[str, torch.Tensor] = dict(denoiser.named_parameters(remove_duplicate=False))
-    state.update(denoiser.named_buffers(remove_duplicate=False))
-    found = {}
-    for parameter in wanted:
-        tensor = state.get(parameter.path)
-        if tensor is None:
-            raise PlanMismatch(f"the denoiser has no parameter or buffer {parameter.path}, which its graph reads")
-        found[parameter.path] = tensor.detach()
-    return found
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._denoiser = denoiser
+        self._file_of = _files_of(denoiser)
+        self._same: dict[str, bool] = {}  # whether the file holds what is in memory
+        self._released: dict[str, torch.Tensor] = {}  # path -> what has its shape, dtype and device, and no memory
+
+    @property
+    def released(self) -> frozenset[str]:
+        """Paths of the parameters that the driver's memory does not hold now."""
+        return frozenset(self._released)
+
+    def files_of(self, wanted: Sequence[Parameter]) -> dict[str, Path]:
+        """path -> the file that holds exactly that tensor, for those that a file holds."""
+        return {p.path: self._file_of[p.path] for p in wanted if p.path in self._released or self._is_in_file(p.path)}
+
+    def tensors_of(self, wanted: Sequence[Parameter]) -> dict[str, torch.Tensor]:
+        """path -> the denoiser's own tensor (not a copy), in the order of ``wanted``; read if it was released.
+
+        PlanMismatch where the denoiser has no such parameter or buffer.
+        """
+        state = self._state()
+        found: dict[str, torch.Tensor] = {}
+        for parameter in wanted:
+            path = parameter.path
+            if path in self._released:
+                stored = read_stored(self._file_of[path], path, parameter.meta)
+                found[path] = stored.to(state[path].device)
+            elif path in state:
+                found[path] = state[path].detach()
+            else:
+                raise PlanMismatch(f"the denoiser has no parameter or buffer {path}, which its graph reads")
+        return found
+
+    def release(self, kept: set[str]) -> None:
+        """Let go of every parameter that is not in ``kept``, where a file can give it back."""
+        state = self._state()
+        storages = {state[path].untyped_storage().data_ptr() for path in kept if path in state}
+        for path, parameter in self._denoiser.named_parameters():
+            shared = parameter.untyped_storage().data_ptr() in storages
+            if path not in kept and not shared and path not in self._released and self._is_in_file(path):
+                self._released[path] = parameter.detach().to("meta")
+                parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+
+    def restore(self) -> None:
+        """Read back what was released. EngineError names the file that cannot be read; the denoiser lacks it then."""
+        parameters = dict(self._denoiser.named_parameters())
+        for path in list(self._released):
+            like = self._released[path]
+            meta = TensorMeta(tuple(like.shape), tuple(like.stride()), str(like.dtype).removeprefix("torch."))
+            try:
+                stored = read_stored(self._file_of[path], path, meta)
+            except (OSError, SafetensorError) as error:
+                raise EngineError(
+                    f"the parameter {path} cannot be read back from {self._file_of[path]} ({error}); load the "
+                    "pipeline again"
+                ) from error
+            parameters[path].data = stored.to(parameters[path].device)
+            del self._released[path]
+
+    @contextmanager
+    def traceable(self) -> Iterator[None]:
+        """Inside it the denoiser can be traced, whatever it has released and whatever device it is on.
+
+        Where it is whole and on a cpu, nothing is done; else its tensors are fake ones on the cpu, for which
+        operators are traced as they are for plans. Make the example inputs inside, too.
+        """
+        first = next(self._denoiser.parameters(), None)
+        if not self._released and (first is None or first.device.type == "cpu"):
+            yield
+            return
+        swapped: list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]] = []
+        with fake_mode():
+            fakes: dict[int, torch.Tensor] = {}
+            try:
+                for prefix, module in self._denoiser.named_modules():
+                    for slots in (module._parameters, module._buffers):
+                        for name, tensor in slots.items():
+                            if tensor is None:
+                                continue
+                            like = self._released.get(f"{prefix}.{name}" if prefix else name, tensor)
+                            if id(tensor) not in fakes:
+                                fake = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
+                                fakes[id(tensor)] = (
+                                    nn.Parameter(fake, requires_grad=False) if slots is module._parameters else fake
+                                )
+                            swapped.append((slots, name, tensor))
+                            slots[name] = fakes[id(tensor)]
+                yield
+            finally:
+                for slots_, name, tensor in swapped:
+                    slots_[name] = tensor
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        state: dict[str, torch.Tensor] = dict(self._denoiser.named_parameters(remove_duplicate=False))
+        state.update(self._denoiser.named_buffers(remove_duplicate=False))
+        return state
+
+    def _is_in_file(self, path: str) -> bool:
+        if path not in self._same:
+            tensor = self._state().get(path)
+            self._same[path] = (
+                path in self._file_of and tensor is not None and _holds(self._file_of[path], path, tensor)
+            )
+        return self._same[path]
+
+
+def read_stored(file: Path, name: str, meta: TensorMeta) -> torch.Tensor:
+    """A tensor of a safetensors file, in its own memory, with meta's dtype and strides."""
+    with safe_open(file, framework="pt") as opened:
+        stored = opened.get_tensor(name)
+    made = torch.empty_strided(meta.shape, meta.stride, dtype=getattr(torch, meta.dtype))
+    return made.copy_(stored)
+
+
+def _holds(file: Path, name: str, tensor: torch.Tensor) -> bool:
+    with safe_open(file, framework="pt") as opened:
+        stored = opened.get_tensor(name)
+    return stored.shape == tensor.shape and torch.equal(stored.to(tensor.device, tensor.dtype), tensor.detach())
+
+
+def _files_of(denoiser: nn.Module) -> Mapping[str, Path]:
+    """Tensor name -> safetensors file, for a denoiser that from_pretrained loaded from a folder; else nothing."""
+    folder = Path(str(getattr(getattr(denoiser, "config", None), "_name_or_path", "") or ""))
+    if not folder.parts or not folder.is_dir():
+        return {}
+    for pattern in _FILES:
+        index = next(iter(sorted(folder.glob(pattern + ".index.json"))), None)
+        files = sorted(folder.glob(pattern))
+        if index is not None:
+            names = json.loads(index.read_text())["weight_map"]
+            return {name: folder / file for name, file in names.items() if (folder / file).is_file()}
+        if files:
+            # without an index the shortest name is the plain one, the others are variants of it
+            plain = min(files, key=lambda file: len(file.name))
+            with safe_open(plain, framework="pt") as opened:
+                return dict.fromkeys(opened.keys(), plain)
+    return {}

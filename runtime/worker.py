@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from runtime.component import Component, ComponentSpec, Segment
 from runtime.errors import ComponentFailed, NonFiniteValue, RankOutOfMemory, bytes_wanted
 from runtime.predictor import PREDICTORS, Hold, Predictor
 from runtime.transport import Expected, Key, Mailbox
+from runtime.weights import read_stored
 
 T = TypeVar("T")
 DRIVER = 0  # the driver's rank
@@ -54,10 +56,12 @@ class Build:
 
 @dataclass(frozen=True)
 class Load:
-    """Parameters that will arrive as messages of ``table``, in this order."""
+    """Parameters to load. parameters: will arrive as messages of ``table``, in this order. stored: to be read
+    from files, each with its file."""
 
     table: int
     parameters: tuple[Parameter, ...]
+    stored: tuple[tuple[Parameter, Path], ...] = ()
 
     @property
     def wires(self) -> tuple[Expected, ...]:
@@ -138,9 +142,11 @@ class Worker:
         return expected.value, expected.senders[0]
 
     def load(self, command: Load) -> Work[None]:
-        """Receive parameters; yields the key of each message that it must wait for."""
+        """Read and receive parameters; yields the key of each message that it must wait for."""
         self.mailbox.register(command.table, command.wires)
         self.busy = True
+        for parameter, file in command.stored:
+            self.parameters[parameter.path] = read_stored(file, parameter.path, parameter.meta).to(self.device)
         for index, parameter in enumerate(command.parameters):
             key = Key(command.table, index, PARAMETER_CONTEXT, 0)
             self.parameters[parameter.path] = yield from self._receive(key)
