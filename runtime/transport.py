@@ -117,8 +117,9 @@ class Mailbox(ABC):
                 )
                 self._raise_failure()
                 stray = self._stray(key) if key not in self._arrived else None
+                if there:
+                    self.waiting_for = None  # else it stays, to be asked for
         finally:
-            self.waiting_for = None
             self.wait_seconds += time.perf_counter() - start
         if stray is not None:
             raise MessageError(
@@ -314,10 +315,8 @@ class GlooMailbox(Mailbox):
                 if payload.numel():
                     works.append(self._group.send([payload], reader, _PAYLOAD_TAG))
             except RuntimeError as error:
-                lost = PeerLost(self.rank, reader, error)
-                self._on_error(lost)
-                self._raise_failure()
-                raise lost from error
+                self._report(PeerLost(self.rank, reader, error))  # whoever waits next will be told
+                return
             self._unsent.put((works, header, payload, reader))
 
     def _header(self, key: Key, tensor: torch.Tensor, sequence: int) -> torch.Tensor:
@@ -427,6 +426,8 @@ class GlooMailbox(Mailbox):
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(timeout=2)
+        while not self._unsent.empty():  # they hold on to the group
+            self._unsent.get()
         self._arrived.clear()
         self._group = None
 
