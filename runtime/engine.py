@@ -179,6 +179,7 @@ class Engine:
 
     def _distribute(self, built: _Graph) -> None:
         """Give every rank its component of a graph, and the parameters that it does not have yet."""
+        worker = self._ranks.worker
         for rank in range(self.plan.ranks):
             spec = built.specs[seat_of(rank, self.plan.components)[1]]
             build = Build(built.table, spec)
@@ -186,12 +187,12 @@ class Engine:
             missing = tuple(p for path, p in needed.items() if path not in self._loaded[rank])
             self._loaded[rank].update(p.path for p in missing)
             if rank == 0:
-                self._ranks.worker.build(build)
-                self._ranks.worker.parameters.update(self._weights.tensors_of(missing))
+                worker.build(build)
+                tensors = self._weights.tensors_of(missing)
+                worker.parameters.update({path: tensor.to(worker.device) for path, tensor in tensors.items()})
             else:
                 self._ranks.command(rank, build)
                 self._send_parameters(rank, missing)
-        worker = self._ranks.worker
         self._preambles[built.table] = PreambleRunner(built.preamble_spec, worker.parameters, worker.device)
         self._ranks.wait_loaded()
 
@@ -200,7 +201,9 @@ class Engine:
         self._lists += 1
         files = self._weights.files_of(missing) if self.options.transport == "processes" else {}
         sent = tuple(p for p in missing if p.path not in files)
-        load = Load(-self._lists, sent, tuple((p, files[p.path]) for p in missing if p.path in files))
+        stored = tuple(p for p in missing if p.path in files)
+        offsets = self._weights.offsets_of((*sent, *stored))
+        load = Load(-self._lists, sent, tuple((p, files[p.path]) for p in stored), offsets)
         mailbox = self._ranks.worker.mailbox
         self._ranks.command(rank, load)
         mailbox.register(load.table, load.wires)
@@ -229,6 +232,8 @@ class Engine:
         self._context_name = name
 
     def _call(self, tensors: Tensors, literals: Literals) -> tuple[Any, ...]:
+        home = next(iter(tensors.values())).device
+        tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
         halves = self._calls.halves(tensors)
         built = self._graph_for(halves[0], literals)
         trajectory = self._trajectory()
@@ -239,7 +244,7 @@ class Engine:
         exact = trajectory.schedule.is_exact(trajectory.call - 1)
         calls, seconds = self._spent[exact]
         self._spent[exact] = (calls + 1, seconds + time.perf_counter() - begin)
-        return results
+        return tuple(item.to(home) if isinstance(item, torch.Tensor) else item for item in results)
 
     def _trajectory(self) -> Trajectory:
         if self._context_name not in self._trajectories:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from partitioner.plan import Plan
+from partitioner.trace import bind_arguments
 from runtime.engine import Engine, EngineOptions
 from runtime.errors import InputError, PlanMismatch
 
@@ -45,8 +46,8 @@ class DistributedDenoiser(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The denoiser's own signature; return_dict as there."""
-        by_name = kwargs.get("return_dict", True)
         output = self._engine(*args, **kwargs)
+        by_name = bind_arguments(self._denoiser, args, kwargs).get("return_dict", True)
         return self._output_class(*output) if by_name and self._output_class is not None else output
 
     @contextmanager

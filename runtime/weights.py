@@ -20,6 +20,7 @@ from partitioner.ir import Parameter, TensorMeta
 from partitioner.trace import fake_mode
 from runtime.errors import EngineError, PlanMismatch
 
+_LINE = 64  # bytes of a cache line, at which torch's own allocations begin
 _FILES = ("diffusion_pytorch_model*.safetensors", "model*.safetensors")
 
 
@@ -31,6 +32,7 @@ class Weights:
         self._file_of = _files_of(denoiser)
         self._same: dict[str, bool] = {}  # whether the file holds what is in memory
         self._released: dict[str, torch.Tensor] = {}  # path -> what has its shape, dtype and device, and no memory
+        self._offset_of: dict[str, int] = {}  # of the released
 
     @property
     def released(self) -> frozenset[str]:
@@ -51,13 +53,21 @@ class Weights:
         for parameter in wanted:
             path = parameter.path
             if path in self._released:
-                stored = read_stored(self._file_of[path], path, parameter.meta)
+                stored = read_stored(self._file_of[path], path, parameter.meta, self._offset_of[path])
                 found[path] = stored.to(state[path].device)
             elif path in state:
                 found[path] = state[path].detach()
             else:
                 raise PlanMismatch(f"the denoiser has no parameter or buffer {path}, which its graph reads")
         return found
+
+    def offsets_of(self, wanted: Sequence[Parameter]) -> tuple[int, ...]:
+        """Where the driver's tensors begin, as ``offset_of`` says."""
+        state = self._state()
+        return tuple(
+            self._offset_of[p.path] if p.path in self._released else offset_of(state[p.path]) if p.path in state else 0
+            for p in wanted
+        )
 
     def release(self, kept: set[str]) -> None:
         """Let go of every parameter that is not in ``kept``, where a file can give it back."""
@@ -66,6 +76,7 @@ class Weights:
         for path, parameter in self._denoiser.named_parameters():
             shared = parameter.untyped_storage().data_ptr() in storages
             if path not in kept and not shared and path not in self._released and self._is_in_file(path):
+                self._offset_of[path] = offset_of(parameter)
                 self._released[path] = parameter.detach().to("meta")
                 parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
 
@@ -76,7 +87,7 @@ class Weights:
             like = self._released[path]
             meta = TensorMeta(tuple(like.shape), tuple(like.stride()), str(like.dtype).removeprefix("torch."))
             try:
-                stored = read_stored(self._file_of[path], path, meta)
+                stored = read_stored(self._file_of[path], path, meta, self._offset_of[path])
             except (OSError, SafetensorError) as error:
                 raise EngineError(
                     f"the parameter {path} cannot be read back from {self._file_of[path]} ({error}); load the "
@@ -132,12 +143,30 @@ class Weights:
         return self._same[path]
 
 
-def read_stored(file: Path, name: str, meta: TensorMeta) -> torch.Tensor:
-    """A tensor of a safetensors file, in its own memory, with meta's dtype and strides."""
+def read_stored(file: Path, name: str, meta: TensorMeta, offset: int = 0) -> torch.Tensor:
+    """A tensor of a safetensors file, in its own memory, with meta's dtype and strides; offset: see ``at_offset``."""
     with safe_open(file, framework="pt") as opened:
         stored = opened.get_tensor(name)
     made = torch.empty_strided(meta.shape, meta.stride, dtype=getattr(torch, meta.dtype))
-    return made.copy_(stored)
+    return at_offset(made.copy_(stored), offset)
+
+
+def offset_of(tensor: torch.Tensor) -> int:
+    """How far its memory begins beyond a multiple of 64 bytes; 0 on other devices than the cpu."""
+    return tensor.data_ptr() % _LINE if tensor.device.type == "cpu" else 0
+
+
+def at_offset(tensor: torch.Tensor, offset: int) -> torch.Tensor:
+    """The tensor, or a copy, that begins ``offset`` bytes beyond a multiple of 64.
+
+    Matrix products sum in an order that depends on it, and tensors that were mapped from a file begin anywhere: a
+    rank that is to give the driver's very bits needs the driver's offset. Where strides leave gaps it stays as it is.
+    """
+    dense = tensor.untyped_storage().nbytes() == tensor.nbytes
+    if tensor.device.type != "cpu" or not dense or offset_of(tensor) == offset or offset % tensor.element_size():
+        return tensor
+    room = torch.empty(offset + tensor.nbytes, dtype=torch.uint8)[offset:]
+    return room.view(tensor.dtype).as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
 def _holds(file: Path, name: str, tensor: torch.Tensor) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -16,12 +16,12 @@ from typing import TypeVar
 import torch
 
 from partitioner.ir import Parameter, Role
-from partitioner.program import Compute, Receive, Send
+from partitioner.program import Compute, Receive
 from runtime.component import Component, ComponentSpec, Segment
 from runtime.errors import ComponentFailed, NonFiniteValue, RankOutOfMemory, bytes_wanted
 from runtime.predictor import PREDICTORS, Hold, Predictor
 from runtime.transport import Expected, Key, Mailbox
-from runtime.weights import read_stored
+from runtime.weights import at_offset, read_stored
 
 T = TypeVar("T")
 DRIVER = 0  # the driver's rank
@@ -57,11 +57,12 @@ class Build:
 @dataclass(frozen=True)
 class Load:
     """Parameters to load. parameters: will arrive as messages of ``table``, in this order. stored: to be read
-    from files, each with its file."""
+    from files, each with its file. offsets: of parameters, then of stored (see runtime.weights.at_offset)."""
 
     table: int
     parameters: tuple[Parameter, ...]
-    stored: tuple[tuple[Parameter, Path], ...] = ()
+    stored: tuple[tuple[Parameter, Path], ...]
+    offsets: tuple[int, ...]
 
     @property
     def wires(self) -> tuple[Expected, ...]:
@@ -115,6 +116,7 @@ class Worker:
         self.device = torch.device(setup.device)
         self.parameters: dict[str, torch.Tensor] = {}  # by path in the denoiser's state
         self.steps_done = 0
+        self.send_seconds = 0.0  # in handing over what was computed
         self.step: int | None = None  # of the evaluation begun last
         self.busy = False  # within an evaluation or a load
         self._components: dict[int, Component] = {}
@@ -145,11 +147,14 @@ class Worker:
         """Read and receive parameters; yields the key of each message that it must wait for."""
         self.mailbox.register(command.table, command.wires)
         self.busy = True
-        for parameter, file in command.stored:
-            self.parameters[parameter.path] = read_stored(file, parameter.path, parameter.meta).to(self.device)
+        count = len(command.parameters)
+        for (parameter, file), offset in zip(command.stored, command.offsets[count:], strict=True):
+            stored = read_stored(file, parameter.path, parameter.meta, offset)
+            self.parameters[parameter.path] = stored.to(self.device)
         for index, parameter in enumerate(command.parameters):
             key = Key(command.table, index, PARAMETER_CONTEXT, 0)
-            self.parameters[parameter.path] = yield from self._receive(key)
+            received = yield from self._receive(key)
+            self.parameters[parameter.path] = at_offset(received, command.offsets[index])
         self.busy = False
 
     def evaluate(self, command: Evaluate) -> Work[dict[str, torch.Tensor]]:
@@ -179,12 +184,12 @@ class Worker:
                     if value not in static and value not in context.prompt_values:
                         everything.pop(value, None)
             else:
-                self._send(component, command, step, everything[step.value])
+                ranks = tuple(self.setup.ranks_of[reader] for reader in step.readers)
+                self._send(component, command, step.value, ranks, everything[step.value])
         results = {name: everything[name] for name in component.spec.program.results}
         if self.setup.rank != DRIVER:
             for name, tensor in results.items():  # another branch's: the driver joins them
-                key = Key(command.table, component.wire_index[name], command.context, command.step)
-                self.mailbox.send([DRIVER], key, tensor)
+                self._send(component, command, name, (DRIVER,), tensor)
         self.steps_done += 1
         self.busy = False
         return results
@@ -289,9 +294,13 @@ class Worker:
             return tensor
         return predictor.estimate(command.step)
 
-    def _send(self, component: Component, command: Evaluate, step: Send, tensor: torch.Tensor) -> None:
-        key = Key(command.table, component.wire_index[step.value], command.context, command.step)
-        self.mailbox.send([self.setup.ranks_of[reader] for reader in step.readers], key, tensor)
+    def _send(
+        self, component: Component, command: Evaluate, value: str, ranks: Sequence[int], tensor: torch.Tensor
+    ) -> None:
+        start = time.perf_counter()
+        key = Key(command.table, component.wire_index[value], command.context, command.step)
+        self.mailbox.send(ranks, key, tensor)
+        self.send_seconds += time.perf_counter() - start
 
 
 def _is_not_finite(tensor: torch.Tensor) -> bool:
