@@ -1,0 +1,77 @@
+"""The comparison with AsyncDiff's published figures, on one model; the full table stands in docs/simulator.md."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from profiles.devices import device_spec
+from tools import compare_published
+from tools.published_machine import DRIVER_MS, fit_scale, machine_of, read_published
+
+TABLE_1 = {"sd15", "sd21", "sdxl"}
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return compare_published.compare(["sd15"], read_published(), counts=(2, 4))
+
+
+def test_the_published_figures_are_fifteen_speedups_that_agree_with_their_latencies() -> None:
+    published = read_published()
+    models = {name: record for name, record in published["models"].items() if record["table"] == 1}
+    assert models.keys() == TABLE_1
+    assert sum(len(record["configs"]) for record in models.values()) == 15
+    for record in published["models"].values():
+        for figures in record["configs"].values():
+            ratio = record["sequential_latency_s"] / figures["latency_s"]
+            assert figures["speedup"] == pytest.approx(ratio, abs=0.1)  # the table rounds down more often than not
+
+
+def test_the_fit_meets_one_gpus_latency_and_no_more(document: dict[str, Any]) -> None:
+    spec = device_spec("a5000")
+    costs = {f"n{k}": 0.01 for k in range(1000)}
+    scale = fit_scale(2000.0, costs, 100.0, 50, spec)
+    # the first launch shows, the others hide behind their kernels
+    assert 50 * (1000 * 0.01 * scale + spec.launch_us * 1e-3 + DRIVER_MS) + 100 * scale == pytest.approx(2000.0)
+    with pytest.raises(ValueError, match="whatever the device"):
+        fit_scale(100.0, costs, 0.0, 50, spec)
+    assert 0.4 < document["fitted"]["sd15"]["efficiency"] < 1.3
+
+
+def test_speedups_come_close_to_the_published_ones(document: dict[str, Any]) -> None:
+    rows = document["rows"]
+    assert [row["config"] for row in rows] == ["N2S1", "N3S1", "N4S1", "N2S2", "N3S2"]
+    assert {"model", "config", "published_speedup", "simulated_speedup"} <= rows[0].keys()
+    assert document["mean_absolute_error"] <= 0.08
+    assert document["largest_error"] <= 0.20
+
+
+def test_our_plans_beat_asyncdiff_on_the_same_machine(document: dict[str, Any]) -> None:
+    ours = {(row["devices"], row["link"]): row for row in document["ours"]}
+    assert ours.keys() == {(count, link) for count in (2, 4) for link in ("nvlink", "pcie")}
+    theirs = {row["config"]: row["simulated_speedup"] for row in document["rows"]}
+    for link in ("nvlink", "pcie"):
+        four = ours[4, link]
+        assert (four["plan"], four["warmup"]) == ("2 x 2 x 1", 1)
+        assert four["simulated_speedup"] >= 3.4
+        assert four["simulated_speedup"] > 1.2 * theirs["N4S1"]
+        assert ours[2, link]["simulated_speedup"] > theirs["N2S1"]
+        assert four["denoiser_speedup"] < 4.1
+
+
+def test_the_table_says_what_is_simulated(document: dict[str, Any]) -> None:
+    text = compare_published.table(document)
+    assert text.count("SIMULATED") == 3
+    assert "x 2 x" in text
+    json.dumps(document, allow_nan=False)
+
+
+def test_bridges_join_pairs_only() -> None:
+    spec = device_spec("a5000")
+    machine = machine_of(spec, 4, "nvlink")
+    fast = {pair for pair, wire in machine.wires.items() if wire.gb_per_s > 40}
+    assert fast == {(0, 1), (1, 0), (2, 3), (3, 2)}
+    assert len({wire.gb_per_s for wire in machine_of(spec, 4, "pcie").wires.values()}) == 1

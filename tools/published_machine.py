@@ -1,0 +1,164 @@
+"""published_machine: the machine of AsyncDiff's paper, simulated, and its models priced for it.
+
+RTX A5000s by their data sheet, NVLink bridges between pairs of cards and PCIe between the pairs. One number per model
+is fitted, to the published latency of one GPU and to nothing else: a factor on the efficiencies that devices.json
+gives the operator classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from partitioner.cost import GraphCosts, estimate
+from partitioner.ir import TracedGraph
+from partitioner.machine import Machine, Wire, work
+from partitioner.model_source import diffusers_class
+from partitioner.models import model_spec, trace_model
+from partitioner.simulate import Simulation
+from profiles.devices import DeviceSpec, device_spec
+from profiles.strict_json import read_json
+
+PUBLISHED = Path(__file__).parent / "data" / "asyncdiff_published.json"
+DRIVER_MS = 0.5  # guidance and a DDIM step, some ten launches and small kernels: an assumption
+
+
+def read_published() -> dict[str, Any]:
+    """The published figures, with notes on what they are."""
+    document = read_json(PUBLISHED, 1_000_000)
+    assert isinstance(document, dict)
+    return document
+
+
+def wire_of(spec: DeviceSpec, name: str) -> Wire:
+    """One direction of a device's link."""
+    link = spec.link(name)
+    return Wire(link.latency_us * 1e-3, link.duplex_gb_per_s / 2 * link.efficiency)
+
+
+def machine_of(spec: DeviceSpec, ranks: int, link: str) -> Machine:
+    """Equal GPUs over PCIe; with link "nvlink" a bridge joins ranks 0 and 1, 2 and 3, and so on."""
+    machine = Machine.uniform(ranks, wire_of(spec, "pcie"), launch_ms=spec.launch_us * 1e-3, driver_ms=DRIVER_MS)
+    if link == "pcie":
+        return machine
+    bridges = {(a, b): wire_of(spec, link) for a, b in machine.wires if a // 2 == b // 2}
+    return replace(machine, wires={**machine.wires, **bridges})
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model, priced so that a pipeline call on one GPU takes the published time.
+
+    half: the graph of one half of the guidance batch. efficiency: the fitted factor on the data sheet's efficiencies.
+    outside_ms: what a pipeline call takes besides the denoiser's calls.
+    """
+
+    model: str
+    spec: DeviceSpec
+    steps: int
+    record: Mapping[str, Any]
+    whole: TracedGraph
+    half: TracedGraph
+    costs: GraphCosts
+    half_costs: GraphCosts
+    efficiency: float
+    outside_ms: float
+
+    @property
+    def sequential_ms(self) -> float:
+        """The published latency of one GPU."""
+        return float(self.record["sequential_latency_s"]) * 1e3
+
+    @cached_property
+    def costs_ms(self) -> Mapping[str, float]:
+        return times_of(self.costs)
+
+    @cached_property
+    def half_costs_ms(self) -> Mapping[str, float]:
+        return times_of(self.half_costs)
+
+    def latency_ms(self, played: Simulation) -> float:
+        """Of a whole pipeline call."""
+        return played.trajectory_ms + self.outside_ms
+
+
+def load_case(model: str, published: Mapping[str, Any], pixels: int | None = None) -> Case:
+    """Trace a model and its decoder without weights, and fit it. pixels: height and width, if not as usual."""
+    record = published["models"][model]
+    device, steps = published["device"], published["steps"]
+    spec, described = device_spec(device), model_spec(model, height=pixels, width=pixels)
+    whole, half = trace_model(described), trace_model(described, branch=True)
+    costs, half_costs = estimate(whole, device), estimate(half, device)
+    decoder_ms = sum(times_of(estimate(trace_decoder(record["decoder"]), device)).values()) * record["decoder"]["calls"]
+    scale = fit_scale(float(record["sequential_latency_s"]) * 1e3, times_of(costs), decoder_ms, steps, spec)
+    return Case(
+        model=model,
+        spec=spec,
+        steps=steps,
+        record=record,
+        whole=whole,
+        half=half,
+        costs=scaled(costs, scale),
+        half_costs=scaled(half_costs, scale),
+        efficiency=1 / scale,
+        outside_ms=decoder_ms * scale,
+    )
+
+
+def times_of(costs: GraphCosts) -> dict[str, float]:
+    """Node -> ms."""
+    return {name: cost.ms for name, cost in costs.nodes.items()}
+
+
+def scaled(costs: GraphCosts, scale: float) -> GraphCosts:
+    """The same costs, each so many times as long."""
+    return replace(costs, nodes={name: replace(cost, ms=cost.ms * scale) for name, cost in costs.nodes.items()})
+
+
+def trace_decoder(record: Mapping[str, Any]) -> TracedGraph:
+    """The network that turns latents into pixels, built without weights."""
+    import torch
+
+    from partitioner.trace import fake_mode, trace
+
+    dtype = getattr(torch, record["dtype"])
+    before = torch.get_default_dtype()
+    with fake_mode():
+        torch.set_default_dtype(dtype)
+        try:
+            decoder = diffusers_class(record["class_name"])(**record["config"]).eval().decoder
+        finally:
+            torch.set_default_dtype(before)
+        inputs: dict[str, Any] = {"sample": torch.zeros(record["shape"], dtype=dtype)}
+        if record["class_name"] == "AutoencoderKLTemporalDecoder":
+            frames = record["shape"][0]
+            inputs |= {"image_only_indicator": torch.zeros(1, frames, dtype=dtype), "num_frames": frames}
+        return trace(
+            decoder, inputs, {"sample": "latent", "image_only_indicator": "prompt"}, model=record["class_name"]
+        )
+
+
+def fit_scale(
+    latency_ms: float, costs_ms: Mapping[str, float], outside_ms: float, steps: int, spec: DeviceSpec
+) -> float:
+    """How many times as long as estimated every node must take for one GPU to need ``latency_ms``.
+
+    ValueError where launches and the driver alone take longer.
+    """
+
+    def total(scale: float) -> float:
+        call = work("denoiser", [ms * scale for ms in costs_ms.values()], spec.launch_us * 1e-3)
+        return steps * (call.lead_ms + DRIVER_MS) + outside_ms * scale
+
+    low, high = 1e-6, 1.0  # not 0: nodes that take no time are not launched
+    if total(low) >= latency_ms:
+        raise ValueError(f"{steps} calls take more than {latency_ms} ms whatever the device")
+    while total(high) < latency_ms:
+        high *= 2
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if total(middle) < latency_ms else (low, middle)
+    return high
