@@ -15,6 +15,7 @@ class Report:
     """steps: evaluations done; step: the one begun last. busy: within an evaluation or a load.
 
     waiting_for: the value that it waits for and the rank that sends it, None while it computes or is idle.
+    send_seconds: in handing over what it has computed.
     """
 
     steps: int
@@ -22,6 +23,7 @@ class Report:
     busy: bool
     waiting_for: tuple[str, int] | None
     sent_bytes: int
+    send_seconds: float
     wait_seconds: float
     parameter_bytes: int
     resident_bytes: int
@@ -36,6 +38,7 @@ def report(worker: Worker) -> Report:
         busy=worker.busy,
         waiting_for=worker.waiting_for(),
         sent_bytes=worker.mailbox.sent_bytes,
+        send_seconds=worker.send_seconds,
         wait_seconds=worker.mailbox.wait_seconds,
         parameter_bytes=sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()),
         resident_bytes=resident_bytes(),

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined] # public, but not in its __all__
 
 from partitioner.baselines import published_split
 from runtime.report import resident_bytes
@@ -94,7 +94,8 @@ class HookedDenoiser:
         for hook in self._hooks.values():
             hook.computes = not lagged or hook.owner == self._component
             hook.keeps = self._calls >= self._warmup - 1
-        output: torch.Tensor = self._denoiser(**arguments)[0].contiguous()
+        # a copy: where the last module is another rank's, this is what the next broadcast writes to
+        output: torch.Tensor = self._denoiser(**arguments)[0].clone(memory_format=torch.contiguous_format)
         self._calls += 1
         if self._calls >= self._warmup:
             self._exchange(output, self._last)
