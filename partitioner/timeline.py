@@ -1,8 +1,8 @@
 """Timeline: what ranks did when, simulated or recorded; written as a Chrome trace. Pure.
 
 The trace opens in Perfetto (ui.perfetto.dev) and chrome://tracing; under a name that ends in .pt.trace.json also in
-TensorBoard, through torch-tb-profiler. Every rank is a process row; arrows are transfers, from the end of the work
-that made a tensor to its arrival.
+TensorBoard, through torch-tb-profiler, whose names for categories and steps it uses. Every rank is a process row, the
+driver's has the calls above its spans; arrows are transfers, from the end of the work that makes a tensor to its end.
 """
 
 from __future__ import annotations
@@ -70,11 +70,13 @@ def chrome_trace(timeline: Timeline, rank_names: Sequence[str] | None = None, **
     for rank, name in enumerate(names):
         events.append({"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": name}})
         events.append({"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0, "args": {"sort_index": rank}})
+    start = 0.0
+    for call, end in enumerate(timeline.ends_ms):
+        events.append(_duration("user_annotation", f"ProfilerStep#{call}", 0, 0, start, end))
+        start = end
     for span in timeline.spans:
-        events.append({
-            "ph": "X", "cat": span.kind, "name": span.name, "pid": span.rank, "tid": 0,
-            "ts": _us(span.start_ms), "dur": _us(span.end_ms - span.start_ms),
-        })  # fmt: skip
+        kind = {"args": {"kind": span.kind}}
+        events.append(_duration("cpu_op", span.name, span.rank, 1, span.start_ms, span.end_ms) | kind)
     for number, transfer in enumerate(timeline.transfers):
         arrow = {
             "cat": "transfer",
@@ -91,6 +93,11 @@ def chrome_trace(timeline: Timeline, rank_names: Sequence[str] | None = None, **
 def write_trace(path: str | os.PathLike[str], document: dict[str, Any], overwrite: bool = False) -> None:
     """Write a chrome_trace document, whole or not at all; JsonFileError if it exists or cannot be written."""
     write_atomic(path, (json.dumps(document, allow_nan=False) + "\n").encode(), overwrite)
+
+
+def _duration(category: str, name: str, rank: int, row: int, start_ms: float, end_ms: float) -> dict[str, Any]:
+    us = {"ts": _us(start_ms), "dur": _us(end_ms - start_ms)}
+    return {"ph": "X", "cat": category, "name": name, "pid": rank, "tid": row, **us}
 
 
 def _us(ms: float) -> float:

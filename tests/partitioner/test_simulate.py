@@ -375,9 +375,11 @@ def test_a_trace_has_a_row_per_rank_and_an_arrow_per_transfer(tmp_path: Path) ->
     assert document["otherData"] == {"source": "simulated"}
     events = document["traceEvents"]
     assert [e["args"]["name"] for e in events if e["name"] == "process_name"] == ["component 1", "component 0"]
-    spans = [e for e in events if e["ph"] == "X"]
+    calls = [e for e in events if e["name"].startswith("ProfilerStep#")]
+    assert [e["ts"] + e["dur"] for e in calls] == pytest.approx([1e3 * end for end in played.timeline.ends_ms])
+    spans = [e for e in events if e["ph"] == "X" and "kind" in e.get("args", {})]
     assert len(spans) == len(played.timeline.spans)
-    assert sum(e["dur"] for e in spans if e["cat"] == "compute" and e["pid"] == 0) == pytest.approx(4 * 5000)
+    assert sum(e["dur"] for e in spans if e["args"]["kind"] == "compute" and e["pid"] == 0) == pytest.approx(4 * 5000)
     starts = {e["id"]: e for e in events if e["ph"] == "s"}
     ends = {e["id"]: e for e in events if e["ph"] == "f"}
     assert len(starts) == len(ends) == len(played.timeline.transfers)
