@@ -70,13 +70,14 @@ def chrome_trace(timeline: Timeline, rank_names: Sequence[str] | None = None, **
     for rank, name in enumerate(names):
         events.append({"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": name}})
         events.append({"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0, "args": {"sort_index": rank}})
+    # torch-tb-profiler tells rows apart by tid alone: 0 has the calls, 1 + rank the rank's spans
     start = 0.0
     for call, end in enumerate(timeline.ends_ms):
         events.append(_duration("user_annotation", f"ProfilerStep#{call}", 0, 0, start, end))
         start = end
     for span in timeline.spans:
         kind = {"args": {"kind": span.kind}}
-        events.append(_duration("cpu_op", span.name, span.rank, 1, span.start_ms, span.end_ms) | kind)
+        events.append(_duration("cpu_op", span.name, span.rank, 1 + span.rank, span.start_ms, span.end_ms) | kind)
     for number, transfer in enumerate(timeline.transfers):
         arrow = {
             "cat": "transfer",
@@ -86,7 +87,16 @@ def chrome_trace(timeline: Timeline, rank_names: Sequence[str] | None = None, **
             "args": {"bytes": transfer.size_bytes},
         }
         events.append({"ph": "s", "pid": transfer.source, "ts": _us(transfer.sent_ms), **arrow})
-        events.append({"ph": "f", "bp": "e", "pid": transfer.reader, "ts": _us(transfer.arrived_ms), **arrow})
+        events.append(
+            {
+                "ph": "f",
+                "bp": "e",
+                "pid": transfer.reader,
+                "tid": 1 + transfer.reader,
+                "ts": _us(transfer.arrived_ms),
+                **arrow,
+            }
+        )
     return {"schemaVersion": 1, "displayTimeUnit": "ms", "otherData": dict(about), "traceEvents": events}
 
 
