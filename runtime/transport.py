@@ -182,7 +182,10 @@ class Mailbox(ABC):
 
 
 class LocalMailbox(Mailbox):
-    """Ranks of one process: a send puts the tensor itself into the reader's mailbox (no copy on one device)."""
+    """Ranks of one process: a send puts the tensor into the reader's mailbox.
+
+    It is laid out in memory as other mailboxes would do it, so that all give the same bits; mostly that is no copy.
+    """
 
     def __init__(self, rank: int, peers: list[LocalMailbox], device: torch.device) -> None:
         super().__init__(rank)
@@ -190,11 +193,12 @@ class LocalMailbox(Mailbox):
         self._device = device
 
     def send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
-        packed = pack(tensor)
+        meta = self.expected(key).meta
+        laid_out = unpack(pack(tensor, meta), meta)
         for reader in readers:
-            self.sent_bytes += packed.numel() * packed.element_size()
+            self.sent_bytes += tensor.nbytes
             peer = self._peers[reader]
-            peer.deliver(key, unpack(packed, tensor).to(peer._device))
+            peer.deliver(key, laid_out.to(peer._device))
 
     def close(self) -> None:
         self.fail(EngineError("the engine is closed"))
@@ -291,6 +295,7 @@ class GlooMailbox(Mailbox):
         self._on_error = on_error
         self._group = gloo_group(store, rank, world, host=host, timeout=timedelta(seconds=timeout_s))
         self._sequence = [0] * world
+        self._newest: dict[tuple[int, ...], int] = {}  # table, wire, context, whether ahead -> step
         self._closing = False
         self._unsent: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
         self._threads = [threading.Thread(target=self._reap, name=f"rank {rank} sends", daemon=True)]
@@ -305,7 +310,7 @@ class GlooMailbox(Mailbox):
     def send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
         self._check_sent(key, tensor)
         # bytes, so that one code path serves every dtype (gloo has no bfloat16 and no bool)
-        payload = pack(tensor).reshape(-1).view(torch.uint8)
+        payload = pack(tensor, self.expected(key).meta).view(-1).view(torch.uint8)
         for reader in readers:
             header = self._header(key, tensor, self._sequence[reader])
             self._sequence[reader] += 1
@@ -363,7 +368,7 @@ class GlooMailbox(Mailbox):
                 payload = self._room(key, wire)
                 if payload.numel():
                     self._group.recv([payload], peer, _PAYLOAD_TAG).wait(_WITHOUT_END)
-                self.deliver(key, _restore(payload, wire.meta))
+                self.deliver(key, unpack(payload.view(getattr(torch, wire.meta.dtype)), wire.meta))
         except EngineError as error:
             self._report(error)
         except BaseException as error:
@@ -408,8 +413,11 @@ class GlooMailbox(Mailbox):
         shape = words[10 : 10 + dims] if 0 <= dims <= _MOST_DIMS else [dims]
         if name != wire.meta.dtype or tuple(shape) != wire.meta.shape or size_bytes != wire.meta.size_bytes:
             raise refuse(f"%{wire.value} should be {wire.meta}, it is {name}{shape} in {size_bytes} bytes")
-        if key in self._arrived:
-            raise refuse(f"%{wire.value} of step {key.step} has come before")
+        ahead = self._ahead.get(key.context)
+        order = (*key[:3], ahead is not None and key.step >= ahead)
+        if key.step <= self._newest.get(order, key.step - 1):
+            raise refuse(f"%{wire.value} of step {key.step} comes after that of step {self._newest[order]}")
+        self._newest[order] = key.step
         return key, wire
 
     def _report(self, error: BaseException) -> None:
@@ -432,39 +440,27 @@ class GlooMailbox(Mailbox):
         self._group = None
 
 
-def pack(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's elements as a contiguous tensor, in memory order where that needs no copy."""
-    order = _memory_order(tensor)
-    return tensor.contiguous() if order is None else tensor.permute(order)
+def pack(tensor: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
+    """The elements in the memory order that was traced, contiguous; no copy where the tensor lies like that."""
+    return tensor.permute(_memory_order(meta)).contiguous()
 
 
-def unpack(packed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Undo ``pack``: a tensor with like's shape; with its strides too, where pack did not copy."""
-    order = _memory_order(like)
-    return packed if order is None else packed.permute(_inverse(order))
+def unpack(packed: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
+    """Undo ``pack``; takes the elements in any shape."""
+    order = _memory_order(meta)
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return packed.view([meta.shape[dim] for dim in order]).permute(inverse)
 
 
-def _memory_order(tensor: torch.Tensor) -> list[int] | None:
-    """Dimensions by falling stride, if the tensor fills its memory without gaps in that order; else None."""
-    stride = tensor.stride()
-    order = sorted(range(tensor.dim()), key=lambda d: (-stride[d], d))
-    return order if tensor.permute(order).is_contiguous() else None
-
-
-def _inverse(order: Sequence[int]) -> list[int]:
-    inverse = [0] * len(order)
-    for position, dim in enumerate(order):
-        inverse[dim] = position
-    return inverse
-
-
-def _restore(payload: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
-    """Bytes -> a tensor of ``meta``; strides are those of the trace where they leave no gaps."""
-    flat = payload.view(getattr(torch, meta.dtype))
-    order = sorted(range(len(meta.shape)), key=lambda d: (-meta.stride[d], d))
-    permuted = flat.view([meta.shape[d] for d in order]).permute(_inverse(order))
-    contiguous = flat.view(meta.shape)
-    return permuted if permuted.stride() == meta.stride else contiguous
+def _memory_order(meta: TensorMeta) -> list[int]:
+    """Dimensions by falling stride, if the tensor fills its memory without gaps in that order; else as they are."""
+    order = sorted(range(len(meta.shape)), key=lambda dim: (-meta.stride[dim], dim))
+    length = 1
+    for dim in reversed(order):
+        if meta.shape[dim] != 1 and meta.stride[dim] != length:
+            return list(range(len(meta.shape)))
+        length *= meta.shape[dim]
+    return order
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:

@@ -1,0 +1,19 @@
+"""Around every fault: what it leaves is nothing. All faults happen in one program, one engine after the other, so that
+each also shows that the start after the fault before it works."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.runtime.faults.traces import nothing_left
+
+collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]  # they look into /proc
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with nothing_left():
+        yield

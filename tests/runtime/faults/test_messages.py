@@ -1,0 +1,225 @@
+"""Messages that do not belong: refused by their header, between two mailboxes of one process and in an engine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from partitioner.ir import TensorMeta
+from runtime.engine import Engine
+from runtime.errors import EngineError, MessageError
+from runtime.transport import Expected, GlooMailbox, Key, Rendezvous
+from tests.runtime.faults.trouble import call_until_it_fails, engine_for, fragile, plan_for, trajectory
+
+HASH = 7
+
+
+def meta(*shape: int, dtype: str = "float32") -> TensorMeta:
+    return TensorMeta(shape, torch.empty(shape, device="meta").stride(), dtype)
+
+
+WIRES = (
+    Expected("a", meta(2, 3), (0,)),
+    Expected("b", meta(2, 3), ()),  # not for rank 1
+    Expected("c", meta(0, 3, dtype="bfloat16"), (0,)),
+)
+
+
+@contextmanager
+def pair(hashes: Sequence[int] = (HASH, HASH), connect_s: float = 20.0) -> Iterator[tuple[Any, Any, list[Any]]]:
+    """Two connected mailboxes, and the errors that the second one has found."""
+    errors: list[BaseException] = []
+    sockets = _sockets()
+    meeting: list[Rendezvous] = []
+    for other in (1, 0):
+        meeting.append(Rendezvous(lambda key, value, other=other: meeting[other].put(key, value), connect_s))
+    boxes: dict[int, GlooMailbox] = {}
+
+    def connect(rank: int) -> None:
+        def found(error: BaseException) -> None:
+            if rank == 1:
+                errors.append(error)
+                boxes[1].fail(error)
+
+        boxes[rank] = GlooMailbox(
+            rank, 2, meeting[rank], plan_hash=hashes[rank], host="127.0.0.1", timeout_s=connect_s,
+            announce_timeout_s=0.3, on_error=found,
+        )  # fmt: skip
+
+    threads = [threading.Thread(target=connect, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for box in boxes.values():
+        box.register(0, WIRES)
+    try:
+        yield boxes[0], boxes[1], errors
+    finally:
+        for box in boxes.values():
+            box._closing = True
+        for descriptor in _sockets() - sockets:  # as the end of a process would do
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+                connection.getpeername()  # not those that listen
+                connection.shutdown(socket.SHUT_RDWR)
+        for box in boxes.values():
+            box.close()
+
+
+def _sockets() -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                found.add(int(name))
+    return found
+
+
+def test_what_belongs_arrives_however_long_it_takes() -> None:
+    """A wait for the next message outlasts the time allowed for connecting."""
+    with pair(connect_s=1.0) as (sender, receiver, _):
+        sent = torch.arange(6.0).view(3, 2).t()  # another memory order
+        for step in range(3):
+            time.sleep(1.2 if step == 1 else 0)
+            sender.send([1], Key(0, 0, 0, step), sent + step)
+            sender.send([1], Key(0, 2, 0, step), torch.empty(0, 3, dtype=torch.bfloat16))
+            for wire, wanted in ((0, sent + step), (2, torch.empty(0, 3))):
+                receiver.wait(Key(0, wire, 0, step), timeout_s=5)
+                assert torch.equal(receiver.take(Key(0, wire, 0, step)).float(), wanted)
+        assert receiver.kept == 0
+
+
+def _as(wire: int, other: TensorMeta) -> Callable[[GlooMailbox], None]:
+    """Make the sender believe that a wire carries something else, and send that."""
+
+    def send(sender: GlooMailbox) -> None:
+        wires = list(WIRES)
+        wires[wire] = Expected("a", other)
+        sender.register(0, wires)
+        sender.send([1], Key(0, wire, 0, 0), torch.ones(other.shape, dtype=getattr(torch, other.dtype)))
+
+    return send
+
+
+def _steps(*steps: int) -> Callable[[GlooMailbox], None]:
+    def send(sender: GlooMailbox) -> None:
+        for step in steps:
+            sender.send([1], Key(0, 0, 0, step), torch.ones(2, 3))
+
+    return send
+
+
+def _lost(sender: GlooMailbox) -> None:
+    sender._sequence[1] += 1
+    sender.send([1], Key(0, 0, 0, 0), torch.ones(2, 3))
+
+
+def _of_table_9(sender: GlooMailbox) -> None:
+    sender.register(9, WIRES)
+    sender.send([1], Key(9, 0, 0, 0), torch.ones(2, 3))
+
+
+STRANGERS: dict[str, tuple[Callable[[GlooMailbox], None], str]] = {
+    "another shape": (_as(0, meta(3, 2)), r"%a should be float32\[2,3\], it is float32\[3, 2\] in 24 bytes"),
+    "too long": (_as(0, meta(200, 300)), r"float32\[200, 300\] in 240000 bytes"),
+    "too short": (_as(0, meta(1, 3)), r"float32\[1, 3\] in 12 bytes"),
+    "another dtype": (_as(0, meta(2, 3, dtype="int32")), r"it is int32\[2, 3\]"),
+    "another tensor": (_as(1, meta(2, 3)), "%b comes from no other rank"),
+    "a tensor that is none": (_of_table_9, "its table 9 is unknown"),
+    "another step": (_steps(1), "%a of step 1 came where that of step 0 belongs"),
+    "an older step": (_steps(0, 1, 0), "%a of step 0 comes after that of step 1"),
+    "the same again": (_steps(0, 0), "%a of step 0 comes after that of step 0"),
+    "after one that is lost": (_lost, "it is number 1, expected 0"),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_message_that_does_not_belong_is_refused(stranger: str) -> None:
+    send, text = STRANGERS[stranger]
+    with pair() as (sender, receiver, _):
+        send(sender)
+        with pytest.raises(MessageError, match=text) as caught:
+            for step in range(3):
+                receiver.wait(Key(0, 0, 0, step), timeout_s=5)
+                receiver.take(Key(0, 0, 0, step))
+        assert caught.value.rank == 1
+
+
+def test_a_message_of_another_plan_is_refused() -> None:
+    with pair((HASH, HASH + 1)) as (sender, receiver, errors):
+        sender.send([1], Key(0, 0, 0, 0), torch.ones(2, 3))
+        with pytest.raises(MessageError, match="another plan"):
+            receiver.wait(Key(0, 0, 0, 0), timeout_s=5)
+        assert isinstance(errors[0], EngineError)
+
+
+def test_a_sender_refuses_to_send_what_the_wire_does_not_carry() -> None:
+    with pair() as (sender, _, _), pytest.raises(MessageError, match=r"%a should be float32\[2,3\]"):
+        sender.send([1], Key(0, 0, 0, 0), torch.ones(3, 2))
+
+
+def test_in_look_ahead_later_steps_may_overtake() -> None:
+    """Steps 3 and later are run ahead, each before the exact step that follows it."""
+    with pair() as (sender, receiver, _):
+        receiver.forget(0, 0, ahead=3)
+        _steps(0, 3, 1, 4, 2, 5, 6)(sender)
+        for step in range(7):
+            receiver.wait(Key(0, 0, 0, step), timeout_s=5)
+            receiver.take(Key(0, 0, 0, step))
+
+
+def test_messages_of_a_forgotten_trajectory_are_dropped_also_when_late() -> None:
+    with pair() as (sender, receiver, _):
+        _steps(0, 1)(sender)
+        receiver.wait(Key(0, 0, 0, 0), timeout_s=5)
+        receiver.forget(0, 5)
+        _steps(2, 5)(sender)
+        receiver.wait(Key(0, 0, 0, 5), timeout_s=5)
+        receiver.take(Key(0, 0, 0, 5))
+        assert receiver.kept == 0
+
+
+FRAGILE = fragile()
+
+
+def _odd_message(engine: Engine, kind: str) -> None:
+    """Send rank 1 a message like the latent of the next step, but odd."""
+    mailbox: Any = engine._ranks.worker.mailbox
+    wires = list(mailbox._tables[0])
+    index = next(i for i, wire in enumerate(wires) if wire.value == "x")
+    wire, step = wires[index], 6
+    if kind == "step":
+        step = 7
+    elif kind == "tensor":
+        index = next(i for i, other in enumerate(wires) if other.senders)  # what rank 1 sends, comes back
+    elif kind == "shape":
+        wire = Expected("x", meta(5, 2, 8))
+    elif kind == "dtype":
+        wire = Expected("x", meta(2, 5, 8, dtype="int32"))
+    wires[index] = wire
+    was, mailbox._tables[0] = mailbox._tables[0], wires
+    mailbox._plan_hash += kind == "plan"
+    mailbox.send([1], Key(0, index, 0, step), torch.ones(wire.meta.shape, dtype=getattr(torch, wire.meta.dtype)))
+    mailbox._plan_hash -= kind == "plan"
+    mailbox._tables[0] = was
+
+
+@pytest.mark.parametrize("kind", ["step", "tensor", "shape", "dtype", "plan"])
+def test_a_rank_refuses_a_message_that_does_not_belong(kind: str) -> None:
+    with engine_for(FRAGILE, plan_for(FRAGILE)) as engine:
+        trajectory(engine)
+        begin = time.monotonic()
+        _odd_message(engine, kind)
+        error = call_until_it_fails(engine, begin=6)
+        assert time.monotonic() - begin < 2
+        assert isinstance(error, MessageError)
+        assert (error.rank, error.component) == (1, 0)

@@ -1,0 +1,160 @@
+"""Ranks that end, stall, fail and lag while the engine runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from partitioner.program import find_boundaries
+from runtime.errors import ComponentFailed, EngineClosed, NonFiniteValue, RankDied, RankOutOfMemory, RankStalled
+from tests.runtime.faults.traces import is_gone, rank_processes
+from tests.runtime.faults.trouble import (
+    DEADLINE_S,
+    HUGE,
+    call_until_it_fails,
+    cut,
+    engine_for,
+    fragile,
+    graph_of,
+    inputs,
+    plan_for,
+    soon,
+    trajectory,
+)
+from tests.runtime.helpers import equal, plan_of
+
+FRAGILE = fragile()
+COMPONENTS = 3  # rank 0, the driver's, has component 2; rank 1 has 1; rank 2 has 0
+
+
+@pytest.mark.parametrize("phase", ["warm-up", "async"])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_killed_rank_is_named_in_two_seconds(rank: int, phase: str) -> None:
+    plan = plan_for(FRAGILE, COMPONENTS)
+    with engine_for(FRAGILE, plan, exact=phase == "warm-up") as engine:
+        trajectory(engine)
+        ranks = rank_processes()
+        with soon(lambda: os.kill(ranks[rank - 1], signal.SIGKILL)) as killed:
+            error = call_until_it_fails(engine, begin=6)
+        assert time.monotonic() - killed[0] < 2
+        assert isinstance(error, RankDied)
+        assert error.rank == rank
+        assert error.component == COMPONENTS - 1 - rank
+        assert error.step is not None
+        assert error.step > 0
+        assert f"process {ranks[rank - 1]} was killed by signal 9 (SIGKILL" in str(error)
+        assert all(map(is_gone, ranks))
+        with pytest.raises(EngineClosed) as closed:
+            engine(**inputs(0))
+        assert closed.value.__cause__ is error
+
+
+def test_a_rank_that_dies_between_calls_is_named_by_the_next_call() -> None:
+    with engine_for(FRAGILE, plan_for(FRAGILE)) as engine:
+        trajectory(engine)
+        os.kill(rank_processes()[0], signal.SIGTERM)
+        time.sleep(0.5)
+        with pytest.raises(RankDied, match="signal 15 .SIGTERM"):
+            engine(**inputs(6))
+
+
+def test_a_stopped_rank_is_found_behind_those_that_wait_for_it() -> None:
+    """Rank 0 waits for rank 1, which waits for rank 2, which is stopped."""
+    graph = graph_of(FRAGILE)
+    placed = cut(graph, COMPONENTS)
+    plan = plan_of(graph, placed, warmup=2)
+    read = {b.value for b in find_boundaries(graph, placed) if b.source == 0 and 1 in b.readers}
+    with engine_for(FRAGILE, plan, exact=True) as engine:
+        trajectory(engine)
+        ranks = rank_processes()
+        with soon(lambda: os.kill(ranks[1], signal.SIGSTOP)) as stopped:
+            error = call_until_it_fails(engine, begin=6)
+        assert time.monotonic() - stopped[0] < DEADLINE_S + 2
+        assert isinstance(error, RankStalled)
+        assert (error.rank, error.component) == (2, 0)
+        assert error.value in read
+        assert f"waits for %{error.value} of rank 2" in str(error)
+        assert all(map(is_gone, ranks))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_exception_in_a_component_keeps_its_traceback_and_node(rank: int) -> None:
+    graph = graph_of(FRAGILE)
+    own = "first" if rank == 0 else "last"  # what the other rank has
+    placed = {node.name: int((own in node.key) == (rank == 1)) for node in graph.latent_nodes}
+    placed[graph.latent_nodes[-1].name] = 1
+    with engine_for(FRAGILE, plan_of(graph, placed, warmup=2)) as engine:
+        trajectory(engine)
+        bad = inputs(6)
+        bad["x"][..., 0] = 99  # no such word
+        begin = time.monotonic()
+        with pytest.raises(ComponentFailed) as caught:
+            for _ in range(2):  # async: the driver reads in the next call what a rank failed to compute in this one
+                engine(**bad)
+        assert time.monotonic() - begin < 2
+        error = caught.value
+        assert error.rank == rank
+        assert error.component == 1 - rank
+        assert error.step == 6
+        assert error.node is not None
+        assert "words" in error.node
+        assert "IndexError" in str(error)
+        if rank:
+            assert "Traceback" in error.remote_traceback
+            assert "index out of range" in error.remote_traceback
+
+
+def test_a_component_without_memory_names_itself_and_the_bytes() -> None:
+    greedy = fragile(memory=True)
+    graph = graph_of(greedy)
+    node = next(node for node in graph.latent_nodes if "new_zeros" in node.target)
+    placed = {**cut(graph, 2), node.name: 0}
+    with engine_for(greedy, plan_of(graph, placed, warmup=2)) as engine:
+        begin = time.monotonic()
+        with pytest.raises(RankOutOfMemory) as caught:
+            engine(**inputs(0))
+        assert time.monotonic() - begin < 2
+        assert caught.value.size_bytes == 4 * HUGE
+        assert (caught.value.rank, caught.value.component, caught.value.step) == (1, 0, 0)
+        assert caught.value.node == node.key
+        assert not rank_processes()
+
+
+def test_a_value_that_is_not_finite_is_found_where_it_arises() -> None:
+    with engine_for(FRAGILE, plan_for(FRAGILE), check_finite=True) as engine:
+        assert torch.isfinite(torch.stack(trajectory(engine))).all()
+        bad = inputs(6)
+        bad["x"][..., 1] = -1  # has no logarithm
+        with pytest.raises(NonFiniteValue) as caught:
+            for _ in range(2):
+                engine(**bad)
+        assert (caught.value.rank, caught.value.component, caught.value.step) == (1, 0, 6)
+        assert caught.value.node is not None
+        assert "log" in caught.value.node
+
+
+def test_unasked_nothing_is_checked_or_replaced() -> None:
+    bad = {**inputs(0), "x": torch.full_like(inputs(0)["x"], float("nan"))}
+    bad["x"][..., 0] = 1
+    with engine_for(FRAGILE, plan_for(FRAGILE)) as engine:
+        with torch.no_grad():
+            assert torch.equal(engine(**bad)[0].isnan(), FRAGILE(**bad)[0].isnan())
+        assert equal(trajectory(engine, 2, seed=1), trajectory(FRAGILE, 2, seed=1))
+
+
+def test_a_slow_rank_changes_no_bit() -> None:
+    plan = plan_for(FRAGILE)
+    with engine_for(FRAGILE, plan, transport="emulation") as engine:
+        wanted = trajectory(engine, 12)
+    with engine_for(FRAGILE, plan) as engine:
+        (rank,) = rank_processes()
+        outputs = []
+        for call in range(12):
+            os.kill(rank, signal.SIGSTOP)
+            with soon(lambda: os.kill(rank, signal.SIGCONT), 0.05):
+                outputs.append(engine(**inputs(call))[0])
+    assert equal(outputs, wanted)
