@@ -79,24 +79,10 @@ def chrome_trace(timeline: Timeline, rank_names: Sequence[str] | None = None, **
         kind = {"args": {"kind": span.kind}}
         events.append(_duration("cpu_op", span.name, span.rank, 1 + span.rank, span.start_ms, span.end_ms) | kind)
     for number, transfer in enumerate(timeline.transfers):
-        arrow = {
-            "cat": "transfer",
-            "name": transfer.name,
-            "id": number,
-            "tid": 0,
-            "args": {"bytes": transfer.size_bytes},
-        }
-        events.append({"ph": "s", "pid": transfer.source, "ts": _us(transfer.sent_ms), **arrow})
-        events.append(
-            {
-                "ph": "f",
-                "bp": "e",
-                "pid": transfer.reader,
-                "tid": 1 + transfer.reader,
-                "ts": _us(transfer.arrived_ms),
-                **arrow,
-            }
-        )
+        arrow = {"cat": "transfer", "name": transfer.name, "id": number, "args": {"bytes": transfer.size_bytes}}
+        source, reader = ({"pid": rank, "tid": 1 + rank} for rank in (transfer.source, transfer.reader))
+        events.append(arrow | source | {"ph": "s", "ts": _us(transfer.sent_ms)})
+        events.append(arrow | reader | {"ph": "f", "bp": "e", "ts": _us(transfer.arrived_ms)})
     return {"schemaVersion": 1, "displayTimeUnit": "ms", "otherData": dict(about), "traceEvents": events}
 
 

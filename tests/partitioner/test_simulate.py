@@ -385,6 +385,7 @@ def test_a_trace_has_a_row_per_rank_and_an_arrow_per_transfer(tmp_path: Path) ->
     assert len(starts) == len(ends) == len(played.timeline.transfers)
     for number, end in ends.items():
         assert starts[number]["pid"] != end["pid"]
+        assert end["tid"] == 1 + end["pid"]
         assert starts[number]["ts"] + 1250 <= end["ts"]
     with pytest.raises(JsonFileError):
         write_trace(path, document)
