@@ -97,8 +97,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"{output} exists; choose another --output or add --force")
     if not output.parent.is_dir():
         raise UsageError(f"the folder {output.parent} does not exist; make it or choose another --output")
-    if options.steps < 1:
-        raise UsageError(f"--steps is {options.steps}; expected 1 or more")
+    for name in ("steps", "warmup", "threads", "height", "width", "frames"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; expected 1 or more")
     plan = Plan.load(options.plan)
     if options.image is not None and not Path(options.image).is_file():
         raise UsageError(f"--image {options.image} is no file")
@@ -107,9 +109,9 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
     from runtime.pipeline import parallelize
 
-    torch.set_num_threads(max(1, options.threads))
+    torch.set_num_threads(options.threads)
+    devices = _devices(options.devices, torch) if options.devices else None
     pipe = _load(options, torch)
-    devices = options.devices.split(",") if options.devices else None
     if devices:
         pipe.to(devices[0])
     overrides = {"transport": options.transport} if options.transport else {}
@@ -154,6 +156,19 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _devices(text: str, torch: Any) -> list[str]:
+    from partitioner.errors import UsageError
+
+    devices = [name.strip() for name in text.split(",")]
+    for name in devices:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            first = str(error).strip().splitlines()[0]
+            raise UsageError(f"--devices {text}: {name or 'an empty name'} cannot be used here ({first})") from error
+    return devices
+
+
 def _load(options: argparse.Namespace, torch: Any) -> Any:
     from diffusers import DiffusionPipeline
 
@@ -187,9 +202,12 @@ def _generate(pipe: Any, options: argparse.Namespace, torch: Any) -> list[Any]:
         "guidance_scale": options.guidance_scale,
     }
     if options.image is not None:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
-        wanted["image"] = Image.open(options.image).convert("RGB")
+        try:
+            wanted["image"] = Image.open(options.image).convert("RGB")
+        except (UnidentifiedImageError, OSError) as error:
+            raise UsageError(f"--image {options.image} cannot be read as an image") from error
     given = {name: value for name, value in wanted.items() if value is not None}
     parameters = inspect.signature(pipe.__call__).parameters
     if "guidance_scale" in given and "max_guidance_scale" in parameters:  # SVD ramps it over the frames
@@ -203,11 +221,15 @@ def _generate(pipe: Any, options: argparse.Namespace, torch: Any) -> list[Any]:
         needed.append("prompt")
     for names, what in ((refused, "takes no"), (needed, "needs")):
         if names:
-            named = ", ".join("--" + name.replace("num_frames", "frames").replace("_", "-") for name in dict.fromkeys(names))
+            named = ", ".join(
+                "--" + name.replace("num_frames", "frames").replace("_", "-") for name in dict.fromkeys(names)
+            )
             raise UsageError(f"a {type(pipe).__name__} {what} {named}")
-    result = pipe(
-        **given, num_inference_steps=options.steps, generator=torch.Generator("cpu").manual_seed(options.seed)
-    )
+    generator = torch.Generator("cpu").manual_seed(options.seed)
+    try:
+        result = pipe(**given, num_inference_steps=options.steps, generator=generator)
+    except ValueError as error:  # as pipelines refuse their arguments
+        raise UsageError(f"the {type(pipe).__name__} refuses this call: {error}") from error
     return list(result.frames[0] if hasattr(result, "frames") else result.images)
 
 

@@ -1,0 +1,311 @@
+"""run-plan: files, tables, JSON, refusals and exit codes; and what a signal leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from partitioner.cost import estimate
+from partitioner.fleet import parse_fleet
+from partitioner.models import model_spec
+from partitioner.planner import Options, plan_model
+from runtime.cli import main
+from tests import pipelines
+
+ROOT = Path(__file__).parents[2]
+
+
+class Home:
+    """A folder with saved pipelines, plans for them and the results of run-plan."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._plans: dict[str, Path] = {}
+
+    def pipeline(self, name: str) -> Path:
+        target = self.folder / name
+        return target if target.exists() else pipelines.saved(name, self.folder)
+
+    def plan(self, name: str) -> Path:
+        if name not in self._plans:
+            frames = {} if name.startswith("stable_diffusion") else {"frames": 2}
+            spec = model_spec(str(self.pipeline(name)), dtype="float32", height=32, width=32, **frames)
+            options = Options(branches=1, mode="async", force=True, warmup=2)
+            planning = plan_model(spec, parse_fleet("2", "cpu"), lambda graph: estimate(graph, "cpu"), options)
+            self._plans[name] = self.folder / f"{name}.plan.json"
+            planning.plan.save(self._plans[name])
+        return self._plans[name]
+
+    def image(self) -> Path:
+        path = self.folder / "start.png"
+        if not path.exists():
+            Image.linear_gradient("L").resize((32, 32)).convert("RGB").save(path)
+        return path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("home"))
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(home: Home, capsys: pytest.CaptureFixture[str]) -> Run:
+    """(exit code, stdout, stderr) of run-plan in this process."""
+
+    def run(name: str, *more: str, plan: Path | None = None, pipeline: str | None = None) -> tuple[int, str, str]:
+        size = ["--height", "32", "--width", "32", "--steps", "3"]
+        folder = pipeline or str(home.pipeline(name))
+        capsys.readouterr()
+        code = main([str(plan or home.plan(name)), "--pipeline", folder, *size, *more])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+# ---- results
+
+
+def test_an_image_is_written_and_described(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "cat.png"
+    code, out, err = run("stable_diffusion", "--prompt", "a red cat", "--output", str(output))
+    assert code == 0, err
+    with Image.open(output) as image:
+        assert image.size == (32, 32)
+    assert out.startswith(f"wrote {output} in ")
+    assert "exact steps     2" in out
+    assert "async steps     1" in out
+    assert "run-plan: 2 ranks ready" in err
+
+
+def test_exact_is_the_unmodified_pipeline_and_json_is_all_of_stdout(run: Run, home: Home, tmp_path: Path) -> None:
+    output = tmp_path / "cat.png"
+    arguments = ["--prompt", "a red cat", "--seed", "3", "--output", str(output), "--transport", "emulation"]
+    code, out, _ = run("stable_diffusion", *arguments, "--exact", "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert (result["output"], result["ranks"], result["steps"], result["exact_steps"]) == (str(output), 2, 3, 3)
+    assert result["exact_ms_per_step"] > 0
+    assert result["async_ms_per_step"] is None
+    assert [row["rank"] for row in result["per_rank"]] == [0, 1]
+    assert all(row["parameter_bytes"] > 0 and row["sent_bytes"] > 0 for row in result["per_rank"])
+    own = pipelines.call(
+        pipelines.load(home.pipeline("stable_diffusion")), steps=3, seed=3, height=32, width=32, output_type="pil"
+    )
+    with Image.open(output) as image:
+        assert image.tobytes() == own[0].tobytes()
+
+
+@pytest.mark.parametrize("warmup", [1, 3])
+def test_warm_up_and_predictor_may_differ_from_the_plans(run: Run, tmp_path: Path, warmup: int) -> None:
+    arguments = ["--prompt", "a", "--warmup", str(warmup), "--predictor", "linear", "--transport", "emulation"]
+    code, out, _ = run("stable_diffusion", *arguments, "--json", "--output", str(tmp_path / "a.png"))
+    assert code == 0
+    assert json.loads(out)["exact_steps"] == warmup
+
+
+@pytest.mark.parametrize("name", ["stable_video_diffusion", "animatediff"])
+def test_a_video_is_written_with_all_its_frames(run: Run, home: Home, tmp_path: Path, name: str) -> None:
+    what = ["--image", str(home.image())] if name == "stable_video_diffusion" else ["--prompt", "a red cat"]
+    output = tmp_path / "cat.gif"
+    code, _, err = run(name, *what, "--frames", "2", "--transport", "emulation", "--output", str(output))
+    assert code == 0, err
+    with Image.open(output) as video:
+        assert (video.size, video.n_frames) == ((32, 32), 2)
+
+
+def test_force_overwrites(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "a.png"
+    output.write_text("precious")
+    arguments = ["--prompt", "a", "--transport", "emulation", "--output", str(output)]
+    assert run("stable_diffusion", *arguments)[0] == 2
+    assert output.read_text() == "precious"
+    assert run("stable_diffusion", *arguments, "--force")[0] == 0
+    with Image.open(output) as image:
+        assert image.size == (32, 32)
+
+
+# ---- refusals: one sentence on stderr, nothing on stdout, no file
+
+
+def refused(result: tuple[int, str, str], code: int) -> str:
+    got, out, err = result
+    assert (got, out) == (code, ""), err
+    lines = [line for line in err.splitlines() if line.startswith("run-plan: ") and "ranks ready" not in line]
+    assert len(lines) == 1
+    assert err.rstrip().endswith(lines[0]), "the sentence is the last thing said"
+    return lines[0].removeprefix("run-plan: ")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--output", "{tmp}/a.txt"], "a.txt: expected one of .png"),
+        (["--output", "{tmp}/none/a.png"], "the folder {tmp}/none does not exist; make it or choose another --output"),
+        (["--output", "{tmp}/a.png", "--steps", "0"], "--steps is 0; expected 1 or more"),
+        (["--output", "{tmp}/a.png", "--warmup", "0"], "--warmup is 0; expected 1 or more"),
+        (["--output", "{tmp}/a.png", "--image", "{tmp}/no.png"], "--image {tmp}/no.png is no file"),
+        (["--output", "{tmp}/a.png"], "a StableDiffusionPipeline needs --prompt"),
+        (["--output", "{tmp}/a.png", "--prompt", "a", "--frames", "2"], "a StableDiffusionPipeline takes no --frames"),
+        (["--output", "{tmp}/a.png", "--prompt", "a", "--height", "33"], "refuses this call: `height` and `width`"),
+        (["--output", "{tmp}/a.png", "--prompt", "a", "--devices", "cpu,nowhere"], "nowhere cannot be used here"),
+    ],
+)
+def test_usage_that_cannot_work_is_refused(run: Run, tmp_path: Path, more: list[str], message: str) -> None:
+    more = [part.replace("{tmp}", str(tmp_path)) for part in more]
+    sentence = refused(run("stable_diffusion", "--transport", "emulation", *more), 2)
+    assert message.replace("{tmp}", str(tmp_path)) in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_that_is_none_is_refused(run: Run, tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("no image")
+    arguments = ["--image", str(text), "--frames", "2", "--transport", "emulation", "--output", str(tmp_path / "a.gif")]
+    assert "cannot be read as an image" in refused(run("stable_video_diffusion", *arguments), 2)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "message"),
+    [
+        ("{tmp}/missing", "is neither a folder nor a hub id"),
+        ("{tmp}", "has no model_index.json: expected a saved diffusers pipeline"),
+        ("nobody/nothing", "nobody/nothing cannot be loaded"),
+    ],
+)
+def test_a_pipeline_that_is_not_there_is_refused(run: Run, tmp_path: Path, pipeline: str, message: str) -> None:
+    folder = pipeline.replace("{tmp}", str(tmp_path))
+    result = run("stable_diffusion", "--prompt", "a", "--output", str(tmp_path / "a.png"), pipeline=folder)
+    assert message in refused(result, 2)
+
+
+def test_a_missing_or_broken_plan_is_refused(run: Run, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.plan.json"
+    broken.write_text('{"schema_version": 1}')
+    for plan in (tmp_path / "missing.plan.json", broken):
+        result = run("stable_diffusion", "--prompt", "a", "--output", str(tmp_path / "a.png"), plan=plan)
+        assert plan.name in refused(result, 3)
+
+
+def test_a_plan_for_another_pipeline_is_refused(run: Run, home: Home, tmp_path: Path) -> None:
+    result = run(
+        "stable_diffusion", "--prompt", "a", "--output", str(tmp_path / "a.png"), plan=home.plan("animatediff")
+    )
+    assert "made for" in refused(result, 3)
+
+
+def test_a_wrong_number_of_devices_is_refused(run: Run, tmp_path: Path) -> None:
+    arguments = ["--prompt", "a", "--devices", "cpu,cpu,cpu", "--output", str(tmp_path / "a.png")]
+    sentence = refused(run("stable_diffusion", *arguments), 3)
+    assert "needs 2 devices" in sentence
+    assert "got 3: cpu, cpu, cpu; make a plan with --devices 3" in sentence
+
+
+def test_a_missing_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["a.plan.json"])
+    assert caught.value.code == 2
+    assert "--pipeline, --output" in capsys.readouterr().err
+
+
+# ---- as a process
+
+
+def test_help_comes_without_loading_torch() -> None:
+    code = (
+        "import sys, runtime.cli\n"
+        "try: runtime.cli.main(['--help'])\n"
+        "except SystemExit as end: print(end.code, sorted({'torch', 'diffusers', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    assert "usage: run-plan" in done.stdout
+
+
+def alive(what: Callable[[int, int], bool]) -> list[int]:
+    """The processes, but for ended ones, of which ``what(pid, parent)`` holds."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if state != "Z" and what(int(stat.parent.name), int(parent)):
+            found.append(int(stat.parent.name))
+    return found
+
+
+@dataclass
+class Endless:
+    """A run-plan that would take very long; driver and ranks: process numbers."""
+
+    process: subprocess.Popen[str]
+    ranks: list[int]
+
+
+@pytest.fixture
+def endless(home: Home, tmp_path: Path) -> Iterator[Endless]:
+    """run-plan over processes, in a process group of its own, at work on very many steps."""
+    command: list[Any] = [
+        sys.executable, "-m", "runtime.cli", home.plan("stable_diffusion"), "--pipeline",
+        home.pipeline("stable_diffusion"), "--prompt", "a", "--steps", "1000", "--height", "32", "--width", "32",
+        "--output", tmp_path / "never.png", "--json",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    ranks: list[int] = []
+    try:
+        assert process.stderr is not None
+        said = ""
+        while "ranks ready" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        ranks += alive(lambda _, parent: parent == process.pid)
+        time.sleep(0.5)
+        yield Endless(process, ranks)
+    finally:
+        for pid in [process.pid, *ranks]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("number", "to_group", "code", "word"),
+    [(signal.SIGINT, True, 130, "interrupted"), (signal.SIGTERM, False, 143, "terminated")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_signal_ends_it_and_every_rank(
+    endless: Endless, tmp_path: Path, number: signal.Signals, to_group: bool, code: int, word: str
+) -> None:
+    process = endless.process
+    assert len(endless.ranks) == 1, "the driver has started the other rank"
+    (os.killpg if to_group else os.kill)(process.pid, number)  # a terminal sends Ctrl-C to all of them
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "")
+    assert err.rstrip().endswith(f"run-plan: {word}")
+    assert "Traceback" not in err
+    assert alive(lambda pid, _: pid in endless.ranks) == []
+    assert list(tmp_path.iterdir()) == []
