@@ -1,6 +1,7 @@
 """candidates: every way to use the devices, solved and scored, and which of them is chosen.
 
-Two branches halve the guidance batch, which is exact, so quality prefers them.
+Two branches halve the guidance batch, which is exact, so quality prefers them; then look-ahead, in which nothing that
+is read is stale; then async. With all the devices both modes are solved, with fewer of them only look-ahead.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Options:
 
 
 DEFAULTS = Options()
+MOST_SPARED = 8  # components in a chain that leaves devices idle: longer ones are only solved with all devices
+IDLE_SHARE = 0.25  # of the devices, that exact branches may leave idle: two pairs of five devices, not one of three
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,16 @@ class Candidate:
         return self.branches * self.components
 
     @property
+    def is_stale(self) -> bool:
+        """Whether components read what is a step old."""
+        return self.mode == "async" and self.components > 1
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Of all branches."""
+        return self.branches * self.evaluation.bytes_per_step
+
+    @property
     def memory_bytes(self) -> int:
         """Of the rank that holds most."""
         return max(c.memory_bytes for c in self.evaluation.components)
@@ -111,25 +124,48 @@ def check_branches(options: Options, device_count: int, model: str, halves: bool
 def find_candidates(
     problems: Mapping[int, Problem], fleet: Fleet, options: Options, progress: Progress
 ) -> Iterator[Candidate]:
+    """Every branches x components x mode, most components first. problems: of one branch, by the number of branches."""
     for branches, problem in problems.items():
         if options.branches not in (None, branches):
             continue
-        progress(f"splitting over {branches} x {len(fleet) // branches} devices")
-        yield solve_candidate(problem, branches, fleet, options)
+        most = len(fleet) // branches
+        progress(f"splitting over {branches} x {most} devices")
+        solver = Solver(problem)
+        fewest = 1 if branches == 2 or most == 1 else 2
+        for components in (most, *range(min(most - 1, MOST_SPARED), fewest - 1, -1)):
+            for mode in _modes(components, components == most, options):
+                yield solve_candidate(solver, branches, components, mode, fleet, options)
 
 
-def seats_of(fleet: Fleet, branches: int) -> tuple[Devices, list[tuple[int, ...]]]:
-    """The devices of one branch, and of each the fleet's devices that it stands for, one per branch."""
-    return paired(fleet) if branches == 2 else (as_devices(fleet), [(d,) for d in range(len(fleet))])
+def _modes(components: int, with_all_devices: bool, options: Options) -> tuple[Mode, ...]:
+    if options.mode is not None:
+        return (options.mode,)
+    if components == 1:
+        return ("lookahead",)
+    if options.period > 1:
+        return ("async",)
+    return ("lookahead", "async") if with_all_devices else ("lookahead",)
 
 
-def solve_candidate(problem: Problem, branches: int, fleet: Fleet, options: Options) -> Candidate:
-    devices, seats = seats_of(fleet, branches)
-    components = len(devices)
+def seats_of(fleet: Fleet, branches: int, components: int) -> tuple[Devices, list[tuple[int, ...]]]:
+    """The devices of one branch, and of each the fleet's devices that it stands for, one per branch.
+
+    The fastest, where there are more than components.
+    """
+    devices, seats = paired(fleet) if branches == 2 else (as_devices(fleet), [(d,) for d in range(len(fleet))])
+    fastest = sorted(range(len(devices)), key=lambda d: (-devices.speeds[d], -devices.memory_bytes[d], d))
+    kept = sorted(fastest[:components])
+    return devices.reordered(kept), [seats[d] for d in kept]
+
+
+def solve_candidate(
+    solver: Solver, branches: int, components: int, mode: Mode, fleet: Fleet, options: Options
+) -> Candidate:
+    problem = solver.problem
+    devices, seats = seats_of(fleet, branches, components)
     period = options.period if components > 1 else 1
-    mode: Mode = options.mode or ("lookahead" if period == 1 else "async")
     try:
-        split = _split(Solver(problem), devices, mode, period)
+        split = _split(solver, devices, mode, period)
     except InfeasibleError as error:
         return Candidate(branches, components, period, mode, reason=str(error))
     evaluation = split.evaluation
@@ -186,14 +222,25 @@ def choose(
     whole: Problem,
     fleet: Fleet,
 ) -> Candidate:
-    """The best candidate; quality: as few components in a chain as the devices allow, for branches are exact."""
+    """The best candidate under ``options.prefer``; of equal speed or memory, the one of better quality.
+
+    quality: nothing stale before async; exact branches, unless they leave too many devices idle; all devices.
+    Raises InfeasibleError if no split over all the devices exists (or all but an odd one), or only slower ones.
+    """
+    with_all = [c for c in candidates if c.components == device_count // c.branches]
+    if all(c.reason for c in with_all):
+        reasons = dict.fromkeys(f"{c.branches} x {c.components}: {c.reason}" for c in with_all)
+        raise InfeasibleError("; ".join(reasons))
     feasible = [candidate for candidate in candidates if candidate.reason is None]
-    if not feasible:
-        raise InfeasibleError("; ".join(f"{c.branches} x {c.components}: {c.reason}" for c in candidates))
+
+    def quality(c: Candidate) -> tuple[float, ...]:
+        idle = device_count - c.ranks
+        return c.is_stale, idle > IDLE_SHARE * device_count, -c.branches, idle, c.step_ms
+
     keys: dict[Prefer, Callable[[Candidate], tuple[float, ...]]] = {
-        "quality": lambda c: (device_count - c.ranks, c.components, c.step_ms),
-        "speed": lambda c: (c.step_ms, c.components),
-        "memory": lambda c: (c.memory_bytes, c.step_ms),
+        "quality": quality,
+        "speed": lambda c: (c.step_ms, *quality(c)),
+        "memory": lambda c: (c.memory_bytes, *quality(c)),
     }
     faster = [c for c in feasible if c.step_ms < sequential_ms]
     chosen = min(faster or feasible, key=keys[options.prefer])

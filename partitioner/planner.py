@@ -138,7 +138,7 @@ def plan_graphs(
     progress: Progress = lambda _: None,
     clock: _Clock | None = None,
 ) -> Planning:
-    """Solve every choice of branches x components, take the best under ``options.prefer``.
+    """Solve every choice of branches x components x mode, take the best under ``options.prefer``.
 
     whole: the graph of a full call; half: that of one half of the guidance batch, None where it holds no two.
     reference: name of the device that the costs hold for, the first of the fleet by default. timer: measures whole
@@ -176,7 +176,7 @@ def plan_graphs(
 
         with clock.measure("prove"):
             progress("proving")
-            devices, _ = seats_of(fleet, chosen.branches)
+            devices, _ = seats_of(fleet, chosen.branches, chosen.components)
             problem = problems[chosen.branches] if refinement is None else refinement.problem
             certificate = prove(problem, devices, chosen.mode, chosen.split)
     plan = Plan.from_split(

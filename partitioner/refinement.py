@@ -13,6 +13,7 @@ from partitioner.fleet import Fleet
 from partitioner.graph import build_problem
 from partitioner.ir import TracedGraph
 from partitioner.problem import Problem
+from partitioner.solve import Solver
 
 ComponentTimer = Callable[[TracedGraph, Mapping[str, int], int], list[float]]  # component_timing.time_components
 
@@ -62,7 +63,8 @@ def refine_split(
             scaled[name] = dataclasses.replace(scaled[name], ms=scaled[name].ms * factors[k])
         costs = dataclasses.replace(costs, nodes=scaled)
         problem = build_problem(graph, costs)
-        placed, chosen = chosen.placed, solve_candidate(problem, chosen.branches, fleet, options)
+        placed = chosen.placed
+        chosen = solve_candidate(Solver(problem), chosen.branches, chosen.components, chosen.mode, fleet, options)
         if chosen.reason is not None:
             raise InfeasibleError(chosen.reason)
         if chosen.placed == placed or len(rounds) == ROUNDS:

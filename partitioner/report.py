@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from partitioner.planner import Planning
 
 STEPS = 50  # length of the trajectory that speedup_trajectory is given for
+LONG_CHAIN = 4  # components from which on look-ahead was seen to need many steps
+_MODES = {"lookahead": "look-ahead", "async": "async"}
 
 
 def describe(plan: Plan, path: str | None) -> dict[str, Any]:
@@ -67,6 +69,8 @@ def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[st
                 "chosen": candidate is planning.chosen,
                 "reason": candidate.reason,
                 "step_ms": None if candidate.reason else round(candidate.step_ms, 6),
+                "staleness": None if candidate.reason else round(candidate.evaluation.staleness, 6),
+                "bytes_per_step": None if candidate.reason else candidate.bytes_per_step,
                 "memory_bytes": None if candidate.reason else candidate.memory_bytes,
             }
             for candidate in planning.candidates
@@ -131,7 +135,7 @@ def table(document: Mapping[str, Any]) -> str:
         else f"measured on {device} ({document['cost_covered']:.0%} of the time)"
     )
     devices = ", ".join(f"{len(list(same))} x {name}" for name, same in groupby(document["devices"]))
-    mode = {"lookahead": "look-ahead", "async": "async"}[document["mode"]]
+    mode = _MODES[document["mode"]]
     period = f", period {document['period']}" if document["period"] > 1 else ""
     lines = [
         f"{document['model']} ({document['class_name']}) on {devices}: {document['branches']} branch"
@@ -150,6 +154,11 @@ def table(document: Mapping[str, Any]) -> str:
         f"sent             {_size(document['bytes_per_step'])} per step; staleness {document['staleness']:.4g}",
         f"denoiser         {document['macs'] / 1e12:.4g} T multiply-accumulates per call",
     ]
+    if document["mode"] == "lookahead" and document["components_per_branch"] >= LONG_CHAIN:
+        lines.append(
+            f"note             look-ahead over {document['components_per_branch']} components is for about 50 steps; "
+            "with 30 or fewer, or with a multistep sampler, use fewer components"
+        )
     if document.get("proof"):
         proof = document["proof"]
         lines.append(
@@ -194,16 +203,18 @@ def _baseline_table(document: Mapping[str, Any], ms: str) -> list[str]:
 
 
 def _candidate_table(document: Mapping[str, Any], ms: str) -> list[str]:
-    rows = [["considered", f"step {ms}", "largest memory", ""]]
+    rows = [["considered", "mode", f"step {ms}", "staleness", "sent per step", "largest memory", ""]]
     for c in document["candidates"]:
-        name = f"{c['branches']} x {c['components']} {c['mode']}" + (
-            f", period {c['period']}" if c["period"] > 1 else ""
-        )
+        name = f"{c['branches']} x {c['components']}" + (f", period {c['period']}" if c["period"] > 1 else "")
+        mode = "exact" if c["components"] == 1 else _MODES[c["mode"]]
         if c["reason"]:
-            rows.append([name, "-", "-", c["reason"]])
+            rows.append([name, mode, "-", "-", "-", "-", c["reason"]])
         else:
-            rows.append([name, f"{c['step_ms']:.4g}", _size(c["memory_bytes"]), "chosen" if c["chosen"] else ""])
-    return _aligned(rows, left={0, 3})
+            rows.append([
+                name, mode, f"{c['step_ms']:.4g}", f"{c['staleness']:.4g}", _size(c["bytes_per_step"]),
+                _size(c["memory_bytes"]), "chosen" if c["chosen"] else "",
+            ])  # fmt: skip
+    return _aligned(rows, left={0, 1, 6})
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: set[int]) -> list[str]:

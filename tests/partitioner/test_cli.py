@@ -81,10 +81,15 @@ def test_a_plan_is_made_and_described(split: Run, folder: Path) -> None:
     assert {"contiguous", "equal_parameters"} == set(document["baselines"])
     for baseline in document["baselines"].values():
         assert set(baseline) == {"step_ms", "bytes_per_step", "staleness"}
-    assert [(c["branches"], c["components"], c["chosen"]) for c in document["candidates"]] == [
-        (1, 4, False),
-        (2, 2, True),
-    ]
+    assert [(c["branches"], c["components"], c["mode"]) for c in document["candidates"]] == [
+        (1, 4, "lookahead"), (1, 4, "async"), (1, 3, "lookahead"), (1, 2, "lookahead"),
+        (2, 2, "lookahead"), (2, 2, "async"), (2, 1, "lookahead"),
+    ]  # fmt: skip
+    chosen = [c for c in document["candidates"] if c["chosen"]]
+    assert [(c["branches"], c["components"], c["mode"]) for c in chosen] == [(2, 2, "lookahead")]
+    for key in ("step_ms", "staleness", "bytes_per_step"):
+        assert chosen[0][key] == document[key]
+    assert chosen[0]["memory_bytes"] == max(c["memory_bytes"] for c in document["components"])
 
 
 def test_the_result_is_on_stdout_and_progress_on_stderr(split: Run) -> None:

@@ -38,6 +38,20 @@ class Chain(nn.Module):
         return sample
 
 
+class Skipping(Chain):
+    """The same between two wide layers, of which the last also reads what the first made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.Linear(WIDTH, 64 * WIDTH)
+        self.contract = nn.Linear(64 * WIDTH, WIDTH)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        wide = self.expand(sample)
+        narrow = super().forward(self.contract(wide), timestep)
+        return self.contract(wide * self.expand(narrow))
+
+
 def _arguments(rows: int) -> dict[str, Any]:
     return {"sample": torch.zeros(rows, WIDTH), "timestep": torch.zeros(())}
 
@@ -75,7 +89,13 @@ def shape_of(planning: Planning) -> tuple[int, int]:
 def test_exact_branches_come_first_and_every_candidate_is_listed(graphs: tuple[TracedGraph, TracedGraph]) -> None:
     planning = plan_for(graphs)
     assert shape_of(planning) == (2, 2)
-    assert [(c.branches, c.components, c.reason) for c in planning.candidates] == [(1, 4, None), (2, 2, None)]
+    assert [(c.branches, c.components, c.mode, c.reason) for c in planning.candidates] == [
+        (1, 4, "lookahead", None), (1, 4, "async", None), (1, 3, "lookahead", None), (1, 2, "lookahead", None),
+        (2, 2, "lookahead", None), (2, 2, "async", None), (2, 1, "lookahead", None),
+    ]  # fmt: skip
+    assert planning.plan.mode == "lookahead"
+    for c in planning.candidates:
+        assert (c.evaluation.staleness > 0) == c.is_stale == (c.mode == "async")
     assert planning.plan.fingerprint == graphs[1].fingerprint
     assert planning.plan.inputs[0].shape == (1, WIDTH)
     planning.plan.check(graphs[1])
@@ -89,6 +109,7 @@ def test_exact_branches_come_first_and_every_candidate_is_listed(graphs: tuple[T
         (3, {}, (1, 3)),
         (4, {"branches": 1}, (1, 4)),
         (5, {"branches": 2}, (2, 2)),
+        (5, {}, (2, 2)),
         (8, {}, (2, 4)),
         (3, {"prefer": "speed"}, (1, 3)),
     ],
@@ -97,6 +118,28 @@ def test_what_is_chosen(
     graphs: tuple[TracedGraph, TracedGraph], count: int, options: dict[str, Any], expected: tuple[int, int]
 ) -> None:
     assert shape_of(plan_for(graphs, fleet_of(*[1] * count), **options)) == expected
+
+
+def test_each_mode_can_be_asked_for(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    for mode in ("lookahead", "async"):
+        planning = plan_for(graphs, mode=mode)
+        assert planning.plan.mode == mode
+        assert {c.mode for c in planning.candidates} == {mode}
+
+
+def test_speed_takes_the_fastest_candidate_and_quality_one_that_is_not_stale() -> None:
+    """A fold keeps a long skip connection on one device, which no balanced chain can."""
+    graph = trace(Skipping().eval(), _arguments(2), ROLES)
+    slow = fleet_of(1, 1, link=1e-4)  # 41 ms for what is skipped, 0.64 ms for what a layer makes
+    quality, speed = (plan_for((graph, None), slow, prefer=prefer) for prefer in ("quality", "speed"))
+    assert quality.plan.mode == "lookahead"
+    assert speed.plan.mode == "async"
+    assert speed.chosen.step_ms == min(c.step_ms for c in speed.candidates) < quality.chosen.step_ms
+
+
+def test_unequal_devices_may_be_left_idle_the_slowest_first(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    planning = plan_for((graphs[0], None), fleet_of(1, 0.01, 2), prefer="speed")
+    assert {c.components: c.device_of for c in planning.candidates if c.mode == "lookahead"}[2] in {(0, 2), (2, 0)}
 
 
 def test_without_a_guidance_batch_there_is_one_branch(graphs: tuple[TracedGraph, TracedGraph]) -> None:
