@@ -184,7 +184,12 @@ def _central(graph: TracedGraph, placement: Mapping[str, int], components: int) 
         if node.role is Role.LATENT or not any(name in rests for name in node.reads):
             continue
         rests.add(node.name)
-        if node.role is not Role.CONSTANT and node.group < 0 and len(node.outputs) == 1 and needed_by.get(node.name, 0) > 1:
+        if (
+            node.role is not Role.CONSTANT
+            and node.group < 0
+            and len(node.outputs) == 1
+            and needed_by.get(node.name, 0) > 1
+        ):
             central.add(node.name)
     return central
 
