@@ -18,15 +18,14 @@ from statistics import mean
 from typing import Any
 
 from partitioner.baselines import published_split
-from partitioner.candidates import Candidate, Options, choose, find_candidates
 from partitioner.cost import GraphCosts
-from partitioner.fleet import Device, Fleet
 from partitioner.graph import build_problem
 from partitioner.ir import TracedGraph
-from partitioner.problem import Problem
+from partitioner.problem import MODES, Devices, Problem
 from partitioner.schedule import Schedule
 from partitioner.simulate import Simulation, simulate
 from partitioner.simulate_asyncdiff import simulate_asyncdiff
+from partitioner.solve import Solver
 from profiles.devices import DeviceSpec, device_spec
 from tools.published_machine import DRIVER_MS, Case, load_case, machine_of, read_published, wire_of
 
@@ -67,37 +66,44 @@ def published_rows(case: Case) -> Iterator[dict[str, Any]]:
 
 
 def our_rows(case: Case, counts: Sequence[int] = COUNTS) -> Iterator[dict[str, Any]]:
-    """What the planner's choice reaches on the same machine, for each number of devices and link."""
+    """What this project's splits reach on the same machine, for each number of devices, mode and link.
+
+    Two exact branches where the devices are even in number, as the planner prefers. Warm-up 1 as in the paper's
+    tables; look-ahead needs a step per component before its first prediction.
+    """
     graphs = {1: case.whole, 2: case.half}
     costs = {1: case.costs_ms, 2: case.half_costs_ms}
-    problems = {1: with_driver(case.whole, case.costs), 2: with_driver(case.half, case.half_costs)}
-    found: dict[Fleet, Candidate] = {}
+    solvers = {1: Solver(with_driver(case.whole, case.costs)), 2: Solver(with_driver(case.half, case.half_costs))}
     for count in counts:
-        for link in LINKS:
-            fleet = fleet_of(case.spec, count, link)
-            chosen = found[fleet] = found.get(fleet) or best_of(problems, fleet)
-            warmup = warmup_of(chosen)
-            played = simulate(
-                graphs[chosen.branches],
-                chosen.placed,
-                costs[chosen.branches],
-                machine_of(case.spec, chosen.ranks, link),
-                Schedule(chosen.components, chosen.mode, warmup, chosen.periods),
-                calls=case.steps,
-                branches=chosen.branches,
-            )
-            yield {
-                "model": case.model,
-                "devices": count,
-                "link": link,
-                "plan": f"{chosen.branches} x {chosen.components} x {chosen.period}",
-                "mode": chosen.mode,
-                "warmup": warmup,
-                "step_ms": played.step_ms,
-                "communication_percent": 100 * played.communication_share,
-                "simulated_speedup": case.sequential_ms / case.latency_ms(played),
-                "denoiser_speedup": (case.sequential_ms - case.outside_ms) / played.trajectory_ms,
-            }
+        branches = 2 if count % 2 == 0 else 1
+        components = count // branches
+        solver = solvers[branches]
+        for mode in MODES if components > 1 else MODES[:1]:
+            split = solver.solve(devices_of(case.spec, components), mode)
+            placed = dict(zip(solver.problem.names, split.assignment, strict=True))
+            warmup = components if mode == "lookahead" else 1
+            for link in LINKS:
+                played = simulate(
+                    graphs[branches],
+                    placed,
+                    costs[branches],
+                    machine_of(case.spec, count, link),
+                    Schedule(components, mode, warmup, (1,) * components),
+                    calls=case.steps,
+                    branches=branches,
+                )
+                yield {
+                    "model": case.model,
+                    "devices": count,
+                    "link": link,
+                    "plan": f"{branches} x {components} x 1",
+                    "mode": mode if components > 1 else "exact",
+                    "warmup": warmup,
+                    "step_ms": played.step_ms,
+                    "communication_percent": 100 * played.communication_share,
+                    "simulated_speedup": case.sequential_ms / case.latency_ms(played),
+                    "denoiser_speedup": (case.sequential_ms - case.outside_ms) / played.trajectory_ms,
+                }
 
 
 def with_driver(graph: TracedGraph, costs: GraphCosts) -> Problem:
@@ -108,22 +114,10 @@ def with_driver(graph: TracedGraph, costs: GraphCosts) -> Problem:
     return replace(problem, cost_ms=times)
 
 
-def best_of(problems: Mapping[int, Problem], fleet: Fleet) -> Candidate:
-    """The planner's choice, by its defaults."""
-    options = Options()
-    candidates = list(find_candidates(problems, fleet, options, lambda _: None))
-    return choose(candidates, len(fleet), options, problems[1].total_ms, problems[1], fleet)
-
-
-def fleet_of(spec: DeviceSpec, count: int, link: str) -> Fleet:
-    """The planner's view of the machine; it has one link per device, so beyond a pair that is PCIe."""
-    wire = wire_of(spec, link if count == 2 else "pcie")
-    return (Device("a5000", spec.memory_bytes, wire.gb_per_s, wire.latency_ms, speed=1.0),) * count
-
-
-def warmup_of(chosen: Candidate) -> int:
-    """The paper's one step, or as many as it takes to fill a look-ahead pipe."""
-    return max(1, chosen.components - 1) if chosen.mode == "lookahead" else 1
+def devices_of(spec: DeviceSpec, count: int) -> Devices:
+    """What the solver knows of the machine: one link per device, PCIe, since bridges do not reach everyone."""
+    wire = wire_of(spec, "pcie")
+    return Devices.equal(count, memory_bytes=spec.memory_bytes, link_gb_per_s=wire.gb_per_s, latency_ms=wire.latency_ms)
 
 
 def compare(models: Sequence[str], published: Mapping[str, Any], counts: Sequence[int] = COUNTS) -> dict[str, Any]:
@@ -202,10 +196,10 @@ def _our_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "this project on the same machine, all SIMULATED; plan: branches x components x period"
     head = f"{'':12} {'devices':>7} {'plan':>10} {'mode':>10} {'warm-up':>8}"
     yield head + "".join(f"{link:>10}" for link in LINKS)
-    by_count: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    by_plan: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        by_count.setdefault((row["model"], row["devices"]), []).append(row)
-    for (model, devices), same in by_count.items():
+        by_plan.setdefault((row["model"], row["devices"], row["mode"]), []).append(row)
+    for (model, devices, _), same in by_plan.items():
         first = same[0]
         columns = "".join(f"{row['simulated_speedup']:8.2f} x" for row in same)
         yield f"{model:12} {devices:7} {first['plan']:>10} {first['mode']:>10} {first['warmup']:8}{columns}"
