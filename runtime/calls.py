@@ -63,7 +63,13 @@ class CallReader:
                 + f"--model {self._plan.model} --devices {self._plan.ranks}"
             )
         for path, tensor in tensors.items():
-            shape = self._planned[path].shape
+            planned = self._planned[path]
+            shape, wanted = planned.shape, getattr(torch, planned.dtype)
+            # a plan may be run in another floating dtype than it was made for, but not in one that is neither's
+            fits = tensor.dtype is wanted or (wanted.is_floating_point and tensor.dtype is self._dtype())
+            if planned.role != "timestep" and not fits:
+                expected = self._dtype() if wanted.is_floating_point else wanted
+                raise InputError(f"{path} is of {tensor.dtype}, expected {expected}: convert it with .to({expected})")
             if tensor.dim() != len(shape):
                 raise InputError(
                     f"{path} has {tensor.dim()} dimensions ({list(tensor.shape)}), the plan has {len(shape)} "
@@ -100,7 +106,7 @@ class CallReader:
 
     def planned_example(self) -> dict[str, Any]:
         """Arguments to trace the plan's own call with, in the denoiser's dtype, should that be another."""
-        dtype = next((t.dtype for t in self._denoiser.parameters() if t.is_floating_point()), torch.float32)
+        dtype = self._dtype()
         arguments: dict[str, Any] = {}
         for item in self._plan.inputs:
             wanted = dtype if item.dtype == self._latent.dtype else getattr(torch, item.dtype)
@@ -108,6 +114,10 @@ class CallReader:
         for literal in self._plan.literals:
             put_at(arguments, literal.path, literal.value)
         return arguments
+
+    def _dtype(self) -> torch.dtype:
+        """The denoiser's floating dtype."""
+        return next((t.dtype for t in self._denoiser.parameters() if t.is_floating_point()), torch.float32)
 
 
 def call_signature(tensors: Tensors, literals: Literals) -> Signature:

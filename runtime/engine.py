@@ -18,6 +18,7 @@ from partitioner.trace import trace
 from runtime.calls import CallReader, Literals, Signature, Tensors, call_signature, graph_signature
 from runtime.component import ComponentSpec, PreambleSpec, build_specs
 from runtime.errors import EngineClosed, InputError, PlanMismatch
+from runtime.memory import check_memory
 from runtime.preamble import PreambleRunner
 from runtime.processes import ProcessRanks
 from runtime.ranks import EmulatedRanks, Ranks, ThreadRanks
@@ -149,6 +150,8 @@ class Engine:
                 f"the plan needs {plan.ranks} devices ({plan.branches} branches of {plan.components} components), "
                 f"got {len(devices)}: {', '.join(devices)}; make a plan with --devices {len(devices)}"
             )
+        held_on = str(next(self._denoiser.parameters()).device) if options.transport != "processes" else None
+        check_memory(plan, devices, held_on=held_on)
         setups = []
         for rank, device in enumerate(devices):
             branch, component = seat_of(rank, plan.components)

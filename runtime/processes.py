@@ -118,9 +118,11 @@ class ProcessRanks(Ranks):
                     env=environment,
                     start_new_session=True,  # a terminal's Ctrl-C and Ctrl-Z are for the driver
                 )
-            except OSError as error:
+            except BaseException as error:
                 ours.close()
-                raise errors.StartupError(f"rank {rank}: its process cannot be started: {error}") from error
+                if isinstance(error, OSError):
+                    raise errors.StartupError(f"rank {rank}: its process cannot be started: {error}") from error
+                raise
         seat = _Seat(process, Connection(ours.detach()), threading.Lock())
         with contextlib.suppress(OSError):  # its end will be noticed
             seat.connection.send(welcome)

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,6 +98,12 @@ def test_what_belongs_arrives_however_long_it_takes() -> None:
         assert receiver.kept == 0
 
 
+def _take(receiver: GlooMailbox, steps: Iterable[int]) -> None:
+    for step in steps:
+        receiver.wait(Key(0, 0, 0, step), timeout_s=5)
+        receiver.take(Key(0, 0, 0, step))
+
+
 def _as(wire: int, other: TensorMeta) -> Callable[[GlooMailbox], None]:
     """Make the sender believe that a wire carries something else, and send that."""
 
@@ -148,9 +154,7 @@ def test_a_message_that_does_not_belong_is_refused(stranger: str) -> None:
     with pair() as (sender, receiver, _):
         send(sender)
         with pytest.raises(MessageError, match=text) as caught:
-            for step in range(3):
-                receiver.wait(Key(0, 0, 0, step), timeout_s=5)
-                receiver.take(Key(0, 0, 0, step))
+            _take(receiver, range(3))
         assert caught.value.rank == 1
 
 
@@ -172,9 +176,7 @@ def test_in_look_ahead_later_steps_may_overtake() -> None:
     with pair() as (sender, receiver, _):
         receiver.forget(0, 0, ahead=3)
         _steps(0, 3, 1, 4, 2, 5, 6)(sender)
-        for step in range(7):
-            receiver.wait(Key(0, 0, 0, step), timeout_s=5)
-            receiver.take(Key(0, 0, 0, step))
+        _take(receiver, range(7))
 
 
 def test_messages_of_a_forgotten_trajectory_are_dropped_also_when_late() -> None:

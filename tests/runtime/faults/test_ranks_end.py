@@ -24,6 +24,7 @@ from tests.runtime.faults.trouble import (
     plan_for,
     soon,
     trajectory,
+    twice,
 )
 from tests.runtime.helpers import equal, plan_of
 
@@ -58,7 +59,7 @@ def test_a_rank_that_dies_between_calls_is_named_by_the_next_call() -> None:
         trajectory(engine)
         os.kill(rank_processes()[0], signal.SIGTERM)
         time.sleep(0.5)
-        with pytest.raises(RankDied, match="signal 15 .SIGTERM"):
+        with pytest.raises(RankDied, match=r"signal 15 .SIGTERM"):
             engine(**inputs(6))
 
 
@@ -93,8 +94,7 @@ def test_an_exception_in_a_component_keeps_its_traceback_and_node(rank: int) -> 
         bad["x"][..., 0] = 99  # no such word
         begin = time.monotonic()
         with pytest.raises(ComponentFailed) as caught:
-            for _ in range(2):  # async: the driver reads in the next call what a rank failed to compute in this one
-                engine(**bad)
+            twice(engine, bad)
         assert time.monotonic() - begin < 2
         error = caught.value
         assert error.rank == rank
@@ -130,8 +130,7 @@ def test_a_value_that_is_not_finite_is_found_where_it_arises() -> None:
         bad = inputs(6)
         bad["x"][..., 1] = -1  # has no logarithm
         with pytest.raises(NonFiniteValue) as caught:
-            for _ in range(2):
-                engine(**bad)
+            twice(engine, bad)
         assert (caught.value.rank, caught.value.component, caught.value.step) == (1, 0, 6)
         assert caught.value.node is not None
         assert "log" in caught.value.node

@@ -104,6 +104,12 @@ def call_until_it_fails(engine: Engine, calls: int = 100_000, begin: int = 0) ->
     raise AssertionError("no call failed")
 
 
+def twice(engine: Engine, arguments: dict[str, torch.Tensor]) -> None:
+    """Two calls: in async mode the driver misses in the second what a rank failed to compute in the first."""
+    for _ in range(2):
+        engine(**arguments)
+
+
 @contextmanager
 def soon(action: Callable[[], None], after_s: float = 0.2) -> Iterator[list[float]]:
     """Do something from another thread in a moment; the list then holds when it was done."""

@@ -1,0 +1,169 @@
+"""Calls and plans that do not fit, what users' code does around calls, and what stays flat."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runtime.engine import Engine
+from runtime.errors import EngineClosed, InputError, PlanMismatch
+from runtime.transport import Mailbox
+from tests.runtime.faults.traces import Traces, rank_processes
+from tests.runtime.faults.trouble import Fragile, engine_for, fragile, inputs, plan_for, trajectory
+from tests.runtime.helpers import equal
+
+FRAGILE = fragile()
+
+MISFITS: dict[str, dict[str, Any]] = {
+    "another width": {"x": torch.rand(2, 5, 9)},
+    "fewer dimensions": {"x": torch.rand(5, 8)},
+    "another dtype": {"x": torch.rand(2, 5, 8, dtype=torch.float64)},
+    "integers": {"x": torch.ones(2, 5, 8, dtype=torch.int64)},
+    "no tensor": {"x": "noise"},
+    "a list": {"x": [1.0]},
+    "missing": {"context": None},
+    "extra": {"mask": torch.ones(2)},
+    "rows that differ": {"context": torch.rand(3, 8)},
+}
+
+
+def test_a_call_that_does_not_fit_is_refused_and_nothing_is_sent() -> None:
+    with engine_for(FRAGILE, plan_for(FRAGILE), exact=True) as engine:
+        outputs = []
+        for call in range(len(MISFITS)):
+            mailbox = engine._ranks.worker.mailbox
+            sent = mailbox.sent_bytes
+            with pytest.raises(InputError) as caught:
+                engine(**{**inputs(call), **list(MISFITS.values())[call]})
+            assert len(str(caught.value)) > 40
+            assert mailbox.sent_bytes == sent
+            outputs.append(engine(**inputs(call))[0])
+        with pytest.raises(InputError):
+            engine(inputs(0)["x"], *range(9))
+        assert equal(outputs, trajectory(FRAGILE, len(MISFITS)))
+
+
+class Wider(Fragile):
+    """Another middle layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.middle = torch.nn.Sequential(self.middle, torch.nn.Linear(8, 8))
+
+
+def test_a_plan_that_does_not_fit_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.Popen", None)  # so that to start a process would be another error
+    plan = plan_for(FRAGILE)
+    with pytest.raises(PlanMismatch, match="middle"):
+        engine_for(Wider().eval(), plan)
+    with pytest.raises(PlanMismatch, match=r"needs 2 devices .* got 1: cpu"):
+        Engine(FRAGILE, plan, devices=["cpu"])
+    greedy = plan.predicted.components[0].model_copy(update={"memory_bytes": 2**50})
+    predicted = plan.predicted.model_copy(update={"components": (greedy, plan.predicted.components[1])})
+    with pytest.raises(PlanMismatch, match=r"rank 1 .*1125899\.\d GB.* cpu has"):
+        engine_for(FRAGILE, plan.model_copy(update={"predicted": predicted}))
+
+
+def _use(engine: Engine, calls: int, seed: int) -> None:
+    """A user's code that fails after so many calls."""
+    for call in range(calls + 1):
+        engine(**inputs(call, seed))
+        assert 1 / (calls - call)
+
+
+def test_the_next_trajectory_is_right_whatever_ended_the_last_one() -> None:
+    """An early stop at every call, and an exception of the user's between calls."""
+    plan = plan_for(FRAGILE, 3, predictor="linear")
+    with engine_for(FRAGILE, plan, transport="emulation") as emulated:
+        wanted = trajectory(emulated)
+    with engine_for(FRAGILE, plan) as engine:
+        for calls in (1, 2, 3, 5):
+            with pytest.raises(ZeroDivisionError):
+                _use(engine, calls, seed=calls)  # another prompt
+            assert equal(trajectory(engine), wanted)
+            mailbox = engine._ranks.worker.mailbox
+            assert mailbox.kept <= 2 * len(plan.boundaries)
+
+
+def test_an_exception_in_the_block_ends_the_ranks() -> None:
+    engine = engine_for(FRAGILE, plan_for(FRAGILE))
+    with pytest.raises(ZeroDivisionError), engine:
+        _use(engine, 3, seed=0)
+    assert not rank_processes()
+    with pytest.raises(EngineClosed):
+        engine(**inputs(0))
+    with pytest.raises(EngineClosed):
+        _ = engine.stats
+    engine.close()
+
+
+def test_an_engine_that_nobody_closes_ends_with_the_program() -> None:
+    """Checked by a child: threads that still wait inside gloo would make the interpreter's end a crash."""
+    code = (
+        "from tests.runtime.faults.trouble import *\n"
+        "from tests.runtime.faults.traces import rank_processes\n"
+        "denoiser = fragile()\n"
+        "engine = engine_for(denoiser, plan_for(denoiser))\n"
+        "trajectory(engine)\n"
+        "print(*rank_processes())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not [pid for pid in done.stdout.split() if os.path.exists(f"/proc/{pid}")]
+
+
+def test_a_forked_child_ends_no_rank_of_its_parent() -> None:
+    with engine_for(FRAGILE, plan_for(FRAGILE)) as engine:
+        trajectory(engine)
+        child = os.fork()
+        if child == 0:
+            engine._ranks.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert len(rank_processes()) == 1
+        trajectory(engine, seed=1)
+
+
+def test_starts_and_stops_leave_the_program_as_it_was() -> None:
+    plan = plan_for(FRAGILE)
+    before = None
+    for _ in range(4):
+        with engine_for(FRAGILE, plan) as engine:
+            trajectory(engine, 2)
+        after = Traces.now()
+        assert before is None or after == before
+        before = after
+
+
+def test_many_steps_in_one_engine_stay_flat() -> None:
+    plan = plan_for(FRAGILE, 3)
+    with engine_for(FRAGILE, plan) as engine:
+        (one, other) = rank_processes()
+
+        def held() -> list[tuple[int, int]]:
+            return [
+                (len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")))
+                for pid in (os.getpid(), one, other)
+            ]
+
+        def run(trajectories: int) -> None:
+            for seed in range(trajectories):
+                trajectory(engine, 20, seed)
+
+        run(10)
+        before, memory = held(), [rank.resident_bytes for rank in engine.stats.ranks]
+        run(100)
+        assert held() == before
+        for rank, then in zip(engine.stats.ranks, memory, strict=True):
+            assert rank.steps >= 2200 - 1  # the last one may still be under way
+            assert rank.resident_bytes < then + 8 * 2**20
+        mailbox: Mailbox = engine._ranks.worker.mailbox
+        assert mailbox.kept <= 2 * len(plan.boundaries)

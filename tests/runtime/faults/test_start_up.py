@@ -1,0 +1,137 @@
+"""Ranks that die or hang while they start; ports; and the end of the driver."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import StartupError
+from tests.runtime.faults.traces import is_gone, listening, rank_processes
+from tests.runtime.faults.trouble import DEADLINE_S, engine_for, fragile, plan_for, trajectory
+from tests.runtime.helpers import equal
+
+FRAGILE = fragile()
+ROOT = Path(__file__).parents[3]
+LOOPBACK = "0100007F"  # 127.0.0.1, as /proc/net/tcp has it
+
+
+def _at_first_sight(action: Callable[[int], None]) -> threading.Thread:
+    """Do something to the first rank as soon as its process is there."""
+
+    def watch() -> None:
+        until = time.monotonic() + 20
+        while not (ranks := rank_processes()) and time.monotonic() < until:
+            time.sleep(0.005)
+        action(ranks[0])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_a_rank_that_dies_while_starting_is_named() -> None:
+    plan = plan_for(FRAGILE, 3)
+    killer = _at_first_sight(lambda rank: os.kill(rank, signal.SIGKILL))
+    begin = time.monotonic()
+    with pytest.raises(StartupError, match=r"rank 1: its process \d+ was killed by signal 9 .* while starting"):
+        engine_for(FRAGILE, plan)
+    assert time.monotonic() - begin < DEADLINE_S
+    killer.join()
+    assert not rank_processes()
+    # and the next start in this program works
+    with engine_for(FRAGILE, plan, exact=True) as engine:
+        assert equal(trajectory(engine), trajectory(FRAGILE))
+
+
+def test_a_rank_that_hangs_while_starting_is_named_at_the_deadline() -> None:
+    plan = plan_for(FRAGILE)
+    stopper = _at_first_sight(lambda rank: os.kill(rank, signal.SIGSTOP))
+    begin = time.monotonic()
+    with pytest.raises(StartupError, match=r"rank 1 was not connected within 5 s.*--startup-timeout"):
+        engine_for(FRAGILE, plan, startup_timeout_s=DEADLINE_S)
+    assert DEADLINE_S <= time.monotonic() - begin < DEADLINE_S + 2
+    stopper.join()
+
+
+def test_a_program_that_is_no_python_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_for(FRAGILE)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(StartupError, match=r"rank 1: its process \d+ ended with status 1 while starting"):
+        engine_for(FRAGILE, plan)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(StartupError, match=r"rank 1: its process cannot be started: .*/nowhere/python"):
+        engine_for(FRAGILE, plan)
+
+
+def test_ports_are_the_systems_choice_and_on_the_loopback_interface() -> None:
+    """No fixed port that could be in use: two engines run side by side."""
+    plan = plan_for(FRAGILE)
+    with engine_for(FRAGILE, plan, exact=True) as one, engine_for(FRAGILE, plan, exact=True) as other:
+        ranks = rank_processes()
+        assert len(ranks) == 2
+        assert listening([os.getpid(), *ranks]) == {LOOPBACK}
+        assert equal(trajectory(one), trajectory(other))
+
+
+DRIVER = """
+import signal, sys
+from tests.runtime.faults.trouble import call_until_it_fails, engine_for, fragile, plan_for, trajectory
+
+class Terminated(BaseException):
+    pass
+
+def terminate(*_):
+    raise Terminated
+
+signal.signal(signal.SIGTERM, terminate)
+denoiser = fragile()
+plan = plan_for(denoiser, 3)
+print("starting", flush=True)
+try:
+    with engine_for(denoiser, plan) as engine:
+        trajectory(engine)
+        print("running", flush=True)
+        call_until_it_fails(engine)
+except KeyboardInterrupt:
+    sys.exit(130)
+except Terminated:
+    sys.exit(143)
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "number", "status"),
+    [
+        ("starting", signal.SIGKILL, -9),
+        ("running", signal.SIGKILL, -9),
+        ("running", signal.SIGINT, 130),
+        ("running", signal.SIGTERM, 143),
+    ],
+)
+def test_ranks_end_with_their_driver(when: str, number: signal.Signals, status: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as driver:
+        assert driver.stdout is not None
+        assert driver.stderr is not None
+        while driver.stdout.readline().strip() != when:
+            assert driver.poll() is None, driver.stderr.read()
+        until = time.monotonic() + 20
+        while len(ranks := rank_processes(driver.pid)) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        begin = time.monotonic()
+        driver.send_signal(number)
+        assert driver.wait(timeout=5) == status
+        while not all(map(is_gone, ranks)):
+            assert time.monotonic() - begin < 5
+            time.sleep(0.01)
+        assert driver.stderr.read() == ""
