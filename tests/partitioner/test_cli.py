@@ -140,6 +140,30 @@ def test_options_reach_the_plan(split: Run, folder: Path) -> None:
     assert plan.inputs[0].dtype == "float32"
 
 
+@pytest.mark.parametrize("mode", ["lookahead", "async"])
+def test_a_proof_is_made_where_it_is_asked_for(split: Run, mode: str) -> None:
+    pytest.importorskip("highspy")
+    arguments = ("--devices", "2", "--branches", "1", "--mode", mode, "--prove", "--force")
+    code, out, err = split(*arguments, "--json")
+    assert code == 0, err
+    assert "partition-model: proving" in err
+    document = json.loads(out)
+    proof = document["proof"]
+    assert document["lower_bound_ms"] <= proof["bound_ms"] * (1 + 1e-5)
+    assert proof["bound_ms"] <= document["step_ms"] * (1 + 1e-5)
+    gap = document["step_ms"] / proof["bound_ms"] - 1
+    assert proof["result"] == ("proved" if gap < 9e-5 else f"gap {gap:.2%}")
+    _, text, _ = split(*arguments)
+    assert f"proof            {proof['result']}: no placement of {proof['clusters']} clusters takes less than" in text
+
+
+def test_a_proof_without_highs_is_a_usage_error(split: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "highspy", None)
+    code, out, err = split("--devices", "2", "--prove")
+    assert (code, out) == (2, "")
+    assert "pip install 'diffusion-partitioner[prove]'" in err
+
+
 def test_without_guidance_there_is_one_branch(split: Run, folder: Path) -> None:
     code, _, err = split("--devices", "2", "--no-guidance", "--output", "a.json")
     assert code == 0, err
