@@ -1,0 +1,36 @@
+"""Links measured between real processes, and the description of them that the planner reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from partitioner.fleet import parse_fleet
+from partitioner.machine import Wire
+from tools import measure_links
+
+
+def test_every_ordered_pair_is_measured_and_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "devices.json"
+    assert measure_links.main(["--ranks", "2", "--output", str(path), "--json"]) == 0
+    links = json.loads(capsys.readouterr().out)["links"]
+    assert [(row["sender"], row["reader"]) for row in links] == [(0, 1), (1, 0)]
+    assert all(row["latency_us"] > 0 and row["gb_per_s"] > 0 for row in links)
+    fleet = parse_fleet(str(path), "cpu")
+    assert [device.name for device in fleet] == ["cpu", "cpu"]
+    assert fleet[1].link_gb_per_s == pytest.approx(links[0]["gb_per_s"], rel=0.01, abs=0.001)
+
+
+def test_a_device_is_as_fast_as_the_slowest_way_to_it() -> None:
+    links = {(0, 1): Wire(0.1, 4.0), (1, 0): Wire(0.2, 2.0), (0, 2): Wire(0.1, 4.0), (2, 0): Wire(0.1, 8.0),
+             (1, 2): Wire(0.3, 9.0), (2, 1): Wire(0.1, 1.0)}  # fmt: skip
+    devices = measure_links.describe(links, "cpu")["devices"]
+    assert [(d["link_gb_per_s"], d["latency_us"]) for d in devices] == [(2.0, 200.0), (1.0, 100.0), (4.0, 300.0)]
+
+
+def test_one_rank_has_no_links() -> None:
+    with pytest.raises(SystemExit) as refused:
+        measure_links.main(["--ranks", "1"])
+    assert refused.value.code == 2
