@@ -140,6 +140,8 @@ def _partition(arguments: argparse.Namespace) -> str:
     from partitioner.pricing import choose_pricing
     from profiles.devices import DEFAULT_DEVICE
 
+    # a process that has not used torch yet can be forked without harm to torch's threads
+    untouched = "torch" not in sys.modules
     parse_fleet(arguments.devices, DEFAULT_DEVICE)  # a wrong one is found before torch is imported to look for a GPU
     pricing = choose_pricing(
         arguments.profile,
@@ -174,6 +176,7 @@ def _partition(arguments: argparse.Namespace) -> str:
         pricing,
         options,
         reference=pricing.reference,
+        fork=untouched and pricing.live is None,
         timer=pricing.time_components if arguments.refine else None,
         progress=_progress,
     )

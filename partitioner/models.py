@@ -17,6 +17,7 @@ Torch and diffusers are imported only when something is built.
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -132,6 +133,12 @@ class ModelSpec:
     dtype: str
     make: Callable[[], nn.Module]
     revision: str | None = None
+
+    def load(self) -> None:
+        """Import what building and tracing need, which takes seconds; ``trace_model`` does it otherwise."""
+        importlib.import_module("partitioner.trace")
+        if self.class_name in _ARCHITECTURES and _ARCHITECTURES[self.class_name].build is None:
+            diffusers_class(self.class_name)
 
     def build(self) -> nn.Module:
         """The denoiser in eval mode, with random weights; inside ``partitioner.trace.fake_mode()``, without any."""

@@ -11,10 +11,12 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import partitioner
 from partitioner.baselines import Baseline, baselines
+from partitioner.beside import beside
 from partitioner.candidates import (
     DEFAULTS,
     Candidate,
@@ -71,19 +73,28 @@ def plan_model(
     reference: str | None = None,
     timer: ComponentTimer | None = None,
     progress: Progress = lambda _: None,
+    fork: bool = False,
 ) -> Planning:
-    """Trace a model without its weights and plan it; see plan_graphs."""
+    """Trace a model without its weights and plan it; see plan_graphs.
+
+    fork: trace the whole call and one half of its batch at the same time, the latter in a forked process; only for
+    callers in whose process torch has computed nothing yet.
+    """
     from partitioner.models import trace_model
 
     check_branches(options, len(fleet), spec.name, spec.halves == 2)
     clock = _Clock()
     with clock.measure("trace"), _without_collector():
         progress(f"tracing {spec.name}")
-        whole = trace_model(spec)
-        half = None
+        half_of: Callable[[], TracedGraph] | None = None
         if spec.halves == 2 and options.branches != 1 and len(fleet) > 1:
             progress("tracing one half of its guidance batch")
-            half = trace_model(spec, branch=True)
+            half_of = partial(trace_model, spec, branch=True)
+            if fork:
+                spec.load()
+                half_of = beside(half_of)
+        whole = trace_model(spec)
+        half = half_of() if half_of is not None else None
     return plan_graphs(
         whole,
         half,
