@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from partitioner.plan import Plan, seat_of
+from partitioner.simulate import SpeedOfLight
 
 if TYPE_CHECKING:
     from partitioner.planner import Planning
@@ -42,6 +43,7 @@ def describe(plan: Plan, path: str | None) -> dict[str, Any]:
         "speedup_step": predicted.speedup_step,
         "speedup_trajectory": trajectory_speedup(plan, STEPS),
         "steps": STEPS,
+        "speed_of_light": asdict(light_of(plan, STEPS)),
         "bytes_per_step": predicted.bytes_per_step,
         "staleness": predicted.staleness,
         "macs": predicted.macs,
@@ -89,6 +91,22 @@ def trajectory_speedup(plan: Plan, steps: int) -> float:
     exact = min(plan.warmup, steps)
     total = exact * predicted.exact_step_ms + (steps - exact) * predicted.step_ms
     return round(predicted.sequential_ms * steps / total, 6) if total > 0 else 1.0
+
+
+def light_of(plan: Plan, steps: int) -> SpeedOfLight:
+    """Where the predicted speed-up goes, one loss after the other; ideal is the number of devices."""
+    predicted = plan.predicted
+    computes = [
+        figures.compute_ms / plan.periods[k % plan.components] for k, figures in enumerate(predicted.components)
+    ]
+    slowest = max(computes)
+    return SpeedOfLight(
+        ideal=float(plan.ranks),
+        balanced=round(predicted.sequential_ms / slowest, 6) if slowest > 0 else 1.0,
+        connected=predicted.speedup_step,
+        remaining=trajectory_speedup(plan, steps),
+        calls=steps,
+    )
 
 
 def _component(plan: Plan, rank: int) -> dict[str, Any]:
@@ -150,6 +168,7 @@ def table(document: Mapping[str, Any]) -> str:
         f"speed-up {document['speedup_step']:.2f} x",
         f"trajectory       speed-up {document['speedup_trajectory']:.2f} x over {document['steps']} steps with warm-up"
         f"{', an estimate' if estimate else ''}",
+        f"speed of light   {SpeedOfLight(**document['speed_of_light'])}{', an estimate' if estimate else ''}",
         f"lower bound      {document['lower_bound_ms']:.4g} {ms}; slowest component {document['gap']:.2%} above it",
         f"sent             {_size(document['bytes_per_step'])} per step; staleness {document['staleness']:.4g}",
         f"denoiser         {document['macs'] / 1e12:.4g} T multiply-accumulates per call",

@@ -263,29 +263,19 @@ class SpeedOfLight:
         )
 
 
-def speed_of_light(
-    graph: TracedGraph,
-    placed: Mapping[str, int],
-    costs_ms: Mapping[str, float],
-    machine: Machine,
-    schedule: Schedule,
-    *,
-    calls: int,
-    sequential_ms: float,
-    branches: int = 1,
-    component_ms: Sequence[float] | None = None,
-) -> SpeedOfLight:
-    """Arguments as for ``simulate``; sequential_ms: one whole call on the fastest device, without the driver's work."""
-    free = replace(machine, wires=dict.fromkeys(machine.wires, FREE))
-    played = [
-        simulate(graph, placed, costs_ms, m, schedule, calls=calls, branches=branches, component_ms=component_ms)
-        for m in (machine, free)
-    ]
+def without_communication(machine: Machine) -> Machine:
+    """The same machine with wires that take no time."""
+    return replace(machine, wires=dict.fromkeys(machine.wires, FREE))
+
+
+def speed_of_light(played: Simulation, unhindered: Simulation, machine: Machine, sequential_ms: float) -> SpeedOfLight:
+    """Where the time goes in ``played``. unhindered: the same, played without communication; sequential_ms: one whole
+    call on the fastest device, without the driver's work."""
     call_ms = sequential_ms + machine.driver_ms
     return SpeedOfLight(
         ideal=sum(machine.speeds) / max(machine.speeds),
-        balanced=call_ms / played[1].step_ms,
-        connected=call_ms / played[0].step_ms,
-        remaining=call_ms * calls / played[0].trajectory_ms,
-        calls=calls,
+        balanced=call_ms / unhindered.step_ms,
+        connected=call_ms / played.step_ms,
+        remaining=call_ms * played.calls / played.trajectory_ms,
+        calls=played.calls,
     )

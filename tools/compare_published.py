@@ -13,7 +13,8 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -23,7 +24,7 @@ from partitioner.graph import build_problem
 from partitioner.ir import TracedGraph
 from partitioner.problem import MODES, Devices, Problem
 from partitioner.schedule import Schedule
-from partitioner.simulate import Simulation, simulate
+from partitioner.simulate import Simulation, simulate, speed_of_light, without_communication
 from partitioner.simulate_asyncdiff import simulate_asyncdiff
 from partitioner.solve import Solver
 from profiles.devices import DeviceSpec, device_spec
@@ -83,15 +84,14 @@ def our_rows(case: Case, counts: Sequence[int] = COUNTS) -> Iterator[dict[str, A
             placed = dict(zip(solver.problem.names, split.assignment, strict=True))
             warmup = components if mode == "lookahead" else 1
             for link in LINKS:
-                played = simulate(
-                    graphs[branches],
-                    placed,
-                    costs[branches],
-                    machine_of(case.spec, count, link),
-                    Schedule(components, mode, warmup, (1,) * components),
-                    calls=case.steps,
-                    branches=branches,
-                )
+                machine = machine_of(case.spec, count, link)
+                schedule = Schedule(components, mode, warmup, (1,) * components)
+                play = partial(
+                    simulate, graphs[branches], placed, costs[branches],
+                    schedule=schedule, calls=case.steps, branches=branches,
+                )  # fmt: skip
+                played, unhindered = play(machine=machine), play(machine=without_communication(machine))
+                light = speed_of_light(played, unhindered, machine, sum(case.costs_ms.values()))
                 yield {
                     "model": case.model,
                     "devices": count,
@@ -102,6 +102,7 @@ def our_rows(case: Case, counts: Sequence[int] = COUNTS) -> Iterator[dict[str, A
                     "step_ms": played.step_ms,
                     "communication_percent": 100 * played.communication_share,
                     "simulated_speedup": case.sequential_ms / case.latency_ms(played),
+                    "speed_of_light": asdict(light),
                     "denoiser_speedup": (case.sequential_ms - case.outside_ms) / played.trajectory_ms,
                 }
 

@@ -8,13 +8,13 @@ import pytest
 
 from partitioner.ir import Input, Node, Ref, Role, TensorMeta, TracedGraph
 from partitioner.plan import CostSource, Plan, Predicted, PredictedComponent
-from partitioner.report import describe, table, trajectory_speedup
+from partitioner.report import describe, light_of, table, trajectory_speedup
 
 # What docs and scripts rely on: `partition-model --json`.
 KEYS = {
     "plan", "model", "fingerprint", "devices", "branches", "period", "warmup", "predictor", "cost_source",
     "sequential_ms", "step_ms", "lower_bound_ms", "gap", "speedup_step", "speedup_trajectory", "steps",
-    "bytes_per_step", "staleness", "macs", "components",
+    "bytes_per_step", "staleness", "macs", "components", "speed_of_light",
 }  # fmt: skip
 COMPONENT_KEYS = {
     "rank", "branch", "nodes", "pieces", "compute_ms", "macs", "parameters", "parameter_bytes", "memory_bytes",
@@ -115,8 +115,20 @@ rank  branch  component  device  modules         ms  share  parameters  memory  
 
 predicted step   2 ms, sequential 8 ms: speed-up 4.00 x
 trajectory       speed-up 3.64 x over 50 steps with warm-up
+speed of light   ideal 4.00 x, balance leaves 4.00 x, communication 4.00 x, warm-up 3.64 x over 50 steps
 lower bound      1.6 ms; slowest component 25.00% above it
 sent             32 B per step; staleness 0
 denoiser         2.4e-11 T multiply-accumulates per call
 
 plan             toy.plan.json"""
+
+
+def test_the_speed_of_light_line_says_where_the_speedup_goes() -> None:
+    plan = make_plan()
+    light = light_of(plan, 50)
+    assert (light.ideal, light.balanced, light.connected) == (4.0, 4.0, 4.0)
+    assert light.remaining == trajectory_speedup(plan, 50) < 4.0
+    line = next(line for line in table(describe(plan, None)).splitlines() if line.startswith("speed of light"))
+    assert line == f"speed of light   {light}, an estimate"
+    busy = plan.model_copy(update={"periods": (2, 1), "period": 2})
+    assert light_of(busy, 50).balanced == 4.0  # the last component still computes in every step

@@ -29,7 +29,14 @@ from partitioner.machine import (
 )
 from partitioner.plan import rank_of
 from partitioner.schedule import Schedule
-from partitioner.simulate import Simulation, scaled_to_components, simulate, speed_of_light, write_scripts
+from partitioner.simulate import (
+    Simulation,
+    scaled_to_components,
+    simulate,
+    speed_of_light,
+    without_communication,
+    write_scripts,
+)
 from partitioner.simulate_asyncdiff import simulate_asyncdiff
 from partitioner.timeline import Timeline, chrome_trace, write_trace
 from profiles.strict_json import JsonFileError
@@ -343,7 +350,7 @@ def test_free_wires_and_faster_devices_never_cost_time(
     setting: Setting,
 ) -> None:
     graph, placed, costs, machine, schedule, branches = setting
-    free = Machine(machine.speeds, dict.fromkeys(machine.wires, FREE), False, machine.launch_ms, machine.driver_ms)
+    free = without_communication(machine)
     slow = simulate(graph, placed, costs, machine, schedule, calls=10, branches=branches)
     quick = simulate(graph, placed, costs, free, schedule, calls=10, branches=branches)
     half = {name: ms / 2 for name, ms in costs.items()}
@@ -357,9 +364,9 @@ def test_free_wires_and_faster_devices_never_cost_time(
 
 def test_speed_of_light_names_each_loss() -> None:
     machine = Machine.uniform(2, Wire(0.0, 1.0), driver_ms=0.0)  # a tensor takes 4 ms
-    schedule = Schedule(2, "async", 1, (1, 1))
-    costs = named([6.0, 4.0])
-    light = speed_of_light(chain(2), {"n0": 0, "n1": 1}, costs, machine, schedule, calls=CALLS, sequential_ms=10.0)
+    played = run([6.0, 4.0], "async", machine=machine)
+    unhindered = run([6.0, 4.0], "async", machine=without_communication(machine))
+    light = speed_of_light(played, unhindered, machine, sequential_ms=10.0)
     assert light.ideal == 2.0
     assert light.balanced == pytest.approx(10 / 6)
     assert light.connected == pytest.approx(10 / 9)  # the round trip: (6 + 4 + 4 + 4) / 2
