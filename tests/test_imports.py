@@ -17,6 +17,7 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate", "huggingface_hub", 
 TOUCH_TORCH = {
     "partitioner.calls",
     "partitioner.component_timing",
+    "partitioner.drift",
     "partitioner.measure",
     "partitioner.model_source",
     "partitioner.models",
