@@ -23,6 +23,7 @@ from runtime.component import build_specs
 from runtime.errors import InputError, PlanMismatch
 from runtime.pipeline import DistributedDenoiser, denoiser_name
 from tests import pipelines
+from tests.runtime.helpers import plan_of
 
 SIZES: dict[str, dict[str, int]] = {
     "stable_diffusion": {"height": 32, "width": 32},
@@ -70,19 +71,19 @@ class Case:
         return trace_model(self._spec, branch=True)
 
     def plan(self, devices: int, branches: int = 1) -> Plan:
-        """As partition-model makes it, in async mode."""
+        """In async mode."""
         if (devices, branches) not in self._plans:
             self._plans[devices, branches] = self._make_plan(devices, branches)
         return self._plans[devices, branches]
 
     def _make_plan(self, devices: int, branches: int) -> Plan:
-        return plan_graphs(
-            self._whole,
-            self._half if branches == 2 else None,
-            parse_fleet(str(devices), "cpu"),
-            lambda graph: estimate(graph, "cpu"),
-            Options(branches=branches, mode="async", force=True, warmup=WARMUP, predictor="adaptive"),
-        ).plan
+        """Solved for one branch; the planner's own choice of branches is tested with it."""
+        graph, components = (self._whole, devices) if branches == 1 else (self._half, devices // 2)
+        options = Options(branches=1, mode="async", force=True)
+        fleet = parse_fleet(str(components), "cpu")
+        solved = plan_graphs(graph, None, fleet, lambda graph: estimate(graph, "cpu"), options).chosen
+        assert solved.components == components
+        return plan_of(graph, solved.placed, branches=branches, warmup=WARMUP, predictor="adaptive")
 
     def call(self, **options: Any) -> torch.Tensor:
         return pipelines.call(self.pipe, **{"steps": STEPS, **options})
