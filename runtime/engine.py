@@ -150,7 +150,8 @@ class Engine:
                 f"the plan needs {plan.ranks} devices ({plan.branches} branches of {plan.components} components), "
                 f"got {len(devices)}: {', '.join(devices)}; make a plan with --devices {len(devices)}"
             )
-        held_on = str(next(self._denoiser.parameters()).device) if options.transport != "processes" else None
+        first = next(self._denoiser.parameters(), None)
+        held_on = str(first.device) if first is not None and options.transport != "processes" else None
         check_memory(plan, devices, held_on=held_on)
         setups = []
         for rank, device in enumerate(devices):
