@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from partitioner.edge_drift import EdgeDrift, least_error
 from partitioner.errors import InfeasibleError, UsageError
 from partitioner.evaluate import Evaluation, evaluate
 from partitioner.fleet import Fleet, as_devices, paired
 from partitioner.plan import Mode, Predictor, rank_of
 from partitioner.problem import Devices, Problem
-from partitioner.solve import Solver, Split
+from partitioner.solve import EPSILON, Solver, Split
 
 Prefer = Literal["quality", "speed", "memory"]
 Progress = Callable[[str], None]
@@ -60,6 +61,7 @@ class Options:
 
 
 DEFAULTS = Options()
+RESCORED = (EPSILON / 4, EPSILON / 2, EPSILON)  # the best split for each is rescored by its measured error
 MOST_SPARED = 8  # components in a chain that leaves devices idle: longer ones are only solved with all devices
 IDLE_SHARE = 0.25  # of the devices, that exact branches may leave idle: two pairs of five devices, not one of three
 
@@ -122,9 +124,16 @@ def check_branches(options: Options, device_count: int, model: str, halves: bool
 
 
 def find_candidates(
-    problems: Mapping[int, Problem], fleet: Fleet, options: Options, progress: Progress
+    problems: Mapping[int, Problem],
+    fleet: Fleet,
+    options: Options,
+    progress: Progress,
+    drift: EdgeDrift | None = None,
 ) -> Iterator[Candidate]:
-    """Every branches x components x mode, most components first. problems: of one branch, by the number of branches."""
+    """Every branches x components x mode, most components first. problems: of one branch, by the number of branches.
+
+    drift: where the problems' staleness was measured; of the best splits in async the one of the least error is taken.
+    """
     for branches, problem in problems.items():
         if options.branches not in (None, branches):
             continue
@@ -134,7 +143,7 @@ def find_candidates(
         fewest = 1 if branches == 2 or most == 1 else 2
         for components in (most, *range(min(most - 1, MOST_SPARED), fewest - 1, -1)):
             for mode in _modes(components, components == most, options):
-                yield solve_candidate(solver, branches, components, mode, fleet, options)
+                yield solve_candidate(solver, branches, components, mode, fleet, options, drift)
 
 
 def _modes(components: int, with_all_devices: bool, options: Options) -> tuple[Mode, ...]:
@@ -159,13 +168,19 @@ def seats_of(fleet: Fleet, branches: int, components: int) -> tuple[Devices, lis
 
 
 def solve_candidate(
-    solver: Solver, branches: int, components: int, mode: Mode, fleet: Fleet, options: Options
+    solver: Solver,
+    branches: int,
+    components: int,
+    mode: Mode,
+    fleet: Fleet,
+    options: Options,
+    drift: EdgeDrift | None = None,
 ) -> Candidate:
     problem = solver.problem
     devices, seats = seats_of(fleet, branches, components)
     period = options.period if components > 1 else 1
     try:
-        split = _split(solver, devices, mode, period)
+        split = _split(solver, devices, mode, period, drift)
     except InfeasibleError as error:
         return Candidate(branches, components, period, mode, reason=str(error))
     evaluation = split.evaluation
@@ -195,11 +210,15 @@ def solve_candidate(
     )
 
 
-def _split(solver: Solver, devices: Devices, mode: Mode, period: int) -> Split:
+def _split(solver: Solver, devices: Devices, mode: Mode, period: int, drift: EdgeDrift | None) -> Split:
     """The solver's split. With a period P all components but the last have P steps for their work: split over
     P*(N-1)+1 equal devices, of which P in a row become one."""
     if period == 1:
-        return solver.solve(devices, mode)
+        if drift is None or mode == "lookahead":
+            return solver.solve(devices, mode)
+        # by staleness alone, and by bytes as well: a few good splits, that differ
+        found = [solver.sweep(devices, mode, epsilons=RESCORED, byte_weight=weight) for weight in (0.0, None)]
+        return least_error(drift, solver.problem, [split for splits in found for split in splits])
     if len(devices.kinds) > 1:
         raise InfeasibleError("a period above 1 needs equal devices; use --period 1")
     last = len(devices) - 1

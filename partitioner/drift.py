@@ -9,45 +9,42 @@ of an exact trajectory. Sketches of edges add like the errors do, and their norm
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from partitioner.edge_drift import Edge, EdgeDrift
 from partitioner.errors import UsageError
 from partitioner.ir import Node, TracedGraph
 from partitioner.operators import bind, resolve
-from partitioner.problem import Floats, Problem
-from partitioner.solve import Split
+from partitioner.trace import flatten_arguments
 
 PROBES = 32
-Edge = tuple[str, str]  # names of a value's node and of a node that reads it
 Tensors = Mapping[str, torch.Tensor]
 ReadHook = Callable[[str, str, Any], Any]  # (reader, value's name, value) -> what it reads instead
 
 
-@dataclass(frozen=True, eq=False)
-class EdgeDrift:
-    """Sketched error of each edge that may be cut: edges[i] has row i of sketches, (edges, probes x steps).
+def measure_module(
+    module: nn.Module, graph: TracedGraph, calls: Sequence[Mapping[str, Any]], *, probes: int = PROBES
+) -> EdgeDrift:
+    """Sketch every edge's error of a denoiser with real weights; see measure_drift.
 
-    The norm of a sketch, or of a sum of sketches, estimates the root mean square over steps of the output error's norm.
+    graph: of the module. calls: the arguments of consecutive calls of an exact trajectory, as it was traced with.
     """
-
-    edges: tuple[Edge, ...]
-    sketches: Floats
-
-    @cached_property
-    def weights(self) -> Mapping[Edge, float]:
-        """Norm of each edge's error, for build_problem; a split's error is at most their sum."""
-        norms = np.linalg.norm(self.sketches, axis=1)
-        return dict(zip(self.edges, norms.tolist(), strict=True))
-
-    def error(self, placement: Mapping[str, int]) -> float:
-        """Norm of the summed errors of all edges between components. placement: latent node -> component."""
-        cut = [i for i, (producer, reader) in enumerate(self.edges) if placement[producer] != placement[reader]]
-        return float(np.linalg.norm(self.sketches[cut].sum(axis=0)))
+    state: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    state.update(module.named_buffers(remove_duplicate=False))
+    steps = [flatten_arguments(call)[0] for call in calls]
+    for number, step in enumerate(steps):
+        for item in graph.inputs:
+            found = step.get(item.name)
+            if found is None or tuple(found.shape) != item.meta.shape:
+                raise UsageError(
+                    f"call {number} of the trajectory: {item.name} is "
+                    f"{'missing' if found is None else list(found.shape)}; expected {list(item.meta.shape)}, as traced"
+                )
+    return measure_drift(graph, state, steps, probes=probes)
 
 
 def measure_drift(
@@ -134,8 +131,3 @@ def evaluate_graph(
 def _call(node: Node, values: Mapping[str, Any], device: torch.device) -> Any:
     arguments = [bind(argument, values, device) for argument in node.args]
     return resolve(node.target)(*arguments, **{key: bind(item, values, device) for key, item in node.kwargs})
-
-
-def least_error(drift: EdgeDrift, problem: Problem, splits: Sequence[Split]) -> Split:
-    """Of a few good splits (such as Solver.sweep's) the one whose summed error is least, not the sum of its norms."""
-    return min(splits, key=lambda split: drift.error(dict(zip(problem.names, split.assignment, strict=True))))

@@ -9,7 +9,7 @@ import contextlib
 import gc
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from partitioner.candidates import (
     seats_of,
 )
 from partitioner.cost import GraphCosts, estimate
+from partitioner.edge_drift import EdgeDrift
 from partitioner.fleet import Fleet, as_devices, limit_memory, parse_fleet, with_speeds
 from partitioner.graph import build_problem
 from partitioner.ir import TracedGraph
@@ -119,6 +120,7 @@ def compile(
     model: str = "custom",
     device: str = DEFAULT_DEVICE,
     costs_of: CostsOf | None = None,
+    trajectory: Sequence[Mapping[str, Any]] | None = None,
     options: Options = DEFAULTS,
 ) -> Plan:
     """Plan ``module(**example_inputs)`` for some devices; any nn.Module that torch.export traces.
@@ -126,6 +128,8 @@ def compile(
     roles: of each tensor argument, "latent", "timestep" or "prompt"; see ``trace``. devices: how many, or as for
     ``partition-model --devices``. branch_inputs: the arguments of one half of the guidance batch, where the batch
     holds both; two branches are considered only then. device: what roofline costs are for; costs_of: other costs.
+    trajectory: the arguments of consecutive calls of a real trajectory, as example_inputs are: staleness is measured on
+    them with the module's weights (32 backward passes a call) instead of estimated from the graph.
     Raises TraceError, UsageError, InfeasibleError.
     """
     from partitioner.trace import trace
@@ -133,7 +137,13 @@ def compile(
     fleet = devices if isinstance(devices, tuple) else parse_fleet(str(devices), device)
     whole = trace(module, example_inputs, roles, model=model)
     half = None if branch_inputs is None else trace(module, branch_inputs, roles, model=model)
-    return plan_graphs(whole, half, fleet, costs_of or (lambda graph: estimate(graph, device)), options).plan
+    drift = None
+    if trajectory is not None:
+        from partitioner.drift import measure_module
+
+        drift = measure_module(module, whole, trajectory)
+    costs_of = costs_of or (lambda graph: estimate(graph, device))
+    return plan_graphs(whole, half, fleet, costs_of, options, drift=drift).plan
 
 
 def plan_graphs(
@@ -143,6 +153,7 @@ def plan_graphs(
     costs_of: CostsOf,
     options: Options = DEFAULTS,
     *,
+    drift: EdgeDrift | None = None,
     revision: str | None = None,
     reference: str | None = None,
     timer: ComponentTimer | None = None,
@@ -152,6 +163,7 @@ def plan_graphs(
     """Solve every choice of branches x components x mode, take the best under ``options.prefer``.
 
     whole: the graph of a full call; half: that of one half of the guidance batch, None where it holds no two.
+    drift: measured staleness of the whole graph's edges, which are the half's too; a proxy without it.
     reference: name of the device that the costs hold for, the first of the fleet by default. timer: measures whole
     components on it; the costs are then refined with it.
     Raises InfeasibleError where nothing fits, or only what is slower than one device and ``force`` is not set.
@@ -167,17 +179,18 @@ def plan_graphs(
             costs[2] = costs_of(half)
         fleet = with_speeds(limit_memory(fleet, options.memory_limit_bytes), whole, reference or fleet[0].name)
     graphs = {1: whole} if half is None else {1: whole, 2: half}
+    weights = None if drift is None else drift.weights
     with clock.measure("solve"):
-        problems = {branches: build_problem(graph, costs[branches]) for branches, graph in graphs.items()}
+        problems = {branches: build_problem(graph, costs[branches], weights) for branches, graph in graphs.items()}
         sequential_ms = problems[1].total_ms / max(as_devices(fleet).speeds)
-        candidates = list(find_candidates(problems, fleet, options, progress))
+        candidates = list(find_candidates(problems, fleet, options, progress, drift))
         chosen = choose(candidates, len(fleet), options, sequential_ms, problems[1], fleet)
         compared = baselines(whole, problems[1], as_devices(fleet))
     refinement = None
     if timer is not None:
         with clock.measure("refine"):
             refinement = refine_split(
-                graphs[chosen.branches], costs[chosen.branches], chosen, fleet, options, timer, progress
+                graphs[chosen.branches], costs[chosen.branches], chosen, fleet, options, timer, progress, drift
             )
         sequential_ms *= refinement.scale
         candidates[candidates.index(chosen)] = chosen = refinement.candidate

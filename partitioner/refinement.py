@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from partitioner.candidates import Candidate, Options, Progress, solve_candidate
 from partitioner.cost import GraphCosts
+from partitioner.edge_drift import EdgeDrift
 from partitioner.errors import InfeasibleError
 from partitioner.fleet import Fleet
 from partitioner.graph import build_problem
@@ -48,6 +49,7 @@ def refine_split(
     options: Options,
     timer: ComponentTimer,
     progress: Progress,
+    drift: EdgeDrift | None = None,
 ) -> Refinement:
     """Measure the components whole, rescale the costs of their nodes, solve again, until the split stays."""
     before = sum(_latent_ms(graph, costs, chosen.placed, chosen.components))
@@ -62,9 +64,10 @@ def refine_split(
         for name, k in chosen.placed.items():
             scaled[name] = dataclasses.replace(scaled[name], ms=scaled[name].ms * factors[k])
         costs = dataclasses.replace(costs, nodes=scaled)
-        problem = build_problem(graph, costs)
+        problem = build_problem(graph, costs, None if drift is None else drift.weights)
         placed = chosen.placed
-        chosen = solve_candidate(Solver(problem), chosen.branches, chosen.components, chosen.mode, fleet, options)
+        solver = Solver(problem)
+        chosen = solve_candidate(solver, chosen.branches, chosen.components, chosen.mode, fleet, options, drift)
         if chosen.reason is not None:
             raise InfeasibleError(chosen.reason)
         if chosen.placed == placed or len(rounds) == ROUNDS:

@@ -81,7 +81,8 @@ def make_plan(
     placed = {node.name: position * components // len(latent) for position, node in enumerate(latent)}
     ranks = components * branches
     predicted = Predicted(
-        sequential_ms=4.5, step_ms=1.5, exact_step_ms=4.5, lower_bound_ms=1.5, gap=0.0, speedup_step=3.0, bytes_per_step=256,
+        sequential_ms=4.5, step_ms=1.5, exact_step_ms=4.5, lower_bound_ms=1.5, gap=0.0, speedup_step=3.0,
+        bytes_per_step=256,
         staleness=0.0, macs=30, components=(COMPONENT,) * ranks,
     )  # fmt: skip
     arguments: dict[str, Any] = {

@@ -1,0 +1,41 @@
+"""EdgeDrift: what was measured of the error that each edge causes where its reader sees last step's value; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from partitioner.problem import Floats, Problem
+from partitioner.solve import Split
+
+Edge = tuple[str, str]  # names of a value's node and of a node that reads it
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeDrift:
+    """Sketched error of each edge that may be cut: edges[i] has row i of sketches, (edges, probes x steps).
+
+    The norm of a sketch, or of a sum of sketches, estimates the root mean square over steps of the output error's norm.
+    """
+
+    edges: tuple[Edge, ...]
+    sketches: Floats
+
+    @cached_property
+    def weights(self) -> Mapping[Edge, float]:
+        """Norm of each edge's error, for build_problem; a split's error is at most their sum."""
+        norms = np.linalg.norm(self.sketches, axis=1)
+        return dict(zip(self.edges, norms.tolist(), strict=True))
+
+    def error(self, placement: Mapping[str, int]) -> float:
+        """Norm of the summed errors of all edges between components. placement: latent node -> component."""
+        cut = [i for i, (producer, reader) in enumerate(self.edges) if placement[producer] != placement[reader]]
+        return float(np.linalg.norm(self.sketches[cut].sum(axis=0)))
+
+
+def least_error(drift: EdgeDrift, problem: Problem, splits: Sequence[Split]) -> Split:
+    """Of a few good splits (such as Solver.sweep's) the one whose summed error is least, not the sum of its norms."""
+    return min(splits, key=lambda split: drift.error(dict(zip(problem.names, split.assignment, strict=True))))
