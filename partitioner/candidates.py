@@ -262,7 +262,7 @@ def choose(
         "memory": lambda c: (c.memory_bytes, *quality(c)),
     }
     faster = [c for c in feasible if c.step_ms < sequential_ms]
-    chosen = min(faster or feasible, key=keys[options.prefer])
+    chosen = min(feasible if options.force else faster or feasible, key=keys[options.prefer])
     fits_one = any(whole.item_bytes.sum() + whole.activation_bytes.max() <= device.memory_bytes for device in fleet)
     if not faster and device_count > 1 and fits_one and not options.force:
         raise InfeasibleError(
