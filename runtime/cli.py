@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--check-finite", action="store_true", help="stop at the first NaN or Inf and name its node")
     made.add_argument("--step-timeout", type=float, default=300.0, metavar="SECONDS", help="default 300")
     made.add_argument("--startup-timeout", type=float, default=120.0, metavar="SECONDS", help="default 120")
+    made.add_argument("--trace", default=None, metavar="FILE", help="write what every rank did, for ui.perfetto.dev")
     made.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     return made
 
@@ -97,6 +98,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"{output} exists; choose another --output or add --force")
     if not output.parent.is_dir():
         raise UsageError(f"the folder {output.parent} does not exist; make it or choose another --output")
+    if options.trace is not None and Path(options.trace).exists() and not options.force:
+        raise UsageError(f"{options.trace} exists; choose another --trace or add --force")
     for name in ("steps", "warmup", "threads", "height", "width", "frames"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -123,6 +126,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         warmup=options.warmup,
         predictor=options.predictor,
         check_finite=options.check_finite,
+        record=options.trace is not None,
         threads=options.threads,
         step_timeout_s=options.step_timeout,
         startup_timeout_s=options.startup_timeout,
@@ -133,6 +137,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         media = _generate(pipe, options, torch)
         seconds = time.perf_counter() - start
         stats = engine.stats
+        if options.trace is not None:
+            _write_trace(engine, plan, options)
     _write(media, output)
     return {
         "output": str(output),
@@ -154,6 +160,22 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
             for rank, report in enumerate(stats.ranks)
         ],
     }
+
+
+def _write_trace(engine: Any, plan: Any, options: argparse.Namespace) -> None:
+    from partitioner.errors import UsageError
+    from partitioner.plan import seat_of
+    from partitioner.timeline import chrome_trace, write_trace
+    from profiles.strict_json import JsonFileError
+
+    seats = [seat_of(rank, plan.components) for rank in range(plan.ranks)]
+    names = [f"rank {rank}: branch {branch}, component {k}" for rank, (branch, k) in enumerate(seats)]
+    try:
+        write_trace(
+            options.trace, chrome_trace(engine.timeline(), names, recorded="run-plan", plan=options.plan), options.force
+        )
+    except JsonFileError as error:
+        raise UsageError(str(error)) from error
 
 
 def _devices(text: str, torch: Any) -> list[str]:

@@ -95,6 +95,8 @@ class Segment:
         self.reads = tuple(reads)
         self.keeps = tuple(keeps)
         self.module = lower(nodes, self.reads, self.keeps, device)
+        ends = list(dict.fromkeys(node.module or node.key for node in (nodes[0], nodes[-1])))
+        self.name = " .. ".join(ends)  # for people
         self._key_of = {name: node.key for name, node in _fx_names(nodes).items()}
 
     def __call__(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

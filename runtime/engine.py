@@ -14,6 +14,7 @@ from torch import nn
 from partitioner.errors import PartitionerError, TraceError
 from partitioner.ir import Parameter, Ref, Role, TracedGraph
 from partitioner.plan import Plan, rank_of, seat_of
+from partitioner.timeline import Timeline
 from partitioner.trace import trace
 from runtime.calls import CallReader, Literals, Signature, Tensors, call_signature, graph_signature
 from runtime.component import ComponentSpec, PreambleSpec, build_specs
@@ -22,6 +23,7 @@ from runtime.memory import check_memory
 from runtime.preamble import PreambleRunner
 from runtime.processes import ProcessRanks
 from runtime.ranks import EmulatedRanks, Ranks, ThreadRanks
+from runtime.recording import Recorder, assemble
 from runtime.report import Report
 from runtime.trajectory import Manner, Trajectory
 from runtime.transport import Key
@@ -37,8 +39,8 @@ class EngineOptions:
 
     exact: every step exact (the plan's split, no lag). keep_weights: do not let go, until ``close``, of parameters
     that only other processes need and that the files of the denoiser can give back. threads: torch threads per rank
-    process (0: torch's own default). step_timeout_s: longest wait for one message before the engine ends with
-    RankStalled.
+    process (0: torch's own default). record: keep what every rank did and when, for ``timeline``. step_timeout_s:
+    longest wait in a step before the engine ends with RankStalled.
     """
 
     transport: str = "processes"
@@ -48,6 +50,7 @@ class EngineOptions:
     mode: str | None = None
     check_finite: bool = False
     keep_weights: bool = False
+    record: bool = False
     threads: int = 1
     step_timeout_s: float = 300.0
     startup_timeout_s: float = 120.0
@@ -105,6 +108,7 @@ class Engine:
         self._lists = 0
         self._loaded: list[set[str]] = [set() for _ in range(plan.ranks)]
         self._spent = {True: (0, 0.0), False: (0, 0.0)}  # (calls, seconds) by whether the call was exact
+        self._recorded_calls: list[tuple[float, float]] = []
         self._closed = False
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
@@ -164,6 +168,7 @@ class Engine:
                     device=device,
                     predictor=options.predictor or plan.predictor,
                     check_finite=options.check_finite,
+                    record=options.record,
                     result_ranks=tuple(rank_of(b, component, plan.components) for b in range(1, plan.branches))
                     if rank == 0
                     else (),
@@ -236,6 +241,7 @@ class Engine:
         self._context_name = name
 
     def _call(self, tensors: Tensors, literals: Literals) -> tuple[Any, ...]:
+        started = Recorder.now()
         home = next(iter(tensors.values())).device
         tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
         halves = self._calls.halves(tensors)
@@ -248,6 +254,8 @@ class Engine:
         exact = trajectory.schedule.is_exact(trajectory.call - 1)
         calls, seconds = self._spent[exact]
         self._spent[exact] = (calls + 1, seconds + time.perf_counter() - begin)
+        if self.options.record:
+            self._recorded_calls.append((started, Recorder.now()))
         return tuple(item.to(home) if isinstance(item, torch.Tensor) else item for item in results)
 
     def _trajectory(self) -> Trajectory:
@@ -343,7 +351,7 @@ class Engine:
                 if rank == 0:
                     mailbox.deliver(key, tensor)
                 else:
-                    mailbox.send([rank], key, tensor)
+                    self._ranks.worker.hand_over([rank], key, wire.value, tensor)
 
     # ---- end
 
@@ -360,6 +368,11 @@ class Engine:
                 async_ms=1e3 * lagged_s / lagged if lagged else None,
                 ranks=tuple(self._ranks.reports()),
             )
+
+    def timeline(self) -> Timeline:
+        """What every rank has done and when, for engines that record; partitioner.timeline writes it as a trace."""
+        reports = self.stats.ranks
+        return assemble({rank: report.marks for rank, report in enumerate(reports)}, self._recorded_calls)
 
     def close(self) -> None:
         """End the ranks; nothing is left running, and the denoiser is whole again. May be called again."""

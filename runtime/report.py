@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from runtime.errors import RankStalled
+from runtime.recording import Mark
 from runtime.worker import Worker
 
 
@@ -15,7 +16,7 @@ class Report:
     """steps: evaluations done; step: the one begun last. busy: within an evaluation or a load.
 
     waiting_for: the value that it waits for and the rank that sends it, None while it computes or is idle.
-    send_seconds: in handing over what it has computed.
+    send_seconds: in handing over what it has computed. marks: what it recorded, if it was to.
     """
 
     steps: int
@@ -27,6 +28,7 @@ class Report:
     wait_seconds: float
     parameter_bytes: int
     resident_bytes: int
+    marks: tuple[Mark, ...] = field(default=(), repr=False)
 
 
 def report(worker: Worker) -> Report:
@@ -42,6 +44,7 @@ def report(worker: Worker) -> Report:
         wait_seconds=worker.mailbox.wait_seconds,
         parameter_bytes=sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()),
         resident_bytes=resident_bytes(),
+        marks=tuple(worker.recorder.marks) if worker.recorder is not None else (),
     )
 
 

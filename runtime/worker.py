@@ -20,6 +20,7 @@ from partitioner.program import Compute, Receive
 from runtime.component import Component, ComponentSpec, Segment
 from runtime.errors import ComponentFailed, NonFiniteValue, RankOutOfMemory, bytes_wanted
 from runtime.predictor import PREDICTORS, Hold, Predictor
+from runtime.recording import Computed, Recorder, Sent, Taken
 from runtime.transport import Expected, Key, Mailbox
 from runtime.weights import at_offset, read_stored
 
@@ -43,6 +44,7 @@ class Setup:
     device: str
     predictor: str
     check_finite: bool = False
+    record: bool = False
     result_ranks: tuple[int, ...] = ()
 
 
@@ -119,6 +121,7 @@ class Worker:
         self.send_seconds = 0.0  # in handing over what was computed
         self.step: int | None = None  # of the evaluation begun last
         self.busy = False  # within an evaluation or a load
+        self.recorder = Recorder() if setup.record else None
         self._components: dict[int, Component] = {}
         self._static: dict[int, dict[str, torch.Tensor]] = {}  # table -> parameters and constants by value name
         self._contexts: dict[int, _Context] = {}
@@ -211,9 +214,14 @@ class Worker:
         self.mailbox.forget(command.context, command.step, command.ahead)
 
     def _receive(self, key: Key) -> Work[torch.Tensor]:
+        start = Recorder.now()
         while not self.mailbox.ready(key):
             yield key
-        return self.mailbox.take(key)
+        tensor = self.mailbox.take(key)
+        if self.recorder is not None and key.context != PARAMETER_CONTEXT:
+            name = self._components[key.table].spec.wires[key.wire].value
+            self.recorder.marks.append(Taken(tuple(key), name, start, Recorder.now()))
+        return tensor
 
     def _read_inputs(self, component: Component, context: _Context, command: Evaluate) -> Work[dict[str, torch.Tensor]]:
         values: dict[str, torch.Tensor] = {}
@@ -238,6 +246,7 @@ class Worker:
     def _compute(
         self, segment: Segment, values: Mapping[str, torch.Tensor], command: Evaluate
     ) -> dict[str, torch.Tensor]:
+        start = Recorder.now()
         try:
             made = segment(values)
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, MemoryError) as error:
@@ -249,6 +258,11 @@ class Worker:
                     text, rank=rank, component=component, step=step, node=node, size_bytes=bytes_wanted(error)
                 ) from error
             raise ComponentFailed(text, rank=rank, component=component, step=step, node=node) from error
+        if self.recorder is not None:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # so that the span is the work's, not its launch's
+            name = f"step {command.step}: {segment.name}"
+            self.recorder.marks.append(Computed(name, start, Recorder.now()))
         if self.setup.check_finite:
             self._check_finite(segment, values, made, command)
         return made
@@ -299,8 +313,15 @@ class Worker:
     ) -> None:
         start = time.perf_counter()
         key = Key(command.table, component.wire_index[value], command.context, command.step)
-        self.mailbox.send(ranks, key, tensor)
+        self.hand_over(ranks, key, value, tensor)
         self.send_seconds += time.perf_counter() - start
+
+    def hand_over(self, ranks: Sequence[int], key: Key, value: str, tensor: torch.Tensor) -> None:
+        """Send a tensor, whose value's name is ``value``; recorded, if anything is."""
+        if self.recorder is not None:
+            size_bytes = tensor.numel() * tensor.element_size()
+            self.recorder.marks.append(Sent(tuple(key), tuple(ranks), value, size_bytes, Recorder.now()))
+        self.mailbox.send(ranks, key, tensor)
 
 
 def _is_not_finite(tensor: torch.Tensor) -> bool:

@@ -93,6 +93,20 @@ def test_an_image_is_written_and_described(run: Run, tmp_path: Path) -> None:
     assert "run-plan: 2 ranks ready" in err
 
 
+def test_a_trace_is_written_and_not_over_another_file(run: Run, tmp_path: Path) -> None:
+    trace = tmp_path / "run.pt.trace.json"
+    arguments = ["--prompt", "a red cat", "--transport", "threads", "--trace", str(trace)]
+    code, _, err = run("stable_diffusion", *arguments, "--output", str(tmp_path / "cat.png"))
+    assert code == 0, err
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {event["pid"] for event in events} == {0, 1}
+    assert sum(event["name"].startswith("ProfilerStep#") for event in events) == 3
+    code, out, err = run("stable_diffusion", *arguments, "--output", str(tmp_path / "dog.png"))
+    assert (code, out) == (2, "")
+    assert "run.pt.trace.json exists" in err
+    assert not (tmp_path / "dog.png").exists()
+
+
 def test_exact_is_the_unmodified_pipeline_and_json_is_all_of_stdout(run: Run, home: Home, tmp_path: Path) -> None:
     output = tmp_path / "cat.png"
     arguments = ["--prompt", "a red cat", "--seed", "3", "--output", str(output), "--transport", "emulation"]
