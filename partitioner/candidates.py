@@ -63,7 +63,7 @@ class Options:
 DEFAULTS = Options()
 RESCORED = (EPSILON / 4, EPSILON / 2, EPSILON)  # the best split for each is rescored by its measured error
 MOST_SPARED = 8  # components in a chain that leaves devices idle: longer ones are only solved with all devices
-IDLE_SHARE = 0.25  # of the devices, that exact branches may leave idle: two pairs of five devices, not one of three
+IDLE_SHARE = 0.25  # of the devices, that quality may leave idle for exact branches: one of five, not one of three
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def choose(
 ) -> Candidate:
     """The best candidate under ``options.prefer``; of equal speed or memory, the one of better quality.
 
-    quality: nothing stale before async; exact branches, unless they leave too many devices idle; all devices.
+    quality: few devices idle, nothing stale, exact branches, no device idle, in this order.
     Raises InfeasibleError if no split over all the devices exists (or all but an odd one), or only slower ones.
     """
     with_all = [c for c in candidates if c.components == device_count // c.branches]
@@ -254,7 +254,7 @@ def choose(
 
     def quality(c: Candidate) -> tuple[float, ...]:
         idle = device_count - c.ranks
-        return c.is_stale, idle > IDLE_SHARE * device_count, -c.branches, idle, c.step_ms
+        return idle > IDLE_SHARE * device_count, c.is_stale, -c.branches, idle, c.step_ms
 
     keys: dict[Prefer, Callable[[Candidate], tuple[float, ...]]] = {
         "quality": quality,

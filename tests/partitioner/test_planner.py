@@ -111,6 +111,8 @@ def test_exact_branches_come_first_and_every_candidate_is_listed(graphs: tuple[T
         (5, {"branches": 2}, (2, 2)),
         (5, {}, (2, 2)),
         (8, {}, (2, 4)),
+        (4, {"mode": "async"}, (2, 2)),
+        (4, {"period": 2}, (2, 2)),
         (3, {"prefer": "speed"}, (1, 3)),
     ],
 )
