@@ -29,6 +29,7 @@ from partitioner.problem import MODES, Coarse, Devices, Ints, Mode, Problem, coa
 from partitioner.refine import refine
 
 EPSILON = 0.005
+SWEEP = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)
 CLUSTERS = 120
 FEWEST = 30  # clusters of the coarsest level; all their components are few enough to be searched
 FINEST = 1500  # runs at the finest level, whose tables grow as the square
@@ -110,7 +111,7 @@ class Solver:
         devices: Devices,
         mode: Mode = "async",
         *,
-        epsilons: Sequence[float] = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1),
+        epsilons: Sequence[float] = SWEEP,
         byte_weight: float | None = None,
     ) -> tuple[Split, ...]:
         """The best split for each epsilon (increasing): what a slower step buys in staleness and bytes."""

@@ -1,11 +1,11 @@
 """compare_splits: how near the solver comes to the lower bound, and how its splits compare with AsyncDiff's published.
 
-python -m tools.compare_splits [--model sdxl] [--update]
+python -m tools.compare_splits [--model sdxl] [--update | --sweep]
 
 Costs are a roofline of an H200 at each model's usual size. "gaps": devices without communication costs, so that only
 the split counts. "asyncdiff": NVLink, and of the splits that the solver offers the fastest one that is no worse than
 AsyncDiff's in any figure. The figures are compared with golden_splits.json, where none may ever become worse: exit code
-1 if one has; --update writes the improved ones.
+1 if one has; --update writes the improved ones. --sweep: what a slower step buys in staleness and bytes instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from partitioner.graph import build_problem
 from partitioner.ir import TracedGraph
 from partitioner.models import model_spec, trace_model
 from partitioner.problem import MODES, Devices, Problem
-from partitioner.solve import Solver, Split
+from partitioner.solve import SWEEP, Solver, Split
 from profiles.devices import device_spec
 from profiles.strict_json import canonical_bytes, read_json, write_atomic
 
@@ -34,17 +34,18 @@ TARGETS = {2: 0.01, 3: 0.01, 4: 0.01, 8: 0.03}  # gaps by number of devices, whe
 DEVICE = "h200"
 EPSILONS = (0.005, 0.02)
 TOLERANCE = 1e-3  # relative; other versions of torch trace slightly different graphs
+SWEPT = (2, 4)  # numbers of devices
 Row = dict[str, Any]
 
 
 def gap_rows(model: str, problem: Problem, solver: Solver) -> Iterator[Row]:
-    """Gap to the lower bound, for each number of devices and mode; seconds are the solver's own."""
+    """Gap to the lower bound, for each number of devices and mode; seconds are CPU time, the solver's own."""
     for count in TARGETS:
         for mode in MODES:
             devices = Devices.equal(count)
-            start = time.perf_counter()
+            start = time.process_time()
             split = solver.solve(devices, mode)
-            seconds = time.perf_counter() - start
+            seconds = time.process_time() - start
             figures, bound = split.evaluation, split.evaluation.lower_bound_ms
             yield {
                 "model": model,
@@ -121,6 +122,26 @@ def no_worse(solver: Solver, devices: Devices, theirs: Evaluation) -> Split:
     return fastest
 
 
+def sweep_rows(model: str, solver: Solver) -> Iterator[Row]:
+    """The best split in async for each epsilon: T at most (1 + epsilon) x the least."""
+    for count in SWEPT:
+        splits = solver.sweep(Devices.equal(count), epsilons=SWEEP)
+        for epsilon, split in zip(SWEEP, splits, strict=True):
+            yield {"model": model, "devices": count, "epsilon": epsilon, "form": split.form} | figures_of(
+                split.evaluation
+            )
+
+
+def sweep_table(rows: Sequence[Row]) -> str:
+    lines = ["model        N  epsilon  form          T ms  staleness   MB/step"]
+    for row in rows:
+        lines.append(
+            f"{row['model']:12} {row['devices']}  {row['epsilon']:7.2%}  {row['form']:10} {row['step_ms']:7.3f}  "
+            f"{row['staleness']:9.3f}  {row['bytes_per_step'] / 1e6:8.1f}"
+        )
+    return "\n".join(lines)
+
+
 def figures_of(figures: Evaluation) -> Row:
     return {
         "step_ms": figures.step_ms,
@@ -143,13 +164,18 @@ def document(models: Sequence[str]) -> Row:
     gaps: list[Row] = []
     compared: list[Row] = []
     for model in models:
-        print(f"{model}: tracing", file=sys.stderr)
-        graph = trace_model(model_spec(model))
-        problem = build_problem(graph, estimate(graph, DEVICE))
+        graph, problem = traced(model)
         solver = Solver(problem)
         gaps += gap_rows(model, problem, solver)
         compared += asyncdiff_rows(graph, problem, solver)
     return {"gaps": gaps, "asyncdiff": compared}
+
+
+def traced(model: str) -> tuple[TracedGraph, Problem]:
+    """The model's graph at its usual size, and its problem."""
+    print(f"{model}: tracing", file=sys.stderr)
+    graph = trace_model(model_spec(model))
+    return graph, build_problem(graph, estimate(graph, DEVICE))
 
 
 def worse_rows(found: Row, golden: Row) -> list[str]:
@@ -197,7 +223,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.compare_splits", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", action="append", choices=MODELS, help="only this one; may be given several times")
     parser.add_argument("--update", action="store_true", help="write what has improved, or is new, to the golden file")
+    parser.add_argument("--sweep", action="store_true", help="show what a slower step buys in staleness and bytes")
     options = parser.parse_args(arguments)
+    if options.sweep:
+        print(sweep_table([row for m in options.model or MODELS for row in sweep_rows(m, Solver(traced(m)[1]))]))
+        return 0
     found = document(options.model or MODELS)
     print(table(found))
     golden: Any = read_json(GOLDEN, 1_000_000) if GOLDEN.exists() else {"gaps": [], "asyncdiff": []}

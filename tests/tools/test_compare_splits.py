@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from partitioner.problem import MODES
+from partitioner.solve import SWEEP
 from profiles.strict_json import canonical_bytes, read_json
 from tools import compare_splits
-from tools.compare_splits import GOLDEN, MODELS, TARGETS, document, merged, table, worse_rows
+from tools.compare_splits import GOLDEN, MODELS, SWEPT, TARGETS, document, merged, table, worse_rows
 
 # Megabytes that AsyncDiff's code broadcasts in a step: outputs of all its hooked modules, counted with fake tensors.
 BROADCAST_MB = {
@@ -73,6 +74,18 @@ def test_what_asyncdiff_broadcasts_is_reproduced(golden: dict[str, Any]) -> None
 
 def test_todays_solver_is_no_worse_than_the_golden_file(found: dict[str, Any], golden: dict[str, Any]) -> None:
     assert worse_rows(found, golden) == []
+
+
+def test_a_sweep_shows_what_a_slower_step_buys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare_splits.main(["--model", "sd15", "--sweep"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == len(SWEPT) * len(SWEEP)
+    for count in SWEPT:
+        rows = [line.split() for line in lines if line.split()[1] == str(count)]
+        assert [float(row[2].rstrip("%")) / 100 for row in rows] == pytest.approx(SWEEP)
+        step_ms, staleness = ([float(row[k]) for row in rows] for k in (4, 5))
+        assert step_ms[-1] <= step_ms[0] * (1 + SWEEP[-1]) * 1.001
+        assert staleness[-1] < staleness[0]
 
 
 def test_worse_and_new_rows_are_named(found: dict[str, Any], golden: dict[str, Any]) -> None:
