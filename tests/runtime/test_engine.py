@@ -19,7 +19,7 @@ from partitioner.errors import PlanError
 from partitioner.plan import Plan, seat_of
 from partitioner.planner import Options
 from runtime.component import build_specs
-from runtime.engine import TRANSPORTS, Engine, EngineOptions
+from runtime.engine import TRANSPORTS, Engine, EngineOptions, Stats
 from runtime.errors import ComponentFailed, EngineClosed, InputError, NonFiniteValue, PlanMismatch
 from runtime.predictor import PREDICTORS
 from tests.runtime.helpers import (
@@ -294,17 +294,27 @@ def test_the_programs_of_a_branch_share_no_parameter() -> None:
         assert sorted(read) == sorted(path for path, _ in DENOISER.named_parameters())
 
 
+def settled(engine: Engine) -> Stats:
+    """The stats once every rank has done what it was told: after a call the others may still be at it."""
+    stats, deadline = engine.stats, time.monotonic() + 30
+    while True:
+        time.sleep(0.1)
+        again = engine.stats
+        quiet = [r.steps for r in again.ranks] == [r.steps for r in stats.ranks]
+        if quiet and not any(r.busy for r in again.ranks):
+            return again
+        assert time.monotonic() < deadline, again
+        stats = again
+
+
 def test_stats_count_calls_bytes_and_waits(running: tuple[Engine, Kind]) -> None:
     engine, kind = running
-    before = engine.stats
+    before = settled(engine)
     Trajectory(calls=5, seed=13).through(engine)
     periods = [kind.plan.periods[seat_of(rank, kind.plan.components)[1]] for rank in range(kind.plan.ranks)]
     due = [2 + -(-3 // period) for period in periods]
-    after = engine.stats
-    deadline = time.monotonic() + 30
-    while [r.steps - b.steps for r, b in zip(after.ranks, before.ranks, strict=True)] != due:
-        assert time.monotonic() < deadline, after  # the others may still be at the last call
-        after = engine.stats
+    after = settled(engine)
+    assert [r.steps - b.steps for r, b in zip(after.ranks, before.ranks, strict=True)] == due
     assert (after.steps - before.steps, after.exact_steps - before.exact_steps) == (5, 2)
     assert after.exact_ms is not None
     assert after.async_ms is not None
