@@ -20,7 +20,10 @@ def resolve(target: str) -> Any:
 
 
 def bind(argument: Argument, values: Mapping[str, Any], device: torch.device) -> Any:
-    """An argument of a node with its Refs looked up in ``values`` and its devices replaced by ``device``."""
+    """An argument of a node with its Refs looked up in ``values`` and its devices replaced by ``device``.
+
+    values: tensors, or what stands for them in a torch.fx graph.
+    """
     if isinstance(argument, Ref):
         return values[argument.name]
     if isinstance(argument, Symbol):

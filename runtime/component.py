@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from partitioner.ir import Argument, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
+from partitioner.ir import Node, Parameter, Role, TensorMeta, TracedGraph
+from partitioner.operators import bind, resolve
 from partitioner.program import (
     Compute,
     Hoisted,
@@ -191,31 +191,13 @@ def lower(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], dev
     graph = fx.Graph()
     values: dict[str, fx.Node] = {name: graph.placeholder(f"arg{i}") for i, name in enumerate(reads)}
     for fx_name, node in _fx_names(nodes).items():
-        args = tuple(_lowered(argument, values, device) for argument in node.args)
-        kwargs = {key: _lowered(argument, values, device) for key, argument in node.kwargs}
+        args = tuple(bind(argument, values, device) for argument in node.args)
+        kwargs = {key: bind(argument, values, device) for key, argument in node.kwargs}
         values[node.name] = graph.create_node("call_function", resolve(node.target), args, kwargs, name=fx_name)
     graph.output(tuple(values[name] for name in keeps))
     return fx.GraphModule({}, graph)
 
 
-def resolve(target: str) -> Any:
-    """The operator that "aten.linear.default" names; AttributeError where this torch has none of that name."""
-    if target == "operator.getitem":
-        return operator.getitem
-    namespace, name, overload = target.split(".")
-    return getattr(getattr(getattr(torch.ops, namespace), name), overload)
-
-
 def _fx_names(nodes: Sequence[Node]) -> dict[str, Node]:
     """Names that cannot clash with Python's or with placeholders, for the generated code."""
     return {f"v{index}": node for index, node in enumerate(nodes)}
-
-
-def _lowered(argument: Argument, values: Mapping[str, fx.Node], device: torch.device) -> Any:
-    if isinstance(argument, Ref):
-        return values[argument.name]
-    if isinstance(argument, Symbol):
-        return device if argument.kind == "device" else getattr(torch, argument.value)
-    if isinstance(argument, tuple):
-        return [_lowered(item, values, device) for item in argument]
-    return argument

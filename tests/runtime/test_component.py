@@ -11,8 +11,9 @@ from torch import nn
 
 import partitioner
 from partitioner.ir import Role, TracedGraph
+from partitioner.operators import resolve
 from partitioner.program import Compute
-from runtime.component import Component, Segment, build_specs, lower, resolve
+from runtime.component import Component, Segment, build_specs, lower
 from runtime.preamble import PreambleRunner
 from tests.runtime.helpers import Trajectory, contiguous, folded, toy, toy_graph
 
