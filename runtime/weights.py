@@ -11,10 +11,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from partitioner.ir import Parameter, TensorMeta
 from partitioner.trace import fake_mode
@@ -33,6 +35,8 @@ class Weights:
         self._same: dict[str, bool] = {}  # whether the file holds what is in memory
         self._released: dict[str, torch.Tensor] = {}  # path -> what has its shape, dtype and device, and no memory
         self._offset_of: dict[str, int] = {}  # of the released
+        self._guard: RemovableHandle | None = None  # refuses calls of a denoiser that lacks parameters
+        self._tracing = False
 
     @property
     def released(self) -> frozenset[str]:
@@ -79,6 +83,15 @@ class Weights:
                 self._offset_of[path] = offset_of(parameter)
                 self._released[path] = parameter.detach().to("meta")
                 parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+        if self._released and self._guard is None:
+            self._guard = self._denoiser.register_forward_pre_hook(self._refuse)
+
+    def _refuse(self, denoiser: nn.Module, _args: Any) -> None:
+        if not self._tracing:
+            raise EngineError(
+                f"this {type(denoiser).__name__} is run by an engine now, whose ranks hold its parameters: call the "
+                "pipeline or the engine instead, close the engine first, or start it with keep_weights=True"
+            )
 
     def restore(self) -> None:
         """Read back what was released. EngineError names the file that cannot be read; the denoiser lacks it then."""
@@ -95,6 +108,9 @@ class Weights:
                 ) from error
             parameters[path].data = stored.to(parameters[path].device)
             del self._released[path]
+        if self._guard is not None:
+            self._guard.remove()
+            self._guard = None
 
     @contextmanager
     def traceable(self) -> Iterator[None]:
@@ -110,6 +126,7 @@ class Weights:
         swapped: list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]] = []
         with fake_mode():
             fakes: dict[int, torch.Tensor] = {}
+            self._tracing = True
             try:
                 for prefix, module in self._denoiser.named_modules():
                     for slots in (module._parameters, module._buffers):
@@ -126,6 +143,7 @@ class Weights:
                             slots[name] = fakes[id(tensor)]
                 yield
             finally:
+                self._tracing = False
                 for slots_, name, tensor in swapped:
                     slots_[name] = tensor
 

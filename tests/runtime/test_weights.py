@@ -93,7 +93,10 @@ def test_a_denoiser_is_traced_alike_while_its_parameters_are_released(unet: Any)
         again = trace(unet, example(), ROLES)
     assert again.fingerprint == whole.fingerprint
     assert all(p.numel() == 0 for p in unet.parameters())
+    with pytest.raises(EngineError, match="is run by an engine now"):
+        unet(**example())
     weights.restore()
+    assert torch.isfinite(unet(**example())[0]).all()
 
 
 def test_a_cast_denoiser_is_read_in_its_own_dtype(unet: Any) -> None:
