@@ -4,7 +4,7 @@ Objective, in order: step time T; then, among splits with T <= (1 + epsilon) x t
 byte_weight x bytes. Look-ahead searches chains, async also folds. Deterministic.
 
 The contiguous search is exact at the finest level. Folds are searched exactly over clusters, for several caps on T, and
-what is found is refined at the finest level; the best of all is taken.
+what is found is refined at the finest level; the best of all, and of METIS's where it is installed, is taken.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from partitioner.errors import InfeasibleError, UsageError
 from partitioner.evaluate import Evaluation, evaluate, lower_bound_ms
 from partitioner.folded import Fold, FoldedSearch, TooManyCandidatesError
 from partitioner.general import search_placements
+from partitioner.metis import metis_placement
 from partitioner.orders import depth_first_order, reordered
 from partitioner.pieces import Pieces
 from partitioner.problem import MODES, Coarse, Devices, Ints, Mode, Problem, coarsen
@@ -218,13 +219,14 @@ class _Attempt:
         if not starts and mode == "async" and len(devices) > 1:
             starts = self._general()
         self._starts = starts
+        self._branchy = self._between_branches() if mode == "async" and len(devices) > 1 else []
         self.fastest_ms = min(map(_step_ms, starts), default=None)
 
     def best(self, epsilon: float) -> Split:
         """The split of the least score among those found with T <= (1 + epsilon) x the least."""
         assert self.fastest_ms is not None
         cap = self.fastest_ms * (1 + epsilon + ROUNDING)
-        found = [*self._starts, *self._chains_within(cap), *self._folds_within(cap)]
+        found = [*self._starts, *self._chains_within(cap), *self._folds_within(cap), *self._branchy]
         return min(
             (split for split in found if split.evaluation.step_ms <= cap),
             key=lambda split: (split.score(self.byte_weight), split.evaluation.step_ms),
@@ -291,16 +293,25 @@ class _Attempt:
         nodes = self._solver._orders[0].spread(clusters.spread(placed))
         return [self._labelled(nodes, tuple(range(len(self._devices))), "general")]
 
-    def _labelled(self, owner: Ints, device_of: Sequence[int], form: str | None = None) -> Split:
-        """Number the components by their first node, but the one that makes the output last."""
+    def _between_branches(self) -> list[Split]:
+        """METIS's split, where it is installed and what it found is possible."""
+        order = self._solver._orders[0]
+        placed = metis_placement(order.fine.problem, self._devices)
+        if placed is None or np.any(order.fine.problem.together >= 0):
+            return []
+        split = self._labelled(order.spread(placed), tuple(range(len(self._devices))), "general")
+        return [split] if split.evaluation.feasible else []
+
+    def _labelled(self, owner: Ints, device_of: Sequence[int], form: str = "folded") -> Split:
+        """Number the components by their first node, but the output's last. form: of what is no chain."""
         last = int(owner[-1])
         seen = [int(k) for k in owner[np.sort(np.unique(owner, return_index=True)[1])]]
         names = [k for k in seen if k != last] + [last]
         number = np.empty(len(names), dtype=np.int64)
         number[names] = np.arange(len(names))
         assignment = number[owner]
-        if form is None:
-            form = "contiguous" if np.all(np.diff(assignment) >= 0) else "folded"
+        if np.all(np.diff(assignment) >= 0):
+            form = "contiguous"
         return self._split(assignment, tuple(device_of[k] for k in names), form)
 
     def _split(self, assignment: Ints, device_of: tuple[int, ...], form: str) -> Split:
