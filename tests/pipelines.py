@@ -43,10 +43,14 @@ def _vae() -> Any:
     ).eval()  # fmt: skip
 
 
-_UNET = dict(
-    sample_size=16, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-)  # fmt: skip
+_UNET: dict[str, Any] = {
+    "sample_size": 16,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
 
 
 def stable_diffusion(folder: Path) -> Any:
