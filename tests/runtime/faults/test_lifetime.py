@@ -163,7 +163,7 @@ def test_many_steps_in_one_engine_stay_flat() -> None:
         run(100)
         assert held() == before
         for rank, then in zip(engine.stats.ranks, memory, strict=True):
-            assert rank.steps >= 2200 - 1  # the last one may still be under way
+            assert rank.steps >= 2200 - 3  # in async mode a component may lag behind the next by one
             assert rank.resident_bytes < then + 8 * 2**20
         mailbox: Mailbox = engine._ranks.worker.mailbox
         assert mailbox.kept <= 2 * len(plan.boundaries)
