@@ -43,6 +43,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dtype", default=None, choices=("float32", "float16", "bfloat16"), help="default: as saved")
     made.add_argument("--threads", type=int, default=1, metavar="T", help="torch threads per rank on a cpu (default 1)")
     made.add_argument("--transport", choices=("processes", "threads", "emulation"), default=None)
+    made.add_argument("--compile", action="store_true", help="compile each rank's segments with torch.compile")
+    made.add_argument("--cuda-graphs", action="store_true", help="replay each rank's segments from CUDA graphs")
+    made.add_argument(
+        "--green-contexts", action="store_true", help="ranks that share a GPU each get a share of its multiprocessors"
+    )
     made.add_argument("--check-finite", action="store_true", help="stop at the first NaN or Inf and name its node")
     made.add_argument("--step-timeout", type=float, default=300.0, metavar="SECONDS", help="default 300")
     made.add_argument("--startup-timeout", type=float, default=120.0, metavar="SECONDS", help="default 120")
@@ -126,6 +131,9 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         warmup=options.warmup,
         predictor=options.predictor,
         check_finite=options.check_finite,
+        compile=options.compile,
+        cuda_graphs=options.cuda_graphs,
+        green_contexts=options.green_contexts,
         record=options.trace is not None,
         threads=options.threads,
         step_timeout_s=options.step_timeout,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from partitioner.program import (
     build_programs,
     find_boundaries,
 )
+from runtime.compiled import compiled
+from runtime.cuda_graphs import GraphedRun, Pool, graph_pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +97,33 @@ class Segment:
         self.reads = tuple(reads)
         self.keeps = tuple(keeps)
         self.module = lower(nodes, self.reads, self.keeps, device)
+        self._run: Callable[..., Sequence[torch.Tensor]] = self.module
+        self._writes = any(node.group >= 0 for node in nodes)
         ends = list(dict.fromkeys(node.module or node.key for node in (nodes[0], nodes[-1])))
         self.name = " .. ".join(ends)  # for people
         self._key_of = {name: node.key for name, node in _fx_names(nodes).items()}
 
     def __call__(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run it; ``values`` holds at least ``reads``. Returns ``keeps`` by name."""
-        outputs = self.module(*[values[name] for name in self.reads])
+        outputs = self._run(*[values[name] for name in self.reads])
         return dict(zip(self.keeps, outputs, strict=True))
+
+    def compile(self) -> None:
+        """Run what torch.compile makes of it from now on; the next call compiles it."""
+        self._run = compiled(self.module)
+
+    def replay(self, fixed: Collection[str], pool: Pool) -> None:
+        """Replay it from a CUDA graph after some calls. fixed: what it reads that is the same tensor in every call.
+
+        One that writes to its nodes' storage stays as it is: another segment may read it, and a graph has its own.
+        """
+        if not self._writes:
+            self._run = GraphedRun(self._run, [name in fixed for name in self.reads], pool)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether calls to come do what the last one did; a CUDA graph is captured first."""
+        return not isinstance(self._run, GraphedRun) or self._run.is_captured
 
     def first_node(self, values: Mapping[str, torch.Tensor], wanted: Callable[[torch.Tensor], bool]) -> str | None:
         """The key of the first node that makes a ``wanted`` tensor: runs the segment again, node by node."""
@@ -110,8 +131,20 @@ class Segment:
         finder.run(*[values[name] for name in self.reads])
         return self._key_of.get(finder.found)
 
-    def failing_node(self, error: BaseException) -> str | None:
-        """The key of the node in which ``error`` was raised, read from the traceback's generated line."""
+    def failing_node(self, error: BaseException, values: Mapping[str, torch.Tensor]) -> str | None:
+        """The key of the node in which the call on ``values`` raised ``error``, read from the traceback.
+
+        Compiled code has no lines of its own nodes: the segment runs again, as it was lowered, to fail at one.
+        """
+        key = self._node_in(error)
+        if key is None and self._run is not self.module:
+            try:
+                self.module(*[values[name] for name in self.reads])
+            except Exception as again:
+                key = self._node_in(again)
+        return key
+
+    def _node_in(self, error: BaseException) -> str | None:
         lines = self.module.code.splitlines()
         key = None
         traceback = error.__traceback__
@@ -166,9 +199,14 @@ def _segment(
 
 
 class Component:
-    """A ComponentSpec lowered for one device; ``segments[i]`` belongs to instruction i where that is a Compute."""
+    """A ComponentSpec lowered for one device; ``segments[i]`` belongs to instruction i where that is a Compute.
 
-    def __init__(self, spec: ComponentSpec, device: torch.device) -> None:
+    compile: run what torch.compile makes of the segments. cuda_graphs: replay them from CUDA graphs.
+    """
+
+    def __init__(
+        self, spec: ComponentSpec, device: torch.device, *, compile: bool = False, cuda_graphs: bool = False
+    ) -> None:
         self.spec = spec
         self.wire_index = {wire.value: index for index, wire in enumerate(spec.wires)}
         self.inputs = tuple(spec.wires[self.wire_index[name]] for name in spec.program.inputs)
@@ -181,6 +219,19 @@ class Component:
             for index, step in enumerate(spec.program.instructions)
             if isinstance(step, Compute)
         }
+        if compile:
+            for segment in self.segments.values():
+                segment.compile()
+        if cuda_graphs:
+            fixed = {p.name for p in spec.parameters} | set(spec.program.hoisted.constant)
+            pool = graph_pool()
+            for segment in self.segments.values():
+                segment.replay(fixed, pool)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every segment is; see there."""
+        return all(segment.is_settled for segment in self.segments.values())
 
 
 def lower(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> fx.GraphModule:

@@ -18,6 +18,7 @@ from partitioner.timeline import Timeline
 from partitioner.trace import trace
 from runtime.calls import CallReader, Literals, Signature, Tensors, call_signature, graph_signature
 from runtime.component import ComponentSpec, PreambleSpec, build_specs
+from runtime.cuda_lane import check_acceleration
 from runtime.errors import EngineClosed, InputError, PlanMismatch
 from runtime.memory import check_memory
 from runtime.preamble import PreambleRunner
@@ -39,7 +40,10 @@ class EngineOptions:
 
     exact: every step exact (the plan's split, no lag). keep_weights: do not let go, until ``close``, of parameters
     that only other processes need and that the files of the denoiser can give back. threads: torch threads per rank
-    process (0: torch's own default). record: keep what every rank did and when, for ``timeline``. step_timeout_s:
+    process (0: torch's own default). compile: run what torch.compile makes of each rank's segments; the first calls
+    take minutes, and results differ in the last bits. cuda_graphs: replay segments from CUDA graphs, on GPUs.
+    green_contexts: ranks that share a GPU each get an equal share of its multiprocessors (transport "threads").
+    record: keep what every rank did and when, for ``timeline``. step_timeout_s:
     longest wait in a step before the engine ends with RankStalled.
     """
 
@@ -50,6 +54,9 @@ class EngineOptions:
     mode: str | None = None
     check_finite: bool = False
     keep_weights: bool = False
+    compile: bool = False
+    cuda_graphs: bool = False
+    green_contexts: bool = False
     record: bool = False
     threads: int = 1
     step_timeout_s: float = 300.0
@@ -126,7 +133,7 @@ class Engine:
             raise PlanMismatch(str(error)) from error
         self._ranks = self._start(devices or ["cpu"] * plan.ranks)
         try:
-            self._distribute(first)
+            self._ranks.lane.call(lambda: self._distribute(first))
             if self.options.transport == "processes" and not self.options.keep_weights:
                 self._weights.release(self._loaded[0])
         except BaseException:
@@ -154,6 +161,9 @@ class Engine:
                 f"the plan needs {plan.ranks} devices ({plan.branches} branches of {plan.components} components), "
                 f"got {len(devices)}: {', '.join(devices)}; make a plan with --devices {len(devices)}"
             )
+        check_acceleration(
+            options.transport, devices, cuda_graphs=options.cuda_graphs, green_contexts=options.green_contexts
+        )
         first = next(self._denoiser.parameters(), None)
         held_on = str(first.device) if first is not None and options.transport != "processes" else None
         check_memory(plan, devices, held_on=held_on)
@@ -169,6 +179,8 @@ class Engine:
                     predictor=options.predictor or plan.predictor,
                     check_finite=options.check_finite,
                     record=options.record,
+                    compile=options.compile,
+                    cuda_graphs=options.cuda_graphs,
                     result_ranks=tuple(rank_of(b, component, plan.components) for b in range(1, plan.branches))
                     if rank == 0
                     else (),
@@ -177,7 +189,7 @@ class Engine:
         if options.transport == "emulation":
             return EmulatedRanks(setups)
         if options.transport == "threads":
-            return ThreadRanks(setups, options.step_timeout_s)
+            return ThreadRanks(setups, options.step_timeout_s, green_contexts=options.green_contexts)
         return ProcessRanks(
             setups,
             plan_hash=int(plan.digest[:15], 16),
@@ -228,7 +240,7 @@ class Engine:
             tensors, literals = self._calls.read(args, kwargs)
             try:
                 with torch.no_grad():
-                    return self._call(tensors, literals)
+                    return self._ranks.lane.call(lambda: self._call(tensors, literals))
             except InputError:
                 raise
             except BaseException as error:  # also an interrupt: ranks may be halfway, so nothing can go on

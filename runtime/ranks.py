@@ -9,13 +9,17 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
 
+from runtime.cuda_lane import CudaLane, lanes_on
+from runtime.cuda_mailbox import StreamMailbox
 from runtime.errors import EngineError, RankError, RankStalled
+from runtime.lane import Lane
 from runtime.report import Report, diagnose, report
 from runtime.transport import LocalMailbox
 from runtime.worker import Build, Evaluate, Load, Setup, Stop, Work, Worker, run_to_end
@@ -24,13 +28,21 @@ T = TypeVar("T")
 
 
 class Ranks(ABC):
-    """The ranks of one engine. ``worker`` is rank 0's own, which lives in the driver's thread."""
+    """The ranks of one engine. ``worker`` is rank 0's own, which lives in the driver's thread and on ``lane``."""
 
     worker: Worker
+
+    @property
+    def lane(self) -> Lane:
+        return Lane(0, self.worker.device)
 
     @abstractmethod
     def command(self, rank: int, command: Build | Load | Evaluate) -> None:
         """Tell a rank (not 0) what to do next; returns at once."""
+
+    def readable(self, rank: int, files: Mapping[str, Path]) -> dict[str, Path]:
+        """Those of the files, by parameter, from which the rank itself can read what the driver has."""
+        return {}
 
     @abstractmethod
     def run(self, work: Work[T]) -> T:
@@ -38,7 +50,7 @@ class Ranks(ABC):
 
     @abstractmethod
     def wait_loaded(self) -> None:
-        """Wait until every rank has done the Load commands it was given."""
+        """Wait until every rank has done the Load commands it was given; its thread, not its device."""
 
     @abstractmethod
     def reports(self) -> list[Report]:
@@ -105,10 +117,18 @@ class EmulatedRanks(Ranks):
 
 
 class ThreadRanks(Ranks):
-    """One thread per rank; messages are handed over in memory."""
+    """One thread per rank; messages are handed over in memory, or copied from GPU to GPU.
 
-    def __init__(self, setups: Sequence[Setup], step_timeout_s: float) -> None:
-        self._workers = _local_workers(setups)
+    green_contexts: ranks that share a GPU get equal, disjoint shares of it. A rank on a GPU queues its work on
+    streams of its own (runtime.cuda_lane): the deadline is for its thread, which a kernel does not hold up.
+    """
+
+    def __init__(self, setups: Sequence[Setup], step_timeout_s: float, *, green_contexts: bool = False) -> None:
+        self._lanes = lanes_on([setup.device for setup in setups], green_contexts=green_contexts)
+        if any(isinstance(lane, CudaLane) for lane in self._lanes):
+            self._workers = _stream_workers(setups, self._lanes)
+        else:
+            self._workers = _local_workers(setups)
         self.worker = self._workers[0]
         self._step_timeout_s = step_timeout_s
         self._queues: list[SimpleQueue[Any]] = [SimpleQueue() for _ in setups]
@@ -122,6 +142,10 @@ class ThreadRanks(Ranks):
         for thread in self._threads:
             thread.start()
 
+    @property
+    def lane(self) -> Lane:
+        return self._lanes[0]
+
     def command(self, rank: int, command: Build | Load | Evaluate) -> None:
         with self._idle:
             self._pending[rank] += 1
@@ -132,13 +156,14 @@ class ThreadRanks(Ranks):
         # a new thread has OpenMP's own default until it is told; another count could change the last bits
         torch.set_num_threads(self._torch_threads)
         try:
-            while not isinstance(command := self._queues[rank].get(), Stop):
-                work = _begin(worker, command)
-                if work is not None:
-                    run_to_end(work, worker.mailbox)
-                with self._idle:
-                    self._pending[rank] -= 1
-                    self._idle.notify_all()
+            with self._lanes[rank].entered():
+                while not isinstance(command := self._queues[rank].get(), Stop):
+                    work = _begin(worker, command)
+                    if work is not None:
+                        run_to_end(work, worker.mailbox)
+                    with self._idle:
+                        self._pending[rank] -= 1
+                        self._idle.notify_all()
         except BaseException as error:
             if not isinstance(error, EngineError):
                 component = worker.setup.component
@@ -154,7 +179,10 @@ class ThreadRanks(Ranks):
 
     def run(self, work: Work[T]) -> T:
         try:
-            return run_to_end(work, self.worker.mailbox, self._step_timeout_s)
+            value = run_to_end(work, self.worker.mailbox, self._step_timeout_s)
+            if not all(worker.is_settled for worker in self._workers):
+                self.wait_loaded()  # the caller must not meet the capture of a CUDA graph, see runtime.cuda_graphs
+            return value
         except TimeoutError:
             components = [worker.setup.component for worker in self._workers]
             raise diagnose(dict(enumerate(self.reports())), components, self._step_timeout_s) from None
@@ -175,12 +203,21 @@ class ThreadRanks(Ranks):
             worker.mailbox.close()
         for thread in self._threads:
             thread.join()
+        for lane in self._lanes:
+            lane.synchronize()
 
 
 def _local_workers(setups: Sequence[Setup]) -> list[Worker]:
     peers: list[LocalMailbox] = []
     for setup in setups:
         peers.append(LocalMailbox(setup.rank, peers, torch.device(setup.device)))
+    return [Worker(setup, mailbox) for setup, mailbox in zip(setups, peers, strict=True)]
+
+
+def _stream_workers(setups: Sequence[Setup], lanes: Sequence[Lane]) -> list[Worker]:
+    peers: list[StreamMailbox] = []
+    for lane in lanes:
+        peers.append(StreamMailbox(peers, lane))
     return [Worker(setup, mailbox) for setup, mailbox in zip(setups, peers, strict=True)]
 
 

@@ -36,6 +36,7 @@ class Setup:
     """What a worker is told once.
 
     ranks_of: component -> rank, within its branch. result_ranks: the ranks whose results it takes (the driver's only).
+    compile, cuda_graphs: see runtime.component.Component.
     """
 
     rank: int
@@ -45,6 +46,8 @@ class Setup:
     predictor: str
     check_finite: bool = False
     record: bool = False
+    compile: bool = False
+    cuda_graphs: bool = False
     result_ranks: tuple[int, ...] = ()
 
 
@@ -129,7 +132,9 @@ class Worker:
     def build(self, command: Build) -> None:
         """Lower the component. Its parameters may come before or after."""
         spec = command.spec
-        self._components[command.table] = Component(spec, self.device)
+        self._components[command.table] = Component(
+            spec, self.device, compile=self.setup.compile, cuda_graphs=self.setup.cuda_graphs
+        )
         senders: dict[str, tuple[int, ...]] = dict.fromkeys(spec.program.inputs, (DRIVER,))
         for step in spec.program.instructions:
             if isinstance(step, Receive):
@@ -137,6 +142,11 @@ class Worker:
         senders |= dict.fromkeys(spec.program.results, self.setup.result_ranks)
         expected = [Expected(wire.value, wire.meta, senders.get(wire.value, ())) for wire in spec.wires]
         self.mailbox.register(command.table, expected)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether evaluations to come only repeat what was done; CUDA graphs are captured first."""
+        return all(component.is_settled for component in list(self._components.values()))
 
     def waiting_for(self) -> tuple[str, int] | None:
         """(value, rank that sends it) of the message that it waits for now, or None."""
@@ -252,7 +262,7 @@ class Worker:
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, MemoryError) as error:
             text = f"{type(error).__name__}: {error}"
             rank, component, step = self.setup.rank, self.setup.component, command.step
-            node = segment.failing_node(error)
+            node = segment.failing_node(error, values)
             if is_out_of_memory(error):
                 raise RankOutOfMemory(
                     text, rank=rank, component=component, step=step, node=node, size_bytes=bytes_wanted(error)
@@ -260,7 +270,7 @@ class Worker:
             raise ComponentFailed(text, rank=rank, component=component, step=step, node=node) from error
         if self.recorder is not None:
             if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)  # so that the span is the work's, not its launch's
+                torch.cuda.current_stream(self.device).synchronize()  # so that the span is the work's, not its launch's
             name = f"step {command.step}: {segment.name}"
             self.recorder.marks.append(Computed(name, start, Recorder.now()))
         if self.setup.check_finite:

@@ -124,10 +124,11 @@ def _segment() -> tuple[Segment, TracedGraph]:
 
 def test_a_failing_node_is_named() -> None:
     segment, _ = _segment()
+    values = {"x": torch.zeros(2, 5)}
     with pytest.raises(RuntimeError) as caught:
-        segment({"x": torch.zeros(2, 5)})
-    assert segment.failing_node(caught.value) == "/reshape.0"
-    assert segment.failing_node(ValueError("from elsewhere")) is None
+        segment(values)
+    assert segment.failing_node(caught.value, values) == "/reshape.0"
+    assert segment.failing_node(ValueError("from elsewhere"), values) is None
 
 
 def test_the_first_node_that_makes_something_is_found() -> None:

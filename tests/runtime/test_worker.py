@@ -178,8 +178,8 @@ def test_running_out_of_memory_has_an_error_of_its_own(error: BaseException, mon
         raise error
 
     for segment in ranks.other._components[0].segments.values():
-        monkeypatch.setattr(segment, "module", fail)
-        monkeypatch.setattr(segment, "failing_node", lambda _error: "somewhere")
+        monkeypatch.setattr(segment, "_run", fail)
+        monkeypatch.setattr(segment, "failing_node", lambda _error, _values: "somewhere")
     with pytest.raises(RankOutOfMemory):
         ranks.run(ranks.other, ranks.command(0, fresh=("c",)))
 
