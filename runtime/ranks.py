@@ -26,6 +26,8 @@ from runtime.worker import Build, Evaluate, Load, Setup, Stop, Work, Worker, run
 
 T = TypeVar("T")
 
+CAPTURE_S = 10.0  # much longer than the capture of one rank's CUDA graphs takes
+
 
 class Ranks(ABC):
     """The ranks of one engine. ``worker`` is rank 0's own, which lives in the driver's thread and on ``lane``."""
@@ -181,15 +183,22 @@ class ThreadRanks(Ranks):
         try:
             value = run_to_end(work, self.worker.mailbox, self._step_timeout_s)
             if not all(worker.is_settled for worker in self._workers):
-                self.wait_loaded()  # the caller must not meet the capture of a CUDA graph, see runtime.cuda_graphs
+                # the caller must not meet the capture of a CUDA graph, see runtime.cuda_graphs
+                self._wait_idle(CAPTURE_S)
             return value
         except TimeoutError:
             components = [worker.setup.component for worker in self._workers]
             raise diagnose(dict(enumerate(self.reports())), components, self._step_timeout_s) from None
 
     def wait_loaded(self) -> None:
+        self._wait_idle()
+
+    def _wait_idle(self, timeout_s: float | None = None) -> None:
+        """Wait until every rank's thread has done its commands; raises their failures."""
         with self._idle:
-            self._idle.wait_for(lambda: not any(self._pending) or self.worker.mailbox.failure is not None)
+            self._idle.wait_for(
+                lambda: not any(self._pending) or self.worker.mailbox.failure is not None, timeout=timeout_s
+            )
         if self.worker.mailbox.failure is not None:
             raise self.worker.mailbox.failure
 
