@@ -39,9 +39,7 @@ def make_call(graph: TracedGraph, node: Node, device: torch.device, fresh: dict[
     values: dict[str, Any] = {}
     for name in node.reads:
         if name not in fresh:
-            metas = value_metas(graph, name)
-            made = [random_tensor(meta, device) for meta in metas]
-            values[name] = made[0] if len(made) == 1 else made
+            values[name] = random_value(graph, name, device)
             if _role(graph, name) is Role.LATENT:
                 fresh[name] = values[name]
         else:
@@ -79,15 +77,30 @@ def first_run(call: Call, device: torch.device) -> None:
 _BLOCK = 1 << 20
 
 
-def random_tensor(meta: TensorMeta, device: torch.device) -> torch.Tensor:
-    """A tensor of that shape, stride and dtype: normal numbers; zeros for integers, valid as indices; all True."""
+def random_value(graph: TracedGraph, name: str, device: torch.device) -> Any:
+    """What an input, a parameter or a node of the graph could be: a tensor, or a list of them; see random_tensor.
+
+    Parameters are as small as those of a layer at its start (1 over the root of what is summed), so that values stay of
+    order 1 through a whole component: some operators take up to twice as long on huge ones (gelu, on a CPU).
+    """
+    if name in graph.parameter_by_name:
+        meta = graph.parameter_by_name[name].meta
+        summed = math.prod(meta.shape[1:]) or 1
+        return random_tensor(meta, device, spread=summed**-0.5)
+    made = [random_tensor(meta, device) for meta in value_metas(graph, name)]
+    return made[0] if len(made) == 1 else made
+
+
+def random_tensor(meta: TensorMeta, device: torch.device, *, spread: float = 1.0) -> torch.Tensor:
+    """A tensor of that shape, stride and dtype: normal numbers of standard deviation ``spread``; zeros for integers,
+    valid as indices; all True."""
     dtype: torch.dtype = getattr(torch, meta.dtype)
     count = extent(meta)
     if dtype is torch.bool:
         storage = torch.ones(count, dtype=dtype, device=device)
     elif dtype.is_floating_point or dtype.is_complex:
         kind = torch.complex64 if dtype.is_complex else torch.float32
-        block = torch.randn(min(count, _BLOCK), dtype=kind, device=device).to(dtype)
+        block = (spread * torch.randn(min(count, _BLOCK), dtype=kind, device=device)).to(dtype)
         # repeated: drawing a billion numbers takes seconds, and what they are does not matter
         storage = block.repeat(math.ceil(count / _BLOCK))[:count] if count else block
     else:

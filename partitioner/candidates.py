@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from partitioner.edge_drift import EdgeDrift, least_error
@@ -188,24 +188,35 @@ def solve_candidate(
         needed = max(c.memory_bytes for c in evaluation.components)
         reason = f"one component needs {needed / 1e9:.2f} GB, more than its device has; use more or larger devices"
         return Candidate(branches, components, period, mode, reason=reason)
-    rates = [period] * (components - 1) + [1]
-    bound = evaluation.lower_bound_ms
-    if period > 1:
-        bound = problem.total_ms / sum(rate * devices.speeds[d] for rate, d in zip(rates, split.device_of, strict=True))
     ranks = [0] * (branches * components)
     for k, d in enumerate(split.device_of):
         for branch in range(branches):
             ranks[rank_of(branch, k, components)] = seats[d][branch]
-    return Candidate(
-        branches=branches,
-        components=components,
-        period=period,
-        mode=mode,
+    return _scored(problem, devices, split, Candidate(branches, components, period, mode, device_of=tuple(ranks)))
+
+
+def rescored(problem: Problem, candidate: Candidate, fleet: Fleet) -> Candidate:
+    """The same placement, its figures under the costs of another problem of the same graph."""
+    assert candidate.split is not None
+    devices, _ = seats_of(fleet, candidate.branches, candidate.components)
+    split = candidate.split
+    figures = evaluate(problem, split.assignment, devices, candidate.mode, split.device_of)
+    return _scored(problem, devices, replace(split, evaluation=figures), candidate)
+
+
+def _scored(problem: Problem, devices: Devices, split: Split, shape: Candidate) -> Candidate:
+    """The candidate of that shape with a split and its figures."""
+    rates = shape.periods
+    evaluation = split.evaluation
+    bound = evaluation.lower_bound_ms
+    if shape.period > 1:
+        bound = problem.total_ms / sum(rate * devices.speeds[d] for rate, d in zip(rates, split.device_of, strict=True))
+    return replace(
+        shape,
         step_ms=max(c.step_ms / rate for c, rate in zip(evaluation.components, rates, strict=True)),
         compute_ms=max(c.load_ms / rate for c, rate in zip(evaluation.components, rates, strict=True)),
         lower_bound_ms=bound,
         placed=dict(zip(problem.names, split.assignment, strict=True)),
-        device_of=tuple(ranks),
         split=split,
     )
 

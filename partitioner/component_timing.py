@@ -7,28 +7,34 @@ overhead, the clock under load. The planner rescales the costs by the difference
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from partitioner.calls import random_tensor
-from partitioner.cost import value_metas
+from partitioner.calls import random_value
 from partitioner.ir import Node, TracedGraph
-from partitioner.measure import measure_whole, summarise
+from partitioner.measure import measure_by_turns, measure_whole, summarise
 from partitioner.operators import bind, resolve
 
 
 def time_components(graph: TracedGraph, placed: Mapping[str, int], components: int, device: str) -> list[float]:
     """Median time in ms of each component's latent nodes, run in order with a warm device; eager.
 
-    placed: latent node name -> component. Raises MeasureError as measure_whole does.
+    placed: latent node name -> component. On a CPU the components take turns; on a GPU they come one after the other,
+    so that only one at a time needs to fit. Raises MeasureError as measure_whole does.
     """
-    times = []
-    for component in range(components):
-        own = [node for node in graph.latent_nodes if placed[node.name] == component]
-        times.append(summarise(measure_whole(_runner(graph, own, torch.device(device)), device)).median_ms)
-    return times
+    target = torch.device(device)
+    runs = (
+        partial(_runner, graph, [node for node in graph.latent_nodes if placed[node.name] == component], target)
+        for component in range(components)
+    )
+    if target.type == "cpu":
+        taken = measure_by_turns([make() for make in runs], device)
+    else:
+        taken = [measure_whole(make(), device) for make in runs]
+    return [summarise(samples).median_ms for samples in taken]
 
 
 def _runner(graph: TracedGraph, nodes: list[Node], device: torch.device) -> Callable[[], Any]:
@@ -36,10 +42,7 @@ def _runner(graph: TracedGraph, nodes: list[Node], device: torch.device) -> Call
     made = {node.name for node in nodes}
     external = list(dict.fromkeys(name for node in nodes for name in node.reads if name not in made))
     module = _lowered(nodes, external, _kept(graph, made), device)
-    values: list[Any] = []
-    for name in external:
-        tensors = [random_tensor(meta, device) for meta in value_metas(graph, name)]
-        values.append(tensors[0] if len(tensors) == 1 else tensors)
+    values = [random_value(graph, name, device) for name in external]
     return lambda: module(*values)
 
 

@@ -85,18 +85,27 @@ def measure_whole(run: Callable[[], Any], device: str = "cpu", *, mode: Mode = "
 
     mode "cuda_graph": ``run`` is captured once and replayed. MeasureError as for measure.
     """
+    return measure_by_turns([run], device, mode=mode, calls=calls)[0]
+
+
+def measure_by_turns(
+    runs: Sequence[Callable[[], Any]], device: str = "cpu", *, mode: Mode = "eager", calls: int = 5
+) -> list[list[float]]:
+    """As measure_whole, of each of several, which take turns: where the machine becomes slower meanwhile, all do."""
     target = measuring_device(device, mode)
     with torch.inference_mode(), _steady_cpu():
-        for _ in range(2):
-            run()
+        for run in runs:
+            for _ in range(2):
+                run()
         if mode == "cuda_graph":
-            run = _captured(run, "the whole")
+            runs = [_captured(run, "the whole") for run in runs]
         if target.type == "cuda":
-            return [_gpu_call_ms(run, target) for _ in range(calls)]
-        samples: list[_Sample] = []
-        while len(samples) < 3 * calls and sum(sample.is_quiet for sample in samples) < calls:
-            samples.append(_cpu_call(run))
-        return quietest(samples, calls)
+            return [[_gpu_call_ms(run, target) for _ in range(calls)] for run in runs]
+        samples: list[list[_Sample]] = [[] for _ in runs]
+        while len(samples[0]) < 3 * calls and any(sum(s.is_quiet for s in found) < calls for found in samples):
+            for run, found in zip(runs, samples, strict=True):
+                found.append(_cpu_call(run))
+        return [quietest(found, calls) for found in samples]
 
 
 def _gpu_call_ms(run: Callable[[], Any], device: torch.device) -> float:

@@ -59,8 +59,14 @@ def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[st
         and {"result": str(certificate), "bound_ms": round(certificate.bound_ms, 6), "clusters": certificate.clusters},
         "refinement": refinement
         and [
-            {"predicted_ms": list(predicted), "measured_ms": list(measured), "error": error}
-            for (predicted, measured), error in zip(refinement.rounds, refinement.errors, strict=True)
+            {
+                "predicted_ms": list(round_.predicted_ms),
+                "measured_ms": list(round_.measured_ms),
+                "error": round_.error,
+                "slowest_over_mean": round_.slowest,
+                "best": number == refinement.best,
+            }
+            for number, round_ in enumerate(refinement.rounds)
         ],
         "candidates": [
             {
@@ -185,8 +191,14 @@ def table(document: Mapping[str, Any]) -> str:
             f"{proof['bound_ms']:.4g} {ms}"
         )
     if document.get("refinement"):
-        errors = ", ".join(f"{entry['error']:.1%}" for entry in document["refinement"])
-        lines.append(f"refinement       whole components differed from the sum of their nodes by up to {errors}")
+        rounds = document["refinement"]
+        errors = ", ".join(f"{entry['error']:.1%}" for entry in rounds)
+        slowest = ", ".join(f"{entry['slowest_over_mean'] - 1:.1%}" for entry in rounds)
+        best = next(number for number, entry in enumerate(rounds, start=1) if entry["best"])
+        lines += [
+            f"refinement       whole components differed from the sum of their nodes by up to {errors}",
+            f"                 the slowest was {slowest} above the mean; taken: round {best} of {len(rounds)}",
+        ]
     if document.get("baselines"):
         lines += ["", *_baseline_table(document, ms)]
     if document.get("candidates"):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from partitioner.calls import random_tensor
+from partitioner.calls import random_value
 from partitioner.cost import apply_profile
 from partitioner.errors import PartitionerError
 from partitioner.ir import TracedGraph
@@ -74,8 +74,8 @@ def _whole(
 ) -> Callable[[], Any]:
     """A call of the whole traced graph on a device, with the module's parameters or random ones."""
     if module is None:
-        metas = {item.name: item.meta for item in graph.inputs} | {p.name: p.meta for p in graph.parameters}
-        values = {name: random_tensor(meta, device) for name, meta in metas.items()}
+        names = [item.name for item in (*graph.inputs, *graph.parameters)]
+        values = {name: random_value(graph, name, device) for name in names}
     else:
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         values = {item.name: state[item.path].detach().to(device) for item in graph.parameters}

@@ -245,13 +245,64 @@ def test_refining_moves_the_borders_to_where_time_is_really_spent(graphs: tuple[
 
     planning = plan_graphs(graph, None, fleet_of(1, 1), costs_of, Options(), timer=timer)
     assert planning.refinement is not None
-    assert planning.refinement.errors[0] == pytest.approx(0.5)
-    assert planning.refinement.errors[-1] < 0.12
+    rounds = planning.refinement.rounds
+    assert rounds[0].error == pytest.approx(0.5)
+    assert rounds[-1].error < 0.12
     really = timer(graph, planning.chosen.placed, 2)
-    assert max(really) <= 1.1 * sum(really) / 2
+    best = rounds[planning.refinement.best]
+    assert list(best.measured_ms) == really
+    assert best.slowest == pytest.approx(2 * max(really) / sum(really)) == min(taken.slowest for taken in rounds)
+    assert best.slowest <= 1.1
+    assert planning.chosen.compute_ms == pytest.approx(max(really), rel=0.1)  # timestep nodes on top
     assert planning.plan.predicted.sequential_ms == pytest.approx(sum(really), rel=0.1)
     unrefined = timer(graph, plan_for((graph, None), fleet_of(1, 1)).chosen.placed, 2)
     assert max(really) < max(unrefined)
+
+
+def test_refining_ends_when_the_components_are_even(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    calls = []
+
+    def timer(timed: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
+        calls.append(placed)
+        return [1.0, 1.019]
+
+    planning = plan_graphs(graphs[0], None, fleet_of(1, 1), costs_of, Options(), timer=timer)
+    assert len(calls) == 1
+    assert planning.refinement is not None
+    assert planning.refinement.rounds[0].slowest == pytest.approx(1.019 / 1.0095)
+
+
+def test_refining_ends_when_nothing_improves_and_takes_the_best_that_was_measured(
+    graphs: tuple[TracedGraph, TracedGraph],
+) -> None:
+    calls: list[Mapping[str, int]] = []
+
+    def timer(timed: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
+        """Any other split than the first turns out worse."""
+        calls.append(placed)
+        return [20.0, 30.0] if len(calls) == 1 else [35.0, 30.0]
+
+    planning = plan_graphs(graphs[0], None, fleet_of(1, 1), costs_of, Options(), timer=timer)
+    assert planning.refinement is not None
+    assert (len(calls), planning.refinement.best) == (2, 0)
+    assert calls[0] != calls[1]
+    assert planning.chosen.placed == calls[0]
+    assert planning.chosen.compute_ms == pytest.approx(30.0, rel=0.1)  # timestep nodes on top
+
+
+def test_refining_weighs_components_by_the_speed_of_their_device(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    def timer(timed: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
+        """The costs are right."""
+        times = [0.0] * components
+        for node in timed.latent_nodes:
+            times[placed[node.name]] += costs_of(timed).nodes[node.name].ms
+        return times
+
+    planning = plan_graphs(graphs[0], None, fleet_of(3, 1), costs_of, Options(), timer=timer)
+    assert planning.refinement is not None
+    (only,) = planning.refinement.rounds
+    assert max(only.measured_ms) > 2 * min(only.measured_ms)
+    assert 1.0 <= only.slowest < 1.3
 
 
 def test_a_proof_bounds_the_step(graphs: tuple[TracedGraph, TracedGraph]) -> None:

@@ -1,0 +1,152 @@
+"""check_costs: are costs true? Node times against the measured whole, components as predicted against as measured.
+
+python -m tools.check_costs [--denoiser svd-like] [--ranks 2] [--json]
+
+Measures the small denoisers of tools.denoisers on one CPU thread: every distinct operator call, the whole, and, for
+each number of ranks, the components of the solver's split before and after refinement. Other work on the machine
+spoils it; so may a machine that changes its speed meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, get_args
+
+from partitioner.candidates import Options, solve_candidate
+from partitioner.component_timing import time_components
+from partitioner.cost import apply_profile
+from partitioner.errors import PartitionerError
+from partitioner.fleet import parse_fleet, with_speeds
+from partitioner.graph import build_problem
+from partitioner.ir import TracedGraph
+from partitioner.plan import Mode
+from partitioner.refinement import Refinement, refine_split
+from partitioner.solve import Solver
+from partitioner.trace import trace
+from profiles.cost_profile import CostProfile
+from tools.denoisers import DENOISERS
+from tools.record_profile import record
+
+RANKS = (2, 3, 4)
+TARGETS = {"summed": 0.10, "predicted": 0.10, "slowest": 0.05}
+Row = dict[str, Any]
+
+
+def check(name: str, ranks: Sequence[int], mode: Mode, progress: Callable[[str], None]) -> tuple[Row, list[Row]]:
+    """The figures of one denoiser: of its whole, and of its components for each number of ranks; times in ms."""
+    profile = record(name, "cpu", "eager", "python -m tools.check_costs")
+    module, inputs, roles = DENOISERS[name]()
+    graph = trace(module, inputs, roles, model=name)
+    (whole,) = profile.checks
+    head = {
+        "denoiser": name,
+        "summed_ms": whole.summed_ms,
+        "whole_ms": whole.whole_ms,
+        "whole_iqr_ms": whole.whole_iqr_ms,
+        "error": whole.error,
+    }
+    return head, list(component_rows(graph, profile, ranks, mode, progress))
+
+
+def component_rows(
+    graph: TracedGraph, profile: CostProfile, ranks: Sequence[int], mode: Mode, progress: Callable[[str], None]
+) -> Iterator[Row]:
+    """For each number of ranks, what refining the solver's split found."""
+    costs = apply_profile(profile, graph)
+    solver = Solver(build_problem(graph, costs))
+    timer = partial(time_components, device="cpu")
+    options = Options(branches=1, mode=mode, force=True)
+    for count in ranks:
+        progress(f"{graph.model}: {count} ranks")
+        fleet = with_speeds(parse_fleet(str(count), "cpu"), graph, "cpu")
+        chosen = solve_candidate(solver, 1, count, mode, fleet, options)
+        refinement = refine_split(graph, costs, chosen, fleet, options, timer, progress)
+        yield {"denoiser": graph.model, "ranks": count, "mode": mode, **_figures(refinement)}
+
+
+def _figures(refinement: Refinement) -> Row:
+    """First round: components as predicted from node times alone; best round: those of the split that is taken."""
+    first, best = refinement.rounds[0], refinement.rounds[refinement.best]
+    return {
+        "predicted_ms": list(first.predicted_ms),
+        "measured_ms": list(first.measured_ms),
+        "error": first.error,
+        "slowest_over_mean": first.slowest,
+        "refined_ms": list(best.measured_ms),
+        "refined_slowest_over_mean": best.slowest,
+        "rounds": len(refinement.rounds),
+    }
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        f"targets: nodes sum to the whole within {TARGETS['summed']:.0%}, components are as predicted within "
+        f"{TARGETS['predicted']:.0%}, the slowest of refined components within {TARGETS['slowest']:.0%} of the mean",
+        "",
+        f"{'denoiser':12}{'nodes sum to':>14}{'whole':>11}{'error':>9}",
+    ]
+    for row in document["whole"]:
+        lines.append(f"{row['denoiser']:12}{row['summed_ms']:11.1f} ms{row['whole_ms']:8.1f} ms{row['error']:+9.1%}")
+    lines += ["", f"{'denoiser':12}{'ranks':>6}{'error of components':>22}{'slowest over mean':>20}{'refined':>10}"]
+    lines[-1] += f"{'rounds':>8}"
+    for row in document["components"]:
+        signed = " ".join(f"{p / m - 1:+.1%}" for p, m in zip(row["predicted_ms"], row["measured_ms"], strict=True))
+        lines.append(
+            f"{row['denoiser']:12}{row['ranks']:6}{row['error']:22.1%}{row['slowest_over_mean'] - 1:20.1%}"
+            f"{row['refined_slowest_over_mean'] - 1:10.1%}{row['rounds']:8}   {signed}"
+        )
+    return "\n".join([*lines, "", *_verdict(document)])
+
+
+def _verdict(document: Mapping[str, Any]) -> Iterator[str]:
+    missed = misses(document)
+    yield "all targets met" if not missed else "missed: " + "; ".join(missed)
+
+
+def misses(document: Mapping[str, Any]) -> list[str]:
+    """The targets that were not met, for people."""
+    found = [
+        f"{row['denoiser']}'s nodes {row['error']:+.1%}"
+        for row in document["whole"]
+        if abs(row["error"]) > TARGETS["summed"]
+    ]
+    for row in document["components"]:
+        name = f"{row['denoiser']} on {row['ranks']}"
+        if row["error"] > TARGETS["predicted"]:
+            found.append(f"{name} predicted {row['error']:.1%} off")
+        if row["refined_slowest_over_mean"] - 1 > TARGETS["slowest"]:
+            found.append(f"{name} slowest {row['refined_slowest_over_mean'] - 1:.1%} above the mean")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 if all targets are met, 1 if not, 2 for a wrong option."""
+    parser = argparse.ArgumentParser(prog="python -m tools.check_costs", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--denoiser", action="append", choices=tuple(DENOISERS), help="may be repeated (default: all)")
+    parser.add_argument("--ranks", action="append", type=int, metavar="N", help="may be repeated (default: 2, 3, 4)")
+    parser.add_argument("--mode", default="lookahead", choices=get_args(Mode), help="default: lookahead")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    options = parser.parse_args(arguments)
+    ranks = options.ranks or RANKS
+    if min(ranks) < 2:
+        parser.error(f"--ranks {min(ranks)}: expected 2 or more")
+    document: dict[str, list[Row]] = {"whole": [], "components": []}
+    try:
+        for name in options.denoiser or DENOISERS:
+            head, rows = check(name, ranks, options.mode, lambda text: print(text, file=sys.stderr, flush=True))
+            document["whole"].append(head)
+            document["components"] += rows
+    except PartitionerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(document, indent=1) if options.json else table(document))
+    return 1 if misses(document) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
