@@ -347,9 +347,9 @@ def _find(model: str) -> tuple[ModelSource, _Architecture]:
     source = find_source(model)
     if source is None:
         close = difflib.get_close_matches(model, model_names(), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f" (did you mean {close[0]}?)" if close else ""
         raise UsageError(
-            f"no model named {model!r}{hint} Expected one of {', '.join(model_names())}, the folder of a diffusers "
+            f"no model named {model!r}{hint}; expected one of {', '.join(model_names())}, the folder of a diffusers "
             "pipeline or model, or a hub id (owner/name)"
         )
     return source, _known(source, model)

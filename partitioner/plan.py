@@ -197,7 +197,7 @@ class Plan(_Record):
     inputs: Annotated[tuple[PlanInput, ...], Field(min_length=1, max_length=1024), *_ARRAY]
     literals: Annotated[tuple[PlanLiteral, ...], Field(max_length=1024), *_ARRAY]
     components: Size
-    branches: Literal[1, 2]
+    branches: Annotated[int, Field(ge=1, le=2)]
     period: Size
     periods: Annotated[tuple[Size, ...], Field(max_length=4096), *_ARRAY]
     warmup: Annotated[int, Field(ge=1, le=2**31)]

@@ -424,7 +424,7 @@ def test_conditioning_that_is_not_known_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_refused_with_what_is_known() -> None:
-    with pytest.raises(UsageError, match=r"no model named 'sdlx'; did you mean sdxl\? Expected one of animatediff, .*"):
+    with pytest.raises(UsageError, match=r"no model named 'sdlx' \(did you mean sdxl\?\); expected one of animatediff, .*"):
         model_spec("sdlx")
 
 
