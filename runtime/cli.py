@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -65,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from runtime.errors import EngineError
 
     try:
+        if "TORCHELASTIC_RUN_ID" in os.environ and options.transport in (None, "processes"):
+            from runtime.torchrun import join
+
+            join(options.startup_timeout)
         result = _run(options)
     except (EngineError, PartitionerError) as error:
         print(f"run-plan: {error}", file=sys.stderr)

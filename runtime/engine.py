@@ -20,12 +20,14 @@ from runtime.calls import CallReader, Literals, Signature, Tensors, call_signatu
 from runtime.component import ComponentSpec, PreambleSpec, build_specs
 from runtime.cuda_lane import check_acceleration
 from runtime.errors import EngineClosed, InputError, PlanMismatch
-from runtime.memory import check_memory
+from runtime.launch import Launcher, LocalLauncher
+from runtime.memory import check_memory, local_places
 from runtime.preamble import PreambleRunner
 from runtime.processes import ProcessRanks
 from runtime.ranks import EmulatedRanks, Ranks, ThreadRanks
 from runtime.recording import Recorder, assemble
 from runtime.report import Report
+from runtime.torchrun import join, torchrun_launcher
 from runtime.trajectory import Manner, Trajectory
 from runtime.transport import Key
 from runtime.weights import Weights
@@ -106,6 +108,8 @@ class Engine:
     ) -> None:
         self.plan = plan
         self.options = options or EngineOptions()
+        if self.options.transport == "processes":
+            join(self.options.startup_timeout_s)
         self._denoiser = denoiser
         self._scheduler = scheduler
         self._graphs: dict[Signature, _Graph] = {}
@@ -166,7 +170,12 @@ class Engine:
         )
         first = next(self._denoiser.parameters(), None)
         held_on = str(first.device) if first is not None and options.transport != "processes" else None
-        check_memory(plan, devices, held_on=held_on)
+        launcher: Launcher | None = None
+        places = local_places(devices)
+        if options.transport == "processes":
+            launcher = torchrun_launcher(plan.ranks) or LocalLauncher()
+            places = launcher.places(devices, options.startup_timeout_s)
+        check_memory(plan, places, held_on=held_on)
         setups = []
         for rank, device in enumerate(devices):
             branch, component = seat_of(rank, plan.components)
@@ -190,8 +199,10 @@ class Engine:
             return EmulatedRanks(setups)
         if options.transport == "threads":
             return ThreadRanks(setups, options.step_timeout_s, green_contexts=options.green_contexts)
+        assert launcher is not None  # as the transport is checked above
         return ProcessRanks(
             setups,
+            launcher,
             plan_hash=int(plan.digest[:15], 16),
             threads=options.threads,
             startup_timeout_s=options.startup_timeout_s,
@@ -221,6 +232,7 @@ class Engine:
         """Tell a rank to read parameters from files, and send it those that stand in none."""
         self._lists += 1
         files = self._weights.files_of(missing) if self.options.transport == "processes" else {}
+        files = self._ranks.readable(rank, files)
         sent = tuple(p for p in missing if p.path not in files)
         stored = tuple(p for p in missing if p.path in files)
         offsets = self._weights.offsets_of((*sent, *stored))

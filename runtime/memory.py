@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,27 +12,44 @@ from partitioner.plan import Plan, seat_of
 from runtime.errors import PlanMismatch
 
 
-def check_memory(plan: Plan, devices: Sequence[str], *, held_on: str | None) -> None:
-    """PlanMismatch where a device has less free memory than the plan predicts for its ranks, together.
+@dataclass(frozen=True)
+class Place:
+    """A device of a machine ("" is the driver's), and its free memory; None where nobody says."""
 
-    devices: rank -> device. held_on: the device that holds the denoiser's parameters already, which ranks on it in
-    the driver's process use as they are; None where every rank but the driver's needs its own copy.
+    machine: str
+    device: str
+    free_bytes: int | None = field(compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.device} of {self.machine}" if self.machine else self.device
+
+
+def local_places(devices: Sequence[str]) -> list[Place]:
+    """rank -> its place, for ranks on devices of this machine."""
+    free = {device: free_bytes(device) for device in devices}
+    return [Place("", device, free[device]) for device in devices]
+
+
+def check_memory(plan: Plan, places: Sequence[Place], *, held_on: str | None) -> None:
+    """PlanMismatch where a place has less free memory than the plan predicts for its ranks, together.
+
+    places: rank -> place. held_on: the driver's device that holds the denoiser's parameters already, which ranks on
+    it in the driver's process use as they are; None where every rank but the driver's needs its own copy.
     """
-    needed: dict[str, int] = {}
-    ranks_on: dict[str, list[int]] = {}
-    for rank, device in enumerate(devices):
+    needed: dict[Place, int] = {}
+    ranks_on: dict[Place, list[int]] = {}
+    for rank, place in enumerate(places):
         branch, component = seat_of(rank, plan.components)
         predicted = plan.predicted.components[branch * plan.components + component]
-        there = device == held_on or (held_on is None and rank == 0)
-        needed[device] = needed.get(device, 0) + predicted.memory_bytes - there * predicted.parameter_bytes
-        ranks_on.setdefault(device, []).append(rank)
-    for device, ranks in ranks_on.items():
-        free = free_bytes(device)
-        if free is not None and needed[device] > free:
+        there = place.device == held_on or (held_on is None and rank == 0)
+        needed[place] = needed.get(place, 0) + predicted.memory_bytes - there * predicted.parameter_bytes
+        ranks_on.setdefault(place, []).append(rank)
+    for place, ranks in ranks_on.items():
+        if place.free_bytes is not None and needed[place] > place.free_bytes:
             names = ", ".join(f"rank {rank}" for rank in ranks)
             raise PlanMismatch(
-                f"{names} on {device} need {needed[device] / 1e9:.1f} GB by the plan, and {device} has "
-                f"{free / 1e9:.1f} GB free; free some, use more devices, or make a plan with --memory-limit"
+                f"{names} on {place} need {needed[place] / 1e9:.1f} GB by the plan, and {place} has "
+                f"{place.free_bytes / 1e9:.1f} GB free; free some, use more devices, or make a plan with --memory-limit"
             )
 
 

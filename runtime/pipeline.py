@@ -16,6 +16,7 @@ from partitioner.plan import Plan
 from partitioner.trace import bind_arguments
 from runtime.engine import Engine, EngineOptions
 from runtime.errors import InputError, PlanMismatch
+from runtime.torchrun import join, launched
 
 DENOISER_NAMES = ("unet", "transformer")
 
@@ -79,9 +80,11 @@ def parallelize(
     overrides: fields of EngineOptions, such as exact=True.
     Raises PlanMismatch, PlanError, StartupError before the pipeline is touched.
     """
+    options = replace(options or EngineOptions(), **overrides)
+    if options.transport == "processes":
+        join(options.startup_timeout_s)
     name = denoiser_name(pipe)
     denoiser = getattr(pipe, name)
-    options = replace(options or EngineOptions(), **overrides)
     if plan is None:
         loaded = plan_for(pipe, devices, sizes or {})
     else:
@@ -89,6 +92,11 @@ def parallelize(
     if devices is None or isinstance(devices, int):
         devices = default_devices(denoiser, loaded.ranks)
     if any(device.startswith("cuda") for device in devices) and "transport" not in overrides:
+        if launched():
+            raise InputError(
+                f"torchrun's ranks run on CPUs, and got devices {', '.join(devices)}; leave torchrun out for the GPUs "
+                "of one machine, or keep the pipeline on cpu"
+            )
         options = replace(options, transport="threads")
     with Engine(
         denoiser, loaded, options, devices=devices, scheduler=lambda: getattr(pipe, "scheduler", None)

@@ -1,6 +1,6 @@
-"""ProcessRanks: one process per rank, started, supervised and ended by the driver.
+"""ProcessRanks: one process per rank, supervised and ended by the driver.
 
-Supervision does not rest on the communication library. Each rank holds one end of a socket pair: where it closes, the
+Supervision does not rest on the communication library. Each rank has a connection to the driver: where it closes, the
 rank has ended, and a rank whose driver's end closes ends itself. Commands go one way, words the other way; a thread,
 the supervisor, listens. The first failure wins, and everyone who waits is told of it.
 """
@@ -10,20 +10,19 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from runtime import errors
+from runtime.launch import Launcher, RankProcess
 from runtime.ranks import Ranks
 from runtime.report import Report, diagnose, report
 from runtime.serve import Address, Answer, Ask, Failed, Lost, Ready, Welcome
@@ -32,7 +31,6 @@ from runtime.worker import Build, Evaluate, Load, Setup, Stop, Work, Worker, run
 
 T = TypeVar("T")
 
-HOST = "127.0.0.1"
 _ANSWER_S = 1.0  # a rank that is not stopped answers in milliseconds
 _BLAME_S = 1.0  # how long the end of a process may be noticed after its connections broke
 _GRACE_S = 2.0  # for an orderly end
@@ -42,7 +40,7 @@ _GRACE_S = 2.0  # for an orderly end
 class _Seat:
     """What the driver knows of one rank. ready: Loads done, -1 until it is connected; loads: Loads commanded."""
 
-    process: subprocess.Popen[bytes]
+    process: RankProcess
     connection: Connection
     lock: threading.Lock
     ready: int = -1
@@ -51,7 +49,7 @@ class _Seat:
 
 
 class ProcessRanks(Ranks):
-    """One process per rank besides the driver's, over gloo on the loopback interface.
+    """One process per rank besides the driver's, over gloo.
 
     Raises StartupError when not every rank is connected and has its parameters ``startup_timeout_s`` from now.
     """
@@ -59,6 +57,7 @@ class ProcessRanks(Ranks):
     def __init__(
         self,
         setups: Sequence[Setup],
+        launcher: Launcher,
         *,
         plan_hash: int,
         threads: int,
@@ -66,6 +65,7 @@ class ProcessRanks(Ranks):
         step_timeout_s: float,
     ) -> None:
         self._setups = setups
+        self._launcher = launcher
         self._startup_timeout_s = startup_timeout_s
         self._step_timeout_s = step_timeout_s
         self._ready_by: float | None = time.monotonic() + startup_timeout_s
@@ -82,10 +82,8 @@ class ProcessRanks(Ranks):
         atexit.register(self.close)
         try:
             for setup in setups[1:]:
-                welcome = Welcome(
-                    setup, len(setups), HOST, plan_hash, threads, startup_timeout_s, step_timeout_s
-                )  # fmt: skip
-                self._seats[setup.rank] = self._begin_process(setup.rank, welcome)
+                welcome = partial(Welcome, setup, len(setups), plan_hash, threads, startup_timeout_s, step_timeout_s)
+                self._seats[setup.rank] = self._begin_process(setup, welcome)
             self._begin_thread(self._supervise, "supervisor")
             self._begin_thread(lambda: self._connect(plan_hash), "connect")
             self._until(lambda: self._mailbox is not None, "connected")
@@ -98,34 +96,19 @@ class ProcessRanks(Ranks):
 
     # ---- start
 
-    def _begin_process(self, rank: int, welcome: Welcome) -> _Seat:
-        ours, theirs = socket.socketpair()
+    def _begin_process(self, setup: Setup, welcome: Callable[[str], Welcome]) -> _Seat:
+        try:
+            launched = self._launcher.begin(setup.rank, self._startup_timeout_s)
+        except OSError as error:
+            raise errors.StartupError(f"rank {setup.rank}: its process cannot be started: {error}") from error
         # a rank that is stopped does not read; then a write must end with an error instead of never
         seconds = min(self._startup_timeout_s, self._step_timeout_s)
-        ours.setsockopt(
+        launched.line.setsockopt(
             socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
         )  # fmt: skip
-        # the rank shall find every module where this process does; -P keeps the current folder out
-        places = [*filter(None, sys.path), str(Path(__file__).resolve().parents[1])]
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(places))
-        with theirs:
-            try:
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "runtime.rank_process", str(theirs.fileno()), str(os.getpid())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=2,  # stdout is for results
-                    env=environment,
-                    start_new_session=True,  # a terminal's Ctrl-C and Ctrl-Z are for the driver
-                )
-            except BaseException as error:
-                ours.close()
-                if isinstance(error, OSError):
-                    raise errors.StartupError(f"rank {rank}: its process cannot be started: {error}") from error
-                raise
-        seat = _Seat(process, Connection(ours.detach()), threading.Lock())
+        seat = _Seat(launched.process, Connection(launched.line.detach()), threading.Lock())
         with contextlib.suppress(OSError):  # its end will be noticed
-            seat.connection.send(welcome)
+            seat.connection.send(welcome(launched.host))
         return seat
 
     def _begin_thread(self, target: Callable[[], None], name: str) -> None:
@@ -141,7 +124,7 @@ class ProcessRanks(Ranks):
                 len(self._setups),
                 self._rendezvous,
                 plan_hash=plan_hash,
-                host=HOST,
+                host=self._launcher.host,
                 timeout_s=self._startup_timeout_s,
                 announce_timeout_s=self._step_timeout_s,
                 on_error=self._transport_failed,
@@ -193,6 +176,9 @@ class ProcessRanks(Ranks):
         if not self._tell(seat, command):
             self._suspect(errors.RankStalled("it takes no commands", rank=rank, component=self._setups[rank].component))
             self._await_failure()
+
+    def readable(self, rank: int, files: Mapping[str, Path]) -> dict[str, Path]:
+        return self._launcher.readable(rank, files, self._startup_timeout_s)
 
     def run(self, work: Work[T]) -> T:
         self._raise_failure()
@@ -266,7 +252,7 @@ class ProcessRanks(Ranks):
             for due, suspected in list(self._suspected):
                 if due <= time.monotonic():
                     self._fail(suspected)
-            if self._closing and all(seat.process.poll() is not None for seat in self._seats.values()):
+            if self._closing and all(seat.process.ending() for seat in self._seats.values()):
                 return
 
     def _patience(self) -> float:
@@ -297,17 +283,14 @@ class ProcessRanks(Ranks):
         if self._closing or self._failure is not None:
             return
         seat = self._seats[rank]
-        try:
-            how = _ending(seat.process.wait(timeout=1.0))
-        except subprocess.TimeoutExpired:
-            how = "closed its connection"
+        how = seat.process.ending(timeout_s=1.0) or "closed its connection"
         if seat.ready < 0:
-            self._fail(errors.StartupError(f"rank {rank}: its process {seat.process.pid} {how} while starting"))
+            self._fail(errors.StartupError(f"rank {rank}: its process {seat.process} {how} while starting"))
             return
         step = self.worker.step if self._mailbox is not None else None
         self._fail(
             errors.RankDied(
-                f"its process {seat.process.pid} {how}", rank=rank, component=self._setups[rank].component, step=step
+                f"its process {seat.process} {how}", rank=rank, component=self._setups[rank].component, step=step
             )
         )
 
@@ -357,13 +340,11 @@ class ProcessRanks(Ranks):
             for seat in self._seats.values():
                 self._tell(seat, Stop())
             for seat in self._seats.values():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    seat.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+                seat.process.ending(timeout_s=max(0.0, deadline - time.monotonic()))
         for seat in self._seats.values():
             seat.process.kill()
         for seat in self._seats.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                seat.process.wait(timeout=_GRACE_S)
+            seat.process.ending(timeout_s=_GRACE_S)
         self._rendezvous.fail(errors.EngineError("the engine is closed"))
         for thread in self._threads:
             thread.join(timeout=_GRACE_S)
@@ -372,15 +353,3 @@ class ProcessRanks(Ranks):
         for seat in self._seats.values():
             seat.connection.close()
         atexit.unregister(self.close)
-
-
-def _ending(status: int) -> str:
-    """A process's exit status in words."""
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = "unknown"
-    hint = "; the system does so when memory runs out" if -status == signal.SIGKILL else ""
-    return f"was killed by signal {-status} ({name}{hint})"

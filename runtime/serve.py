@@ -24,11 +24,11 @@ class Welcome:
 
     setup: Setup
     world: int
-    host: str
     plan_hash: int
     threads: int
     startup_timeout_s: float
     step_timeout_s: float
+    host: str
 
 
 @dataclass(frozen=True)

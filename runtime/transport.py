@@ -25,6 +25,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
+from torch.distributed.rendezvous import rendezvous
 
 from partitioner.ir import TensorMeta
 from runtime.errors import EngineError, MessageError, RankOutOfMemory, bytes_wanted
@@ -204,6 +205,12 @@ class LocalMailbox(Mailbox):
         self.fail(EngineError("the engine is closed"))
         with self._changed:
             self._arrived.clear()
+
+
+def launcher_store(timeout_s: float) -> Store:
+    """The store that the processes which torchrun has started share. timeout_s: for it and for what is read of it."""
+    store, _rank, _world = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    return store  # type: ignore[no-any-return]
 
 
 class Rendezvous(Store):

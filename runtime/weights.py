@@ -7,6 +7,7 @@ the driver lets go of while they run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -167,6 +168,18 @@ def read_stored(file: Path, name: str, meta: TensorMeta, offset: int = 0) -> tor
         stored = opened.get_tensor(name)
     made = torch.empty_strided(meta.shape, meta.stride, dtype=getattr(torch, meta.dtype))
     return at_offset(made.copy_(stored), offset)
+
+
+def digest_of(file: Path, name: str) -> str | None:
+    """A digest of a tensor of a safetensors file; None where there is no such file or tensor to read."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            stored = opened.get_tensor(name)
+    except (OSError, SafetensorError):
+        return None
+    digest = hashlib.sha256(f"{stored.dtype}{list(stored.shape)}".encode())
+    digest.update(stored.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def offset_of(tensor: torch.Tensor) -> int:
