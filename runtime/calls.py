@@ -77,21 +77,24 @@ class CallReader:
                 )
 
     def halves(self, tensors: Tensors) -> list[dict[str, torch.Tensor]]:
-        """The inputs of each branch: the rows are split evenly; one branch takes all where they cannot be."""
+        """The inputs of each branch; one branch takes all rows where they cannot be split evenly."""
+        return self.parts(tensors, self._plan.branches)
+
+    def parts(self, tensors: Tensors, count: int) -> list[dict[str, torch.Tensor]]:
+        """The inputs split into ``count`` parts of as many rows each; one part where that is not possible."""
         rows = tensors[self._latent.path].shape[0]
-        count = self._plan.branches if rows % self._plan.branches == 0 else 1
-        if count == 1:
+        if count == 1 or rows % count:
             return [dict(tensors)]
-        halves: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
+        parts: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
         for path, tensor in tensors.items():
             shape = self._planned[path].shape
             per_row = shape[0] // self._latent.shape[0] if shape else 0
             # something per row (a prompt, a frame of one) is split; what has no row dimension is shared
             split = per_row > 0 and tensor.shape[0] == per_row * rows
-            parts = tensor.chunk(count) if split else (tensor,) * count
-            for half, part in zip(halves, parts, strict=True):
-                half[path] = part
-        return halves
+            pieces = tensor.chunk(count) if split else (tensor,) * count
+            for part, piece in zip(parts, pieces, strict=True):
+                part[path] = piece
+        return parts
 
     def example(self, tensors: Tensors, literals: Literals) -> dict[str, Any]:
         """Arguments to trace such a call with, tensors filled with zeros."""

@@ -14,6 +14,8 @@ from torch import nn
 from partitioner.errors import PartitionerError, TraceError
 from partitioner.ir import Parameter, Ref, Role, TracedGraph
 from partitioner.plan import Plan, rank_of, seat_of
+from partitioner.problem import KEPT_MESSAGES
+from partitioner.schedule import Run
 from partitioner.timeline import Timeline
 from partitioner.trace import trace
 from runtime.calls import CallReader, Literals, Signature, Tensors, call_signature, graph_signature
@@ -22,6 +24,7 @@ from runtime.cuda_lane import check_acceleration
 from runtime.errors import EngineClosed, InputError, PlanMismatch
 from runtime.launch import Launcher, LocalLauncher
 from runtime.memory import check_memory, local_places
+from runtime.microbatches import can_join
 from runtime.preamble import PreambleRunner
 from runtime.processes import ProcessRanks
 from runtime.ranks import EmulatedRanks, Ranks, ThreadRanks
@@ -31,7 +34,7 @@ from runtime.torchrun import join, torchrun_launcher
 from runtime.trajectory import Manner, Trajectory
 from runtime.transport import Key
 from runtime.weights import Weights
-from runtime.worker import PARAMETER_CONTEXT, Build, Evaluate, Load, Setup, Work
+from runtime.worker import PARAMETER_CONTEXT, Build, Evaluate, Join, Load, Setup, Work, together
 
 TRANSPORTS = ("processes", "threads", "emulation")
 
@@ -40,7 +43,9 @@ TRANSPORTS = ("processes", "threads", "emulation")
 class EngineOptions:
     """How to run a plan; None: as the plan says.
 
-    exact: every step exact (the plan's split, no lag). keep_weights: do not let go, until ``close``, of parameters
+    exact: every step exact (the plan's split, no lag). microbatches: an exact step's rows are computed in so many
+    parts, one component working on one while another has the next, where they divide evenly; results then differ in
+    the last bits from those of the whole batch. keep_weights: do not let go, until ``close``, of parameters
     that only other processes need and that the files of the denoiser can give back. threads: torch threads per rank
     process (0: torch's own default). compile: run what torch.compile makes of each rank's segments; the first calls
     take minutes, and results differ in the last bits. cuda_graphs: replay segments from CUDA graphs, on GPUs.
@@ -51,6 +56,7 @@ class EngineOptions:
 
     transport: str = "processes"
     exact: bool = False
+    microbatches: int = 1
     warmup: int | None = None
     predictor: str | None = None
     mode: str | None = None
@@ -85,6 +91,18 @@ class _Graph:
     graph: TracedGraph
     specs: Sequence[ComponentSpec]
     preamble_spec: PreambleSpec
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows that are computed together: all of a call, or a micro-batch. context: its number in message keys.
+
+    join: see runtime.worker; of micro-batches whose messages will be read lagged.
+    """
+
+    built: _Graph
+    context: int
+    join: Join | None = None
 
 
 class Engine:
@@ -270,17 +288,35 @@ class Engine:
         tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
         halves = self._calls.halves(tensors)
         built = self._graph_for(halves[0], literals)
+        part = self._graph_of_part(built, halves[0], literals)
         trajectory = self._trajectory()
         scheduler = self._scheduler() if self._scheduler is not None else None
-        start, fresh = trajectory.advance(built.graph, len(halves), tensors, scheduler)
+        trajectory.advance(built.graph, len(halves), tensors, scheduler)
+        exact = trajectory.schedule.is_exact(trajectory.call)
+        whole = _Batch(built, trajectory.number)
+        batches = [whole] if part is None or not exact else self._microbatches(part, whole, trajectory)
         begin = time.perf_counter()
-        results = self._issue(built, trajectory, tensors, fresh, start)
-        exact = trajectory.schedule.is_exact(trajectory.call - 1)
+        results = self._issue(whole, batches, trajectory, tensors)
         calls, seconds = self._spent[exact]
         self._spent[exact] = (calls + 1, seconds + time.perf_counter() - begin)
         if self.options.record:
             self._recorded_calls.append((started, Recorder.now()))
         return tuple(item.to(home) if isinstance(item, torch.Tensor) else item for item in results)
+
+    def _graph_of_part(self, whole: _Graph, tensors: Tensors, literals: Literals) -> _Graph | None:
+        """The graph of a micro-batch of such rows; None where they, or what travels, cannot be split."""
+        parts = self._calls.parts(tensors, self.options.microbatches)
+        if len(parts) == 1:
+            return None
+        part = self._graph_for(parts[0], literals)
+        return part if can_join(whole.specs[0].wires, part.specs[0].wires, len(parts)) else None
+
+    def _microbatches(self, part: _Graph, whole: _Batch, trajectory: Trajectory) -> list[_Batch]:
+        count = self.options.microbatches
+        # no predictor looks further back
+        read_lagged = trajectory.is_lagged and trajectory.call >= trajectory.schedule.warmup - KEPT_MESSAGES
+        joins = [Join(whole.built.table, whole.context, i, count) if read_lagged else None for i in range(count)]
+        return [_Batch(part, whole.context + 1 + i, join) for i, join in enumerate(joins)]
 
     def _trajectory(self) -> Trajectory:
         if self._context_name not in self._trajectories:
@@ -291,7 +327,8 @@ class Engine:
                 warmup=options.warmup or plan.warmup,
                 periods=plan.periods,
             )
-            self._trajectories[self._context_name] = Trajectory(len(self._trajectories), manner)
+            numbers = 1 + options.microbatches
+            self._trajectories[self._context_name] = Trajectory(numbers * len(self._trajectories), manner)
         return self._trajectories[self._context_name]
 
     def _graph_for(self, tensors: Tensors, literals: Literals) -> _Graph:
@@ -311,61 +348,80 @@ class Engine:
         return self._graphs[signature]
 
     def _issue(
-        self, built: _Graph, trajectory: Trajectory, tensors: Tensors, fresh: tuple[str, ...], start: bool
+        self, whole: _Batch, batches: Sequence[_Batch], trajectory: Trajectory, tensors: Tensors
     ) -> tuple[Any, ...]:
-        """Send this call's inputs and commands, do the driver's own part, and join the branches' results."""
-        runs = trajectory.runs()
-        inputs = {run.call: self._calls.halves(trajectory.inputs_at(run.call, built.graph, tensors)) for run in runs}
-        if fresh:
-            for branch, half in enumerate(inputs[trajectory.call]):
-                self._preambles[built.table].refresh(trajectory.number, branch, half)
-            wires = built.specs[0].wires
-            fresh += tuple(w.value for w in wires if w.source is None and w.role is Role.PROMPT)
-        own: Evaluate | None = None
-        for run in runs:
-            command = Evaluate(
-                table=built.table,
-                context=trajectory.number,
-                step=trajectory.base + run.call,
-                reads=tuple(trajectory.base + call for call in run.reads),
-                arrivals=trajectory.announce(run.component),
-                fresh=fresh,
-                start=start,
-                observe=trajectory.is_lagged,
-                ahead=trajectory.ahead,
-            )
-            for branch, half in enumerate(inputs[run.call]):
-                rank = rank_of(branch, run.component, self.plan.components)
-                if rank == 0:
-                    assert own is None, "the driver's component runs one call at a time"
-                    own = command
-                else:
-                    self._ranks.command(rank, command)
-                self._send_inputs(rank, built, command, half)
-        assert own is not None, "the driver's component runs at every call"
-        results = self._ranks.run(self._all_results(own, len(inputs[trajectory.call])))
+        """Send this call's inputs and commands, do the driver's own part, and join what the ranks make."""
+        graph = whole.built.graph
+        heard = batches[0] is whole or batches[0].join is not None
+        runs = trajectory.runs(heard)
+        own: list[Evaluate] = []
+        for call in dict.fromkeys(run.call for run in runs):
+            now = call == trajectory.call
+            halves = self._calls.halves(trajectory.inputs_at(call, graph, tensors))
+            split = [self._calls.parts(half, len(batches) if now else 1) for half in halves]
+            for part, batch in enumerate(batches if now else [whole]):
+                own += self._tell(
+                    batch, [parts[part] for parts in split], trajectory, [r for r in runs if r.call == call]
+                )
+        results = self._ranks.run(self._all_results(own, len(self._calls.halves(tensors))))
         trajectory.done(runs)
         return tuple(
             torch.cat([part[item.name] for part in results]) if isinstance(item, Ref) else item
-            for item in built.graph.results
+            for item in graph.results
         )
 
-    def _all_results(self, own: Evaluate, branches: int) -> Work[list[dict[str, torch.Tensor]]]:
+    def _tell(
+        self, batch: _Batch, halves: Sequence[Tensors], trajectory: Trajectory, runs: Sequence[Run]
+    ) -> list[Evaluate]:
+        """Have one call's runs done on one batch; returns the driver's own."""
+        built, context = batch.built, batch.context
+        micro = context != trajectory.number
+        prompts = tuple(item.name for item in built.graph.inputs if item.role <= Role.PROMPT)
+        prompts += tuple(w.value for w in built.specs[0].wires if w.source is None and w.role is Role.PROMPT)
+        starts = {run.component: trajectory.begin(context, run.component) for run in runs}
+        preamble = self._preambles[built.table]
+        values = []
+        for branch, half in enumerate(halves):
+            if any(starts.values()):
+                preamble.refresh(context, branch, half)
+            values.append({**half, **preamble.compute(context, branch, half)})
+        own = []
+        for run in runs:
+            start = starts[run.component]
+            command = Evaluate(
+                table=built.table,
+                context=context,
+                step=trajectory.base + run.call,
+                reads=tuple(trajectory.base + call for call in run.reads),
+                arrivals=() if micro else trajectory.announce(run.component),
+                fresh=prompts if start else (),
+                start=trajectory.base if start else None,
+                observe=trajectory.is_lagged and not micro,
+                ahead=None if micro else trajectory.ahead,
+                join=batch.join,
+            )
+            for branch, known in enumerate(values):
+                rank = rank_of(branch, run.component, self.plan.components)
+                if rank == 0:
+                    own.append(command)
+                else:
+                    self._ranks.command(rank, command)
+                self._send_inputs(rank, built, command, known)
+        return own
+
+    def _all_results(self, own: Sequence[Evaluate], branches: int) -> Work[list[dict[str, torch.Tensor]]]:
         """The driver's own part and the other branches' results: all waits of a step, so that it has one deadline."""
-        results = [(yield from self._ranks.worker.evaluate(own))]
+        worker = self._ranks.worker
+        results = yield from together([worker.evaluate(command) for command in own], worker.mailbox)
         for _ in range(1, branches):
-            results.append((yield from self._ranks.worker.results_of(own)))
+            for command in own:
+                results.append((yield from worker.results_of(command)))
         return results
 
-    def _send_inputs(self, rank: int, built: _Graph, command: Evaluate, half: Mapping[str, torch.Tensor]) -> None:
+    def _send_inputs(self, rank: int, built: _Graph, command: Evaluate, values: Tensors) -> None:
         """Send a rank what it reads of an evaluation's inputs and of the preamble's values."""
-        branch, component = seat_of(rank, self.plan.components)
-        spec = built.specs[component]
+        spec = built.specs[seat_of(rank, self.plan.components)[1]]
         read = set(spec.program.inputs)
-        preamble = self._preambles[built.table]
-        values = dict(half)
-        if not read.isdisjoint(preamble.values):
-            values |= preamble.compute(command.context, branch, half)
         mailbox = self._ranks.worker.mailbox
         for index, wire in enumerate(spec.wires):
             if wire.source is None and wire.value in read and (wire.role > Role.PROMPT or wire.value in command.fresh):

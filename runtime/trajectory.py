@@ -41,8 +41,8 @@ class _Seen:
 class Trajectory:
     """The present trajectory of one cache context.
 
-    number: of the context, in message keys. call: the next call of this trajectory. base: the step number of its
-    call 0; step numbers never fall within a context.
+    number: of the context, in message keys; the next ``micro-batches`` numbers are theirs. call: the next call of this
+    trajectory. base: the step number of its call 0; step numbers never fall within a context.
     """
 
     number: int
@@ -58,34 +58,31 @@ class Trajectory:
     _schedule: Schedule | None = None
     _course: Course | None = None
     _forecasts: dict[str, Forecast] = field(default_factory=dict)  # by latent input
+    _begun: set[tuple[int, int]] = field(default_factory=set)  # (context, component) that have run in it
 
     @property
     def schedule(self) -> Schedule:
         assert self._schedule is not None, "no call has been made"
         return self._schedule
 
-    def advance(
-        self, graph: TracedGraph, branches: int, tensors: Tensors, scheduler: Any
-    ) -> tuple[bool, tuple[str, ...]]:
-        """Take the inputs of the next call: (whether it starts a trajectory, the prompt inputs to send anew).
+    def advance(self, graph: TracedGraph, branches: int, tensors: Tensors, scheduler: Any) -> None:
+        """Take the inputs of the next call.
 
         A trajectory starts when the pipeline's scheduler has new timesteps, the timestep rises or is not the one that
         was looked ahead to, the graph is another, or a prompt input has changed.
         """
-        fresh = self._fresh_prompts(graph, tensors)
+        fresh = self._take_prompts(graph, tensors)
         timestep = _timestep_of(graph, tensors)
         marker = getattr(scheduler, "timesteps", None)
         rose = timestep is None or self._timestep is None or timestep > self._timestep
         astray = self._course is not None and not self._course.expects(self.call, timestep or 0.0)
         what = (id(graph), branches)
-        start = rose or astray or bool(fresh) or marker is not self._marker or what != self._what
+        start = rose or astray or fresh or marker is not self._marker or what != self._what
         self._marker, self._timestep, self._what = marker, timestep, what
         if start:
             self._start(graph, timestep, scheduler)
-            fresh = tuple(item.name for item in graph.inputs if item.role <= Role.PROMPT)
         for path, forecast in self._forecasts.items():
             forecast.observe(tensors[path])
-        return start, fresh
 
     def _start(self, graph: TracedGraph, timestep: float | None, scheduler: Any) -> None:
         """Choose the mode: look-ahead where the trajectory's course is known, else async."""
@@ -94,6 +91,7 @@ class Trajectory:
         self.call, self.base = 0, self._next_base
         self._unannounced = [[[] for _ in range(manner.components)] for _ in range(manner.components)]
         self._course, self._forecasts = None, {}
+        self._begun.clear()
         if mode == "lookahead" and reach > 0:
             self._course = course_of(scheduler, timestep) if timestep is not None else None
             if self._course is None:
@@ -106,14 +104,20 @@ class Trajectory:
         calls = self._course.calls if self._course is not None else None
         self._schedule = Schedule(manner.components, mode, warmup, manner.periods, calls=calls)
 
-    def runs(self) -> list[Run]:
-        """What to run at this call; remembered as announced to nobody yet."""
+    def runs(self, heard: bool = True) -> list[Run]:
+        """What to run at this call; remembered as announced to nobody yet where its messages will be ``heard`` of."""
         runs = self.schedule.runs(self.call)
-        if self.is_lagged:
+        if self.is_lagged and heard:
             for run in runs:
                 for reader in self._unannounced:
                     reader[run.component].append(self.base + run.call)
         return runs
+
+    def begin(self, context: int, component: int) -> bool:
+        """Whether a component is now told for the first time in this trajectory to run in a context."""
+        first = (context, component) not in self._begun
+        self._begun.add((context, component))
+        return first
 
     @property
     def is_lagged(self) -> bool:
@@ -149,9 +153,9 @@ class Trajectory:
                 later[item.name] = self._course.timestep(call, tensors[item.name])
         return later
 
-    def _fresh_prompts(self, graph: TracedGraph, tensors: Tensors) -> tuple[str, ...]:
-        """The prompt inputs that are not what they were at the last call, even if changed in place."""
-        fresh = []
+    def _take_prompts(self, graph: TracedGraph, tensors: Tensors) -> bool:
+        """Whether a prompt input is not what it was at the last call, even if changed in place."""
+        fresh = False
         for item in graph.inputs:
             if item.role > Role.PROMPT:
                 continue
@@ -162,11 +166,11 @@ class Trajectory:
             if known is not None and known.tensor is tensor and known.version == version != -1:
                 continue
             if known is None or not _same(known.copy, tensor):
-                fresh.append(item.name)
+                fresh = True
                 self._prompts[item.name] = _Seen(tensor, version, tensor.detach().clone())
             else:
                 self._prompts[item.name] = _Seen(tensor, version, known.copy)
-        return tuple(fresh)
+        return fresh
 
 
 def _timestep_of(graph: TracedGraph, tensors: Tensors) -> float | None:

@@ -19,9 +19,10 @@ from partitioner.ir import Parameter, Role
 from partitioner.program import Compute, Receive
 from runtime.component import Component, ComponentSpec, Segment
 from runtime.errors import ComponentFailed, NonFiniteValue, RankOutOfMemory, bytes_wanted
+from runtime.microbatches import join
 from runtime.predictor import PREDICTORS, Hold, Predictor
 from runtime.recording import Computed, Recorder, Sent, Taken
-from runtime.transport import Expected, Key, Mailbox
+from runtime.transport import Expected, Key, Mailbox, pack, unpack
 from runtime.weights import at_offset, read_stored
 
 T = TypeVar("T")
@@ -75,14 +76,26 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Join:
+    """This evaluation is of micro-batch ``part`` of ``parts``: keep what it receives, and when all parts are there put
+    it in as the message of the whole batch, of ``table`` and ``context``."""
+
+    table: int
+    context: int
+    part: int
+    parts: int
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Run one evaluation.
 
     reads: per component, the step of the message to read from it; equal to ``step`` in exact evaluations and in
     look-ahead, earlier where it is lagged. arrivals: per component, steps that it was newly told to run in this
     context, in order; their messages are observed by the predictors. fresh: the prompt inputs that come with
-    this evaluation; the others are as before. start: first evaluation of a trajectory in this context. ahead: in
-    look-ahead the first step that is not run exactly; messages of such steps may overtake exact ones.
+    this evaluation; the others are as before. start: where this is the first evaluation of a trajectory in this
+    context, the step of the trajectory's first call. ahead: in look-ahead the first step that is not run exactly;
+    messages of such steps may overtake exact ones. join: of a micro-batch whose messages will be read lagged.
     """
 
     table: int
@@ -91,9 +104,10 @@ class Evaluate:
     reads: tuple[int, ...]
     arrivals: tuple[tuple[int, ...], ...]
     fresh: tuple[str, ...]
-    start: bool
+    start: int | None
     observe: bool
     ahead: int | None = None
+    join: Join | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,6 @@ class _Context:
     prompt_values: dict[str, torch.Tensor] = field(default_factory=dict)
     predictors: dict[str, Predictor] = field(default_factory=dict)
     unobserved: dict[str, deque[int]] = field(default_factory=dict)
-    table: int = -1
 
 
 class Worker:
@@ -128,6 +141,7 @@ class Worker:
         self._components: dict[int, Component] = {}
         self._static: dict[int, dict[str, torch.Tensor]] = {}  # table -> parameters and constants by value name
         self._contexts: dict[int, _Context] = {}
+        self._unjoined: dict[Key, dict[int, torch.Tensor]] = {}  # message of a whole batch -> its parts so far
 
     def build(self, command: Build) -> None:
         """Lower the component. Its parameters may come before or after."""
@@ -178,8 +192,8 @@ class Worker:
         self.step, self.busy = command.step, True
         component = self._components[command.table]
         context = self._contexts.setdefault(command.context, _Context())
-        if command.start or context.table != command.table:
-            self._start_trajectory(context, command)
+        if command.start is not None:
+            self._start_trajectory(context, command.context, command.start, command.ahead)
         values = yield from self._read_inputs(component, context, command)
         static = self._static_values(command.table, component)
         hoisted = component.hoisted
@@ -216,12 +230,11 @@ class Worker:
             results[name] = yield from self._receive(key)
         return results
 
-    def _start_trajectory(self, context: _Context, command: Evaluate) -> None:
-        context.table = command.table
+    def _start_trajectory(self, context: _Context, number: int, first_step: int, ahead: int | None) -> None:
         context.predictors.clear()
         context.unobserved.clear()
         context.prompt_values = {}
-        self.mailbox.forget(command.context, command.step, command.ahead)
+        self.mailbox.forget(number, first_step, ahead)
 
     def _receive(self, key: Key) -> Work[torch.Tensor]:
         start = Recorder.now()
@@ -300,7 +313,10 @@ class Worker:
         wanted = command.reads[step.source]
         key = Key(command.table, wire, command.context, wanted)
         if not command.observe:
-            return (yield from self._receive(key))
+            tensor = yield from self._receive(key)
+            if command.join is not None:
+                self._join(command.join, key, tensor)
+            return tensor
         predictor = context.predictors.get(step.value)
         if predictor is None:
             floating = component.spec.wires[wire].meta.dtype.startswith(("float", "bfloat"))
@@ -308,15 +324,26 @@ class Worker:
             context.predictors[step.value] = predictor
         unobserved = context.unobserved.setdefault(step.value, deque())
         unobserved.extend(command.arrivals[step.source])
-        tensor = None
+        latest = None
         while unobserved and unobserved[0] <= wanted:
             observed = unobserved.popleft()
-            tensor = yield from self._receive(key._replace(step=observed))
-            predictor.observe(observed, tensor)
+            latest = yield from self._receive(key._replace(step=observed))
+            predictor.observe(observed, latest)
         if wanted == command.step:
-            assert tensor is not None
-            return tensor
+            assert latest is not None
+            return latest
         return predictor.estimate(command.step)
+
+    def _join(self, to: Join, key: Key, tensor: torch.Tensor) -> None:
+        """Take a part of a message; when all are there, so is the message."""
+        whole = Key(to.table, key.wire, to.context, key.step)
+        parts = self._unjoined.setdefault(whole, {})
+        parts[to.part] = tensor
+        if len(parts) == to.parts:
+            del self._unjoined[whole]
+            meta = self.mailbox.expected(whole).meta
+            tensor = join([parts[part] for part in range(to.parts)], meta)
+            self.mailbox.deliver(whole, unpack(pack(tensor, meta), meta))  # as if it had been sent
 
     def _send(
         self, component: Component, command: Evaluate, value: str, ranks: Sequence[int], tensor: torch.Tensor
@@ -332,6 +359,24 @@ class Worker:
             size_bytes = tensor.numel() * tensor.element_size()
             self.recorder.marks.append(Sent(tuple(key), tuple(ranks), value, size_bytes, Recorder.now()))
         self.mailbox.send(ranks, key, tensor)
+
+
+def together(works: Sequence[Work[T]], mailbox: Mailbox) -> Work[list[T]]:
+    """Evaluations that need nothing of each other, as one: while an earlier one must wait, a later one goes on."""
+    values: dict[int, T] = {}
+    waiting: dict[int, Key] = {}
+    while len(values) < len(works):
+        able = [i for i in range(len(works)) if i not in values and (i not in waiting or mailbox.ready(waiting[i]))]
+        if not able:
+            yield waiting[min(waiting)]
+            continue
+        first = able[0]
+        waiting.pop(first, None)
+        try:
+            waiting[first] = next(works[first])
+        except StopIteration as done:
+            values[first] = done.value
+    return [values[i] for i in range(len(works))]
 
 
 def _is_not_finite(tensor: torch.Tensor) -> bool:
