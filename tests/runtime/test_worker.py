@@ -13,7 +13,7 @@ from partitioner.ir import TracedGraph
 from runtime.component import build_specs
 from runtime.errors import ComponentFailed, NonFiniteValue, RankOutOfMemory
 from runtime.transport import Key, LocalMailbox
-from runtime.worker import Build, Evaluate, Load, Setup, Worker, run_to_end
+from runtime.worker import Build, Evaluate, Load, Setup, Work, Worker, run_to_end, together
 
 
 class Pair(nn.Module):
@@ -61,9 +61,10 @@ class Ranks:
             index = next(i for i, wire in enumerate(self.specs[0].wires) if wire.value == name)
             self.workers[rank].mailbox.deliver(Key(0, index, 0, step), torch.tensor([value]))
 
-    def command(self, step: int, read: int | None = None, **options: Any) -> Evaluate:
+    def command(self, step: int, read: int | None = None, start: bool | None = None, **options: Any) -> Evaluate:
         read = step if read is None else read
-        values = {"arrivals": ((), ()), "fresh": (), "start": step == 0, "observe": False, **options}
+        starts = step == 0 if start is None else start
+        values = {"arrivals": ((), ()), "fresh": (), "start": step if starts else None, "observe": False, **options}
         return Evaluate(table=0, context=0, step=step, reads=(read, read), **values)
 
     def run(self, worker: Worker, command: Evaluate) -> dict[str, torch.Tensor]:
@@ -132,6 +133,30 @@ def test_a_new_trajectory_forgets_predictors_and_old_messages() -> None:
     result = ranks.run(ranks.driver, ranks.command(3, read=2, observe=True, start=False))
     assert float(next(iter(result.values()))) == pytest.approx(float(torch.tensor(20.0).log()) + 4), "one value is held"
     assert ranks.driver.mailbox.kept == 0
+
+
+def test_evaluations_together_go_on_while_one_of_them_waits() -> None:
+    mailbox = LocalMailbox(0, [], torch.device("cpu"))
+    keys = [Key(0, 0, part, 0) for part in range(2)]
+    order: list[str] = []
+
+    def evaluation(part: int) -> Work[int]:
+        order.append(f"{part} begins")
+        while not mailbox.ready(keys[part]):
+            yield keys[part]
+        order.append(f"{part} ends")
+        return 10 * part
+
+    work = together([evaluation(0), evaluation(1)], mailbox)
+    assert next(work) == keys[0]
+    assert order == ["0 begins", "1 begins"]
+    mailbox.deliver(keys[1], torch.zeros(()))
+    assert next(work) == keys[0]
+    assert order[2:] == ["1 ends"]
+    mailbox.deliver(keys[0], torch.zeros(()))
+    with pytest.raises(StopIteration) as end:
+        next(work)
+    assert end.value.value == [0, 10]
 
 
 def test_a_wait_without_end_is_given_up() -> None:
