@@ -1,7 +1,8 @@
-"""Memory: whether the devices have what a plan says that its ranks need."""
+"""Memory: whether the devices have what a plan says that its ranks need, what a process has, and giving it back."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,12 +77,30 @@ def _left_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
     """What the control group of this process, such as a container, may still take (cgroup v2)."""
     try:
         limit = (folder / "memory.max").read_text().strip()
+        if limit == "max":
+            return None
         used = int((folder / "memory.current").read_text())
         cached = next(
             int(line.split()[1])
             for line in (folder / "memory.stat").read_text().splitlines()
             if line.startswith("file ")
         )
+        return int(limit) - used + cached
     except (OSError, StopIteration, ValueError):
         return None
-    return int(limit) - used + cached if limit != "max" else None
+
+
+def private_bytes() -> int:
+    """Resident memory of this process that is no file's (libraries and mapped parameters are); 0 where unknown."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+
+
+def give_back() -> None:
+    """Hand memory that this process has freed back to the system; glibc keeps much of it until it is told."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

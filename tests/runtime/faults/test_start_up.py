@@ -83,6 +83,7 @@ def test_ports_are_the_systems_choice_and_on_the_loopback_interface() -> None:
 
 DRIVER = """
 import signal, sys
+phase = sys.argv[1]
 from tests.runtime.faults.trouble import call_until_it_fails, engine_for, fragile, plan_for, trajectory
 
 class Terminated(BaseException):
@@ -96,10 +97,10 @@ denoiser = fragile()
 plan = plan_for(denoiser, 3)
 print("starting", flush=True)
 try:
-    with engine_for(denoiser, plan) as engine:
+    with engine_for(denoiser, plan, exact=phase == "warm-up") as engine:
         trajectory(engine)
         print("running", flush=True)
-        call_until_it_fails(engine)
+        call_until_it_fails(engine, begin=6)
 except KeyboardInterrupt:
     sys.exit(130)
 except Terminated:
@@ -108,17 +109,20 @@ except Terminated:
 
 
 @pytest.mark.parametrize(
-    ("when", "number", "status"),
+    ("phase", "number", "status"),
     [
-        ("starting", signal.SIGKILL, -9),
-        ("running", signal.SIGKILL, -9),
-        ("running", signal.SIGINT, 130),
-        ("running", signal.SIGTERM, 143),
+        ("start", signal.SIGKILL, -9),
+        ("warm-up", signal.SIGKILL, -9),
+        ("async", signal.SIGKILL, -9),
+        ("async", signal.SIGINT, 130),
+        ("async", signal.SIGTERM, 143),
     ],
 )
-def test_ranks_end_with_their_driver(when: str, number: signal.Signals, status: int) -> None:
+def test_ranks_end_with_their_driver(phase: str, number: signal.Signals, status: int) -> None:
+    """Fault 4, and fault 1 of rank 0, which is the driver."""
+    when = "starting" if phase == "start" else "running"
     with subprocess.Popen(
-        [sys.executable, "-c", DRIVER], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", DRIVER, phase], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as driver:
         assert driver.stdout is not None
         assert driver.stderr is not None

@@ -1,0 +1,44 @@
+"""Faults 1, 2, 4 and 14 where torchrun has started the ranks, on two machines."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+from tests.runtime.faults.traces import is_gone
+from tests.runtime.faults.trouble import DEADLINE_S
+from tests.runtime.two_agents import agents
+
+SCRIPT = "tests.runtime.faults.torchrun_script"
+
+
+def test_ranks_that_die_or_stall_are_named_and_the_next_start_works(tmp_path: Path) -> None:
+    """Last of all torchrun's agent ends the process that it has started for rank 1."""
+    with agents("-m", SCRIPT, "keeper", logs=tmp_path) as (first, second):
+        out, err = first.communicate(timeout=120)
+        assert first.returncode == 1, err
+        no_out, err = second.communicate(timeout=60)
+        assert (second.returncode, no_out) == (1, ""), err
+    sound, dead, stopped, sound_again, ended = map(json.loads, out.splitlines())
+    assert sound == sound_again == {"fault": "none", "equal": True}
+    for told, error in ((dead, "RankDied"), (stopped, "RankStalled"), (ended, "RankDied")):
+        assert (told["error"], told["rank"], told["gone"]) == (error, 1, True)
+        assert told["seconds"] < 2 + DEADLINE_S * (error == "RankStalled")
+    assert re.search(r"its process \d+ on \S+ was killed by signal 9 .SIGKILL", dead["text"])
+    assert f"waits for %{stopped['value']} of rank 1" in stopped["text"]
+    assert "ended with the process that torchrun had started for it" in ended["text"]
+
+
+def test_ranks_end_with_their_driver(tmp_path: Path) -> None:
+    with agents("-m", SCRIPT, "driver", logs=tmp_path) as (first, second):
+        assert first.stdout is not None
+        words = json.loads(first.stdout.readline())
+        until = time.monotonic() + 5
+        while not all(map(is_gone, words["pids"])):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert (first.wait(timeout=60), second.wait(timeout=60)) == (1, 1)
+        assert second.stderr is not None
+        assert "the driver, rank 0, has ended without a word" in second.stderr.read()

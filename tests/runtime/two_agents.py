@@ -1,0 +1,47 @@
+"""torchrun on two "machines": two of its agents on the loopback interface, each with one rank."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def agents(
+    *arguments: str, logs: Path, folders: Sequence[Path] = (ROOT, ROOT)
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two agents that run the same arguments, each in its folder; the first one's rank is 0. None is left after."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "0",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "two",
+        "--log-dir", str(logs), *arguments,
+    ]  # fmt: skip
+    running = [
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for folder in folders
+    ]
+    try:
+        yield running
+    finally:
+        for agent in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(agent.pid, signal.SIGKILL)
+            agent.communicate()
