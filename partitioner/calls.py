@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from partitioner.cost import value_metas
 from partitioner.errors import MeasureError
 from partitioner.ir import Node, Role, TensorMeta, TracedGraph
-from partitioner.operators import bind, resolve
+from partitioner.operators import bind, lowered, resolve
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,17 @@ class Call:
             tensor.sum() if tensor.dtype.itemsize > 1 else tensor.clone()  # 8-bit floats have no sum
 
 
-def make_call(graph: TracedGraph, node: Node, device: torch.device, fresh: dict[str, Any]) -> Call:
-    """A call on random tensors. fresh: latent values made so far by name, shared with and extended for the caller."""
+def make_call(
+    graph: TracedGraph,
+    node: Node,
+    device: torch.device,
+    fresh: dict[str, Any],
+    compiled: Callable[..., Any] | None = None,
+) -> Call:
+    """A call on random tensors. fresh: latent values made so far by name, shared with and extended for the caller.
+
+    compiled: what compiled_node made of the operator, to be called instead of it.
+    """
     values: dict[str, Any] = {}
     for name in node.reads:
         if name not in fresh:
@@ -46,11 +55,28 @@ def make_call(graph: TracedGraph, node: Node, device: torch.device, fresh: dict[
             values[name] = fresh[name]
     return Call(
         node=node,
-        function=resolve(node.target),
-        args=[bind(argument, values, device) for argument in node.args],
-        kwargs={key: bind(argument, values, device) for key, argument in node.kwargs},
+        function=compiled or resolve(node.target),
+        args=[values[name] for name in _distinct(node.reads)]
+        if compiled
+        else [bind(a, values, device) for a in node.args],
+        kwargs={} if compiled else {key: bind(argument, values, device) for key, argument in node.kwargs},
         fresh=[values[n] for n in node.reads if n in fresh and isinstance(values[n], torch.Tensor)],
     )
+
+
+def compiled_node(node: Node, device: torch.device) -> Callable[..., Any]:
+    """What torch.compile makes of one operator, a function of what the node reads; its first call takes seconds.
+
+    Every one has a code object of its own: torch compiles the same one a few times only.
+    """
+    run: Callable[..., Any] = torch.compile(
+        lowered([node], _distinct(node.reads), [node.name], device).forward, dynamic=False
+    )
+    return run
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def _role(graph: TracedGraph, name: str) -> Role:

@@ -29,7 +29,8 @@ class Options:
     """What a user may ask for; None leaves the choice to the planner.
 
     period: every how many steps all components but the last recompute. memory_limit_bytes: of each device, on top of
-    what its data sheet says. prove: look for a certificate with HiGHS. force: also a plan that is
+    what its data sheet says. driver_ms: the pipeline's own work per step (guidance, the scheduler), done by rank 0.
+    prove: look for a certificate with HiGHS. force: also a plan that is
     predicted to be slower than one device.
     """
 
@@ -40,6 +41,7 @@ class Options:
     predictor: Predictor | None = None
     prefer: Prefer = "quality"
     memory_limit_bytes: float | None = None
+    driver_ms: float = 0.0
     prove: bool = False
     force: bool = False
 
@@ -52,6 +54,8 @@ class Options:
             raise UsageError(f"warm-up is {self.warmup} steps; expected 1 to 10000")
         if self.memory_limit_bytes is not None and not self.memory_limit_bytes > 0:
             raise UsageError(f"the memory limit is {self.memory_limit_bytes / 1e9:g} GB; expected more than 0")
+        if not 0 <= self.driver_ms < math.inf:
+            raise UsageError(f"the driver's work is {self.driver_ms} ms per step; expected 0 or more")
         if self.period > 1 and self.mode == "lookahead":
             raise UsageError("look-ahead recomputes every component in every step; use --period 1 or --mode async")
         if self.prove and self.period > 1:

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -138,7 +139,7 @@ def _partition(arguments: argparse.Namespace) -> str:
 
     from partitioner.fleet import parse_fleet
     from partitioner.pricing import choose_pricing
-    from profiles.devices import DEFAULT_DEVICE
+    from profiles.devices import DEFAULT_DEVICE, device_spec
 
     # a process that has not used torch yet can be forked without harm to torch's threads
     untouched = "torch" not in sys.modules
@@ -155,6 +156,7 @@ def _partition(arguments: argparse.Namespace) -> str:
     if arguments.refine and pricing.live is None:
         raise UsageError("--refine measures components; give --profile cuda:0 or --profile cpu as well")
     fleet = parse_fleet(arguments.devices, pricing.reference)
+    options = replace(options, driver_ms=device_spec(pricing.reference).driver_ms)
 
     from partitioner.models import model_spec
     from partitioner.planner import plan_model

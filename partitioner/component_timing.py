@@ -6,21 +6,22 @@ overhead, the clock under load. The planner rescales the costs by the difference
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import fx, nn
 
 from partitioner.calls import random_value
 from partitioner.ir import Node, TracedGraph
-from partitioner.measure import measure_by_turns, measure_whole, summarise
-from partitioner.operators import bind, resolve
+from partitioner.measure import Mode, measure_by_turns, measure_whole, summarise
+from partitioner.operators import lowered
 
 
-def time_components(graph: TracedGraph, placed: Mapping[str, int], components: int, device: str) -> list[float]:
-    """Median time in ms of each component's latent nodes, run in order with a warm device; eager.
+def time_components(
+    graph: TracedGraph, placed: Mapping[str, int], components: int, device: str, *, mode: Mode = "eager"
+) -> list[float]:
+    """Median time in ms of each component's latent nodes, run in order with a warm device.
 
     placed: latent node name -> component. On a CPU the components take turns; on a GPU they come one after the other,
     so that only one at a time needs to fit. Raises MeasureError as measure_whole does.
@@ -31,9 +32,9 @@ def time_components(graph: TracedGraph, placed: Mapping[str, int], components: i
         for component in range(components)
     )
     if target.type == "cpu":
-        taken = measure_by_turns([make() for make in runs], device)
+        taken = measure_by_turns([make() for make in runs], device, mode=mode)
     else:
-        taken = [measure_whole(make(), device) for make in runs]
+        taken = [measure_whole(make(), device, mode=mode) for make in runs]
     return [summarise(samples).median_ms for samples in taken]
 
 
@@ -41,9 +42,9 @@ def _runner(graph: TracedGraph, nodes: list[Node], device: torch.device) -> Call
     """A call of the nodes; what they read from outside are random tensors, which writes in place may change."""
     made = {node.name for node in nodes}
     external = list(dict.fromkeys(name for node in nodes for name in node.reads if name not in made))
-    module = _lowered(nodes, external, _kept(graph, made), device)
+    module = lowered(nodes, external, _kept(graph, made), device)
     values = [random_value(graph, name, device) for name in external]
-    return lambda: module(*values)
+    return partial(module, *values)
 
 
 def _kept(graph: TracedGraph, made: set[str]) -> list[str]:
@@ -55,16 +56,3 @@ def _kept(graph: TracedGraph, made: set[str]) -> list[str]:
         if node.name in made
         and (node.name in results or any(reader not in made for reader in graph.readers.get(node.name, ())))
     ]
-
-
-def _lowered(nodes: Iterable[Node], reads: list[str], keeps: list[str], device: torch.device) -> fx.GraphModule:
-    lowered = fx.Graph()
-    values: dict[str, Any] = {name: lowered.placeholder(f"read_{i}") for i, name in enumerate(reads)}
-    for node in nodes:
-        values[node.name] = lowered.call_function(
-            resolve(node.target),
-            tuple(bind(argument, values, device) for argument in node.args),
-            {key: bind(argument, values, device) for key, argument in node.kwargs},
-        )
-    lowered.output(tuple(values[name] for name in keeps))
-    return fx.GraphModule(nn.Module(), lowered)

@@ -94,6 +94,11 @@ def estimate(graph: TracedGraph, device_name: str = DEFAULT_DEVICE) -> GraphCost
         spec = device_spec(device_name)
     except UnknownDeviceError as error:
         raise UsageError(str(error)) from error
+    return estimate_on(graph, spec, device_name)
+
+
+def estimate_on(graph: TracedGraph, spec: DeviceSpec, device_name: str) -> GraphCosts:
+    """As ``estimate``, for any data sheet."""
     return GraphCosts(
         nodes={node.name: _roofline(graph, node, spec) for node in graph.nodes},
         source="roofline",
@@ -177,8 +182,8 @@ def moves_data(graph: TracedGraph, node: Node) -> bool:
 
 
 def is_free(graph: TracedGraph, node: Node, mode: str) -> bool:
-    """Whether a node costs nothing: taking an item of a tuple; in a CUDA graph, also all that moves no data."""
-    return node.target == "operator.getitem" or (mode == "cuda_graph" and not moves_data(graph, node))
+    """Whether a node costs nothing: taking an item of a tuple; but for eager mode, also all that moves no data."""
+    return node.target == "operator.getitem" or (mode != "eager" and not moves_data(graph, node))
 
 
 def value_metas(graph: TracedGraph, name: str) -> tuple[TensorMeta, ...]:

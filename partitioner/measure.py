@@ -6,9 +6,12 @@ before, as if just computed. Repeating one call in a loop instead makes its weig
 denoiser's nodes some 10 % too small; flushing all caches makes it up to 30 % too large. Calls during which another
 thread had the core do not count, where there are enough others.
 
+"compiled": every operator is what torch.compile makes of it alone, less what calling any compiled function takes. That
+operators fuse is not seen in it, so the sum lies above the whole, more so the more elementwise operators there are.
+
 GPU: a call is repeated on copies of its parameters that together exceed the L2 cache. "eager" times calls that
 the host enqueues one after the other, so the longer of kernel and launch counts; "cuda_graph" replays them
-captured, so kernels alone count. Both note the host's time per launch.
+captured, so kernels alone count, and so does "compiled". All note the host's time per launch.
 """
 
 from __future__ import annotations
@@ -26,13 +29,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from partitioner.calls import Call, extent, first_line, first_run, make_call
+from partitioner.calls import Call, compiled_node, extent, first_line, first_run, make_call
 from partitioner.cost import is_free, signature, value_metas
 from partitioner.errors import MeasureError
 from partitioner.ir import Node, TracedGraph
 from profiles.cost_profile import SCHEMA_VERSION, CostProfile, SignatureCost
 
-Mode = Literal["eager", "cuda_graph"]
+Mode = Literal["eager", "cuda_graph", "compiled"]
 Progress = Callable[[int, int], None]
 
 MIN_ROUNDS = 5
@@ -54,7 +57,8 @@ def measure(
 ) -> CostProfile:
     """Time every distinct signature of a graph on a device: median and inter-quartile range of at least 5.
 
-    device: "cpu" (one thread) or "cuda:0". mode: "cuda_graph" needs a GPU. command: what to note as its origin.
+    device: "cpu" (one thread) or "cuda:0". mode: "cuda_graph" needs a GPU, "compiled" on a CPU a C++ compiler.
+    command: what to note as its origin.
     progress: called with (signatures done, signatures in all).
     Raises MeasureError for a device that is not there and for an operator that the device does not support.
     """
@@ -63,7 +67,7 @@ def measure(
     report = progress or (lambda done, total: None)
     with torch.inference_mode(), _steady_cpu():
         if target.type == "cpu":
-            costs = _measure_cpu(graph, calls, report)
+            costs = _measure_cpu(graph, calls, mode, report)
         else:
             costs = _measure_cuda(graph, calls, target, mode, report)
     return CostProfile(
@@ -83,7 +87,8 @@ def measure(
 def measure_whole(run: Callable[[], Any], device: str = "cpu", *, mode: Mode = "eager", calls: int = 5) -> list[float]:
     """Times in ms of whole calls of ``run``, one after the other, after two that warm up; the CPU with one thread.
 
-    mode "cuda_graph": ``run`` is captured once and replayed. MeasureError as for measure.
+    mode "cuda_graph": ``run`` is captured once and replayed; "compiled": compiled once, which may take minutes.
+    MeasureError as for measure.
     """
     return measure_by_turns([run], device, mode=mode, calls=calls)[0]
 
@@ -93,6 +98,8 @@ def measure_by_turns(
 ) -> list[list[float]]:
     """As measure_whole, of each of several, which take turns: where the machine becomes slower meanwhile, all do."""
     target = measuring_device(device, mode)
+    if mode == "compiled":
+        runs = [torch.compile(run, dynamic=False) for run in runs]
     with torch.inference_mode(), _steady_cpu():
         for run in runs:
             for _ in range(2):
@@ -204,11 +211,17 @@ def summarise(samples_ms: Sequence[float], launch_ms: float = 0.0) -> SignatureC
     return SignatureCost(median_ms=statistics.median(samples_ms), iqr_ms=high - low, launch_ms=launch_ms)
 
 
-def _measure_cpu(graph: TracedGraph, calls: Mapping[str, Node], report: Progress) -> dict[str, SignatureCost]:
+def _measure_cpu(
+    graph: TracedGraph, calls: Mapping[str, Node], mode: Mode, report: Progress
+) -> dict[str, SignatureCost]:
     device = torch.device("cpu")
+    launch_ms = _compiled_call_ms() if mode == "compiled" else 0.0
     costs: dict[str, SignatureCost] = {}
     for batch in _batches(graph, calls):
-        made = {text: make_call(graph, node, device, {}) for text, node in batch}
+        made = {
+            text: make_call(graph, node, device, {}, compiled_node(node, device) if mode == "compiled" else None)
+            for text, node in batch
+        }
         samples: dict[str, list[_Sample]] = {text: [] for text in made}
         for call in made.values():
             first_run(call, device)
@@ -217,9 +230,19 @@ def _measure_cpu(graph: TracedGraph, calls: Mapping[str, Node], report: Progress
                 if number < MIN_ROUNDS or samples[text][0].ms < SLOW_MS:
                     call.touch()
                     samples[text].append(_cpu_call(call.run))
-        costs |= {text: summarise(quietest(found, MIN_ROUNDS)) for text, found in samples.items()}
+        for text, found in samples.items():
+            costs[text] = summarise([max(ms - launch_ms, 0.0) for ms in quietest(found, MIN_ROUNDS)], launch_ms)
         report(len(costs), len(calls))
     return costs
+
+
+def _compiled_call_ms() -> float:
+    """What calling a compiled function takes that computes next to nothing, in ms."""
+    add = torch.compile(lambda tensor: tensor + 1, dynamic=False)
+    one = torch.ones(1)
+    for _ in range(3):
+        add(one)
+    return statistics.median(_cpu_call(lambda: add(one)).ms for _ in range(101))
 
 
 def _measure_cuda(
@@ -231,7 +254,8 @@ def _measure_cuda(
         for done, (text, node) in enumerate(calls.items(), 1):
             copies = _copies_beyond_cache(graph, node, cache_bytes)
             fresh: dict[str, Any] = {}  # the copies share what a step has just computed
-            made = [make_call(graph, node, device, fresh) for _ in range(copies)]
+            compiled = compiled_node(node, device) if mode == "compiled" else None
+            made = [make_call(graph, node, device, fresh, compiled) for _ in range(copies)]
             for call in made:
                 first_run(call, device)
             costs[text] = _time_cuda(made, mode)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
-from partitioner.ir import Argument, Ref, Symbol
+from partitioner.ir import Argument, Node, Ref, Symbol
 
 
 def resolve(target: str) -> Any:
@@ -31,3 +32,17 @@ def bind(argument: Argument, values: Mapping[str, Any], device: torch.device) ->
     if isinstance(argument, tuple):
         return [bind(item, values, device) for item in argument]
     return argument
+
+
+def lowered(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> fx.GraphModule:
+    """Nodes as a module of the positional inputs ``reads`` that returns the tuple ``keeps``."""
+    graph = fx.Graph()
+    values: dict[str, Any] = {name: graph.placeholder(f"read_{i}") for i, name in enumerate(reads)}
+    for node in nodes:
+        values[node.name] = graph.call_function(
+            resolve(node.target),
+            tuple(bind(argument, values, device) for argument in node.args),
+            {key: bind(argument, values, device) for key, argument in node.kwargs},
+        )
+    graph.output(tuple(values[name] for name in keeps))
+    return fx.GraphModule({}, graph)

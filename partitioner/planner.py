@@ -181,7 +181,10 @@ def plan_graphs(
     graphs = {1: whole} if half is None else {1: whole, 2: half}
     weights = None if drift is None else drift.weights
     with clock.measure("solve"):
-        problems = {branches: build_problem(graph, costs[branches], weights) for branches, graph in graphs.items()}
+        problems = {
+            branches: build_problem(graph, costs[branches], weights, driver_ms=options.driver_ms)
+            for branches, graph in graphs.items()
+        }
         sequential_ms = problems[1].total_ms / max(as_devices(fleet).speeds)
         candidates = list(find_candidates(problems, fleet, options, progress, drift))
         chosen = choose(candidates, len(fleet), options, sequential_ms, problems[1], fleet)
@@ -192,7 +195,7 @@ def plan_graphs(
             refinement = refine_split(
                 graphs[chosen.branches], costs[chosen.branches], chosen, fleet, options, timer, progress, drift
             )
-        sequential_ms *= refinement.scale
+        sequential_ms = options.driver_ms + (sequential_ms - options.driver_ms) * refinement.scale
         candidates[candidates.index(chosen)] = chosen = refinement.candidate
     certificate = None
     if options.prove and chosen.split is not None:
@@ -213,7 +216,7 @@ def plan_graphs(
         mode=chosen.mode,
         predictor=options.predictor or default_predictor(chosen.mode),
         devices=[fleet[d].name for d in chosen.device_of],
-        predicted=_predicted(graphs[chosen.branches], chosen, fleet, sequential_ms, costs[1]),
+        predicted=_predicted(graphs[chosen.branches], chosen, fleet, sequential_ms, costs[1], options.driver_ms),
         cost_source=CostSource(
             kind="measured" if costs[1].source == "measured" else "roofline",
             device=as_label(costs[1].device),
@@ -236,7 +239,12 @@ def default_predictor(mode: Mode) -> Predictor:
 
 
 def _predicted(
-    graph: TracedGraph, chosen: Candidate, fleet: Fleet, sequential_ms: float, whole_costs: GraphCosts
+    graph: TracedGraph,
+    chosen: Candidate,
+    fleet: Fleet,
+    sequential_ms: float,
+    whole_costs: GraphCosts,
+    driver_ms: float,
 ) -> Predicted:
     programs = build_programs(graph, chosen.placed, chosen.components)
     preamble = build_preamble(graph, chosen.placed, chosen.components)
@@ -251,9 +259,12 @@ def _predicted(
             held = {*program.parameters, *(preamble.parameters if driver else ())}
             metas = [graph.parameter_by_name[name].meta for name in held]
             speed = fleet[chosen.device_of[rank_of(branch, k, chosen.components)]].speed or 1.0
+            load_ms = figures.load_ms * slowest_of_pair[k] / speed
+            if k == chosen.components - 1 and not driver:  # the driver's own work is rank 0's only
+                load_ms -= driver_ms / speed
             components.append(
                 PredictedComponent(
-                    compute_ms=_rounded(figures.load_ms * slowest_of_pair[k] / speed),
+                    compute_ms=_rounded(load_ms),
                     macs=figures.macs,
                     parameters=sum(meta.numel for meta in metas),
                     parameter_bytes=sum(meta.size_bytes for meta in metas),

@@ -83,7 +83,7 @@ def refine_split(
         finish, mean = _finish_ms(measured, chosen, fleet)
         rounds.append(Round(tuple(predicted), tuple(measured), finish / mean if mean > 0 else 1.0))
         costs = _rescaled(costs, placed, predicted, measured)
-        problem = build_problem(graph, costs, weights)
+        problem = build_problem(graph, costs, weights, driver_ms=options.driver_ms)
         if finish < least:
             best, least = len(rounds) - 1, finish
             scale = sum(measured) / first if first > 0 else 1.0

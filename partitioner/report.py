@@ -156,7 +156,8 @@ def table(document: Mapping[str, Any]) -> str:
     source = (
         f"roofline estimate for {device}; nothing was measured"
         if estimate
-        else f"measured on {device} ({document['cost_covered']:.0%} of the time)"
+        else f"measured on {device} ({document['cost_covered']:.1%} of the time"
+        f"{'' if document['cost_covered'] > 0.9995 else '; the rest by a roofline calibrated on that'})"
     )
     devices = ", ".join(f"{len(list(same))} x {name}" for name, same in groupby(document["devices"]))
     mode = _MODES[document["mode"]]

@@ -24,7 +24,8 @@ class _Record(BaseModel):
 class SignatureCost(_Record):
     """Time of one call: median and inter-quartile range in ms.
 
-    launch_ms: the part that the host needs to enqueue the call on a GPU; 0 on a CPU, whose calls end when done.
+    launch_ms: what the host needs to enqueue the call on a GPU. On a CPU calls end when done: 0, and in mode "compiled"
+    what calling a compiled function takes, which the median leaves out.
     """
 
     median_ms: Milliseconds
@@ -56,7 +57,8 @@ class CostProfile(_Record):
     """Real measurements of operator calls on one device; loaded by signature (partitioner.cost.signature).
 
     device: "cpu" or "cuda"; device_name: what the system calls it. dtype: the dtype that most parameters have.
-    mode: "eager" (one call after the other, launches included) or "cuda_graph" (kernels alone, replayed).
+    mode: "eager" (one call after the other, launches included), "cuda_graph" (kernels alone, replayed) or "compiled"
+    (each operator compiled by itself, without what calling it takes).
     clock_mhz: of the core or the GPU when measured, None where unknown. versions: of torch and what it runs on.
     date: UTC, ISO 8601. command: what recorded it.
     """
@@ -67,7 +69,7 @@ class CostProfile(_Record):
     clock_mhz: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     versions: dict[Text, Text]
     dtype: Text
-    mode: Literal["eager", "cuda_graph"]
+    mode: Literal["eager", "cuda_graph", "compiled"]
     date: Text
     command: Text
     signatures: dict[Text, SignatureCost]

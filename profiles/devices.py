@@ -48,7 +48,11 @@ class Efficiency(_Record):
 
 
 class DeviceSpec(_Record):
-    """One device. peak_tflops: dense 1e12 operations per second, by dtype name and "tf32"; links: fastest first."""
+    """One device. peak_tflops: dense 1e12 operations per second, by dtype name and "tf32"; links: fastest first.
+
+    launch_us: host time to launch one kernel. driver_ms: guidance and a step of the scheduler, which the pipeline does
+    itself between two calls of the denoiser.
+    """
 
     title: str
     peak_tflops: Mapping[str, Positive]
@@ -56,6 +60,7 @@ class DeviceSpec(_Record):
     memory_bytes: Annotated[int, Field(gt=0)]
     efficiency: Efficiency
     launch_us: Positive
+    driver_ms: Positive
     links: Annotated[tuple[Link, ...], Field(min_length=1, strict=False)]
     source: str
 

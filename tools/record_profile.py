@@ -10,7 +10,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = ", ".join((*DENOISERS, *model_names()))
     parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {names}, a folder or a hub id")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0 (default: cpu)")
-    parser.add_argument("--mode", default="eager", choices=("eager", "cuda_graph"), help="default: eager")
+    parser.add_argument("--mode", default="eager", choices=get_args(Mode), help="default: eager")
     parser.add_argument("--output", required=True, metavar="FILE", help="the profile to write")
     parser.add_argument("--force", action="store_true", help="overwrite the file")
     options = parser.parse_args(arguments)

