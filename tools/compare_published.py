@@ -13,22 +13,20 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from statistics import mean
 from typing import Any
 
 from partitioner.baselines import published_split
-from partitioner.cost import GraphCosts
-from partitioner.graph import build_problem
-from partitioner.ir import TracedGraph
-from partitioner.problem import MODES, Devices, Problem
+from partitioner.candidates import Candidate, Options
+from partitioner.fleet import Device
+from partitioner.planner import Planning, plan_graphs
 from partitioner.schedule import Schedule
 from partitioner.simulate import Simulation, simulate, speed_of_light, without_communication
 from partitioner.simulate_asyncdiff import simulate_asyncdiff
-from partitioner.solve import Solver
-from profiles.devices import DeviceSpec, device_spec
-from tools.published_machine import DRIVER_MS, Case, load_case, machine_of, read_published, wire_of
+from profiles.devices import device_spec
+from tools.published_machine import Case, load_case, machine_of, read_published, wire_of
 
 COUNTS = (2, 3, 4, 8)
 LINKS = ("nvlink", "pcie")
@@ -67,58 +65,62 @@ def published_rows(case: Case) -> Iterator[dict[str, Any]]:
 
 
 def our_rows(case: Case, counts: Sequence[int] = COUNTS) -> Iterator[dict[str, Any]]:
-    """What this project's splits reach on the same machine, for each number of devices, mode and link.
+    """What the planner's plans reach on the same machine, for each number of devices, way of asking and link.
 
-    Two exact branches where the devices are even in number, as the planner prefers. Warm-up 1 as in the paper's
-    tables; look-ahead needs a step per component before its first prediction.
+    Unasked it recommends a mode and a warm-up. The others are that mode with the least warm-up that it allows (an exact
+    step per component before the first prediction), and async with 1, as in the paper's tables.
     """
-    graphs = {1: case.whole, 2: case.half}
-    costs = {1: case.costs_ms, 2: case.half_costs_ms}
-    solvers = {1: Solver(with_driver(case.whole, case.costs)), 2: Solver(with_driver(case.half, case.half_costs))}
     for count in counts:
-        branches = 2 if count % 2 == 0 else 1
-        components = count // branches
-        solver = solvers[branches]
-        for mode in MODES if components > 1 else MODES[:1]:
-            split = solver.solve(devices_of(case.spec, components), mode)
-            placed = dict(zip(solver.problem.names, split.assignment, strict=True))
-            warmup = components if mode == "lookahead" else 1
+        recommended = plan_case(case, count)
+        branches, components = recommended.chosen.branches, recommended.chosen.components
+        asked = [("recommended", recommended, recommended.plan.warmup)]
+        if components < recommended.plan.warmup and recommended.chosen.mode == "lookahead" and components > 1:
+            asked.append((f"--warmup {components}", recommended, components))
+        if components > 1:
+            in_async = plan_case(case, count, mode="async", branches=branches)
+            asked.append(("--mode async --warmup 1", in_async, 1))
+        for way, planning, warmup in asked:
             for link in LINKS:
-                machine = machine_of(case.spec, count, link)
-                schedule = Schedule(components, mode, warmup, (1,) * components)
-                play = partial(
-                    simulate, graphs[branches], placed, costs[branches],
-                    schedule=schedule, calls=case.steps, branches=branches,
-                )  # fmt: skip
-                played, unhindered = play(machine=machine), play(machine=without_communication(machine))
-                light = speed_of_light(played, unhindered, machine, sum(case.costs_ms.values()))
-                yield {
-                    "model": case.model,
-                    "devices": count,
-                    "link": link,
-                    "plan": f"{branches} x {components} x 1",
-                    "mode": mode if components > 1 else "exact",
-                    "warmup": warmup,
-                    "step_ms": played.step_ms,
-                    "communication_percent": 100 * played.communication_share,
-                    "simulated_speedup": case.sequential_ms / case.latency_ms(played),
-                    "speed_of_light": asdict(light),
-                    "denoiser_speedup": (case.sequential_ms - case.outside_ms) / played.trajectory_ms,
-                }
+                yield {"model": case.model, "devices": count, "link": link, "asked": way} | _played(
+                    case, planning.chosen, warmup, link
+                )
 
 
-def with_driver(graph: TracedGraph, costs: GraphCosts) -> Problem:
-    """The problem of a graph whose result also costs the driver's own work, so that its rank gets less of the rest."""
-    problem = build_problem(graph, costs)
-    times = problem.cost_ms.copy()
-    times[-1] += DRIVER_MS
-    return replace(problem, cost_ms=times)
+def plan_case(case: Case, count: int, **options: Any) -> Planning:
+    """The planner's plan for so many of the case's GPUs. It knows one link per device: PCIe, since bridges do not reach
+    everyone."""
+    wire = wire_of(case.spec, "pcie")
+    device = Device(case.costs.device, case.spec.memory_bytes, wire.gb_per_s, wire.latency_ms)
+    costs = {id(case.whole): case.costs, id(case.half): case.half_costs}
+    return plan_graphs(
+        case.whole,
+        case.half,
+        (device,) * count,
+        lambda graph: costs[id(graph)],
+        Options(driver_ms=case.spec.driver_ms, **options),
+    )
 
 
-def devices_of(spec: DeviceSpec, count: int) -> Devices:
-    """What the solver knows of the machine: one link per device, PCIe, since bridges do not reach everyone."""
-    wire = wire_of(spec, "pcie")
-    return Devices.equal(count, memory_bytes=spec.memory_bytes, link_gb_per_s=wire.gb_per_s, latency_ms=wire.latency_ms)
+def _played(case: Case, chosen: Candidate, warmup: int, link: str) -> dict[str, Any]:
+    """Figures of a plan that the simulator plays."""
+    graph, costs_ms = (case.half, case.half_costs_ms) if chosen.branches == 2 else (case.whole, case.costs_ms)
+    machine = machine_of(case.spec, chosen.ranks, link)
+    schedule = Schedule(chosen.components, chosen.mode, warmup, chosen.periods)
+    play = partial(
+        simulate, graph, chosen.placed, costs_ms, schedule=schedule, calls=case.steps, branches=chosen.branches
+    )
+    played, unhindered = play(machine=machine), play(machine=without_communication(machine))
+    light = speed_of_light(played, unhindered, machine, sum(case.costs_ms.values()))
+    return {
+        "plan": f"{chosen.branches} x {chosen.components} x {chosen.period}",
+        "mode": chosen.mode if chosen.components > 1 else "exact",
+        "warmup": warmup,
+        "step_ms": played.step_ms,
+        "communication_percent": 100 * played.communication_share,
+        "simulated_speedup": case.sequential_ms / case.latency_ms(played),
+        "speed_of_light": asdict(light),
+        "denoiser_speedup": (case.sequential_ms - case.outside_ms) / played.trajectory_ms,
+    }
 
 
 def compare(models: Sequence[str], published: Mapping[str, Any], counts: Sequence[int] = COUNTS) -> dict[str, Any]:
@@ -165,8 +167,8 @@ def table(document: Mapping[str, Any]) -> str:
     lines = [f"published: {document['source']}", f"machine: {document['machine']}", ""]
     for model, fit in document["fitted"].items():
         lines.append(
-            f"{model:12} efficiencies of the data sheet x {fit['efficiency']:.2f}, fitted to one GPU's published "
-            f"latency; {fit['outside_s']:.2f} s besides the denoiser; warm-up {fit['warmup']}"
+            f"{model:12} every operator class reaches {fit['efficiency']:.1%} of its peak, fitted to one GPU's "
+            f"published latency alone; {fit['outside_s']:.2f} s besides the denoiser; warm-up {fit['warmup']}"
         )
     for title, key in (("AsyncDiff, Table 1", "rows"), ("AsyncDiff, Table 4", "videos")):
         if document[key]:
@@ -194,16 +196,16 @@ def _published_line(row: Mapping[str, Any]) -> str:
 
 
 def _our_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield "this project on the same machine, all SIMULATED; plan: branches x components x period"
-    head = f"{'':12} {'devices':>7} {'plan':>10} {'mode':>10} {'warm-up':>8}"
+    yield "this project's plans on the same machine, all SIMULATED; plan: branches x components x period"
+    head = f"{'':12} {'devices':>7} {'plan':>10} {'mode':>10} {'warm-up':>8}  {'asked for':24}"
     yield head + "".join(f"{link:>10}" for link in LINKS)
     by_plan: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        by_plan.setdefault((row["model"], row["devices"], row["mode"]), []).append(row)
-    for (model, devices, _), same in by_plan.items():
+        by_plan.setdefault((row["model"], row["devices"], row["asked"]), []).append(row)
+    for (model, devices, asked), same in by_plan.items():
         first = same[0]
         columns = "".join(f"{row['simulated_speedup']:8.2f} x" for row in same)
-        yield f"{model:12} {devices:7} {first['plan']:>10} {first['mode']:>10} {first['warmup']:8}{columns}"
+        yield f"{model:12} {devices:7} {first['plan']:>10} {first['mode']:>10} {first['warmup']:8}  {asked:24}{columns}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,9 @@
 """published_machine: the machine of AsyncDiff's paper, simulated, and its models priced for it.
 
 RTX A5000s by their data sheet, NVLink bridges between pairs of cards and PCIe between the pairs. One number per model
-is fitted, to the published latency of one GPU and to nothing else: a factor on the efficiencies that devices.json
-gives the operator classes.
+is fitted, to the published latency of one GPU and to nothing else: the share of its peaks that the GPU reaches. A
+latency is one equation, so all operator classes of a model get the same figure; the efficiencies that devices.json
+assumes are not used.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from partitioner.cost import GraphCosts, estimate
+from partitioner.cost import GraphCosts, estimate_on
 from partitioner.ir import TracedGraph
 from partitioner.machine import Machine, Wire, work
 from partitioner.model_source import diffusers_class
 from partitioner.models import model_spec, trace_model
 from partitioner.simulate import Simulation
-from profiles.devices import DeviceSpec, device_spec
+from profiles.devices import DeviceSpec, Efficiency, device_spec
 from profiles.strict_json import read_json
 
 PUBLISHED = Path(__file__).parent / "data" / "asyncdiff_published.json"
-DRIVER_MS = 0.5  # guidance and a DDIM step, some ten launches and small kernels: an assumption
+PEAK = Efficiency(conv=1.0, matmul=1.0, attention=1.0, memory=1.0)
 
 
 def read_published() -> dict[str, Any]:
@@ -41,7 +42,7 @@ def wire_of(spec: DeviceSpec, name: str) -> Wire:
 
 def machine_of(spec: DeviceSpec, ranks: int, link: str) -> Machine:
     """Equal GPUs over PCIe; with link "nvlink" a bridge joins ranks 0 and 1, 2 and 3, and so on."""
-    machine = Machine.uniform(ranks, wire_of(spec, "pcie"), launch_ms=spec.launch_us * 1e-3, driver_ms=DRIVER_MS)
+    machine = Machine.uniform(ranks, wire_of(spec, "pcie"), launch_ms=spec.launch_us * 1e-3, driver_ms=spec.driver_ms)
     if link == "pcie":
         return machine
     bridges = {(a, b): wire_of(spec, link) for a, b in machine.wires if a // 2 == b // 2}
@@ -52,7 +53,7 @@ def machine_of(spec: DeviceSpec, ranks: int, link: str) -> Machine:
 class Case:
     """One model, priced so that a pipeline call on one GPU takes the published time.
 
-    half: the graph of one half of the guidance batch. efficiency: the fitted factor on the data sheet's efficiencies.
+    half: the graph of one half of the guidance batch. efficiency: fitted; the share of its peaks that the GPU reaches.
     outside_ms: what a pipeline call takes besides the denoiser's calls.
     """
 
@@ -90,10 +91,13 @@ def load_case(model: str, published: Mapping[str, Any], pixels: int | None = Non
     record = published["models"][model]
     device, steps = published["device"], published["steps"]
     spec, described = device_spec(device), model_spec(model, height=pixels, width=pixels)
+    peak = spec.model_copy(update={"efficiency": PEAK})
     whole, half = trace_model(described), trace_model(described, branch=True)
-    costs, half_costs = estimate(whole, device), estimate(half, device)
-    decoder_ms = sum(times_of(estimate(trace_decoder(record["decoder"]), device)).values()) * record["decoder"]["calls"]
-    scale = fit_scale(float(record["sequential_latency_s"]) * 1e3, times_of(costs), decoder_ms, steps, spec)
+    costs, half_costs, decoding = (
+        estimate_on(graph, peak, device) for graph in (whole, half, trace_decoder(record["decoder"]))
+    )
+    decoder_ms = sum(times_of(decoding).values()) * record["decoder"]["calls"]
+    scale = 1 / fit_efficiency(float(record["sequential_latency_s"]) * 1e3, times_of(costs), decoder_ms, steps, spec)
     return Case(
         model=model,
         spec=spec,
@@ -141,24 +145,23 @@ def trace_decoder(record: Mapping[str, Any]) -> TracedGraph:
         )
 
 
-def fit_scale(
-    latency_ms: float, costs_ms: Mapping[str, float], outside_ms: float, steps: int, spec: DeviceSpec
+def fit_efficiency(
+    latency_ms: float, peak_ms: Mapping[str, float], outside_ms: float, steps: int, spec: DeviceSpec
 ) -> float:
-    """How many times as long as estimated every node must take for one GPU to need ``latency_ms``.
+    """The share of its peaks that every node must reach for one GPU to need ``latency_ms``; found by bisection.
 
-    ValueError where launches and the driver alone take longer.
+    peak_ms: node times at the peaks; outside_ms: of what a pipeline call does besides, also at the peaks.
+    ValueError where launches and the driver alone take longer, or the peaks do not suffice.
     """
 
-    def total(scale: float) -> float:
-        call = work("denoiser", [ms * scale for ms in costs_ms.values()], spec.launch_us * 1e-3)
-        return steps * (call.lead_ms + DRIVER_MS) + outside_ms * scale
+    def total(efficiency: float) -> float:
+        call = work("denoiser", [ms / efficiency for ms in peak_ms.values()], spec.launch_us * 1e-3)
+        return steps * (call.lead_ms + spec.driver_ms) + outside_ms / efficiency
 
-    low, high = 1e-6, 1.0  # not 0: nodes that take no time are not launched
-    if total(low) >= latency_ms:
-        raise ValueError(f"{steps} calls take more than {latency_ms} ms whatever the device")
-    while total(high) < latency_ms:
-        high *= 2
+    low, high = 1e-6, 1.0
+    if total(high) > latency_ms:
+        raise ValueError(f"{steps} calls take more than {latency_ms} ms even at the device's peaks")
     while high - low > 1e-9 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if total(middle) < latency_ms else (low, middle)
+        low, high = (middle, high) if total(middle) > latency_ms else (low, middle)
     return high
