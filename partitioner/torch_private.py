@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import linecache
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.graph_module import _loader
 from torch.utils._pytree import tree_unflatten
 
-__all__ = ["FakeTensorMode", "OpOverload", "aliased_argument", "is_mutated_argument", "tree_unflatten"]
+__all__ = [
+    "FakeTensorMode",
+    "OpOverload",
+    "aliased_argument",
+    "forget_source_with",
+    "forgotten_sources",
+    "is_mutated_argument",
+    "tree_unflatten",
+]
 
 
 def is_mutated_argument(target: Any, position: int) -> bool:
@@ -34,6 +48,30 @@ def aliased_argument(target: Any) -> int | None:
         if argument.alias_info is not None:
             return position
     return 0 if target._schema.name in _MAY_ALIAS else None
+
+
+@contextmanager
+def forgotten_sources() -> Iterator[None]:
+    """After the block, forget the source text of the GraphModules that were made in it.
+
+    torch keeps it for ever, for tracebacks: a program that traces again and again would grow.
+    """
+    before = set(_loader.eval_cache)
+    try:
+        yield
+    finally:
+        for name in set(_loader.eval_cache) - before:
+            _forget_source(name)
+
+
+def forget_source_with(module: GraphModule) -> None:
+    """Forget the module's source text when the module goes."""
+    weakref.finalize(module, _forget_source, module.forward.__code__.co_filename)
+
+
+def _forget_source(name: str) -> None:
+    _loader.eval_cache.pop(name, None)
+    linecache.cache.pop(name, None)
 
 
 _MAY_ALIAS = {"aten::reshape", "aten::contiguous", "aten::flatten", "aten::to", "aten::dropout"}

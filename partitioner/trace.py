@@ -16,7 +16,14 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from partitioner.errors import TraceError
 from partitioner.ir import Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
-from partitioner.torch_private import FakeTensorMode, OpOverload, aliased_argument, is_mutated_argument, tree_unflatten
+from partitioner.torch_private import (
+    FakeTensorMode,
+    OpOverload,
+    aliased_argument,
+    forgotten_sources,
+    is_mutated_argument,
+    tree_unflatten,
+)
 
 # Operators that check or mark and compute nothing.
 _DROPPED = {"aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten.sym_constrain_range.default"}
@@ -121,7 +128,7 @@ def _export(module: nn.Module, example_inputs: Mapping[str, Any], model: str) ->
     for child in module.modules():
         hooks += [child.register_forward_pre_hook(note), child.register_forward_hook(clear)]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), forgotten_sources():
             return torch.export.export(module, (), dict(example_inputs), strict=False)
     except Exception as error:
         where = failed_in[-1] if failed_in else ""

@@ -20,6 +20,7 @@ from partitioner.program import (
     build_programs,
     find_boundaries,
 )
+from partitioner.torch_private import forget_source_with
 from runtime.compiled import compiled
 from runtime.cuda_graphs import GraphedRun, Pool, graph_pool
 
@@ -246,7 +247,9 @@ def lower(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], dev
         kwargs = {key: bind(argument, values, device) for key, argument in node.kwargs}
         values[node.name] = graph.create_node("call_function", resolve(node.target), args, kwargs, name=fx_name)
     graph.output(tuple(values[name] for name in keeps))
-    return fx.GraphModule({}, graph)
+    module = fx.GraphModule({}, graph)
+    forget_source_with(module)
+    return module
 
 
 def _fx_names(nodes: Sequence[Node]) -> dict[str, Node]:
