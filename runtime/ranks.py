@@ -6,6 +6,7 @@ thread each) and, in processes.py, ProcessRanks (one process each).
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -213,7 +214,8 @@ class ThreadRanks(Ranks):
         for thread in self._threads:
             thread.join()
         for lane in self._lanes:
-            lane.synchronize()
+            with contextlib.suppress(RuntimeError):  # a GPU that failed has said so to a rank
+                lane.synchronize()
 
 
 def _local_workers(setups: Sequence[Setup]) -> list[Worker]:

@@ -10,7 +10,8 @@ instructions alone decides whether ranks can wait for each other (program.py pro
 
 Gloo itself checks nothing: it fills buffers partially, reinterprets dtypes and aborts on what is too long. Nor can
 a receive be taken back, and one that ran out of time breaks its whole group. So headers have a fixed length, all
-receives wait without end, and deadlines are the supervisor's: a receive ends when its peer's process does.
+receives wait without end, and deadlines are the supervisor's: a receive ends when its peer's process does. It takes
+tensors of CPUs only: those of GPUs go through the host's memory here, and none between threads (runtime.cuda_mailbox).
 """
 
 from __future__ import annotations
@@ -317,7 +318,7 @@ class GlooMailbox(Mailbox):
     def send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
         self._check_sent(key, tensor)
         # bytes, so that one code path serves every dtype (gloo has no bfloat16 and no bool)
-        payload = pack(tensor, self.expected(key).meta).view(-1).view(torch.uint8)
+        payload = pack(tensor, self.expected(key).meta).view(-1).view(torch.uint8).cpu()
         for reader in readers:
             header = self._header(key, tensor, self._sequence[reader])
             self._sequence[reader] += 1
