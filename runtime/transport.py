@@ -11,7 +11,7 @@ instructions alone decides whether ranks can wait for each other (program.py pro
 Gloo itself checks nothing: it fills buffers partially, reinterprets dtypes and aborts on what is too long. Nor can
 a receive be taken back, and one that ran out of time breaks its whole group. So headers have a fixed length, all
 receives wait without end, and deadlines are the supervisor's: a receive ends when its peer's process does. It takes
-tensors of CPUs only: those of GPUs go through the host's memory here, and none between threads (runtime.cuda_mailbox).
+tensors of CPUs only, so that those of GPUs go through the host's memory; between threads runtime.cuda_mailbox copies.
 """
 
 from __future__ import annotations
