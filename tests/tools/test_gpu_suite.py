@@ -10,6 +10,7 @@ import pytest
 
 from profiles.cost_profile import CostProfile
 from tools import gpu_parts, gpu_suite
+from tools.gpu_subject import SMALL
 from tools.gpu_suite import Part, Suite, plan_parts, run_command
 
 
@@ -110,7 +111,7 @@ def test_the_small_denoiser_is_profiled_and_its_components_timed_on_a_cpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for part in ("profile", "components", "engine"):
-        arguments = [part, "--denoiser", gpu_parts.SMALL, "--device", "cpu", "--output", str(tmp_path)]
+        arguments = [part, "--denoiser", SMALL, "--device", "cpu", "--output", str(tmp_path)]
         assert gpu_parts.main(arguments) == 0
         assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / f"{part}-small.json").read_text())
     profile = CostProfile.load(tmp_path / "small.eager.profile.json")

@@ -1,0 +1,106 @@
+"""gpu_times: how long operators, whole denoisers and the components of plans take; parts of tools.gpu_suite."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from partitioner.component_timing import time_components
+from partitioner.cost import apply_profile
+from partitioner.measure import measure, measure_whole, measuring_device, summarise
+from profiles.cost_profile import WholeCheck
+from tools.gpu_subject import Row, call_of, free, graphs_of, modes_of, profile_path, recorded, split, times
+
+DEVICE_COUNTS = (2, 4, 8)
+
+
+def profile(name: str, device: str, folder: Path) -> Row:
+    """Profiles of every operator of a full call and of half a one, in files of their own; their sums and the whole.
+
+    The whole calls run half before the operators and half after, as in tools.record_profile.
+    """
+    graphs = graphs_of(name, folder)
+    target = measuring_device(device, "eager")
+    rows = []
+    for mode in modes_of(device):
+        run = call_of(graphs.whole, graphs.whole.nodes, target)
+        whole = measure_whole(run, device, mode=mode)
+        found = measure(graphs.whole, device, mode=mode, command=_command())
+        whole += measure_whole(run, device, mode=mode)
+        del run
+        if graphs.half is not None:
+            half = measure(graphs.half, device, mode=mode)
+            found = found.model_copy(update={"signatures": {**half.signatures, **found.signatures}})
+        summary = summarise(whole)
+        check = WholeCheck(
+            model=name,
+            fingerprint=graphs.whole.fingerprint,
+            summed_ms=sum(cost.ms for cost in apply_profile(found, graphs.whole).nodes.values()),
+            whole_ms=summary.median_ms,
+            whole_iqr_ms=summary.iqr_ms,
+            module_ms=None,
+        )
+        found.model_copy(update={"checks": (check,)}).save(profile_path(name, mode, folder), overwrite=True)
+        rows.append(
+            {
+                "mode": mode,
+                "signatures": len(found.signatures),
+                "summed_ms": check.summed_ms,
+                "whole_ms": check.whole_ms,
+                "whole_iqr_ms": check.whole_iqr_ms,
+                "error": check.error,
+            }
+        )
+    return {"denoiser": name, "dtype": found.dtype, "profiles": rows}
+
+
+def compiled_whole(name: str, device: str, folder: Path) -> Row:
+    """The whole, compiled, beside the sums of the profiles that were recorded."""
+    graphs = graphs_of(name, folder)
+    run = call_of(graphs.whole, graphs.whole.nodes, measuring_device(device, "eager"), compile=True)
+    start = time.perf_counter()
+    with torch.inference_mode():
+        run()
+    seconds = time.perf_counter() - start
+    measured = times(run, device)
+    rows = []
+    for mode, whole_ms in measured.items():
+        summed = recorded(name, mode, folder).checks[0].summed_ms
+        rows.append({"mode": mode, "whole_ms": whole_ms, "summed_ms": summed, "error": summed / whole_ms - 1})
+    return {"denoiser": name, "compile_seconds": seconds, "compiled": rows}
+
+
+def components(name: str, device: str, folder: Path) -> Row:
+    """The whole denoiser's latent nodes, and each component of 2-, 4- and 8-device plans, with and without branches.
+
+    Speed-ups: of the whole over the slowest component, which is what a step takes if all else is hidden.
+    """
+    graphs = graphs_of(name, folder)
+    rows: list[Row] = []
+    for count in (1, *DEVICE_COUNTS):
+        for branches in (1, 2) if graphs.half is not None and count > 1 else (1,):
+            graph = graphs.of(branches)
+            if count == branches:
+                placed, predicted = dict.fromkeys((node.name for node in graph.latent_nodes), 0), []
+            else:
+                found = split(name, graphs, branches, count // branches, device, folder)
+                if found.split is None:
+                    rows.append({"devices": count, "branches": branches, "refused": found.reason})
+                    continue
+                placed, predicted = dict(found.placed), [c.load_ms for c in found.evaluation.components]
+            row: Row = {"devices": count, "branches": branches, "components": count // branches}
+            row["predicted_ms"] = predicted
+            for mode in modes_of(device):
+                row[f"{mode}_ms"] = time_components(graph, placed, count // branches, device, mode=mode)
+                free()
+                if count > 1:
+                    row[f"{mode}_speedup"] = rows[0][f"{mode}_ms"][0] / max(row[f"{mode}_ms"])
+            rows.append(row)
+    return {"denoiser": name, "rows": rows}
+
+
+def _command() -> str:
+    return " ".join(["python -m tools.gpu_parts", *sys.argv[1:]])
