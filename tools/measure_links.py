@@ -26,10 +26,11 @@ from typing import Any
 
 import torch
 
+from partitioner.errors import PartitionerError, UsageError
 from partitioner.fleet import known_device
 from partitioner.ir import TensorMeta
 from partitioner.machine import Wire
-from profiles.strict_json import write_atomic
+from profiles.strict_json import JsonFileError, write_atomic
 from runtime.transport import Expected, GlooMailbox, Key, Mailbox, Rendezvous
 
 SMALL, LARGE = 4, 16 << 20  # bytes
@@ -183,7 +184,7 @@ def describe(links: Mapping[tuple[int, int], Wire], name: str) -> dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 0."""
+    """Exit code 0; 2 for a wrong option or a file that cannot be written; 5 if a rank failed."""
     parser = argparse.ArgumentParser(prog="python -m tools.measure_links", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--ranks", type=int, default=2, help="default: 2")
     parser.add_argument("--name", default="cpu", help="data sheet of the ranks' device; default: cpu")
@@ -192,10 +193,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.ranks < 2:
         parser.error(f"--ranks {options.ranks}: links join two ranks at least")
-    links = measure_links(options.ranks)
-    if options.output is not None:
-        text = json.dumps(describe(links, options.name), indent=1) + "\n"
-        write_atomic(options.output, text.encode(), False)
+    try:
+        known_device(options.name)
+        if options.output is not None and options.output.exists():
+            raise UsageError(f"{options.output} exists already; choose another name")
+        links = measure_links(options.ranks)
+        if options.output is not None:
+            text = json.dumps(describe(links, options.name), indent=1) + "\n"
+            write_atomic(options.output, text.encode(), False)
+    except (PartitionerError, JsonFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 5
     rows = [
         {"sender": a, "reader": b, "latency_us": wire.latency_ms * 1e3, "gb_per_s": wire.gb_per_s}
         for (a, b), wire in links.items()

@@ -34,3 +34,25 @@ def test_one_rank_has_no_links() -> None:
     with pytest.raises(SystemExit) as refused:
         measure_links.main(["--ranks", "1"])
     assert refused.value.code == 2
+
+
+def test_what_cannot_be_written_is_found_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure_links, "measure_links", lambda ranks: pytest.fail("measured"))
+    path = tmp_path / "devices.json"
+    path.write_text("precious")
+    assert measure_links.main(["--output", str(path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert path.read_text() == "precious"
+    assert measure_links.main(["--name", "abacus"]) == 2
+    assert "no device 'abacus'" in capsys.readouterr().err
+
+
+def test_a_rank_that_fails_is_exit_code_5(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(ranks: int) -> None:
+        raise RuntimeError("a rank ended before its links were measured")
+
+    monkeypatch.setattr(measure_links, "measure_links", fail)
+    assert measure_links.main([]) == 5
+    assert capsys.readouterr().err == "error: a rank ended before its links were measured\n"
