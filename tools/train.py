@@ -1,0 +1,288 @@
+"""train: trains the small denoisers that the repository ships, on pictures that tools.shapes draws.
+
+    python -m tools.train codec        # autoencoder, shared by both; minutes
+    python -m tools.train unet         # Stable Diffusion's topology; at most 60 minutes on 2 cores
+    python -m tools.train dit          # PixArt's class; likewise
+    python -m tools.train classifier   # minutes
+
+Each writes below tools/trained/ (``--output``): a diffusers pipeline folder in float16, training.json with how it was
+made, and samples.png. Latent diffusion as in Stable Diffusion: noise prediction on the scaled-linear schedule, text
+encoder trained along, one prompt in ten empty for guidance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from tools.classifier import Classifier
+from tools.shapes import Pictures, draw, draw_labels
+from tools.vocabulary import TOKENS, clip_tokenizer, t5_tokenizer
+
+TRAINED = Path(__file__).parent / "trained"
+TEXT_WIDTH = 64
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """iterations of BATCH pictures, learning rate at its peak."""
+
+    iterations: int
+    rate: float
+
+
+RECIPES = {
+    "codec": Recipe(600, 2e-3),
+    "unet": Recipe(3000, 1e-3),
+    "dit": Recipe(3000, 1e-3),
+    "classifier": Recipe(800, 2e-3),
+}
+
+
+def new_codec() -> AutoencoderTiny:
+    """Pictures of 32x32 to latents of 4x16x16 and back."""
+    widths = {"encoder_block_out_channels": (32, 32), "decoder_block_out_channels": (32, 32)}
+    return AutoencoderTiny(**widths, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), latent_channels=4)
+
+
+def new_pipeline(kind: str, codec: AutoencoderTiny) -> Any:
+    """A pipeline of class StableDiffusionPipeline ("unet") or PixArtAlphaPipeline ("dit") with random weights."""
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+    if kind == "unet":
+        tokenizer = clip_tokenizer()
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=2 * TEXT_WIDTH,
+                num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=TOKENS, projection_dim=TEXT_WIDTH,
+                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )  # fmt: skip
+        unet = UNet2DConditionModel(
+            sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 64, 128), layers_per_block=1,
+            norm_num_groups=8, cross_attention_dim=TEXT_WIDTH, attention_head_dim=4,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        )  # fmt: skip
+        return StableDiffusionPipeline(
+            vae=codec, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+    tokenizer = t5_tokenizer()
+    encoder = T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer), d_model=TEXT_WIDTH, d_kv=16, d_ff=2 * TEXT_WIDTH, num_layers=2, num_heads=4,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=4, attention_head_dim=32, in_channels=4, out_channels=4, num_layers=10,
+        cross_attention_dim=128, caption_channels=TEXT_WIDTH, sample_size=16, patch_size=2,
+        use_additional_conditions=False, norm_type="ada_norm_single",
+    )  # fmt: skip
+    return PixArtAlphaPipeline(
+        tokenizer=tokenizer, text_encoder=encoder, vae=codec, transformer=transformer, scheduler=scheduler
+    )
+
+
+def batches(seed: int) -> Iterator[Pictures]:
+    """Pictures without end, BATCH at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield draw(draw_labels(BATCH, generator), generator)
+
+
+class Progress:
+    """Learning rate (short warm-up, then a cosine), mean of the last hundred losses, and a line now and then."""
+
+    def __init__(self, modules: Sequence[nn.Module], recipe: Recipe, name: str) -> None:
+        self._parameters = [p for module in modules for p in module.parameters()]
+        self._recipe = recipe
+        self._name = name
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=recipe.rate, weight_decay=0.01)
+        self._losses: list[float] = []
+        self._start = time.perf_counter()
+
+    @property
+    def loss(self) -> float:
+        recent = self._losses[-100:]
+        return sum(recent) / len(recent)
+
+    def step(self, loss: torch.Tensor) -> None:
+        """One step of the optimizer."""
+        done, count = len(self._losses), self._recipe.iterations
+        rate = self._recipe.rate * min(1.0, (done + 1) / 100) * (1 + math.cos(math.pi * done / count)) / 2
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimizer.step()
+        self._losses.append(float(loss.detach()))
+        if len(self._losses) % 100 == 0:
+            seconds = time.perf_counter() - self._start
+            print(f"{self._name}: {len(self._losses)}/{count}, loss {self.loss:.4f}, {seconds:.0f} s", file=sys.stderr)
+
+
+def train_codec(recipe: Recipe, seed: int) -> tuple[AutoencoderTiny, Progress]:
+    """Reconstruct pictures from latents that are kept near mean 0 and deviation 1, with a little noise on them."""
+    codec = new_codec().to(memory_format=torch.channels_last)  # several times as fast on a CPU
+    progress = Progress([codec], recipe, "codec")
+    for pictures, _ in zip(batches(seed), range(recipe.iterations), strict=False):
+        latents = codec.encode(pictures.pixels.contiguous(memory_format=torch.channels_last)).latents
+        rebuilt = codec.decode(latents + 0.05 * torch.randn_like(latents)).sample
+        mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+        progress.step((rebuilt - pictures.pixels).square().mean() + 0.01 * (mean**2 + (deviation - 1) ** 2).mean())
+    with torch.no_grad():
+        spread = float(codec.encode(next(batches(seed + 1)).pixels).latents.std())
+    codec.register_to_config(scaling_factor=1 / spread)
+    return codec.to(memory_format=torch.contiguous_format).eval(), progress
+
+
+def train_denoiser(kind: str, codec: AutoencoderTiny, recipe: Recipe, seed: int) -> tuple[Any, Progress]:
+    """Train denoiser and text encoder together; the pipeline returned has the moving average of their weights."""
+    pipe = new_pipeline(kind, codec)
+    denoiser = pipe.unet if kind == "unet" else pipe.transformer
+    trained = nn.ModuleDict({"denoiser": denoiser.to(memory_format=torch.channels_last), "text": pipe.text_encoder})
+    trained.train()
+    averaged = copy.deepcopy(trained)
+    progress = Progress([trained], recipe, kind)
+    kept_signal = pipe.scheduler.alphas_cumprod
+    for pictures, _ in zip(batches(seed), range(recipe.iterations), strict=False):
+        with torch.no_grad():
+            latents = codec.encode(pictures.pixels).latents * codec.config.scaling_factor
+        noise, timesteps = torch.randn_like(latents), torch.randint(len(kept_signal), (BATCH,))
+        kept = kept_signal[timesteps].view(-1, 1, 1, 1)
+        noisy = (kept.sqrt() * latents + (1 - kept).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        captions = [c if keep else "" for c, keep in zip(pictures.captions, torch.rand(BATCH) > 0.1, strict=True)]
+        arguments = condition(pipe.tokenizer, trained["text"], captions)
+        predicted = trained["denoiser"](noisy, timestep=timesteps, return_dict=False, **arguments)[0]
+        progress.step((predicted - noise).square().mean())
+        with torch.no_grad():
+            for average, now in zip(averaged.parameters(), trained.parameters(), strict=True):
+                average.lerp_(now, 0.002)
+    denoiser.load_state_dict(averaged["denoiser"].state_dict())
+    pipe.text_encoder.load_state_dict(averaged["text"].state_dict())
+    denoiser.to(memory_format=torch.contiguous_format)
+    trained.eval()
+    return pipe, progress
+
+
+def condition(tokenizer: Any, encoder: nn.Module, captions: Sequence[str]) -> dict[str, Any]:
+    """The prompt arguments of the denoiser, as the two pipelines make them."""
+    found = tokenizer(list(captions), padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
+    if isinstance(encoder, CLIPTextModel):
+        return {"encoder_hidden_states": encoder(found.input_ids)[0]}
+    return {
+        "encoder_hidden_states": encoder(found.input_ids, attention_mask=found.attention_mask)[0],
+        "encoder_attention_mask": found.attention_mask,
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+    }
+
+
+def train_classifier(codec: AutoencoderTiny, recipe: Recipe, seed: int) -> tuple[Classifier, Progress]:
+    """Learn from pictures that went through the codec, with some noise."""
+    classifier = Classifier()
+    progress = Progress([classifier], recipe, "classifier")
+    for pictures, _ in zip(batches(seed), range(recipe.iterations), strict=False):
+        with torch.no_grad():
+            pixels = codec.decode(codec.encode(pictures.pixels).latents).sample
+        logits = classifier(pixels + 0.1 * torch.rand(1) * torch.randn_like(pixels))
+        losses = [nn.functional.cross_entropy(each, pictures.labels[:, i]) for i, each in enumerate(logits)]
+        progress.step(torch.stack(losses).sum())
+    return classifier.eval(), progress
+
+
+def picture_grid(pixels: torch.Tensor, columns: int = 8, enlarge: int = 3) -> Image.Image:
+    """(count, 3, height, width) in [-1, 1] as one picture, row by row."""
+    count, _, height, width = pixels.shape
+    rows = count // columns
+    grid = pixels[: rows * columns].view(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2)
+    flat = grid.reshape(rows * height, columns * width, 3)
+    picture = Image.fromarray(((flat + 1) * 127.5).round().clamp(0, 255).byte().numpy())
+    return picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST)
+
+
+@torch.no_grad()
+def samples(pipe: Any, kind: str, seed: int) -> torch.Tensor:
+    """48 samples of random captions, DDIM, 50 steps, guidance 3."""
+    generator = torch.Generator().manual_seed(seed)
+    captions = Pictures(torch.empty(0), draw_labels(48, generator)).captions
+    own = {} if kind == "unet" else {"use_resolution_binning": False, "clean_caption": False}
+    made = pipe(captions, num_inference_steps=50, guidance_scale=3.0, generator=generator, output_type="pt", **own)
+    pixels: torch.Tensor = made.images * 2 - 1
+    return pixels
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; see the module's text."""
+    parser = argparse.ArgumentParser(prog="python -m tools.train", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("what", choices=tuple(RECIPES))
+    parser.add_argument("--output", type=Path, default=TRAINED, metavar="FOLDER", help="default: tools/trained")
+    parser.add_argument("--iterations", type=int, default=None, help="fewer or more than the recipe's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    recipe = RECIPES[options.what]
+    recipe = Recipe(options.iterations or recipe.iterations, recipe.rate)
+    start = time.perf_counter()
+    folder = options.output / options.what
+    codec = None if options.what == "codec" else AutoencoderTiny.from_pretrained(options.output / "codec").eval()
+    if options.what == "codec":
+        made, progress = train_codec(recipe, options.seed)
+        made.half().save_pretrained(folder)
+    elif options.what == "classifier":
+        made, progress = train_classifier(codec, recipe, options.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        made.save(folder / "classifier.safetensors")
+    else:
+        made, progress = train_denoiser(options.what, codec, recipe, options.seed)
+        made.to(torch.float16).save_pretrained(folder)
+    seconds = time.perf_counter() - start
+    record = {
+        "command": f"python -m tools.train {options.what} --iterations {recipe.iterations} --seed {options.seed} "
+        f"--threads {options.threads}",
+        "batch": BATCH,
+        "seconds": round(seconds),
+        "final_loss": round(progress.loss, 5),
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+    }
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    if options.what in ("unet", "dit"):
+        made.to(torch.float32)
+        made.set_progress_bar_config(disable=True)
+        picture_grid(samples(made, options.what, options.seed)).save(folder / "samples.png")
+    print(json.dumps(record))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
