@@ -57,15 +57,18 @@ class Launcher(ABC):
 
 
 class LocalLauncher(Launcher):
-    """Begins them on this machine; they talk over the loopback interface."""
+    """Begins them on this machine; they talk over the loopback interface. module: what such a process runs."""
 
     host = LOOPBACK
+
+    def __init__(self, module: str = "runtime.rank_process") -> None:
+        self._module = module
 
     def begin(self, rank: int, timeout_s: float) -> Launched:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                process = start_process(theirs)
+                process = start_process(theirs, self._module)
             except BaseException:
                 ours.close()
                 raise
@@ -97,12 +100,12 @@ class LocalProcess:
         self._process.kill()
 
 
-def start_process(line: socket.socket) -> subprocess.Popen[bytes]:
+def start_process(line: socket.socket, module: str = "runtime.rank_process") -> subprocess.Popen[bytes]:
     """A rank's process, which talks to its driver over ``line`` and ends when that, or this process, does."""
     # the rank shall find every module where this process does; -P keeps the current folder out
     places = [*filter(None, sys.path), str(Path(__file__).resolve().parents[1])]
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "runtime.rank_process", str(line.fileno()), str(os.getpid())],
+        [sys.executable, "-P", "-m", module, str(line.fileno()), str(os.getpid())],
         pass_fds=[line.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=2,  # stdout is for results

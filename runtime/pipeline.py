@@ -94,8 +94,8 @@ def parallelize(
     if any(device.startswith("cuda") for device in devices) and "transport" not in overrides:
         if launched():
             raise InputError(
-                f"torchrun's ranks run on CPUs, and got devices {', '.join(devices)}; leave torchrun out for the GPUs "
-                "of one machine, or keep the pipeline on cpu"
+                "under torchrun every rank is a process, and ranks on GPUs are threads of one; leave torchrun out for "
+                'the GPUs of one machine, or keep the pipeline on cpu, or ask for transport="processes"'
             )
         options = replace(options, transport="threads")
     with Engine(

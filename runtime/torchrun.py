@@ -359,10 +359,11 @@ class _Door(Launcher):
     def places(self, devices: Sequence[str], timeout_s: float) -> list[Place]:
         here = _Introduction.own()
         introductions = [here] + [self._keeper(rank, timeout_s).introduction for rank in range(1, self.world)]
-        return [
-            Place(said.machine[0] if said.machine != here.machine else "", device, said.cpu_free_bytes)
-            for device, said in zip(devices, introductions, strict=True)
-        ]
+        found = []
+        for device, said in zip(devices, introductions, strict=True):
+            machine = said.machine[0] if said.machine != here.machine else ""
+            found.append(Place(machine, device, said.cpu_free_bytes if device == "cpu" else None))
+        return found
 
     def readable(self, rank: int, files: Mapping[str, Path], timeout_s: float) -> dict[str, Path]:
         keeper = self._keeper(rank, timeout_s)
