@@ -35,7 +35,7 @@ from tools.gpu_subject import (
 
 COUNTS = (2, 4)  # of ranks on the GPU
 REPLAYS = 20  # of each component in one measurement
-ROUNDS = 5
+ROUNDS = 5  # of measurements, whose median counts
 STEPS = 20  # of a trajectory through the engine
 
 
@@ -135,10 +135,9 @@ def engine(name: str, device: str, folder: Path) -> Row:
         for exact in (True, False):
             options = EngineOptions(transport="threads", exact=exact, cuda_graphs=gpu, green_contexts=gpu)
             with Engine(module, plan, options, devices=[device] * plan.ranks) as running:
-                _trajectory_ms(running, arguments, roles, target)  # captures
-                step_ms = statistics.median(_trajectory_ms(running, arguments, roles, target) for _ in range(3))
+                step_ms = _step_ms(running, arguments, roles, target)
             rows.append({"devices": plan.ranks, "exact": exact, "step_ms": step_ms})
-    return {"denoiser": name, "module_ms": _trajectory_ms(module, arguments, roles, target), "rows": rows}
+    return {"denoiser": name, "module_ms": _step_ms(module, arguments, roles, target), "rows": rows}
 
 
 def _plan(name: str, graphs: Graphs, count: int, device: str, folder: Path) -> Plan:
@@ -150,19 +149,19 @@ def _plan(name: str, graphs: Graphs, count: int, device: str, folder: Path) -> P
     return planning.plan
 
 
-def _trajectory_ms(
-    call: Callable[..., Any], arguments: Inputs, roles: Mapping[str, Any], device: torch.device
-) -> float:
-    """Mean time of a call; a falling timestep makes them one trajectory."""
+def _step_ms(call: Callable[..., Any], arguments: Inputs, roles: Mapping[str, Any], device: torch.device) -> float:
+    """Median over trajectories of the mean time of a call, after one in which graphs are captured."""
     timestep = next(path for path, role in roles.items() if role in ("timestep", Role.TIMESTEP))
-    _wait(device)
-    start = time.perf_counter()
-    with torch.no_grad():
-        for step in range(STEPS):
-            now = torch.full_like(arguments[timestep], 999 - 40 * step)
-            call(**{**arguments, timestep: now})
-    _wait(device)
-    return (time.perf_counter() - start) * 1e3 / STEPS
+    samples = []
+    for _ in range(ROUNDS + 1):
+        _wait(device)
+        start = time.perf_counter()
+        with torch.no_grad():
+            for step in range(STEPS):  # a falling timestep makes them one trajectory
+                call(**{**arguments, timestep: torch.full_like(arguments[timestep], 999 - 40 * step)})
+        _wait(device)
+        samples.append((time.perf_counter() - start) * 1e3 / STEPS)
+    return statistics.median(samples[1:])
 
 
 def _wait(device: torch.device) -> None:
