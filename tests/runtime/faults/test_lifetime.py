@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -34,6 +35,7 @@ MISFITS: dict[str, dict[str, Any]] = {
 
 
 def test_a_call_that_does_not_fit_is_refused_and_nothing_is_sent() -> None:
+    """Fault 6."""
     with engine_for(FRAGILE, plan_for(FRAGILE), exact=True) as engine:
         outputs = []
         for call in range(len(MISFITS)):
@@ -58,6 +60,7 @@ class Wider(Fragile):
 
 
 def test_a_plan_that_does_not_fit_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 8."""
     monkeypatch.setattr("subprocess.Popen", None)  # so that to start a process would be another error
     plan = plan_for(FRAGILE)
     with pytest.raises(PlanMismatch, match="middle"):
@@ -78,7 +81,7 @@ def _use(engine: Engine, calls: int, seed: int) -> None:
 
 
 def test_the_next_trajectory_is_right_whatever_ended_the_last_one() -> None:
-    """An early stop at every call, and an exception of the user's between calls."""
+    """Fault 13. An early stop at every call, and an exception of the user's between calls."""
     plan = plan_for(FRAGILE, 3, predictor="linear")
     with engine_for(FRAGILE, plan, transport="emulation") as emulated:
         wanted = trajectory(emulated)
@@ -92,6 +95,7 @@ def test_the_next_trajectory_is_right_whatever_ended_the_last_one() -> None:
 
 
 def test_an_exception_in_the_block_ends_the_ranks() -> None:
+    """Fault 13."""
     engine = engine_for(FRAGILE, plan_for(FRAGILE))
     with pytest.raises(ZeroDivisionError), engine:
         _use(engine, 3, seed=0)
@@ -133,6 +137,7 @@ def test_a_forked_child_ends_no_rank_of_its_parent() -> None:
 
 
 def test_starts_and_stops_leave_the_program_as_it_was() -> None:
+    """Fault 12."""
     plan = plan_for(FRAGILE)
     before = None
     for _ in range(4):
@@ -143,7 +148,23 @@ def test_starts_and_stops_leave_the_program_as_it_was() -> None:
         before = after
 
 
+def test_starts_and_stops_keep_nothing() -> None:
+    """Fault 12. Python objects, exactly: of memory, the allocator keeps more or less as it likes."""
+    plan = plan_for(FRAGILE)
+
+    def objects_after(starts: int) -> int:
+        for _ in range(starts):
+            with engine_for(FRAGILE, plan, transport="emulation") as engine:
+                trajectory(engine, 2)
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = objects_after(5)
+    assert objects_after(20) - before < 40  # one trace makes tens of thousands
+
+
 def test_many_steps_in_one_engine_stay_flat() -> None:
+    """Fault 12."""
     plan = plan_for(FRAGILE, 3)
     with engine_for(FRAGILE, plan) as engine:
         (one, other) = rank_processes()

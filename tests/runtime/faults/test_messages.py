@@ -85,7 +85,7 @@ def _sockets() -> set[int]:
 
 
 def test_what_belongs_arrives_however_long_it_takes() -> None:
-    """A wait for the next message outlasts the time allowed for connecting."""
+    """Fault 7. A wait for the next message outlasts the time allowed for connecting."""
     with pair(connect_s=1.0) as (sender, receiver, _):
         sent = torch.arange(6.0).view(3, 2).t()  # another memory order
         for step in range(3):
@@ -150,6 +150,7 @@ STRANGERS: dict[str, tuple[Callable[[GlooMailbox], None], str]] = {
 
 @pytest.mark.parametrize("stranger", STRANGERS)
 def test_a_message_that_does_not_belong_is_refused(stranger: str) -> None:
+    """Fault 7."""
     send, text = STRANGERS[stranger]
     with pair() as (sender, receiver, _):
         send(sender)
@@ -159,6 +160,7 @@ def test_a_message_that_does_not_belong_is_refused(stranger: str) -> None:
 
 
 def test_a_message_of_another_plan_is_refused() -> None:
+    """Fault 7."""
     with pair((HASH, HASH + 1)) as (sender, receiver, errors):
         sender.send([1], Key(0, 0, 0, 0), torch.ones(2, 3))
         with pytest.raises(MessageError, match="another plan"):
@@ -217,6 +219,7 @@ def _odd_message(engine: Engine, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["step", "tensor", "shape", "dtype", "plan"])
 def test_a_rank_refuses_a_message_that_does_not_belong(kind: str) -> None:
+    """Fault 7."""
     with engine_for(FRAGILE, plan_for(FRAGILE), exact=True) as engine:  # exact: nothing else is under way
         trajectory(engine)
         begin = time.monotonic()

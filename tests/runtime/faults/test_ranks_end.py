@@ -35,6 +35,7 @@ COMPONENTS = 3  # rank 0, the driver's, has component 2; rank 1 has 1; rank 2 ha
 @pytest.mark.parametrize("phase", ["warm-up", "async"])
 @pytest.mark.parametrize("rank", [1, 2])
 def test_a_killed_rank_is_named_in_two_seconds(rank: int, phase: str) -> None:
+    """Fault 1."""
     plan = plan_for(FRAGILE, COMPONENTS)
     with engine_for(FRAGILE, plan, exact=phase == "warm-up") as engine:
         trajectory(engine)
@@ -55,6 +56,7 @@ def test_a_killed_rank_is_named_in_two_seconds(rank: int, phase: str) -> None:
 
 
 def test_a_rank_that_dies_between_calls_is_named_by_the_next_call() -> None:
+    """Fault 1."""
     with engine_for(FRAGILE, plan_for(FRAGILE)) as engine:
         trajectory(engine)
         os.kill(rank_processes()[0], signal.SIGTERM)
@@ -64,7 +66,7 @@ def test_a_rank_that_dies_between_calls_is_named_by_the_next_call() -> None:
 
 
 def test_a_stopped_rank_is_found_behind_those_that_wait_for_it() -> None:
-    """Rank 0 waits for rank 1, which waits for rank 2, which is stopped."""
+    """Fault 2. Rank 0 waits for rank 1, which waits for rank 2, which is stopped."""
     graph = graph_of(FRAGILE)
     placed = cut(graph, COMPONENTS)
     plan = plan_of(graph, placed, warmup=2)
@@ -84,6 +86,7 @@ def test_a_stopped_rank_is_found_behind_those_that_wait_for_it() -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_exception_in_a_component_keeps_its_traceback_and_node(rank: int) -> None:
+    """Fault 3."""
     graph = graph_of(FRAGILE)
     own = "first" if rank == 0 else "last"  # what the other rank has
     placed = {node.name: int((own in node.key) == (rank == 1)) for node in graph.latent_nodes}
@@ -109,6 +112,7 @@ def test_an_exception_in_a_component_keeps_its_traceback_and_node(rank: int) -> 
 
 
 def test_a_component_without_memory_names_itself_and_the_bytes() -> None:
+    """Fault 9."""
     greedy = fragile(memory=True)
     graph = graph_of(greedy)
     node = next(node for node in graph.latent_nodes if "new_zeros" in node.target)
@@ -125,6 +129,7 @@ def test_a_component_without_memory_names_itself_and_the_bytes() -> None:
 
 
 def test_a_value_that_is_not_finite_is_found_where_it_arises() -> None:
+    """Fault 10."""
     with engine_for(FRAGILE, plan_for(FRAGILE), check_finite=True) as engine:
         assert torch.isfinite(torch.stack(trajectory(engine))).all()
         bad = inputs(6)
@@ -137,6 +142,7 @@ def test_a_value_that_is_not_finite_is_found_where_it_arises() -> None:
 
 
 def test_unasked_nothing_is_checked_or_replaced() -> None:
+    """Fault 10."""
     bad = {**inputs(0), "x": torch.full_like(inputs(0)["x"], float("nan"))}
     bad["x"][..., 0] = 1
     with engine_for(FRAGILE, plan_for(FRAGILE)) as engine:
@@ -146,6 +152,7 @@ def test_unasked_nothing_is_checked_or_replaced() -> None:
 
 
 def test_a_slow_rank_changes_no_bit() -> None:
+    """Fault 11."""
     plan = plan_for(FRAGILE)
     with engine_for(FRAGILE, plan, transport="emulation") as engine:
         wanted = trajectory(engine, 12)

@@ -38,6 +38,7 @@ def _at_first_sight(action: Callable[[int], None]) -> threading.Thread:
 
 
 def test_a_rank_that_dies_while_starting_is_named() -> None:
+    """Fault 5."""
     plan = plan_for(FRAGILE, 3)
     killer = _at_first_sight(lambda rank: os.kill(rank, signal.SIGKILL))
     begin = time.monotonic()
@@ -52,6 +53,7 @@ def test_a_rank_that_dies_while_starting_is_named() -> None:
 
 
 def test_a_rank_that_hangs_while_starting_is_named_at_the_deadline() -> None:
+    """Fault 5."""
     plan = plan_for(FRAGILE)
     stopper = _at_first_sight(lambda rank: os.kill(rank, signal.SIGSTOP))
     begin = time.monotonic()
@@ -62,6 +64,7 @@ def test_a_rank_that_hangs_while_starting_is_named_at_the_deadline() -> None:
 
 
 def test_a_program_that_is_no_python_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 5."""
     plan = plan_for(FRAGILE)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(StartupError, match=r"rank 1: its process \d+ ended with status 1 while starting"):
@@ -72,7 +75,7 @@ def test_a_program_that_is_no_python_is_no_rank(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_ports_are_the_systems_choice_and_on_the_loopback_interface() -> None:
-    """No fixed port that could be in use: two engines run side by side."""
+    """Fault 14. No fixed port that could be in use: two engines run side by side."""
     plan = plan_for(FRAGILE)
     with engine_for(FRAGILE, plan, exact=True) as one, engine_for(FRAGILE, plan, exact=True) as other:
         ranks = rank_processes()

@@ -15,7 +15,7 @@ SCRIPT = "tests.runtime.faults.torchrun_script"
 
 
 def test_ranks_that_die_or_stall_are_named_and_the_next_start_works(tmp_path: Path) -> None:
-    """Last of all torchrun's agent ends the process that it has started for rank 1."""
+    """Faults 1, 2 and 14. Last of all torchrun's agent ends the process that it has started for rank 1."""
     with agents("-m", SCRIPT, "keeper", logs=tmp_path) as (first, second):
         out, err = first.communicate(timeout=120)
         assert first.returncode == 1, err
@@ -32,6 +32,7 @@ def test_ranks_that_die_or_stall_are_named_and_the_next_start_works(tmp_path: Pa
 
 
 def test_ranks_end_with_their_driver(tmp_path: Path) -> None:
+    """Fault 4."""
     with agents("-m", SCRIPT, "driver", logs=tmp_path) as (first, second):
         assert first.stdout is not None
         words = json.loads(first.stdout.readline())
