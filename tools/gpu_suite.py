@@ -117,7 +117,8 @@ class Suite:
 
 def run_command(command: Sequence[str], limit_s: float, log: Path) -> int | None:
     """Run ``python -m command``, its output in the log; None where it had to be killed at its limit."""
-    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    # as many hardware queues as there may be streams: with fewer, streams that share one wait for each other
+    environment = dict(os.environ, PYTHONUNBUFFERED="1", CUDA_DEVICE_MAX_CONNECTIONS="32")
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
