@@ -298,7 +298,7 @@ class Plan(_Record):
                 inputs=_inputs_of(graph),
                 literals=tuple(PlanLiteral(path=path, value=value) for path, value in graph.literals),
                 components=components,
-                branches=branches,  # type: ignore[arg-type]
+                branches=branches,
                 period=max(periods, default=1),
                 periods=periods,
                 warmup=warmup,

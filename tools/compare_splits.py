@@ -29,7 +29,7 @@ from profiles.devices import device_spec
 from profiles.strict_json import canonical_bytes, read_json, write_atomic
 
 GOLDEN = Path(__file__).with_name("golden_splits.json")
-MODELS = ("sd15", "sd21", "sdxl", "svd", "animatediff", "sd3", "flux")
+MODELS = ("sd15", "sd21", "sdxl", "svd", "animatediff", "x4up", "sd3", "flux")
 TARGETS = {2: 0.01, 3: 0.01, 4: 0.01, 8: 0.03}  # gaps by number of devices, where no single node prevents them
 DEVICE = "h200"
 EPSILONS = (0.005, 0.02)

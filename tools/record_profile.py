@@ -74,7 +74,7 @@ def _whole(
 ) -> Callable[[], Any]:
     """A call of the whole traced graph on a device, with the module's parameters or random ones."""
     if module is None:
-        names = [item.name for item in (*graph.inputs, *graph.parameters)]
+        names = [*(item.name for item in graph.inputs), *(item.name for item in graph.parameters)]
         values = {name: random_value(graph, name, device) for name in names}
     else:
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
