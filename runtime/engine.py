@@ -23,7 +23,7 @@ from runtime.component import ComponentSpec, PreambleSpec, build_specs
 from runtime.cuda_lane import check_acceleration
 from runtime.errors import EngineClosed, InputError, PlanMismatch
 from runtime.launch import Launcher, LocalLauncher
-from runtime.memory import check_memory, local_places
+from runtime.memory import check_memory, give_back, local_places
 from runtime.microbatches import can_join
 from runtime.preamble import PreambleRunner
 from runtime.processes import ProcessRanks
@@ -153,10 +153,11 @@ class Engine:
             ) from error
         except PartitionerError as error:
             raise PlanMismatch(str(error)) from error
+        give_back()  # what tracing took
         self._ranks = self._start(devices or ["cpu"] * plan.ranks)
         try:
             self._ranks.lane.call(lambda: self._distribute(first))
-            if self.options.transport == "processes" and not self.options.keep_weights:
+            if self._releases:
                 self._weights.release(self._loaded[0])
         except BaseException:
             self.close()
@@ -238,6 +239,8 @@ class Engine:
             self._loaded[rank].update(p.path for p in missing)
             if rank == 0:
                 worker.build(build)
+                if self._releases:
+                    self._weights.take_out(missing)
                 tensors = self._weights.tensors_of(missing)
                 worker.parameters.update({path: tensor.to(worker.device) for path, tensor in tensors.items()})
             else:
@@ -245,6 +248,11 @@ class Engine:
                 self._send_parameters(rank, missing)
         self._preambles[built.table] = PreambleRunner(built.preamble_spec, worker.parameters, worker.device)
         self._ranks.wait_loaded()
+
+    @property
+    def _releases(self) -> bool:
+        """Whether parameters that only other ranks need leave this process."""
+        return self.options.transport == "processes" and not self.options.keep_weights
 
     def _send_parameters(self, rank: int, missing: tuple[Parameter, ...]) -> None:
         """Tell a rank to read parameters from files, and send it those that stand in none."""

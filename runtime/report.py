@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from runtime.errors import RankStalled
+from runtime.memory import resident_bytes as resident_bytes
 from runtime.recording import Mark
 from runtime.worker import Worker
 
@@ -16,7 +16,8 @@ class Report:
     """steps: evaluations done; step: the one begun last. busy: within an evaluation or a load.
 
     waiting_for: the value that it waits for and the rank that sends it, None while it computes or is idle.
-    send_seconds: in handing over what it has computed. marks: what it recorded, if it was to.
+    send_seconds: in handing over what it has computed. resident_bytes: of its process; started_bytes: the same, when
+    the rank began and had nothing. marks: what it recorded, if it was to.
     """
 
     steps: int
@@ -28,12 +29,13 @@ class Report:
     wait_seconds: float
     parameter_bytes: int
     resident_bytes: int
+    started_bytes: int = 0
     marks: tuple[Mark, ...] = field(default=(), repr=False)
 
 
 def report(worker: Worker) -> Report:
     """What the worker is doing and has done."""
-    storages = (tensor.untyped_storage() for tensor in list(worker.parameters.values()))
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in list(worker.parameters.values())}  # shared ones count once
     return Report(
         steps=worker.steps_done,
         step=worker.step,
@@ -42,19 +44,11 @@ def report(worker: Worker) -> Report:
         sent_bytes=worker.mailbox.sent_bytes,
         send_seconds=worker.send_seconds,
         wait_seconds=worker.mailbox.wait_seconds,
-        parameter_bytes=sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()),
+        parameter_bytes=sum(held.values()),
         resident_bytes=resident_bytes(),
+        started_bytes=worker.started_bytes,
         marks=tuple(worker.recorder.marks) if worker.recorder is not None else (),
     )
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def diagnose(reports: Mapping[int, Report], component_of: Sequence[int], timeout_s: float) -> RankStalled:

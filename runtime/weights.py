@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from partitioner.ir import Parameter, TensorMeta
 from partitioner.trace import fake_mode
 from runtime.errors import EngineError, PlanMismatch
+from runtime.memory import give_back
 
 _LINE = 64  # bytes of a cache line, at which torch's own allocations begin
 _FILES = ("diffusion_pytorch_model*.safetensors", "model*.safetensors")
@@ -74,6 +75,14 @@ class Weights:
             for p in wanted
         )
 
+    def take_out(self, wanted: Sequence[Parameter]) -> None:
+        """Give parameters that may lie in a mapped file memory of their own, so that they do not keep all of it."""
+        parameters = dict(self._denoiser.named_parameters())
+        for path in [p.path for p in wanted if p.path in parameters and p.path not in self._released]:
+            if self._is_in_file(path):
+                mapped = parameters[path].detach()
+                parameters[path].data = at_offset(mapped.clone(), offset_of(mapped))
+
     def release(self, kept: set[str]) -> None:
         """Let go of every parameter that is not in ``kept``, where a file can give it back."""
         state = self._state()
@@ -84,6 +93,7 @@ class Weights:
                 self._offset_of[path] = offset_of(parameter)
                 self._released[path] = parameter.detach().to("meta")
                 parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+        give_back()
         if self._released and self._guard is None:
             self._guard = self._denoiser.register_forward_pre_hook(self._refuse)
 

@@ -19,6 +19,7 @@ from partitioner.ir import Parameter, Role
 from partitioner.program import Compute, Receive
 from runtime.component import Component, ComponentSpec, Segment
 from runtime.errors import ComponentFailed, NonFiniteValue, RankOutOfMemory, bytes_wanted
+from runtime.memory import give_back, resident_bytes
 from runtime.microbatches import join
 from runtime.predictor import PREDICTORS, Hold, Predictor
 from runtime.recording import Computed, Recorder, Sent, Taken
@@ -137,6 +138,7 @@ class Worker:
         self.send_seconds = 0.0  # in handing over what was computed
         self.step: int | None = None  # of the evaluation begun last
         self.busy = False  # within an evaluation or a load
+        self.started_bytes = resident_bytes()  # of the process, before this rank has anything
         self.recorder = Recorder() if setup.record else None
         self._components: dict[int, Component] = {}
         self._static: dict[int, dict[str, torch.Tensor]] = {}  # table -> parameters and constants by value name
@@ -182,6 +184,7 @@ class Worker:
             key = Key(command.table, index, PARAMETER_CONTEXT, 0)
             received = yield from self._receive(key)
             self.parameters[parameter.path] = at_offset(received, command.offsets[index])
+        give_back()  # what parameters were received in, or read through
         self.busy = False
 
     def evaluate(self, command: Evaluate) -> Work[dict[str, torch.Tensor]]:
@@ -240,7 +243,7 @@ class Worker:
         start = Recorder.now()
         while not self.mailbox.ready(key):
             yield key
-        tensor = self.mailbox.take(key)
+        tensor = self.mailbox.take(key).to(self.device)  # between processes it travels through the host's memory
         if self.recorder is not None and key.context != PARAMETER_CONTEXT:
             name = self._components[key.table].spec.wires[key.wire].value
             self.recorder.marks.append(Taken(tuple(key), name, start, Recorder.now()))

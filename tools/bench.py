@@ -1,12 +1,13 @@
 """bench: a step of this engine, of the unmodified denoiser and of AsyncDiff's policy, by turns on this machine.
 
-python -m tools.bench [--denoiser sd15-like] [--mode lookahead] [--json]
+python -m tools.bench [--denoiser sd15-like] [--microbatches 2] [--json]
 
-Two ranks, one thread each. The plan is made from costs that are measured first. Each round runs, one after the other,
-calls of the unmodified denoiser with one thread and with two, a trajectory of the engine in the plan's mode, exact
-calls of the engine, and a trajectory of AsyncDiff's policy (tools.asyncdiff_policy). A figure is the median over the
-rounds of the mean time of a call, warm-up calls included. Other work on the machine spoils it: the spread is printed
-beside.
+Two ranks, one thread each. The plans, for async and for look-ahead, are made from costs that are measured first. Each
+round runs, one after the other, calls of the unmodified denoiser with one thread and with two, a trajectory of the
+engine in each mode, exact calls of the engine, and a trajectory of AsyncDiff's policy (tools.asyncdiff_policy). A
+figure is the median over the rounds of the mean time of a call, warm-up calls included; a step is a call after the
+warm-up. Other work on the machine spoils it: the spread is printed beside. The memory of the ranks of the async plan
+is measured afterwards, by tools.rank_memory.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import torch
@@ -31,7 +32,7 @@ from torch import nn
 
 from partitioner.candidates import Options
 from partitioner.component_timing import time_components
-from partitioner.cost import apply_profile, load_profile
+from partitioner.cost import GraphCosts, apply_profile, load_profile
 from partitioner.errors import PartitionerError
 from partitioner.fleet import parse_fleet
 from partitioner.ir import TracedGraph
@@ -45,6 +46,7 @@ from partitioner.trace import trace
 from profiles.devices import device_spec
 from runtime.engine import Engine, EngineOptions
 from runtime.errors import EngineError
+from tools import rank_memory
 from tools.asyncdiff_policy import Call, Policy, PolicyRanks, PolicyRun, even_policy, published_policy
 from tools.denoisers import DENOISERS, Denoiser
 
@@ -56,9 +58,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run. profile: a saved one; None: measure."""
+    """What to run. microbatches: of exact calls. profile: a saved one; None: measure."""
 
-    mode: Mode = "async"
+    microbatches: int = 1
     predictor: Predictor | None = None
     steps: int = 50
     warmup: int = 1
@@ -66,14 +68,18 @@ class Settings:
     profile: Path | None = None
 
 
-def make_plan(graph: TracedGraph, settings: Settings) -> tuple[Plan, float]:
+def measure_costs(graph: TracedGraph, settings: Settings) -> GraphCosts:
+    """Of the nodes, on one CPU thread; measured, or a profile's."""
+    profile = measure(graph, "cpu") if settings.profile is None else load_profile(settings.profile)
+    return apply_profile(profile, graph)
+
+
+def make_plan(graph: TracedGraph, costs: GraphCosts, settings: Settings, mode: Mode) -> tuple[Plan, float]:
     """A plan for two CPU threads, and the mean time of a call in ms that partitioner.simulate predicts.
 
-    Node costs are measured, or a profile's, and refined with whole components.
+    Node costs are refined with whole components.
     """
-    profile = measure(graph, "cpu") if settings.profile is None else load_profile(settings.profile)
-    costs = apply_profile(profile, graph)
-    options = Options(branches=1, mode=settings.mode, warmup=settings.warmup, predictor=settings.predictor, force=True)
+    options = Options(branches=1, mode=mode, warmup=settings.warmup, predictor=settings.predictor, force=True)
     timer = partial(time_components, device="cpu")
     planning = plan_graphs(graph, None, parse_fleet(str(RANKS), "cpu"), lambda _: costs, options, timer=timer)
     plan, placed, link = planning.plan, planning.chosen.placed, device_spec("cpu").link()
@@ -120,9 +126,11 @@ class Trajectory:
 
 @dataclass
 class Samples:
-    """By round: mean time of a call in ms; share of it that the rank with most of it spends sending, and waiting."""
+    """By round: mean time in ms of a call, and of a call after the warm-up; share of it that the rank with most of it
+    spends sending, and waiting."""
 
     call_ms: list[float] = field(default_factory=list)
+    step_ms: list[float] = field(default_factory=list)
     bytes_per_call: list[float] = field(default_factory=list)
     communication_share: list[float] = field(default_factory=list)
     wait_share: list[float] = field(default_factory=list)
@@ -136,28 +144,42 @@ class Race:
     """Everything that is measured by turns; its processes live as long as ``stack``."""
 
     def __init__(
-        self, stack: ExitStack, denoiser: nn.Module, trajectory: Trajectory, plan: Plan, policy: Policy, warmup: int
+        self,
+        stack: ExitStack,
+        denoiser: nn.Module,
+        trajectory: Trajectory,
+        plans: Mapping[str, Plan],
+        policy: Policy,
+        settings: Settings,
     ) -> None:
-        self._denoiser, self._trajectory, self._warmup = denoiser, trajectory, warmup
+        """plans: of "async" and of "lookahead"."""
+        self._denoiser, self._trajectory, self._warmup = denoiser, trajectory, settings.warmup
         scheduler = trajectory.scheduler
-        # the policy's ranks get the denoiser as it is now; the engine leaves it as it is
+        # the policy's ranks get the denoiser as it is now; the engines leave it as it is
         self._policy = stack.enter_context(PolicyRanks(denoiser, policy))
-        self._lagged, self._exact = (
-            stack.enter_context(
-                Engine(denoiser, plan, EngineOptions(warmup=warmup, exact=exact), scheduler=lambda: scheduler)
+        options = {
+            "async": EngineOptions(warmup=settings.warmup),
+            "lookahead": EngineOptions(warmup=settings.warmup),
+            "exact": EngineOptions(exact=True, microbatches=settings.microbatches),
+        }
+        self._engines = {
+            name: stack.enter_context(
+                Engine(denoiser, plans.get(name, plans["async"]), chosen, scheduler=lambda: scheduler)
             )
-            for exact in (False, True)
-        )
-        self.samples = {name: Samples() for name in ("sequential", "sequential_2_threads", "async", "exact", "policy")}
+            for name, chosen in options.items()
+        }
+        others = ("sequential", "sequential_2_threads", "policy")
+        self.samples = {name: Samples() for name in (*others, *self._engines)}
         self.policy_resident_bytes: tuple[int, ...] = ()
 
     def run_round(self, backwards: bool) -> None:
         """Measure every one once; every other round in reverse order, so that a drift of the machine favours none."""
         turns: list[Callable[[], None]] = [
             lambda: self._run_denoiser("sequential", 1),
-            lambda: self._run_engine("async", self._lagged, self._trajectory.start()),
+            lambda: self._run_engine("async", self._trajectory.start()),
+            lambda: self._run_engine("lookahead", self._trajectory.start()),
             self._run_policy,
-            lambda: self._run_engine("exact", self._exact, self._few()),
+            lambda: self._run_engine("exact", self._few()),
             lambda: self._run_denoiser("sequential_2_threads", 2),
         ]
         for turn in reversed(turns) if backwards else turns:
@@ -170,20 +192,20 @@ class Race:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            self._denoise_once()  # a change of threads costs the first call
-            self.samples[name].call_ms.append(_mean_ms(self._denoiser, self._few()))
+            _times_ms(self._denoiser, self._few()[:1])  # a change of threads costs the first call
+            self.samples[name].call_ms.append(statistics.mean(_times_ms(self._denoiser, self._few())))
         finally:
             torch.set_num_threads(before)
 
-    def _denoise_once(self) -> None:
-        _mean_ms(self._denoiser, self._few()[:1])
-
-    def _run_engine(self, name: str, engine: Engine, calls: Sequence[Call]) -> None:
+    def _run_engine(self, name: str, calls: Sequence[Call]) -> None:
+        engine, samples = self._engines[name], self.samples[name]
         before = engine.stats.ranks
-        samples = self.samples[name]
-        samples.call_ms.append(_mean_ms(engine, calls))
+        times = _times_ms(engine, calls)
         after = engine.stats.ranks
-        seconds = samples.call_ms[-1] * len(calls) / 1e3
+        samples.call_ms.append(statistics.mean(times))
+        # look-ahead needs as many exact calls as it has components
+        samples.step_ms.append(statistics.mean(times[max(self._warmup, RANKS) :] or times))
+        seconds = sum(times) / 1e3
         pairs = list(zip(before, after, strict=True))
         samples.bytes_per_call.append(sum(a.sent_bytes - b.sent_bytes for b, a in pairs) / len(calls))
         samples.communication_share.append(max(a.send_seconds - b.send_seconds for b, a in pairs) / seconds)
@@ -197,18 +219,15 @@ class Race:
         samples.bytes_per_call.append(run.sent_bytes[-1])
         self.policy_resident_bytes = run.resident_bytes
 
-    @property
-    def engine_reports(self) -> Sequence[Any]:
-        """What each rank of the engine in the plan's mode says of itself."""
-        return self._lagged.stats.ranks
 
-
-def _mean_ms(denoise: Callable[..., Any], calls: Sequence[Call]) -> float:
-    start = time.perf_counter()
+def _times_ms(denoise: Callable[..., Any], calls: Sequence[Call]) -> list[float]:
+    times = []
     with torch.no_grad():
         for arguments in calls:
+            start = time.perf_counter()
             denoise(**arguments)
-    return 1e3 * (time.perf_counter() - start) / len(calls)
+            times.append(1e3 * (time.perf_counter() - start))
+    return times
 
 
 def bench(name: str, given: Denoiser, settings: Settings, progress: Callable[[str], None]) -> Row:
@@ -216,53 +235,64 @@ def bench(name: str, given: Denoiser, settings: Settings, progress: Callable[[st
     denoiser, inputs, roles = given
     torch.set_num_threads(1)
     progress(f"{name}: tracing, measuring and planning")
-    plan, simulated_ms = make_plan(trace(denoiser, inputs, roles, model=name), settings)
+    graph = trace(denoiser, inputs, roles, model=name)
+    costs = measure_costs(graph, settings)
+    modes: tuple[Mode, ...] = ("async", "lookahead")
+    made = {mode: make_plan(graph, costs, settings, mode) for mode in modes}
+    plans: dict[str, Plan] = {mode: plan for mode, (plan, _) in made.items()}
+    plan = plans["async"]
     progress(f"{name}: starting the ranks")
     with ExitStack() as stack:
         trajectory = Trajectory(inputs, roles, settings.steps)
-        race = Race(stack, denoiser, trajectory, plan, policy_of(name, denoiser), settings.warmup)
+        race = Race(stack, denoiser, trajectory, plans, policy_of(name, denoiser), settings)
         for number in range(settings.rounds):
             race.run_round(backwards=number % 2 == 1)
             progress(f"{name}: round {number + 1} of {settings.rounds}")
-        reports = race.engine_reports
+    progress(f"{name}: measuring memory")
+    with TemporaryDirectory() as folder:
+        rank_memory.save(Path(folder), denoiser, plan, inputs)
+        held = rank_memory.measure(Path(folder))
     samples = race.samples
     median = {key: found.median_ms for key, found in samples.items()}
-    idle = idle_bytes()
+    step = {mode: statistics.median(samples[mode].step_ms) for mode in modes}
     return {
         "denoiser": name,
         "ranks": RANKS,
-        "mode": plan.mode,
         "predictor": plan.predictor,
         "steps": settings.steps,
         "warmup": settings.warmup,
+        "microbatches": settings.microbatches,
         "rounds": settings.rounds,
         "sequential_ms": median["sequential"],
         "sequential_2_threads_ms": median["sequential_2_threads"],
         "async_ms": median["async"],
+        "lookahead_ms": median["lookahead"],
         "exact_ms": median["exact"],
         "asyncdiff_policy_ms": median["policy"],
         "spread_ms": {key: max(found.call_ms) - min(found.call_ms) for key, found in samples.items()},
+        "async_step_ms": step["async"],
+        "lookahead_step_ms": step["lookahead"],
         "ratio_to_sequential": median["async"] / median["sequential"],
         "exact_ratio_to_sequential": median["exact"] / median["sequential"],
         "ratio_to_asyncdiff_policy": median["async"] / median["policy"],
+        "lookahead_step_to_async_step": step["lookahead"] / step["async"],
         "bytes_per_step": round(statistics.median(samples["async"].bytes_per_call)),
         "predicted_bytes_per_step": plan.predicted.bytes_per_step,
         "asyncdiff_policy_bytes_per_step": round(statistics.median(samples["policy"].bytes_per_call)),
         "communication_share": statistics.median(samples["async"].communication_share),
         "wait_share": statistics.median(samples["async"].wait_share),
         "asyncdiff_policy_communication_share": statistics.median(samples["policy"].communication_share),
-        "simulated_ms": simulated_ms,
+        "simulated_ms": made["async"][1],
+        "lookahead_simulated_ms": made["lookahead"][1],
         "memory": [
             {
                 "rank": rank,
+                **memory,
                 "predicted_bytes": predicted,
-                "parameter_bytes": report.parameter_bytes,
-                "resident_bytes": report.resident_bytes,
-                "idle_process_bytes": idle,
                 "asyncdiff_policy_resident_bytes": theirs,
             }
-            for rank, (predicted, report, theirs) in enumerate(
-                zip(predicted_bytes(plan), reports, race.policy_resident_bytes, strict=True)
+            for rank, (predicted, memory, theirs) in enumerate(
+                zip(predicted_bytes(plan), held, race.policy_resident_bytes, strict=True)
             )
         ],
     }
@@ -272,12 +302,6 @@ def predicted_bytes(plan: Plan) -> list[int]:
     """Memory of each rank, as the plan predicts it."""
     seats = [seat_of(rank, plan.components) for rank in range(plan.ranks)]
     return [plan.predicted.components[branch * plan.components + k].memory_bytes for branch, k in seats]
-
-
-def idle_bytes() -> int:
-    """Resident memory of a process that has loaded what a rank needs and does nothing."""
-    code = "import runtime.report as report; print(report.resident_bytes())"
-    return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
 def environment() -> Row:
@@ -303,26 +327,30 @@ def table(document: Row) -> str:
             return f"  {label:<34}{row[key]:>9.1f} ms  {ratio:>6.3f}  (spread {spread[name]:.1f} ms)"
 
         lines += [
-            f"{row['denoiser']}: {row['ranks']} ranks, {row['mode']}, {row['predictor']}, {row['steps']} steps, "
-            f"warm-up {row['warmup']}, {row['rounds']} rounds; ratios to one thread",
+            f"{row['denoiser']}: {row['ranks']} ranks, {row['predictor']}, {row['steps']} steps, warm-up "
+            f"{row['warmup']}, {row['rounds']} rounds; ratios to one thread",
             line("unmodified, one thread", "sequential_ms", "sequential"),
             line("unmodified, two threads", "sequential_2_threads_ms", "sequential_2_threads"),
-            line(f"engine, {row['mode']}", "async_ms", "async"),
-            line("engine, exact", "exact_ms", "exact"),
+            line("engine, async", "async_ms", "async"),
+            line("engine, look-ahead", "lookahead_ms", "lookahead"),
+            line(f"engine, exact, {row['microbatches']} micro-batches", "exact_ms", "exact"),
             line("AsyncDiff's policy", "asyncdiff_policy_ms", "policy"),
+            f"  after the warm-up: async {row['async_step_ms']:.1f} ms, look-ahead {row['lookahead_step_ms']:.1f} ms "
+            f"({row['lookahead_step_to_async_step']:.3f})",
             f"  engine to AsyncDiff's policy: time {row['ratio_to_asyncdiff_policy']:.3f}, bytes "
             f"{row['bytes_per_step'] / row['asyncdiff_policy_bytes_per_step']:.3f} ({row['bytes_per_step'] / 1e6:.2f} "
             f"of {row['asyncdiff_policy_bytes_per_step'] / 1e6:.2f} MB per step)",
             f"  engine: sends for {row['communication_share']:.1%} of a step, waits for {row['wait_share']:.1%}; "
             f"policy: in broadcasts for {row['asyncdiff_policy_communication_share']:.1%}",
-            f"  simulated {row['simulated_ms']:.1f} ms",
+            f"  simulated: async {row['simulated_ms']:.1f} ms, look-ahead {row['lookahead_simulated_ms']:.1f} ms",
         ]
         for rank in row["memory"]:
+            expected = rank["started_bytes"] + rank["predicted_bytes"]
             lines.append(
-                f"  rank {rank['rank']}: {rank['parameter_bytes'] / 1e6:.0f} MB of parameters, process "
-                f"{rank['resident_bytes'] / 1e6:.0f} MB ({rank['idle_process_bytes'] / 1e6:.0f} MB idle), predicted "
-                f"{rank['predicted_bytes'] / 1e6:.0f} MB; policy's process "
-                f"{rank['asyncdiff_policy_resident_bytes'] / 1e6:.0f} MB"
+                f"  rank {rank['rank']}: {rank['parameter_bytes'] / 1e6:.0f} MB of parameters; process "
+                f"{rank['resident_bytes'] / 1e6:.0f} MB, {rank['resident_bytes'] / expected:.2f} of "
+                f"{rank['started_bytes'] / 1e6:.0f} before it had anything + {rank['predicted_bytes'] / 1e6:.0f} "
+                f"predicted; policy's process {rank['asyncdiff_policy_resident_bytes'] / 1e6:.0f} MB"
             )
     return "\n".join(lines)
 
@@ -331,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0; 2 for a wrong option; 5 if a rank failed."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--denoiser", action="append", choices=tuple(DENOISERS), help="may be repeated (default: all)")
-    parser.add_argument("--mode", default="async", choices=get_args(Mode), help="of the plan (default: async)")
+    parser.add_argument("--microbatches", type=_positive, default=1, help="of the exact calls (default: 1)")
     parser.add_argument("--predictor", choices=get_args(Predictor), help="default: the planner's choice")
     parser.add_argument("--steps", type=_positive, default=50, help="of a trajectory (default: 50)")
     parser.add_argument("--warmup", type=_positive, default=1, help="exact steps of them (default: 1)")
@@ -339,7 +367,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", type=Path, metavar="FILE", help="costs; for one denoiser (default: measured)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
-    settings = Settings(options.mode, options.predictor, options.steps, options.warmup, options.rounds, options.profile)
+    settings = Settings(
+        options.microbatches, options.predictor, options.steps, options.warmup, options.rounds, options.profile
+    )
     try:
         results = [
             bench(name, DENOISERS[name](), settings, lambda text: print(text, file=sys.stderr, flush=True))

@@ -29,7 +29,7 @@ STEPS, WARMUP = 5, 2
 KEYS = {
     "denoiser", "ranks", "sequential_ms", "sequential_2_threads_ms", "async_ms", "exact_ms", "asyncdiff_policy_ms",
     "ratio_to_sequential", "ratio_to_asyncdiff_policy", "bytes_per_step", "asyncdiff_policy_bytes_per_step",
-    "communication_share", "wait_share", "simulated_ms",
+    "communication_share", "wait_share", "simulated_ms", "lookahead_ms", "async_step_ms", "lookahead_step_ms",
 }  # fmt: skip
 
 
@@ -201,18 +201,21 @@ def test_hooked_output_must_be_tensors() -> None:
 
 def test_bench_prints_one_document(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(DENOISERS, "sd15-like", unet)
-    assert bench.main(["--denoiser", "sd15-like", "--steps", "6", "--rounds", "1", "--json"]) == 0
+    assert (
+        bench.main(["--denoiser", "sd15-like", "--steps", "6", "--rounds", "1", "--microbatches", "2", "--json"]) == 0
+    )
     document = json.loads(capsys.readouterr().out)
     assert document["environment"]["torch"] == str(torch.__version__)
     (row,) = document["results"]
     assert row.keys() >= KEYS
-    assert (row["denoiser"], row["ranks"], row["mode"]) == ("sd15-like", 2, "async")
+    assert (row["denoiser"], row["ranks"], row["microbatches"]) == ("sd15-like", 2, 2)
     # the ranks also get their inputs: the latent, the timestep and, once, the prompt
     assert row["predicted_bytes_per_step"] < row["bytes_per_step"]
     assert [rank["rank"] for rank in row["memory"]] == [0, 1]
     held = sum(rank["parameter_bytes"] for rank in row["memory"])
     assert held == sum(parameter.nbytes for parameter in unet()[0].parameters())
-    assert bench.table(document).startswith("sd15-like: 2 ranks, async, adaptive, 6 steps")
+    assert all(rank["resident_bytes"] > rank["parameter_bytes"] for rank in row["memory"])
+    assert bench.table(document).startswith("sd15-like: 2 ranks, adaptive, 6 steps")
 
 
 @pytest.mark.parametrize("option", ["--steps", "--rounds", "--warmup"])
