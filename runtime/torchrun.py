@@ -1,9 +1,9 @@
 """torchrun: ranks on what torchrun has started, on one machine or several.
 
 torchrun runs the same script on every rank. Rank 0's process is the driver and goes through the script; the others are
-*keepers*: where the script first needs an engine they serve the driver, until it ends, and end with it. For each engine
-of the driver a keeper begins a process, whose connection goes straight to the driver, and tells how it ended; so a
-rank that dies, stalls or fails ends its engine, as without torchrun, and not the job.
+*keepers* (keeper.py): where the script first needs an engine they serve the driver, until it ends, and end with it. For
+each engine of the driver a keeper begins a process, whose connection goes straight to the driver, and tells how it
+ended; so a rank that dies, stalls or fails ends its engine, as without torchrun, and not the job.
 
 The driver opens a door on the address that faces torchrun's store, and leaves address and token there. Whoever has the
 token is believed: the network between the machines has to be trusted, as torch.distributed trusts it.
@@ -16,33 +16,38 @@ import contextlib
 import hmac
 import json
 import os
-import platform
 import secrets
-import signal
 import socket
-import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import partitioner
 from runtime.errors import PlanMismatch, StartupError
-from runtime.launch import Launched, Launcher, start_process, status_in_words
-from runtime.memory import Place, free_bytes
+from runtime.keeper import (
+    HELLO,
+    Begin,
+    Begun,
+    Compare,
+    Ended,
+    Goodbye,
+    Introduction,
+    Kill,
+    Refused,
+    Same,
+    keep,
+    prepare,
+    store_key,
+)
+from runtime.launch import Launched, Launcher, status_in_words
+from runtime.memory import Place
 from runtime.transport import launcher_store
 from runtime.weights import digest_of
 
 _VARIABLES = ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_HELLO = struct.Struct("!32sII")  # token, rank, number of the process, 0 for the keeper itself
 _HELLO_S = 5.0  # for a hello, once connected
-_CONNECT_S = 20.0  # for a keeper's connection to the driver
-_GONE_S = 20  # after which a machine that says nothing at all counts as gone
 
 
 def launched() -> bool:
@@ -61,14 +66,15 @@ def join(timeout_s: float = 120.0) -> None:
         return
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if rank:
-        _keep(rank, timeout_s)
-    _door = _Door(world)
+        keep(rank, timeout_s)
+    door = _Door(world)
     try:
-        store = _door.store = launcher_store(timeout_s)
-        _door.open(_own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
-        store.set(_store_key(), _door.invitation())
+        door.store = launcher_store(timeout_s)
+        door.open(_own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+        door.store.set(store_key(), door.invitation())
     except (OSError, RuntimeError) as error:
         raise StartupError(f"torchrun's store cannot be reached: {error}") from error
+    _door = door
 
 
 def torchrun_launcher(ranks: int) -> Launcher | None:
@@ -83,10 +89,6 @@ def torchrun_launcher(ranks: int) -> Launcher | None:
     return _door
 
 
-def _store_key() -> str:
-    return f"diffusion-partitioner/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-
-
 def _own_address(host: str, port: int) -> str:
     """The address of this machine on the way to ``host``; IPv4 where there is one."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
@@ -96,87 +98,13 @@ def _own_address(host: str, port: int) -> str:
         return str(probe.getsockname()[0])
 
 
-# ---- what driver and keepers say to each other, once the keeper has shown the token
-
-
-@dataclass(frozen=True)
-class _Introduction:
-    """A keeper's first words. machine: its name, and what no other machine has."""
-
-    pid: int
-    machine: tuple[str, str]
-    versions: Mapping[str, str]
-    cpu_free_bytes: int | None
-
-    @classmethod
-    def own(cls) -> _Introduction:
-        import torch
-
-        try:
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        except OSError:
-            boot = ""
-        versions = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "diffusion-partitioner": partitioner.__version__,
-        }
-        return cls(os.getpid(), (socket.gethostname(), boot), versions, free_bytes("cpu"))
-
-
-@dataclass(frozen=True)
-class _Begin:
-    number: int
-
-
-@dataclass(frozen=True)
-class _Kill:
-    number: int
-
-
-@dataclass(frozen=True)
-class _Compare:
-    """Ask which files, by tensor, hold a tensor of this digest."""
-
-    files: Mapping[str, Path]
-    digests: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class _Begun:
-    number: int
-    pid: int
-
-
-@dataclass(frozen=True)
-class _Refused:
-    number: int
-    text: str
-
-
-@dataclass(frozen=True)
-class _Ended:
-    number: int
-    status: int
-
-
-@dataclass(frozen=True)
-class _Same:
-    tensors: frozenset[str]
-
-
-@dataclass(frozen=True)
-class _Goodbye:
-    """The driver's program ends."""
-
-
 # ---- driver
 
 
 class RemoteProcess:
     """A process that a keeper has begun."""
 
-    def __init__(self, keeper: _Keeper, number: int, line: socket.socket) -> None:
+    def __init__(self, keeper: _KeeperSeat, number: int, line: socket.socket) -> None:
         self._keeper = keeper
         self._number = number
         self._line = line.dup()
@@ -196,7 +124,7 @@ class RemoteProcess:
 
     def kill(self) -> None:
         if self.ending() is None:
-            self._keeper.tell(_Kill(self._number))
+            self._keeper.tell(Kill(self._number))
         self.cut()
 
     def cut(self) -> None:
@@ -207,10 +135,10 @@ class RemoteProcess:
             self._line.close()
 
 
-class _Keeper:
+class _KeeperSeat:
     """What the driver knows of a keeper. statuses: of processes that have ended, by number."""
 
-    def __init__(self, rank: int, connection: Connection, introduction: _Introduction) -> None:
+    def __init__(self, rank: int, connection: Connection, introduction: Introduction) -> None:
         self.rank = rank
         self.introduction = introduction
         self.changed = threading.Condition()
@@ -243,13 +171,13 @@ class _Keeper:
 
     def _hear(self, message: Any) -> None:
         with self.changed:
-            if isinstance(message, _Begun):
+            if isinstance(message, Begun):
                 self.pids[message.number] = message.pid
-            elif isinstance(message, _Refused):
+            elif isinstance(message, Refused):
                 self.refusals[message.number] = message.text
-            elif isinstance(message, _Ended):
+            elif isinstance(message, Ended):
                 self.statuses[message.number] = message.status
-            elif isinstance(message, _Same):
+            elif isinstance(message, Same):
                 self.same = message.tensors
             self.changed.notify_all()
 
@@ -262,7 +190,7 @@ class _Door(Launcher):
         self.store: Any = None  # kept, since it may be a server
         self._token = secrets.token_bytes(32)
         self._changed = threading.Condition()
-        self._keepers: dict[int, _Keeper] = {}
+        self._keepers: dict[int, _KeeperSeat] = {}
         self._lines: dict[tuple[int, int], socket.socket] = {}
         self._begun = 0
         self._owner = os.getpid()
@@ -290,14 +218,14 @@ class _Door(Launcher):
         """Let it in, or shut the door on it: nothing that a stranger says is used."""
         try:
             line.settimeout(_HELLO_S)
-            token, rank, number = _HELLO.unpack(_read_exactly(line, _HELLO.size))
+            token, rank, number = HELLO.unpack(_read_exactly(line, HELLO.size))
             known = hmac.compare_digest(token, self._token) and 0 < rank < self.world
         except (OSError, EOFError):
             known = False
         if not known:
             line.close()
             return
-        _prepare(line)
+        prepare(line)
         if number:
             with self._changed:
                 self._lines[rank, number] = line
@@ -305,7 +233,7 @@ class _Door(Launcher):
             return
         connection = Connection(line.detach())
         try:
-            keeper = _Keeper(rank, connection, connection.recv())
+            keeper = _KeeperSeat(rank, connection, connection.recv())
         except (EOFError, OSError):
             return
         with self._changed:
@@ -313,7 +241,7 @@ class _Door(Launcher):
             self._changed.notify_all()
         keeper.listen()
 
-    def _keeper(self, rank: int, timeout_s: float) -> _Keeper:
+    def _keeper(self, rank: int, timeout_s: float) -> _KeeperSeat:
         """The keeper of a rank; StartupError where it does not come, or cannot work with this driver."""
         with self._changed:
             self._changed.wait_for(lambda: rank in self._keepers, timeout=timeout_s)
@@ -323,7 +251,7 @@ class _Door(Launcher):
                 f"rank {rank}, which torchrun should have started, has not reached the driver at {self.host} within "
                 f"{timeout_s:g} s; see what torchrun says of it, and that machines reach each other at that address"
             )
-        ours = _Introduction.own().versions
+        ours = Introduction.own().versions
         for name, version in keeper.introduction.versions.items():
             if version != ours[name]:
                 raise StartupError(
@@ -338,7 +266,7 @@ class _Door(Launcher):
         with self._changed:
             self._begun += 1
             number = self._begun
-        keeper.tell(_Begin(number))
+        keeper.tell(Begin(number))
         with keeper.changed:
             keeper.changed.wait_for(
                 lambda: number in keeper.pids or number in keeper.refusals or keeper.lost,
@@ -357,7 +285,7 @@ class _Door(Launcher):
         return Launched(RemoteProcess(keeper, number, line), line, line.getpeername()[0])
 
     def places(self, devices: Sequence[str], timeout_s: float) -> list[Place]:
-        here = _Introduction.own()
+        here = Introduction.own()
         introductions = [here] + [self._keeper(rank, timeout_s).introduction for rank in range(1, self.world)]
         found = []
         for device, said in zip(devices, introductions, strict=True):
@@ -369,7 +297,7 @@ class _Door(Launcher):
         keeper = self._keeper(rank, timeout_s)
         digests = {name: digest for name, file in files.items() if (digest := digest_of(file, name)) is not None}
         keeper.same = None
-        keeper.tell(_Compare(dict(files), digests))
+        keeper.tell(Compare(dict(files), digests))
         with keeper.changed:
             keeper.changed.wait_for(lambda: keeper.same is not None or keeper.lost, timeout=timeout_s)
             same = keeper.same
@@ -379,118 +307,10 @@ class _Door(Launcher):
         if os.getpid() == self._owner:
             self._listening.close()
             for keeper in self._keepers.values():
-                keeper.tell(_Goodbye())
+                keeper.tell(Goodbye())
 
 
 _door: _Door | None = None
-
-
-# ---- keeper
-
-
-def _keep(rank: int, timeout_s: float) -> NoReturn:
-    """Serve the driver until its program ends; then end this process, with status 0 where it ended orderly."""
-    try:
-        store = launcher_store(timeout_s)
-        invitation = json.loads(store.get(_store_key()))
-        keeper = _Keeping(rank, invitation)
-    except (OSError, RuntimeError) as error:
-        _leave(1, f"rank {rank} does not reach the driver, rank 0: {error}")
-    with contextlib.suppress(ValueError):  # in another thread than the main one
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, keeper.on_signal)
-    try:
-        keeper.obey()
-    except (EOFError, OSError):
-        keeper.kill_all()
-        _leave(1, f"rank {rank} ends: the driver, rank 0, has ended without a word")
-    keeper.kill_all()
-    _leave(0)
-
-
-def _leave(status: int, text: str = "") -> NoReturn:
-    """End this process; not through the interpreter's end, where what else the script imported could hold it up."""
-    if text:
-        print(f"torchrun: {text}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-class _Keeping:
-    """A keeper at work."""
-
-    def __init__(self, rank: int, invitation: Mapping[str, Any]) -> None:
-        self._rank = rank
-        self._address = invitation["host"], invitation["port"]
-        self._token = bytes.fromhex(invitation["token"])
-        self._lock = threading.Lock()
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._connection = Connection(self._connect(0).detach())
-        self._say(_Introduction.own())
-
-    def _connect(self, number: int) -> socket.socket:
-        line = socket.create_connection(self._address, timeout=_CONNECT_S)
-        line.sendall(_HELLO.pack(self._token, self._rank, number))
-        _prepare(line)
-        return line
-
-    def _say(self, message: Any) -> None:
-        with self._lock:
-            self._connection.send(message)
-
-    def obey(self) -> None:
-        """Do what the driver says until it says goodbye."""
-        while not isinstance(message := self._connection.recv(), _Goodbye):
-            if isinstance(message, _Begin):
-                self._begin(message.number)
-            elif isinstance(message, _Kill) and message.number in self._processes:
-                self._processes[message.number].kill()
-            elif isinstance(message, _Compare):
-                threading.Thread(target=self._compare, args=(message,), daemon=True).start()
-
-    def _begin(self, number: int) -> None:
-        try:
-            with self._connect(number) as line:
-                process = start_process(line)
-        except OSError as error:
-            self._say(_Refused(number, str(error)))
-            return
-        self._processes[number] = process
-        self._say(_Begun(number, process.pid))
-        threading.Thread(target=self._await, args=(number, process), daemon=True).start()
-
-    def _await(self, number: int, process: subprocess.Popen[bytes]) -> None:
-        status = process.wait()
-        del self._processes[number]
-        with contextlib.suppress(OSError):
-            self._say(_Ended(number, status))
-
-    def _compare(self, asked: _Compare) -> None:
-        same = [name for name, digest in asked.digests.items() if digest_of(asked.files[name], name) == digest]
-        with contextlib.suppress(OSError):
-            self._say(_Same(frozenset(same)))
-
-    def kill_all(self) -> None:
-        for process in list(self._processes.values()):
-            process.kill()
-
-    def on_signal(self, number: int, _frame: Any) -> None:
-        """torchrun ends its processes so."""
-        self.kill_all()
-        _leave(128 + number)
-
-
-def _prepare(line: socket.socket) -> None:
-    """Small messages at once, and an end also where the other machine can no longer say that it ends."""
-    line.settimeout(None)
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "linux":
-        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _GONE_S // 2)
-        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _GONE_S // 4)
-        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
-        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_S * 1000)
 
 
 def _read_exactly(line: socket.socket, count: int) -> bytes:

@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from runtime import torchrun
+from runtime import keeper, torchrun
 from runtime.cli import main
 from runtime.errors import PlanMismatch, StartupError
+from runtime.keeper import HELLO
 from runtime.torchrun import torchrun_launcher
 from runtime.weights import digest_of
 from tests.runtime.test_cli import Home
@@ -85,11 +86,11 @@ def open_door(world: int = 2) -> Iterator[Any]:
         door._close()
 
 
-class Keeper:
+class AtWork:
     """A keeper at work in a thread of this process."""
 
     def __init__(self, door: Any) -> None:
-        self.keeping = torchrun._Keeping(1, json.loads(door.invitation()))
+        self.keeping = keeper.Keeper(1, json.loads(door.invitation()))
         self.thread = threading.Thread(target=self._obey)
         self.thread.start()
 
@@ -100,7 +101,7 @@ class Keeper:
 
 def test_a_keepers_process_is_begun_and_its_end_is_told() -> None:
     with open_door() as door:
-        keeper = Keeper(door)
+        at_work = AtWork(door)
         launched = door.begin(1, timeout_s=20)
         with launched.line:
             assert launched.host == "127.0.0.1"
@@ -111,24 +112,23 @@ def test_a_keepers_process_is_begun_and_its_end_is_told() -> None:
         launched.process.kill()
         with door.begin(1, timeout_s=20).line as line:
             line.shutdown(socket.SHUT_RDWR)  # ends itself where its connection does
-    keeper.thread.join(timeout=20)
-    assert not keeper.thread.is_alive()
+    at_work.thread.join(timeout=20)
+    assert not at_work.thread.is_alive()
 
 
 def test_a_keeper_that_cannot_begin_a_process_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with open_door() as door:
-        keeper = Keeper(door)
+        at_work = AtWork(door)
         monkeypatch.setattr("sys.executable", "/nowhere/python")
         with pytest.raises(OSError, match="/nowhere/python"):
             door.begin(1, timeout_s=20)
-    keeper.thread.join(timeout=20)
+    at_work.thread.join(timeout=20)
 
 
 def test_strangers_are_not_let_in() -> None:
-    hello = torchrun._HELLO
     with open_door() as door:
         port = json.loads(door.invitation())["port"]
-        for first in (b"GET / HTTP/1.1\r\n" * 9, hello.pack(bytes(32), 1, 0), hello.pack(door._token, 7, 0), b""):
+        for first in (b"GET / HTTP/1.1\r\n" * 9, HELLO.pack(bytes(32), 1, 0), HELLO.pack(door._token, 7, 0), b""):
             with socket.create_connection(("127.0.0.1", port)) as stranger:
                 stranger.sendall(first)
                 stranger.shutdown(socket.SHUT_WR)
@@ -142,12 +142,12 @@ def test_strangers_are_not_let_in() -> None:
 
 def test_a_keeper_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with open_door() as door:
-        keeper = Keeper(door)
+        at_work = AtWork(door)
         door._keeper(1, timeout_s=20)
         monkeypatch.setattr("partitioner.__version__", "0.0.0")
         with pytest.raises(StartupError, match=r"has diffusion-partitioner \S+ and the driver has 0\.0\.0"):
             door.begin(1, timeout_s=20)
-    keeper.thread.join(timeout=20)
+    at_work.thread.join(timeout=20)
 
 
 def test_a_plan_for_another_number_of_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
