@@ -16,7 +16,6 @@ from partitioner.ir import Role
 from partitioner.measure import measuring_device
 from partitioner.plan import Plan
 from partitioner.planner import plan_graphs
-from partitioner.pricing import choose_pricing
 from runtime.cuda_shares import share_size, share_streams
 from runtime.engine import Engine, EngineOptions
 from tools.gpu_subject import (
@@ -24,12 +23,10 @@ from tools.gpu_subject import (
     Inputs,
     Row,
     call_of,
-    costs_of,
     denoiser,
     free,
     graphs_of,
-    modes_of,
-    profile_path,
+    pricing_of,
     split,
 )
 
@@ -141,12 +138,9 @@ def engine(name: str, device: str, folder: Path) -> Row:
 
 
 def _plan(name: str, graphs: Graphs, count: int, device: str, folder: Path) -> Plan:
-    known = choose_pricing(str(profile_path(name, modes_of(device)[-1], folder)), None, "1").reference
+    pricing = pricing_of(name, device, folder)
     options = Options(branches=1, mode="async", warmup=1, predictor="hold", prefer="speed", force=True)
-    planning = plan_graphs(
-        graphs.whole, None, parse_fleet(str(count), known), lambda g: costs_of(name, g, device, folder), options
-    )
-    return planning.plan
+    return plan_graphs(graphs.whole, None, parse_fleet(str(count), pricing.reference), pricing, options).plan
 
 
 def _step_ms(call: Callable[..., Any], arguments: Inputs, roles: Mapping[str, Any], device: torch.device) -> float:

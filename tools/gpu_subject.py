@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import pickle
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +17,14 @@ from torch import nn
 
 from partitioner.calls import random_value
 from partitioner.candidates import Candidate, Options, solve_candidate
-from partitioner.cost import GraphCosts, apply_profile, load_profile
 from partitioner.fleet import parse_fleet, with_speeds
 from partitioner.graph import build_problem
 from partitioner.ir import Node, TracedGraph
-from partitioner.measure import Mode, measure_whole, measuring_device
+from partitioner.measure import Mode, measuring_device
 from partitioner.models import model_spec, trace_model
-from partitioner.pricing import choose_pricing
+from partitioner.pricing import Pricing, choose_pricing
 from partitioner.solve import Solver
 from partitioner.trace import trace
-from profiles.cost_profile import CostProfile
 from profiles.strict_json import write_atomic
 from runtime.compiled import compiled
 from runtime.component import lower
@@ -97,9 +94,10 @@ def call_of(
     reads = list(dict.fromkeys(name for node in nodes for name in node.reads if name not in made))
     results = set(graph.result_values)
     keeps = [
-        name for name in made
-        if name in results or any(reader not in made for reader in graph.readers.get(name, ()))
-    ]  # fmt: skip
+        node.name
+        for node in nodes
+        if node.name in results or any(reader not in made for reader in graph.readers.get(node.name, ()))
+    ]
     module = lower(nodes, reads, keeps, device)
     values = [random_value(graph, name, device) for name in reads]
     run = compiled(module) if compile else module
@@ -110,32 +108,23 @@ def modes_of(device: str) -> tuple[Mode, ...]:
     return ("eager", "cuda_graph") if measuring_device(device, "eager").type == "cuda" else ("eager",)
 
 
-def times(run: Callable[[], Any], device: str) -> dict[Mode, float]:
-    """Median by mode."""
-    return {mode: statistics.median(measure_whole(run, device, mode=mode)) for mode in modes_of(device)}
-
-
 def profile_path(name: str, mode: Mode, folder: Path) -> Path:
     return folder / f"{name}.{mode}.profile.json"
 
 
-def recorded(name: str, mode: Mode, folder: Path) -> CostProfile:
-    return load_profile(profile_path(name, mode, folder))
-
-
-def costs_of(name: str, graph: TracedGraph, device: str, folder: Path) -> GraphCosts:
-    """By the profile of kernels alone where there is one: what CUDA graphs replay."""
-    return apply_profile(recorded(name, modes_of(device)[-1], folder), graph)
+def pricing_of(name: str, device: str, folder: Path) -> Pricing:
+    """Costs by the recorded profile of kernels alone, which is what CUDA graphs replay, or else by the eager one."""
+    paths = [profile_path(name, mode, folder) for mode in reversed(modes_of(device))]
+    return choose_pricing(str(next((path for path in paths if path.exists()), paths[-1])), None, "1")
 
 
 def split(name: str, graphs: Graphs, branches: int, components: int, device: str, folder: Path) -> Candidate:
     """The solver's split for equal devices like this one."""
-    graph = graphs.of(branches)
-    costs = costs_of(name, graph, device, folder)
-    known = choose_pricing(str(profile_path(name, modes_of(device)[-1], folder)), None, "1").reference
-    fleet = with_speeds(parse_fleet(str(branches * components), known), graph, known)
+    graph, pricing = graphs.of(branches), pricing_of(name, device, folder)
+    fleet = with_speeds(parse_fleet(str(branches * components), pricing.reference), graph, pricing.reference)
     options = Options(branches=branches, mode="async", force=True)
-    return solve_candidate(Solver(build_problem(graph, costs)), branches, components, "async", fleet, options)
+    solver = Solver(build_problem(graph, pricing(graph)))
+    return solve_candidate(solver, branches, components, "async", fleet, options)
 
 
 def free() -> None:

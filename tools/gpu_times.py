@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import torch
 
 from partitioner.component_timing import time_components
-from partitioner.cost import apply_profile
-from partitioner.measure import measure, measure_whole, measuring_device, summarise
-from profiles.cost_profile import WholeCheck
-from tools.gpu_subject import Row, call_of, free, graphs_of, modes_of, profile_path, recorded, split, times
+from partitioner.cost import apply_profile, load_profile
+from partitioner.errors import MeasureError
+from partitioner.measure import Mode, measure, measure_whole, measuring_device, summarise
+from profiles.cost_profile import CostProfile, WholeCheck
+from tools.gpu_subject import Graphs, Row, call_of, free, graphs_of, modes_of, profile_path, split
 
 DEVICE_COUNTS = (2, 4, 8)
 
@@ -23,30 +25,18 @@ def profile(name: str, device: str, folder: Path) -> Row:
     The whole calls run half before the operators and half after, as in tools.record_profile.
     """
     graphs = graphs_of(name, folder)
-    target = measuring_device(device, "eager")
-    rows = []
+    rows: list[Row] = []
     for mode in modes_of(device):
-        run = call_of(graphs.whole, graphs.whole.nodes, target)
-        whole = measure_whole(run, device, mode=mode)
-        found = measure(graphs.whole, device, mode=mode, command=_command())
-        whole += measure_whole(run, device, mode=mode)
-        del run
-        if graphs.half is not None:
-            half = measure(graphs.half, device, mode=mode)
-            found = found.model_copy(update={"signatures": {**half.signatures, **found.signatures}})
-        summary = summarise(whole)
-        check = WholeCheck(
-            model=name,
-            fingerprint=graphs.whole.fingerprint,
-            summed_ms=sum(cost.ms for cost in apply_profile(found, graphs.whole).nodes.values()),
-            whole_ms=summary.median_ms,
-            whole_iqr_ms=summary.iqr_ms,
-            module_ms=None,
-        )
+        try:
+            found, check = _profile(name, graphs, mode, device)
+        except MeasureError as error:
+            rows.append({"mode": mode, "refused": str(error)})
+            continue
         found.model_copy(update={"checks": (check,)}).save(profile_path(name, mode, folder), overwrite=True)
         rows.append(
             {
                 "mode": mode,
+                "dtype": found.dtype,
                 "signatures": len(found.signatures),
                 "summed_ms": check.summed_ms,
                 "whole_ms": check.whole_ms,
@@ -54,7 +44,26 @@ def profile(name: str, device: str, folder: Path) -> Row:
                 "error": check.error,
             }
         )
-    return {"denoiser": name, "dtype": found.dtype, "profiles": rows}
+    return {"denoiser": name, "profiles": rows}
+
+
+def _profile(name: str, graphs: Graphs, mode: Mode, device: str) -> tuple[CostProfile, WholeCheck]:
+    run = call_of(graphs.whole, graphs.whole.nodes, measuring_device(device, mode))
+    whole = measure_whole(run, device, mode=mode)
+    found = measure(graphs.whole, device, mode=mode, command=_command())
+    whole += measure_whole(run, device, mode=mode)
+    if graphs.half is not None:
+        half = measure(graphs.half, device, mode=mode)
+        found = found.model_copy(update={"signatures": {**half.signatures, **found.signatures}})
+    summary = summarise(whole)
+    return found, WholeCheck(
+        model=name,
+        fingerprint=graphs.whole.fingerprint,
+        summed_ms=sum(cost.ms for cost in apply_profile(found, graphs.whole).nodes.values()),
+        whole_ms=summary.median_ms,
+        whole_iqr_ms=summary.iqr_ms,
+        module_ms=None,
+    )
 
 
 def compiled_whole(name: str, device: str, folder: Path) -> Row:
@@ -65,10 +74,14 @@ def compiled_whole(name: str, device: str, folder: Path) -> Row:
     with torch.inference_mode():
         run()
     seconds = time.perf_counter() - start
-    measured = times(run, device)
-    rows = []
-    for mode, whole_ms in measured.items():
-        summed = recorded(name, mode, folder).checks[0].summed_ms
+    rows: list[Row] = []
+    for mode in modes_of(device):
+        try:
+            whole_ms = statistics.median(measure_whole(run, device, mode=mode))
+        except MeasureError as error:
+            rows.append({"mode": mode, "refused": str(error)})
+            continue
+        summed = load_profile(profile_path(name, mode, folder)).checks[0].summed_ms
         rows.append({"mode": mode, "whole_ms": whole_ms, "summed_ms": summed, "error": summed / whole_ms - 1})
     return {"denoiser": name, "compile_seconds": seconds, "compiled": rows}
 
@@ -94,9 +107,13 @@ def components(name: str, device: str, folder: Path) -> Row:
             row: Row = {"devices": count, "branches": branches, "components": count // branches}
             row["predicted_ms"] = predicted
             for mode in modes_of(device):
-                row[f"{mode}_ms"] = time_components(graph, placed, count // branches, device, mode=mode)
+                try:
+                    row[f"{mode}_ms"] = time_components(graph, placed, count // branches, device, mode=mode)
+                except MeasureError as error:
+                    row[f"{mode}_refused"] = str(error)
+                    continue
                 free()
-                if count > 1:
+                if rows and f"{mode}_ms" in rows[0]:
                     row[f"{mode}_speedup"] = rows[0][f"{mode}_ms"][0] / max(row[f"{mode}_ms"])
             rows.append(row)
     return {"denoiser": name, "rows": rows}
