@@ -102,17 +102,17 @@ class AtWork:
 def test_a_keepers_process_is_begun_and_its_end_is_told() -> None:
     with open_door() as door:
         at_work = AtWork(door)
-        launched = door.begin(1, timeout_s=20)
+        launched = door.begin(1, timeout_s=60)
         with launched.line:
             assert launched.host == "127.0.0.1"
             assert launched.process.ending() is None
             pid = int(str(launched.process).split()[0])
             os.kill(pid, signal.SIGTERM)
-            assert launched.process.ending(timeout_s=20) == "was killed by signal 15 (SIGTERM)"
+            assert launched.process.ending(timeout_s=60) == "was killed by signal 15 (SIGTERM)"
         launched.process.kill()
-        with door.begin(1, timeout_s=20).line as line:
+        with door.begin(1, timeout_s=60).line as line:
             line.shutdown(socket.SHUT_RDWR)  # ends itself where its connection does
-    at_work.thread.join(timeout=20)
+    at_work.thread.join(timeout=60)
     assert not at_work.thread.is_alive()
 
 
@@ -121,8 +121,8 @@ def test_a_keeper_that_cannot_begin_a_process_says_why(monkeypatch: pytest.Monke
         at_work = AtWork(door)
         monkeypatch.setattr("sys.executable", "/nowhere/python")
         with pytest.raises(OSError, match="/nowhere/python"):
-            door.begin(1, timeout_s=20)
-    at_work.thread.join(timeout=20)
+            door.begin(1, timeout_s=60)
+    at_work.thread.join(timeout=60)
 
 
 def test_strangers_are_not_let_in() -> None:
@@ -143,11 +143,11 @@ def test_strangers_are_not_let_in() -> None:
 def test_a_keeper_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with open_door() as door:
         at_work = AtWork(door)
-        door._keeper(1, timeout_s=20)
+        door._keeper(1, timeout_s=60)
         monkeypatch.setattr("partitioner.__version__", "0.0.0")
         with pytest.raises(StartupError, match=r"has diffusion-partitioner \S+ and the driver has 0\.0\.0"):
-            door.begin(1, timeout_s=20)
-    at_work.thread.join(timeout=20)
+            door.begin(1, timeout_s=60)
+    at_work.thread.join(timeout=60)
 
 
 def test_a_plan_for_another_number_of_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

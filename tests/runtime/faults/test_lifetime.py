@@ -118,7 +118,7 @@ def test_an_engine_that_nobody_closes_ends_with_the_program() -> None:
         "print(*rank_processes())\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert not [pid for pid in done.stdout.split() if os.path.exists(f"/proc/{pid}")]
@@ -159,8 +159,9 @@ def test_starts_and_stops_keep_nothing() -> None:
         gc.collect()
         return len(gc.get_objects())
 
-    before = objects_after(5)
-    assert objects_after(20) - before < 40  # one trace makes tens of thousands
+    before = objects_after(8)
+    # caches of torch fill once; what it keeps of every graph would be more than 200 objects a start
+    assert objects_after(20) - before < 20 * 10
 
 
 def test_many_steps_in_one_engine_stay_flat() -> None:

@@ -27,7 +27,7 @@ def _at_first_sight(action: Callable[[int], None]) -> threading.Thread:
     """Do something to the first rank as soon as its process is there."""
 
     def watch() -> None:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not (ranks := rank_processes()) and time.monotonic() < until:
             time.sleep(0.005)
         action(ranks[0])
@@ -131,7 +131,7 @@ def test_ranks_end_with_their_driver(phase: str, number: signal.Signals, status:
         assert driver.stderr is not None
         while driver.stdout.readline().strip() != when:
             assert driver.poll() is None, driver.stderr.read()
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while len(ranks := rank_processes(driver.pid)) < 2:
             assert time.monotonic() < until
             time.sleep(0.01)

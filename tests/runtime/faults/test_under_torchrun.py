@@ -17,9 +17,9 @@ SCRIPT = "tests.runtime.faults.torchrun_script"
 def test_ranks_that_die_or_stall_are_named_and_the_next_start_works(tmp_path: Path) -> None:
     """Faults 1, 2 and 14. Last of all torchrun's agent ends the process that it has started for rank 1."""
     with agents("-m", SCRIPT, "keeper", logs=tmp_path) as (first, second):
-        out, err = first.communicate(timeout=120)
+        out, err = first.communicate(timeout=300)
         assert first.returncode == 1, err
-        no_out, err = second.communicate(timeout=60)
+        no_out, err = second.communicate(timeout=120)
         assert (second.returncode, no_out) == (1, ""), err
     sound, dead, stopped, sound_again, ended = map(json.loads, out.splitlines())
     assert sound == sound_again == {"fault": "none", "equal": True}
@@ -40,6 +40,6 @@ def test_ranks_end_with_their_driver(tmp_path: Path) -> None:
         while not all(map(is_gone, words["pids"])):
             assert time.monotonic() < until
             time.sleep(0.01)
-        assert (first.wait(timeout=60), second.wait(timeout=60)) == (1, 1)
+        assert (first.wait(timeout=120), second.wait(timeout=120)) == (1, 1)
         assert second.stderr is not None
         assert "the driver, rank 0, has ended without a word" in second.stderr.read()
