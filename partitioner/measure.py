@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from partitioner.allocator import keep_freed_memory
 from partitioner.calls import Call, compiled_node, extent, first_line, first_run, make_call
 from partitioner.cost import is_free, signature, value_metas
 from partitioner.errors import MeasureError
@@ -42,7 +43,6 @@ MIN_ROUNDS = 5
 MAX_ROUNDS = 15  # of calls below SLOW_MS; a slow call's spread is small
 SLOW_MS = 50.0
 BATCH_BYTES = 2 << 30  # tensors held at once while calls take turns; many times the cache
-ALLOCATOR_BLOCK_BYTES = 31 << 20  # just below the 32 MiB up to which glibc adapts
 GPU_RUN_MS = 2.0  # what one timed run of repeated calls takes at least, well above the resolution of events
 GPU_MAX_CALLS = 200  # per run; the driver's queue holds about 1000 launches before the host must wait
 
@@ -167,14 +167,10 @@ def _captured(run: Callable[[], Any], what: str) -> Callable[[], Any]:
 
 @contextmanager
 def _steady_cpu() -> Iterator[None]:
-    """One thread, and an allocator as in a process that has run for a while.
-
-    glibc gives freed memory back to the system, to be faulted in again at the next call, until it has once freed a
-    large block; page faults would otherwise be up to a tenth of a step, and differ from run to run.
-    """
+    """One thread, and memory as the engine's ranks have it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.empty(ALLOCATOR_BLOCK_BYTES, dtype=torch.uint8)
+    keep_freed_memory()
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from partitioner.allocator import keep_freed_memory
 from runtime import errors
 from runtime.launch import Launcher, RankProcess
 from runtime.ranks import Ranks
@@ -80,6 +81,7 @@ class ProcessRanks(Ranks):
         self._mailbox: GlooMailbox | None = None
         self._rendezvous = Rendezvous(self._announce, startup_timeout_s)
         atexit.register(self.close)
+        keep_freed_memory()  # rank 0 computes in this process
         try:
             for setup in setups[1:]:
                 welcome = partial(Welcome, setup, len(setups), plan_hash, threads, startup_timeout_s, step_timeout_s)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from partitioner.allocator import keep_freed_memory
 from runtime.errors import EngineError, RankError
 from runtime.report import Report, report
 from runtime.transport import GlooMailbox, PeerLost, Rendezvous
@@ -105,6 +106,7 @@ class _Rank:
         self._rendezvous = Rendezvous(lambda k, v: self._say(Address(k, v)), welcome.startup_timeout_s)
         self._mailbox: GlooMailbox | None = None
         self._worker: Worker | None = None
+        keep_freed_memory()
         if welcome.threads:
             torch.set_num_threads(welcome.threads)
         threading.Thread(target=self._listen, name="commands", daemon=True).start()

@@ -15,6 +15,7 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate", "huggingface_hub", 
 
 # The only modules of profiles and partitioner that touch torch or diffusers at all.
 TOUCH_TORCH = {
+    "partitioner.allocator",
     "partitioner.calls",
     "partitioner.component_timing",
     "partitioner.drift",
