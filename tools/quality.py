@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,8 @@ from partitioner.plan import Mode, Plan
 from partitioner.planner import plan_model
 from partitioner.pricing import choose_pricing
 from partitioner.report import trajectory_speedup
+from profiles.quality_profile import FEWER_STEPS, QualityProfile, QualityRow
+from profiles.strict_json import JsonFileError
 from runtime.pipeline import denoiser_name, parallelize
 from tools.classifier import Classifier, frechet
 from tools.figures import psnr, ssim
@@ -176,7 +179,7 @@ class Judge:
             with torch.no_grad():
                 perceptual = float(self.lpips(pixels * 2 - 1, self.reference * 2 - 1).median())
         return Row(
-            scheduler=self.case.scheduler or type(self.subject.pipe.scheduler).__name__,
+            scheduler=type(self.subject.pipe.scheduler).__name__,
             samples=len(pixels),
             psnr_db=round(float(psnr(pixels, self.reference).median()), 2),
             ssim=round(float(ssim(pixels, self.reference).median()), 4),
@@ -299,6 +302,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
     made.add_argument("--picture", type=Path, metavar="FILE", help="sequential, each way and its difference, enlarged")
     made.add_argument("--plot", type=Path, metavar="FILE", help="quality against speed (needs matplotlib)")
+    made.add_argument(
+        "--calibrate", type=Path, metavar="FILE", help="add the rows to a quality profile, which partition-model reads"
+    )
     made.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     return made
 
@@ -355,12 +361,42 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "diffusers": importlib.metadata.version("diffusers"),
             "guidance_scale": subject.arguments.get("guidance_scale"),
         },
+        "command": options.command,
         "denoiser": subject.name,
         "rows": rows,
     }
     if options.plot:
         plot(document, options.plot)
+    if options.calibrate:
+        calibrate(options.calibrate, document)
     return document
+
+
+def calibrate(file: Path, document: dict[str, Any]) -> None:
+    """Add what was measured to a quality profile, in place of what it has of the same cases; exact rows say nothing."""
+    kept = QualityProfile.load(file) if file.exists() else None
+    fields = set(QualityRow.model_fields)
+    rows = {_key(row): row for row in (kept.rows if kept else ())}
+    for row in document["rows"]:
+        if row["predictor"] not in ("sequential", "exact") and row["period"] == 1:
+            own = {name: value for name, value in row.items() if name in fields} | {"denoiser": document["denoiser"]}
+            if row["predictor"] == FEWER_STEPS:
+                own["steps"] = round(row["steps"] * row["speedup"])  # of the output that it is compared with
+            made = QualityRow(**own)
+            rows[_key(made)] = made
+    environment = document["environment"]
+    QualityProfile(
+        schema_version=1,
+        date=environment["date"],
+        commands=(*(kept.commands if kept else ()), document["command"]),
+        versions={name: environment[name] for name in ("python", "torch", "diffusers")},
+        rows=tuple(rows[key] for key in sorted(rows)),
+    ).save(file, overwrite=True)
+
+
+def _key(row: QualityRow) -> tuple[Any, ...]:
+    speedup = row.speedup if row.predictor == FEWER_STEPS else 0.0
+    return row.denoiser, row.scheduler, row.steps, row.predictor, row.components, speedup
 
 
 def plot(document: dict[str, Any], file: Path) -> None:
@@ -382,7 +418,7 @@ def plot(document: dict[str, Any], file: Path) -> None:
 
 
 _COLUMNS = (
-    ("scheduler", "{:<16}"), ("steps", "{:>5}"), ("devices", "{:>7}"), ("branches", "{:>8}"), ("components", "{:>10}"),
+    ("scheduler", "{:<30}"), ("steps", "{:>5}"), ("devices", "{:>7}"), ("branches", "{:>8}"), ("components", "{:>10}"),
     ("split", "{:<10}"), ("predictor", "{:<11}"), ("warmup", "{:>6}"), ("psnr_db", "{:>7.2f}"), ("ssim", "{:>6.4f}"),
     ("agreement", "{:>9}"), ("frechet", "{:>8}"), ("speedup", "{:>7.2f}"),
 )  # fmt: skip
@@ -399,11 +435,15 @@ def _heading() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code (0 done, 2 usage)."""
     options = parser().parse_args(argv)
+    options.command = "python -m tools.quality " + shlex.join(sys.argv[1:] if argv is None else argv)
     try:
         document = run(options)
     except PartitionerError as error:
         print(f"tools.quality: {error}", file=sys.stderr)
         return error.exit_code
+    except JsonFileError as error:
+        print(f"tools.quality: {error}", file=sys.stderr)
+        return UsageError.exit_code
     if options.json:
         print(json.dumps(document, indent=1))
     else:

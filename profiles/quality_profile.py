@@ -1,0 +1,105 @@
+"""QualityProfile: measured likeness of distributed to sequential output, by sampler, steps and components."""
+
+from __future__ import annotations
+
+import math
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+
+from profiles.strict_json import JsonFileError, canonical_bytes, read_json, write_atomic
+
+SCHEMA_VERSION = 1
+MAX_BYTES = 4_000_000
+SHIPPED = Path(__file__).parent / "quality.json"
+FEWER_STEPS = "fewer_steps"
+
+Text = Annotated[str, Field(max_length=4096)]
+Decibel = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class QualityRow(_Record):
+    """PSNR in dB against the sequential output of ``steps`` steps, median over ``samples``.
+
+    scheduler: a class of diffusers. components: of a branch. predictor: "lookahead", or what async mode read with; of
+    "fewer_steps" ``speedup`` says how many: steps / speedup.
+    """
+
+    denoiser: Text
+    scheduler: Text
+    steps: Annotated[int, Field(ge=1)]
+    components: Annotated[int, Field(ge=1)]
+    predictor: Text
+    warmup: Annotated[int, Field(ge=1)]
+    samples: Annotated[int, Field(ge=1)]
+    psnr_db: Decibel
+    speedup: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class QualityProfile(_Record):
+    """Real measurements by tools.quality. commands: what measured them."""
+
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
+    date: Text
+    commands: Annotated[tuple[Text, ...], Field(strict=False)]
+    versions: dict[Text, Text]
+    rows: Annotated[tuple[QualityRow, ...], Field(strict=False), FailFast()]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] = SHIPPED) -> QualityProfile:
+        """Read a profile; JsonFileError, and nothing else, in one sentence for a file that is none."""
+        document = read_json(path, MAX_BYTES)
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(str(part)[:80] for part in first["loc"]) or "the document"
+            raise JsonFileError(f"{path} is no quality profile: {where}: {first['msg']}") from None
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write it: the same profile gives the same bytes; JsonFileError if the file exists or cannot be written."""
+        write_atomic(path, canonical_bytes(self.model_dump(mode="json")), overwrite)
+
+    def expected(self, components: int, predictor: str, steps: int, scheduler: str | None) -> float | None:
+        """The dB to expect: the least over denoisers, in the measured case that is nearest; None if none is near.
+
+        scheduler: None for the least over all. Near: at most half or twice the steps, and as many components.
+        """
+        own = [
+            row
+            for row in self.rows
+            if row.components == components and row.predictor == predictor and scheduler in (None, row.scheduler)
+        ]
+        return min((row.psnr_db for row in _nearest(own, steps)), default=None)
+
+    def fewer_steps(self, speedup: float, steps: int, scheduler: str | None) -> float | None:
+        """The dB of fewer sequential steps at a speed-up: the most over denoisers, between the measured speed-ups."""
+        found = []
+        own = [row for row in self.rows if row.predictor == FEWER_STEPS and scheduler in (None, row.scheduler)]
+        for denoiser, name in sorted({(row.denoiser, row.scheduler) for row in own}):
+            rows = _nearest([row for row in own if (row.denoiser, row.scheduler) == (denoiser, name)], steps)
+            value = _between(sorted((row.speedup, row.psnr_db) for row in rows), speedup)
+            if value is not None:
+                found.append(value)
+        return max(found, default=None)
+
+
+def _nearest(rows: list[QualityRow], steps: int) -> list[QualityRow]:
+    """Those with the nearest number of steps, by ratio; none where that is beyond a factor of two."""
+    distance = min((abs(math.log2(row.steps / steps)) for row in rows), default=math.inf)
+    return [row for row in rows if abs(math.log2(row.steps / steps)) == distance <= 1.0]
+
+
+def _between(points: list[tuple[float, float]], at: float) -> float | None:
+    """Linear between points (ascending); None outside them."""
+    for (low, first), (high, second) in pairwise(points):
+        if low <= at <= high:
+            return first if high == low else first + (second - first) * (at - low) / (high - low)
+    return next((value for place, value in points if place == at), None)

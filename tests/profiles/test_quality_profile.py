@@ -1,0 +1,76 @@
+"""profiles.quality_profile: what is measured is read back, and asked for sensibly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiles.quality_profile import QualityProfile, QualityRow
+from profiles.strict_json import JsonFileError
+
+
+def row(**fields: Any) -> QualityRow:
+    given: dict[str, Any] = {
+        "denoiser": "unet", "scheduler": "DDIMScheduler", "steps": 50, "components": 2, "predictor": "lookahead",
+        "warmup": 4, "samples": 256, "psnr_db": 55.0, "speedup": 1.8,
+    }  # fmt: skip
+    return QualityRow(**(given | fields))
+
+
+@pytest.fixture
+def profile() -> QualityProfile:
+    fewer = {"predictor": "fewer_steps", "components": 1}
+    rows = (
+        row(),
+        row(denoiser="dit", psnr_db=58.0),
+        row(steps=20, psnr_db=45.0),
+        row(scheduler="UniPCMultistepScheduler", psnr_db=40.0),
+        row(components=4, psnr_db=42.0),
+        row(predictor="hold", psnr_db=33.0),
+        row(**fewer, psnr_db=40.0, speedup=2.0),
+        row(**fewer, psnr_db=30.0, speedup=4.0),
+        row(**fewer, denoiser="dit", psnr_db=36.0, speedup=3.0),
+    )
+    return QualityProfile(schema_version=1, date="2026-01-01", commands=("x",), versions={}, rows=rows)
+
+
+def test_round_trip(profile: QualityProfile, tmp_path: Path) -> None:
+    profile.save(tmp_path / "q.json")
+    assert QualityProfile.load(tmp_path / "q.json") == profile
+    with pytest.raises(JsonFileError, match="exists already"):
+        profile.save(tmp_path / "q.json")
+
+
+def test_the_least_over_denoisers_of_the_nearest_case(profile: QualityProfile) -> None:
+    assert profile.expected(2, "lookahead", 50, "DDIMScheduler") == 55.0
+    assert profile.expected(2, "lookahead", 30, "DDIMScheduler") == 45.0
+    assert profile.expected(2, "lookahead", 40, "DDIMScheduler") == 55.0
+    assert profile.expected(2, "lookahead", 50, None) == 40.0
+    assert profile.expected(4, "lookahead", 50, "DDIMScheduler") == 42.0
+
+
+def test_what_was_not_measured_is_not_known(profile: QualityProfile) -> None:
+    assert profile.expected(2, "lookahead", 200, "DDIMScheduler") is None
+    assert profile.expected(3, "lookahead", 50, "DDIMScheduler") is None
+    assert profile.expected(2, "linear", 50, "DDIMScheduler") is None
+    assert profile.expected(2, "lookahead", 50, "HeunDiscreteScheduler") is None
+
+
+def test_fewer_steps_between_measured_speedups(profile: QualityProfile) -> None:
+    assert profile.fewer_steps(2.5, 50, "DDIMScheduler") == 37.5
+    assert profile.fewer_steps(3.0, 50, "DDIMScheduler") == 36.0  # the DiT's, which is more than 35
+    assert profile.fewer_steps(5.0, 50, "DDIMScheduler") is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2}', '{"schema_version": 1, "rows": "all"}'])
+def test_what_is_none_is_refused_in_one_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text(text)
+    with pytest.raises(JsonFileError) as caught:
+        QualityProfile.load(tmp_path / "q.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_profile_has_both_denoisers() -> None:
+    assert {row.denoiser for row in QualityProfile.load().rows} == {"unet", "dit"}

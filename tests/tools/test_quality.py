@@ -1,0 +1,68 @@
+"""tools.quality: rows of the engine beside the sequential output and fewer steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from partitioner.errors import UsageError
+from profiles.quality_profile import QualityProfile
+from tests.pipelines import saved
+from tools.quality import Case, Way, cases, main, parse_way
+
+KEYS = {
+    "devices", "branches", "components", "period", "split", "predictor", "scheduler", "steps", "warmup", "samples",
+    "psnr_db", "ssim", "agreement", "frechet", "speedup", "speedup_source",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved("stable_diffusion", tmp_path_factory.mktemp("pipelines"))
+
+
+def test_rows_of_a_users_pipeline(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--pipeline", str(folder), "--prompt", "a red cat", "--samples", "2", "--steps", "8", "--json"]
+    options += ["--scheduler", "ddim", "--ways", "2:2,2:1:chain:hold,2:1:chain", "--threads", "1"]
+    files = ["--picture", str(tmp_path / "samples.png"), "--calibrate", str(tmp_path / "quality.json")]
+    assert main([*options, *files]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document) == {"environment", "command", "denoiser", "rows"}
+    assert all(set(row) >= KEYS for row in document["rows"])
+    by_name = {row["predictor"]: row for row in document["rows"]}
+    assert list(by_name) == ["sequential", "exact", "hold", "lookahead", "fewer_steps"]
+    assert by_name["sequential"]["psnr_db"] == 100.0
+    assert by_name["exact"]["psnr_db"] > 90
+    assert by_name["lookahead"]["psnr_db"] > by_name["fewer_steps"]["psnr_db"]
+    assert 1 < by_name["hold"]["speedup"] < 2
+    assert (tmp_path / "samples.png").stat().st_size > 0
+    measured = QualityProfile.load(tmp_path / "quality.json")
+    assert measured.expected(2, "hold", 8, "DDIMScheduler") == by_name["hold"]["psnr_db"]
+    assert measured.expected(2, "lookahead", 8, None) == by_name["lookahead"]["psnr_db"]
+    fewer = by_name["fewer_steps"]
+    assert measured.fewer_steps(fewer["speedup"], 8, None) == fewer["psnr_db"]
+
+
+def test_ways_as_they_are_written() -> None:
+    assert parse_way("4") == Way(4)
+    assert parse_way("4:1:free:hold") == Way(4, 1, "free", "hold")
+    assert parse_way("4:1:free:adaptive:2") == Way(4, 1, "free", "adaptive", 2)
+    for wrong in ("", "x", "0", "2:3", "2:1:round", "2:1:chain:guess", "2:1:free:hold:0", "2:1:free:hold:2:3"):
+        with pytest.raises(UsageError, match="--ways"):
+            parse_way(wrong)
+
+
+def test_cases_are_every_sampler_with_every_number_of_steps() -> None:
+    assert cases(None, "50") == [Case(None, 50)]
+    assert cases("ddim,unipc", "25,50") == [Case(s, n) for s in ("ddim", "unipc") for n in (25, 50)]
+    for schedulers, steps in (("ddpm", "50"), ("ddim", "1"), ("ddim", "many")):
+        with pytest.raises(UsageError):
+            cases(schedulers, steps)
+
+
+@pytest.mark.parametrize("options", [["--samples", "0"], ["--ways", "many"], []])
+def test_bad_options_are_refused(options: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--pipeline", str(folder), *options]) == 2
+    assert "tools.quality:" in capsys.readouterr().err

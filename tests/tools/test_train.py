@@ -1,0 +1,54 @@
+"""tools.train: every recipe runs and leaves what the others and run-plan read; what is shipped is what was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from tools.classifier import Classifier
+from tools.shapes import draw, draw_labels
+from tools.train import TRAINED, main
+
+MOST_BYTES = 8e6
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codec that was trained for two iterations."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(["codec", "--iterations", "2", "--threads", "1", "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_a_denoiser_is_saved_as_a_pipeline(kind: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([kind, "--iterations", "1", "--threads", "1", "--output", str(trained)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["command"].startswith(f"python -m tools.train {kind}")
+    assert (trained / kind / "samples.png").stat().st_size > 0
+    pipe = DiffusionPipeline.from_pretrained(trained / kind, torch_dtype=torch.float32)
+    denoiser = pipe.unet if kind == "unet" else pipe.transformer
+    assert sum(p.numel() for p in denoiser.parameters()) * 2 < MOST_BYTES
+
+
+def test_the_classifier_is_saved(trained: Path) -> None:
+    assert main(["classifier", "--iterations", "1", "--threads", "1", "--output", str(trained)]) == 0
+    assert Classifier.load(trained / "classifier" / "classifier.safetensors").training is False
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_shipped_denoisers_say_how_they_were_made(kind: str) -> None:
+    record = json.loads((TRAINED / kind / "training.json").read_text())
+    assert {"command", "seconds", "final_loss", "date", "torch"} <= set(record)
+    for file in (TRAINED / kind).rglob("*.safetensors"):
+        assert file.stat().st_size <= MOST_BYTES
+
+
+def test_the_shipped_classifier_knows_the_shapes() -> None:
+    generator = torch.Generator().manual_seed(5)
+    pictures = draw(draw_labels(256, generator), generator)
+    assert Classifier.load().agreement(pictures.pixels, pictures.labels) > 0.97
