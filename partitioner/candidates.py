@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from partitioner.advice import Adviser
 from partitioner.edge_drift import EdgeDrift, least_error
 from partitioner.errors import InfeasibleError, UsageError
 from partitioner.evaluate import Evaluation, evaluate
@@ -255,10 +256,12 @@ def choose(
     sequential_ms: float,
     whole: Problem,
     fleet: Fleet,
+    adviser: Adviser | None = None,
 ) -> Candidate:
     """The best candidate under ``options.prefer``; of equal speed or memory, the one of better quality.
 
-    quality: few devices idle, nothing stale, exact branches, no device idle, in this order.
+    quality: few devices idle, nothing stale, exact branches, no device idle, in this order; where the adviser knows
+    async mode to be better than look-ahead over as many components, the latter counts as stale instead.
     Raises InfeasibleError if no split over all the devices exists (or all but an odd one), or only slower ones.
     """
     with_all = [c for c in candidates if c.components == device_count // c.branches]
@@ -269,7 +272,9 @@ def choose(
 
     def quality(c: Candidate) -> tuple[float, ...]:
         idle = device_count - c.ranks
-        return idle > IDLE_SHARE * device_count, c.is_stale, -c.branches, idle, c.step_ms
+        async_is_better = adviser is not None and adviser.prefers_async(c.components)
+        worse = c.components > 1 and (c.mode == "async") != async_is_better
+        return idle > IDLE_SHARE * device_count, worse, -c.branches, idle, c.step_ms
 
     keys: dict[Prefer, Callable[[Candidate], tuple[float, ...]]] = {
         "quality": quality,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from partitioner.errors import PartitionerError, PlanError, UsageError
 
 if TYPE_CHECKING:
+    from partitioner.advice import Adviser
     from partitioner.candidates import Options
 
 INTERRUPTED = 130
@@ -98,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     ):
         size.add_argument(f"--{name}", type=int, metavar="N", help=text)
     size.add_argument("--batch", type=int, default=1, metavar="N", help="images or videos per call")
+    size.add_argument("--steps", type=int, default=None, metavar="K", help="denoising steps of a run (default 50)")
+    size.add_argument("--scheduler", metavar="CLASS", help="of diffusers: DDIMScheduler, ... (default: the folder's)")
     size.add_argument("--no-guidance", action="store_true", help="the pipeline runs without classifier-free guidance")
     split = parser.add_argument_group("split")
     split.add_argument("--branches", choices=("auto", "1", "2"), default="auto", help="split the guidance batch in 2")
@@ -106,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--warmup", type=int, metavar="W", help="exact steps at the start")
     split.add_argument("--predictor", choices=("hold", "linear", "adaptive"), help="of values that lag")
     split.add_argument("--prefer", choices=("quality", "speed", "memory"), default="quality")
+    split.add_argument(
+        "--quality", type=Path, metavar="FILE", help="quality profile made by tools.quality (default: the shipped one)"
+    )
     split.add_argument("--prove", action="store_true", help="prove how near the step time is to the least (HiGHS)")
     split.add_argument("--refine", action="store_true", help="measure the components whole, rescale, solve again")
     split.add_argument("--memory-limit", type=float, metavar="GB", help="of each device, 1e9 bytes")
@@ -170,6 +176,7 @@ def _partition(arguments: argparse.Namespace) -> str:
         guidance=not arguments.no_guidance,
         dtype=arguments.dtype,
     )
+    adviser = _adviser(arguments, spec.scheduler)
     output = arguments.output or _default_output(spec.name, len(fleet))
     _check_writable(output, arguments.force)
     planning = plan_model(
@@ -180,6 +187,7 @@ def _partition(arguments: argparse.Namespace) -> str:
         reference=pricing.reference,
         fork=untouched and pricing.live is None,
         timer=pricing.time_components if arguments.refine else None,
+        adviser=adviser,
         progress=_progress,
     )
     if arguments.save_profile is not None:
@@ -192,7 +200,23 @@ def _partition(arguments: argparse.Namespace) -> str:
     from partitioner.report import describe, describe_search
 
     seconds = {**planning.seconds, "total": time.perf_counter() - start}
-    return _shown({**describe(planning.plan, str(output)), **describe_search(planning, seconds)}, arguments.json)
+    described = describe(planning.plan, str(output), adviser.occasion.steps)
+    return _shown({**described, **describe_search(planning, seconds)}, arguments.json)
+
+
+def _adviser(arguments: argparse.Namespace, scheduler: str | None) -> Adviser:
+    from partitioner.advice import STEPS, Adviser, Occasion
+    from profiles.quality_profile import SHIPPED, QualityProfile
+    from profiles.strict_json import JsonFileError
+
+    steps = STEPS if arguments.steps is None else arguments.steps
+    if not 1 <= steps <= 10_000:
+        raise UsageError(f"--steps is {steps}; expected 1 to 10000")
+    try:
+        profile = QualityProfile.load(arguments.quality or SHIPPED)
+    except JsonFileError as error:
+        raise UsageError(str(error)) from error
+    return Adviser(profile, Occasion(steps, arguments.scheduler or scheduler))
 
 
 def _options(arguments: argparse.Namespace) -> Options:

@@ -121,7 +121,7 @@ class ModelSpec:
     name: what plans call the model. revision: the commit of a hub id, else None. dtype: "float16".
     halves: 2 where a call holds both halves of the guidance batch, else 1. batch: images or videos per call.
     inputs: the arguments of a call; branch_inputs: those of one guidance half (the same where halves is 1).
-    make: makes the denoiser with the default dtype.
+    make: makes the denoiser with the default dtype. scheduler: the class of the pipeline's sampler, where known.
     """
 
     name: str
@@ -133,6 +133,7 @@ class ModelSpec:
     dtype: str
     make: Callable[[], nn.Module]
     revision: str | None = None
+    scheduler: str | None = None
 
     def load(self) -> None:
         """Import what building and tracing need, which takes seconds; ``trace_model`` does it otherwise."""
@@ -330,7 +331,14 @@ def _spec(
         dtype=_dtype_name(architecture.dtype if dtype is None else dtype),
         make=architecture.build or partial(_build, source.class_name, config),
         revision=source.revision,
+        scheduler=_scheduler_of(source.pipeline),
     )
+
+
+def _scheduler_of(pipeline: Mapping[str, Any]) -> str | None:
+    """The scheduler's class in a model_index.json: ["diffusers", "DDIMScheduler"]."""
+    entry = pipeline.get("scheduler")
+    return str(entry[1]) if isinstance(entry, list | tuple) and len(entry) == 2 and entry[1] else None
 
 
 def _dtype_name(dtype: str | torch.dtype) -> str:

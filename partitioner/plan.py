@@ -339,6 +339,13 @@ class Plan(_Record):
         """How many ranks run the plan."""
         return self.components * self.branches
 
+    def speedup(self, steps: int) -> float:
+        """Predicted, over a trajectory of so many steps, its warm-up steps at the cost of exact ones."""
+        predicted = self.predicted
+        exact = min(self.warmup, steps)
+        total = exact * predicted.exact_step_ms + (steps - exact) * predicted.step_ms
+        return round(predicted.sequential_ms * steps / total, 6) if total > 0 else 1.0
+
     @property
     def origin(self) -> str:
         """What the plan was made for: 'svd (UNetSpatioTemporalConditionModel)'."""

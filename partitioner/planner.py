@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import partitioner
+from partitioner.advice import Advice, Adviser
 from partitioner.baselines import Baseline, baselines
 from partitioner.beside import beside
 from partitioner.candidates import (
@@ -32,7 +33,7 @@ from partitioner.edge_drift import EdgeDrift
 from partitioner.fleet import Fleet, as_devices, limit_memory, parse_fleet, with_speeds
 from partitioner.graph import build_problem
 from partitioner.ir import TracedGraph
-from partitioner.plan import CostSource, Mode, Plan, Predicted, PredictedComponent, Predictor, as_label, rank_of
+from partitioner.plan import CostSource, Plan, Predicted, PredictedComponent, Predictor, as_label, rank_of
 from partitioner.program import build_preamble, build_programs
 from partitioner.refinement import ComponentTimer, Refinement, refine_split
 from profiles.devices import DEFAULT_DEVICE
@@ -54,6 +55,7 @@ class Planning:
 
     baselines: other splits of a full call over as many devices. seconds: by "trace", "cost", "solve" and what was
     asked for besides. certificate: what was proved of the step time; refinement: what was measured; None if not asked.
+    advice: what quality to expect, None without a profile.
     """
 
     plan: Plan
@@ -63,6 +65,7 @@ class Planning:
     seconds: Mapping[str, float]
     certificate: Certificate | None
     refinement: Refinement | None
+    advice: Advice | None = None
 
 
 def plan_model(
@@ -73,6 +76,7 @@ def plan_model(
     *,
     reference: str | None = None,
     timer: ComponentTimer | None = None,
+    adviser: Adviser | None = None,
     progress: Progress = lambda _: None,
     fork: bool = False,
 ) -> Planning:
@@ -105,6 +109,7 @@ def plan_model(
         revision=spec.revision,
         reference=reference,
         timer=timer,
+        adviser=adviser,
         progress=progress,
         clock=clock,
     )
@@ -157,6 +162,7 @@ def plan_graphs(
     revision: str | None = None,
     reference: str | None = None,
     timer: ComponentTimer | None = None,
+    adviser: Adviser | None = None,
     progress: Progress = lambda _: None,
     clock: _Clock | None = None,
 ) -> Planning:
@@ -165,7 +171,8 @@ def plan_graphs(
     whole: the graph of a full call; half: that of one half of the guidance batch, None where it holds no two.
     drift: measured staleness of the whole graph's edges, which are the half's too; a proxy without it.
     reference: name of the device that the costs hold for, the first of the fleet by default. timer: measures whole
-    components on it; the costs are then refined with it.
+    components on it; the costs are then refined with it. adviser: knows which mode and predictor came closest to the
+    sequential output; without one it is look-ahead, and `adaptive` in async mode.
     Raises InfeasibleError where nothing fits, or only what is slower than one device and ``force`` is not set.
     """
     check_branches(options, len(fleet), whole.model, half is not None)
@@ -187,7 +194,7 @@ def plan_graphs(
         }
         sequential_ms = problems[1].total_ms / max(as_devices(fleet).speeds)
         candidates = list(find_candidates(problems, fleet, options, progress, drift))
-        chosen = choose(candidates, len(fleet), options, sequential_ms, problems[1], fleet)
+        chosen = choose(candidates, len(fleet), options, sequential_ms, problems[1], fleet, adviser)
         compared = baselines(whole, problems[1], as_devices(fleet))
     refinement = None
     if timer is not None:
@@ -214,7 +221,7 @@ def plan_graphs(
         periods=chosen.periods,
         warmup=options.warmup or default_warmup(chosen.components),
         mode=chosen.mode,
-        predictor=options.predictor or default_predictor(chosen.mode),
+        predictor=options.predictor or default_predictor(chosen, adviser),
         devices=[fleet[d].name for d in chosen.device_of],
         predicted=_predicted(graphs[chosen.branches], chosen, fleet, sequential_ms, costs[1], options.driver_ms),
         cost_source=CostSource(
@@ -225,7 +232,11 @@ def plan_graphs(
         versions=_versions(),
         revision=revision,
     )
-    return Planning(plan, chosen, tuple(candidates), compared, clock.seconds, certificate, refinement)
+    advice = None
+    if adviser is not None:
+        speedup = plan.speedup(adviser.occasion.steps)
+        advice = adviser.advise(plan.components, plan.mode, plan.predictor, speedup)
+    return Planning(plan, chosen, tuple(candidates), compared, clock.seconds, certificate, refinement, advice)
 
 
 def default_warmup(components: int) -> int:
@@ -233,9 +244,11 @@ def default_warmup(components: int) -> int:
     return 1 if components == 1 else max(DEFAULT_WARMUP, components)
 
 
-def default_predictor(mode: Mode) -> Predictor:
+def default_predictor(chosen: Candidate, adviser: Adviser | None) -> Predictor:
     """Look-ahead reads what belongs to its step, as it is; in async mode `adaptive` cannot run away."""
-    return "hold" if mode == "lookahead" else "adaptive"
+    if chosen.mode == "lookahead":
+        return "hold"
+    return "adaptive" if adviser is None else adviser.hop_predictor(chosen.components)
 
 
 def _predicted(

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from partitioner.advice import STEPS, Advice
 from partitioner.plan import Plan, seat_of
 from partitioner.simulate import SpeedOfLight
 
 if TYPE_CHECKING:
     from partitioner.planner import Planning
 
-STEPS = 50  # length of the trajectory that speedup_trajectory is given for
-LONG_CHAIN = 4  # components from which on look-ahead was seen to need many steps
 _MODES = {"lookahead": "look-ahead", "async": "async"}
 
 
-def describe(plan: Plan, path: str | None) -> dict[str, Any]:
-    """What a plan says of itself, as documented for ``partition-model --json``. Times in ms, sizes in bytes."""
+def describe(plan: Plan, path: str | None, steps: int = STEPS) -> dict[str, Any]:
+    """What a plan says of itself, as documented for ``partition-model --json``. Times in ms, sizes in bytes.
+
+    steps: length of the trajectory that speedup_trajectory is given for.
+    """
     predicted = plan.predicted
     return {
         "plan": path,
@@ -41,9 +44,9 @@ def describe(plan: Plan, path: str | None) -> dict[str, Any]:
         "lower_bound_ms": predicted.lower_bound_ms,
         "gap": predicted.gap,
         "speedup_step": predicted.speedup_step,
-        "speedup_trajectory": trajectory_speedup(plan, STEPS),
-        "steps": STEPS,
-        "speed_of_light": asdict(light_of(plan, STEPS)),
+        "speedup_trajectory": plan.speedup(steps),
+        "steps": steps,
+        "speed_of_light": asdict(light_of(plan, steps)),
         "bytes_per_step": predicted.bytes_per_step,
         "staleness": predicted.staleness,
         "macs": predicted.macs,
@@ -55,6 +58,7 @@ def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[st
     """How the plan was found: what else was considered, the baselines, and the time that it took."""
     certificate, refinement = planning.certificate, planning.refinement
     return {
+        "quality": planning.advice and _quality(planning.advice),
         "proof": certificate
         and {"result": str(certificate), "bound_ms": round(certificate.bound_ms, 6), "clusters": certificate.clusters},
         "refinement": refinement
@@ -91,14 +95,6 @@ def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[st
     }
 
 
-def trajectory_speedup(plan: Plan, steps: int) -> float:
-    """Predicted speed-up over a trajectory of so many steps, its warm-up steps at the cost of exact ones."""
-    predicted = plan.predicted
-    exact = min(plan.warmup, steps)
-    total = exact * predicted.exact_step_ms + (steps - exact) * predicted.step_ms
-    return round(predicted.sequential_ms * steps / total, 6) if total > 0 else 1.0
-
-
 def light_of(plan: Plan, steps: int) -> SpeedOfLight:
     """Where the predicted speed-up goes, one loss after the other; ideal is the number of devices."""
     predicted = plan.predicted
@@ -110,9 +106,36 @@ def light_of(plan: Plan, steps: int) -> SpeedOfLight:
         ideal=float(plan.ranks),
         balanced=round(predicted.sequential_ms / slowest, 6) if slowest > 0 else 1.0,
         connected=predicted.speedup_step,
-        remaining=trajectory_speedup(plan, steps),
+        remaining=plan.speedup(steps),
         calls=steps,
     )
+
+
+def _quality(advice: Advice) -> dict[str, Any]:
+    exact = advice.psnr_db == math.inf
+    return {
+        "exact": exact,
+        "psnr_db": None if exact else advice.psnr_db,
+        "fewer_steps_psnr_db": None if advice.fewer_steps_db is None else round(advice.fewer_steps_db, 2),
+        "fewer_steps_better": advice.against,
+        "steps": advice.occasion.steps,
+        "scheduler": advice.occasion.scheduler,
+    }
+
+
+def _quality_lines(quality: Mapping[str, Any]) -> list[str]:
+    if quality["exact"]:
+        return ["quality          exact: the output is the sequential one's"]
+    sampler = quality["scheduler"] or "the worst sampler that was measured"
+    where = f"{quality['steps']} steps, {sampler}"
+    if quality["psnr_db"] is None:
+        return [f"quality          not measured near this case ({where})"]
+    fewer = quality["fewer_steps_psnr_db"]
+    beside = "" if fewer is None else f"; fewer sequential steps in the same time: {fewer:.1f} dB"
+    lines = [f"quality          {quality['psnr_db']:.1f} dB against sequential where it was measured ({where}){beside}"]
+    if quality["fewer_steps_better"]:
+        lines.append("note             fewer steps on one device were as good; prefer them, or use fewer components")
+    return lines
 
 
 def _component(plan: Plan, rank: int) -> dict[str, Any]:
@@ -180,11 +203,8 @@ def table(document: Mapping[str, Any]) -> str:
         f"sent             {_size(document['bytes_per_step'])} per step; staleness {document['staleness']:.4g}",
         f"denoiser         {document['macs'] / 1e12:.4g} T multiply-accumulates per call",
     ]
-    if document["mode"] == "lookahead" and document["components_per_branch"] >= LONG_CHAIN:
-        lines.append(
-            f"note             look-ahead over {document['components_per_branch']} components is for about 50 steps; "
-            "with 30 or fewer, or with a multistep sampler, use fewer components"
-        )
+    if document.get("quality"):
+        lines += _quality_lines(document["quality"])
     if document.get("proof"):
         proof = document["proof"]
         lines.append(

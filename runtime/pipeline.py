@@ -110,10 +110,12 @@ def parallelize(
 
 def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str, Any]) -> Plan:
     """A plan for a pipeline in memory: costs measured on the denoiser's GPU, or a roofline where it has none."""
+    from partitioner.advice import Adviser, Occasion
     from partitioner.fleet import parse_fleet
     from partitioner.models import live_spec
     from partitioner.planner import plan_model
     from partitioner.pricing import choose_pricing
+    from profiles.quality_profile import QualityProfile
 
     if devices is None:
         raise InputError("without a plan, say for how many devices to make one: parallelize(pipe, devices=2)")
@@ -121,7 +123,10 @@ def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str,
     count = str(devices if isinstance(devices, int) else len(devices))
     live = str(denoiser.device)
     pricing = choose_pricing(None if live == "cpu" else live, "cpu" if live == "cpu" else None, count)
-    return plan_model(live_spec(denoiser, pipe, **sizes), parse_fleet(count, pricing.reference), pricing).plan
+    spec = live_spec(denoiser, pipe, **sizes)
+    occasion = Occasion(scheduler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None)
+    adviser = Adviser(QualityProfile.load(), occasion)
+    return plan_model(spec, parse_fleet(count, pricing.reference), pricing, adviser=adviser).plan
 
 
 def denoiser_name(pipe: Any) -> str:

@@ -32,7 +32,6 @@ from partitioner.models import live_spec
 from partitioner.plan import Mode, Plan
 from partitioner.planner import plan_model
 from partitioner.pricing import choose_pricing
-from partitioner.report import trajectory_speedup
 from profiles.quality_profile import FEWER_STEPS, QualityProfile, QualityRow
 from profiles.strict_json import JsonFileError
 from runtime.pipeline import denoiser_name, parallelize
@@ -222,7 +221,7 @@ def measure(
             subject.pipe, plan, transport="emulation", mode=mode, warmup=exact, predictor=hop, keep_weights=True
         ):
             pixels = subject.generate(case.steps)
-        gains.append(trajectory_speedup(plan.model_copy(update={"warmup": exact}), case.steps))
+        gains.append(plan.model_copy(update={"warmup": exact}).speedup(case.steps))
         named = "exact" if plan.components == 1 else "lookahead" if lookahead else hop
         row = judge.row(
             pixels, devices=plan.ranks, branches=plan.branches, components=plan.components, period=plan.period,

@@ -8,7 +8,7 @@ import pytest
 
 from partitioner.ir import Input, Node, Ref, Role, TensorMeta, TracedGraph
 from partitioner.plan import CostSource, Plan, Predicted, PredictedComponent
-from partitioner.report import describe, light_of, table, trajectory_speedup
+from partitioner.report import describe, light_of, table
 
 # What docs and scripts rely on: `partition-model --json`.
 KEYS = {
@@ -85,7 +85,7 @@ def test_a_fold_is_shown_as_two_pieces() -> None:
 
 @pytest.mark.parametrize(("steps", "expected"), [(50, 400 / (5 * 4 + 45 * 2)), (5, 2.0), (3, 2.0)])
 def test_a_trajectory_pays_for_its_warm_up(steps: int, expected: float) -> None:
-    assert trajectory_speedup(make_plan(), steps) == pytest.approx(expected)
+    assert make_plan().speedup(steps) == pytest.approx(expected)
 
 
 def test_the_table_calls_estimates_estimates() -> None:
@@ -127,7 +127,7 @@ def test_the_speed_of_light_line_says_where_the_speedup_goes() -> None:
     plan = make_plan()
     light = light_of(plan, 50)
     assert (light.ideal, light.balanced, light.connected) == (4.0, 4.0, 4.0)
-    assert light.remaining == trajectory_speedup(plan, 50) < 4.0
+    assert light.remaining == plan.speedup(50) < 4.0
     line = next(line for line in table(describe(plan, None)).splitlines() if line.startswith("speed of light"))
     assert line == f"speed of light   {light}, an estimate"
     busy = plan.model_copy(update={"periods": (2, 1), "period": 2})

@@ -1,0 +1,73 @@
+"""advice: the likeness to the sequential output that a plan can be expected to have, by what was measured.
+
+The shipped profile holds measurements on the small denoisers of tools/trained; a user's own comes from
+``python -m tools.quality --pipeline FOLDER --calibrate FILE``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from partitioner.plan import Mode, Predictor
+from profiles.quality_profile import QualityProfile
+
+HOP_PREDICTORS: tuple[Predictor, ...] = ("hold", "linear", "adaptive")  # of equal dB the first is taken
+STEPS = 50  # where nothing else is said
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """What a plan will be run for. scheduler: a class of diffusers; None: any, so the worst measured one counts."""
+
+    steps: int = STEPS
+    scheduler: str | None = None
+
+
+ANY = Occasion()
+
+
+@dataclass(frozen=True)
+class Advice:
+    """PSNR in dB against the sequential output; None where nothing near was measured, inf where the plan is exact.
+
+    fewer_steps_db: of fewer sequential steps on one device in the same time.
+    """
+
+    occasion: Occasion
+    psnr_db: float | None
+    fewer_steps_db: float | None
+
+    @property
+    def against(self) -> bool:
+        """Whether fewer steps on one device were seen to be at least as good."""
+        return self.psnr_db is not None and self.fewer_steps_db is not None and self.fewer_steps_db >= self.psnr_db
+
+
+class Adviser:
+    """Answers from one quality profile for one occasion."""
+
+    def __init__(self, profile: QualityProfile, occasion: Occasion = ANY) -> None:
+        self._profile = profile
+        self.occasion = occasion
+
+    def advise(self, components: int, mode: Mode, predictor: Predictor, speedup: float) -> Advice:
+        """speedup: over one device, of the whole trajectory."""
+        fewer = self._profile.fewer_steps(speedup, self.occasion.steps, self.occasion.scheduler)
+        return Advice(self.occasion, self._expected(components, mode, predictor), fewer)
+
+    def hop_predictor(self, components: int) -> Predictor:
+        """What async mode should read with: what was best; `adaptive`, which cannot run away, if nothing is known."""
+        known = {p: db for p in HOP_PREDICTORS if (db := self._expected(components, "async", p)) is not None}
+        return max(known, key=lambda p: known[p]) if known else "adaptive"
+
+    def prefers_async(self, components: int) -> bool:
+        """Whether async mode was seen to come closer to the sequential output than look-ahead."""
+        ahead = self._expected(components, "lookahead", "hold")
+        hop = self._expected(components, "async", self.hop_predictor(components))
+        return ahead is not None and hop is not None and hop > ahead
+
+    def _expected(self, components: int, mode: Mode, predictor: Predictor) -> float | None:
+        if components == 1:
+            return float("inf")
+        named = "lookahead" if mode == "lookahead" else predictor
+        return self._profile.expected(components, named, self.occasion.steps, self.occasion.scheduler)

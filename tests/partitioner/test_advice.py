@@ -1,0 +1,70 @@
+"""partitioner.advice: what was measured decides the mode and the predictor, and is told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from partitioner.advice import Adviser, Occasion
+from partitioner.candidates import Candidate, Options, choose
+from partitioner.planner import default_predictor
+from profiles.quality_profile import QualityProfile, QualityRow
+
+
+def adviser(occasion: Occasion = Occasion(), **psnr_db: float) -> Adviser:  # noqa: B008
+    """Of a profile with one row per predictor, for two components."""
+    rows = tuple(
+        QualityRow(
+            denoiser="unet", scheduler="DDIMScheduler", steps=50, components=1 if name == "fewer_steps" else 2,
+            predictor=name, warmup=4, samples=8, psnr_db=value, speedup=1.8,
+        )
+        for name, value in psnr_db.items()
+    )  # fmt: skip
+    return Adviser(QualityProfile(schema_version=1, date="", commands=(), versions={}, rows=rows), occasion)
+
+
+def test_advice_tells_what_was_measured_beside_fewer_steps() -> None:
+    advice = adviser(lookahead=58.0, fewer_steps=33.0).advise(2, "lookahead", "hold", 1.8)
+    assert (advice.psnr_db, advice.fewer_steps_db, advice.against) == (58.0, 33.0, False)
+    assert adviser(hold=30.0, fewer_steps=33.0).advise(2, "async", "hold", 1.8).against
+
+
+def test_one_component_is_exact_and_the_unmeasured_is_not_known() -> None:
+    known = adviser(lookahead=58.0)
+    assert known.advise(1, "lookahead", "hold", 2.0).psnr_db == math.inf
+    assert known.advise(4, "lookahead", "hold", 3.0).psnr_db is None
+    assert adviser(Occasion(500), lookahead=58.0).advise(2, "lookahead", "hold", 1.8).psnr_db is None
+    other = Occasion(50, "HeunDiscreteScheduler")
+    assert adviser(other, lookahead=58.0).advise(2, "lookahead", "hold", 1.8).psnr_db is None
+
+
+def test_the_best_predictor_at_the_hops_is_taken() -> None:
+    assert adviser(hold=33.0, linear=48.0, adaptive=41.0).hop_predictor(2) == "linear"
+    assert adviser(hold=33.0).hop_predictor(3) == "adaptive"
+    chosen = Candidate(1, 2, 1, "async")
+    assert default_predictor(chosen, adviser(hold=40.0, adaptive=35.0)) == "hold"
+    assert default_predictor(chosen, None) == "adaptive"
+    assert default_predictor(replace(chosen, mode="lookahead"), adviser(linear=40.0)) == "hold"
+
+
+@pytest.mark.parametrize(("measured", "mode"), [({"lookahead": 30.0, "hold": 35.0}, "async"), ({}, "lookahead")])
+def test_the_mode_that_came_closer_is_chosen(measured: dict[str, Any], mode: str) -> None:
+    both = [Candidate(1, 2, 1, m, step_ms=1.0) for m in ("lookahead", "async")]  # type: ignore[arg-type]
+    chosen = choose(both, 2, Options(force=True), 2.0, *_nothing(), adviser(**measured))
+    assert chosen.mode == mode
+
+
+def _nothing() -> tuple[Any, Any]:
+    """A problem and a fleet that are not looked at when a plan is forced."""
+
+    class Problem:
+        class item_bytes:
+            sum = staticmethod(lambda: 0)
+
+        class activation_bytes:
+            max = staticmethod(lambda: 0)
+
+    return Problem, ()
