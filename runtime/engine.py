@@ -45,7 +45,8 @@ class EngineOptions:
 
     exact: every step exact (the plan's split, no lag). microbatches: an exact step's rows are computed in so many
     parts, one component working on one while another has the next, where they divide evenly; results then differ in
-    the last bits from those of the whole batch. keep_weights: do not let go, until ``close``, of parameters
+    the last bits from those of the whole batch. correct: in look-ahead, correct the output for what the latent was
+    foreseen wrong (docs/lookahead.md). keep_weights: do not let go, until ``close``, of parameters
     that only other processes need and that the files of the denoiser can give back. threads: torch threads per rank
     process (0: torch's own default). compile: run what torch.compile makes of each rank's segments; the first calls
     take minutes, and results differ in the last bits. cuda_graphs: replay segments from CUDA graphs, on GPUs.
@@ -60,6 +61,7 @@ class EngineOptions:
     warmup: int | None = None
     predictor: str | None = None
     mode: str | None = None
+    correct: bool = True
     check_finite: bool = False
     keep_weights: bool = False
     compile: bool = False
@@ -372,11 +374,14 @@ class Engine:
                     batch, [parts[part] for parts in split], trajectory, [r for r in runs if r.call == call]
                 )
         results = self._ranks.run(self._all_results(own, len(self._calls.halves(tensors))))
-        trajectory.done(runs)
-        return tuple(
+        outputs = [
             torch.cat([part[item.name] for part in results]) if isinstance(item, Ref) else item
             for item in graph.results
-        )
+        ]
+        if self.options.correct:
+            outputs = [trajectory.correct(output) for output in outputs]
+        trajectory.done(runs)
+        return tuple(outputs)
 
     def _tell(
         self, batch: _Batch, halves: Sequence[Tensors], trajectory: Trajectory, runs: Sequence[Run]

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+PRIOR = 0.5  # variance of clean latents that the correction assumes, per element; they are scaled to be near 1
+
 # Samplers that add fresh noise in every step, which cannot be foreseen.
 _STOCHASTIC = ("Ancestral", "SDE", "DDPM", "LCM", "TCD", "ConsistencyModel", "VQDiffusion")
 
@@ -23,13 +25,15 @@ class Course:
     """The timesteps, scales and levels of a trajectory's calls, call 0 first.
 
     timesteps: as the scheduler has them; ratio: what the pipeline multiplies them with (Flux: 1/1000).
-    scale: α. level: s.
+    scale: α. level: s. sensitivity: by how much the denoiser's output moves with its latent, were clean latents
+    Gaussian; 0 where the output's meaning is not known.
     """
 
     timesteps: torch.Tensor
     ratio: float
     scale: tuple[float, ...]
     level: tuple[float, ...]
+    sensitivity: tuple[float, ...]
 
     @property
     def calls(self) -> int:
@@ -70,8 +74,9 @@ def course_of(scheduler: Any, first_timestep: float) -> Course | None:
     coordinates = _coordinates(scheduler, values)
     if coordinates is None:
         return None
-    scale, level = coordinates
-    return Course(timesteps.detach().cpu()[first:], ratio, tuple(scale[first:]), tuple(level[first:]))
+    scale, level = (tuple(values[first:]) for values in coordinates)
+    sensitivity = tuple(_sensitivity(scheduler, a, s) for a, s in zip(scale, level, strict=True))
+    return Course(timesteps.detach().cpu()[first:], ratio, scale, level, sensitivity)
 
 
 def _start(values: torch.Tensor, timestep: float) -> tuple[int, float] | None:
@@ -89,18 +94,50 @@ def _start(values: torch.Tensor, timestep: float) -> tuple[int, float] | None:
 
 def _coordinates(scheduler: Any, timesteps: torch.Tensor) -> tuple[list[float], list[float]] | None:
     """(α, s) of every call."""
-    config = scheduler.config
     sigmas = getattr(scheduler, "sigmas", None)
     if isinstance(sigmas, torch.Tensor) and len(sigmas) > len(timesteps) - 1:
         level = sigmas.detach().to("cpu", torch.float64)[: len(timesteps)]
-        flow = "FlowMatch" in type(scheduler).__name__ or getattr(config, "use_flow_sigmas", False)
-        scale = torch.ones_like(level) if flow else (1 + level**2).rsqrt()
+        scale = torch.ones_like(level) if _is_flow(scheduler) else (1 + level**2).rsqrt()
         return scale.tolist(), level.tolist()
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(alphas, torch.Tensor):
         return None
     kept = alphas.detach().to("cpu", torch.float64)[timesteps.round().long().clamp(0, len(alphas) - 1)]
     return kept.sqrt().tolist(), ((1 - kept) / kept).sqrt().tolist()
+
+
+def _is_flow(scheduler: Any) -> bool:
+    return "FlowMatch" in type(scheduler).__name__ or bool(getattr(scheduler.config, "use_flow_sigmas", False))
+
+
+def _sensitivity(scheduler: Any, scale: float, level: float) -> float:
+    """d(output)/d(latent) for clean latents of variance PRIOR: of E[ε|x] = σx/(α²s²+σ²) and its like."""
+    if _is_flow(scheduler):  # x = (1-σ)x0 + σε, output ε - x0
+        clean, noise = 1 - level, level
+        shared = noise - clean * PRIOR
+    else:
+        clean, noise = scale, scale * level
+        outputs = {"epsilon": noise, "v_prediction": clean * noise * (1 - PRIOR), "sample": clean * PRIOR}
+        shared = outputs.get(getattr(scheduler.config, "prediction_type", ""), 0.0)
+    return shared / (clean**2 * PRIOR + noise**2)
+
+
+def corrected(output: torch.Tensor, missed: torch.Tensor, sensitivity: float) -> torch.Tensor:
+    """The output that the denoiser would have made of a latent that is ``missed`` away from the one it was given.
+
+    To first order, by the sensitivity of a Gaussian: an output and a latent that differ in one dimension only
+    (learned variances behind the output, an image behind the latent) share its first entries; any others are left.
+    """
+    unequal = [d for d in range(output.dim()) if output.dim() == missed.dim() and output.shape[d] != missed.shape[d]]
+    if output.dim() != missed.dim() or len(unequal) > 1:
+        return output
+    made = output.clone()
+    part, moved = made, missed
+    for d in unequal:
+        shared = min(output.shape[d], missed.shape[d])
+        part, moved = part.narrow(d, 0, shared), moved.narrow(d, 0, shared)
+    part += (sensitivity * moved).to(part.dtype)
+    return made
 
 
 class Forecast:
@@ -120,6 +157,7 @@ class Forecast:
         self._z: dict[int, torch.Tensor] = {}
         self._slope: dict[int, torch.Tensor] = {}  # of the move to that call
         self._before: torch.Tensor | None = None  # the latent at the last other level
+        self._predicted: dict[int, torch.Tensor] = {}  # by call, the earliest prediction
 
     def observe(self, latent: torch.Tensor) -> None:
         """Take the latent of the next call."""
@@ -134,7 +172,7 @@ class Forecast:
             if moved:
                 self._before = self._latents[call - 1]
         self._latents[call], self._z[call], self._slope[call] = latent.detach().clone(), z, slope
-        for kept in (self._latents, self._z, self._slope):
+        for kept in (self._latents, self._z, self._slope, self._predicted):
             kept.pop(call - self._kept, None)
         self._calls += 1
 
@@ -147,7 +185,14 @@ class Forecast:
         if self._before is not None:
             same = self._latents[now] == self._before
             predicted = torch.where(same, self._latents[now], predicted)
+        self._predicted.setdefault(call, predicted)
         return predicted
+
+    def missed(self) -> torch.Tensor | None:
+        """The latent observed last minus its earliest prediction, which the first component worked on; None without."""
+        now = self._calls - 1
+        predicted = self._predicted.get(now)
+        return None if predicted is None else self._latents[now].float() - predicted.float()
 
     def _terms(self, now: int, call: int) -> tuple[torch.Tensor, torch.Tensor]:
         """ẑ_call = fixed + γ·change, from what was known at call ``now``."""

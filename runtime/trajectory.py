@@ -15,7 +15,7 @@ import torch
 from partitioner.ir import Role, TracedGraph
 from partitioner.schedule import Run, Schedule
 from runtime.calls import Tensors
-from runtime.lookahead import Course, Forecast, course_of
+from runtime.lookahead import Course, Forecast, corrected, course_of
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,16 @@ class Trajectory:
         news = tuple(map(tuple, self._unannounced[component])) if self.is_lagged else ()
         self._unannounced[component] = [[] for _ in news]
         return news
+
+    def correct(self, output: Any) -> Any:
+        """This call's output; of components that worked on a predicted latent, what the true one would have given."""
+        if self.schedule.is_exact(self.call) or self._course is None or not isinstance(output, torch.Tensor):
+            return output
+        for forecast in self._forecasts.values():
+            missed = forecast.missed()
+            if missed is not None:
+                output = corrected(output, missed, self._course.sensitivity[self.call])
+        return output
 
     def done(self, runs: Sequence[Run]) -> None:
         """The call is over."""

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from runtime.lookahead import Course, Forecast, course_of
+from runtime.lookahead import PRIOR, Course, Forecast, corrected, course_of
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 DETERMINISTIC: dict[str, Any] = {
@@ -122,11 +122,13 @@ def test_timesteps_that_the_pipeline_divides_by_a_thousand_are_found() -> None:
 
 
 def _course(levels: list[float]) -> Course:
-    return Course(torch.arange(len(levels), 0, -1).float(), 1.0, (1.0,) * len(levels), tuple(levels))
+    return Course(
+        torch.arange(len(levels), 0, -1).float(), 1.0, (1.0,) * len(levels), tuple(levels), (0.0,) * len(levels)
+    )
 
 
 def test_what_does_not_change_is_taken_to_stay() -> None:
-    forecast = Forecast(Course(torch.tensor([3.0, 2.0, 1.0]), 1.0, (0.2, 0.5, 0.9), (4.0, 2.0, 0.5)), 1)
+    forecast = Forecast(Course(torch.tensor([3.0, 2.0, 1.0]), 1.0, (0.2, 0.5, 0.9), (4.0, 2.0, 0.5), (0.0,) * 3), 1)
     image = torch.randn(1, 2, 4)
     for noisy in (1.0, 0.8):
         forecast.observe(torch.cat([torch.full((1, 2, 4), noisy), image], dim=1))
@@ -159,3 +161,70 @@ def test_two_calls_at_one_level_keep_the_slope() -> None:
     for value in (0.0, 1.0, 1.0):
         forecast.observe(torch.tensor([[value, value + 0.5]]))
     assert torch.isfinite(forecast.predict(3)).all()
+
+
+# ---- correction
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_gaussians_output_is_corrected_to_that_of_the_true_latent(kind: str) -> None:
+    """The best guess of a denoiser for Gaussian data of variance PRIOR is linear in its latent."""
+    scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", prediction_type=kind)
+    scheduler.set_timesteps(20)
+    course = course_of(scheduler, float(scheduler.timesteps[0]))
+    assert course is not None
+
+    def denoise(x: torch.Tensor, call: int) -> torch.Tensor:
+        a, noise = course.scale[call], course.scale[call] * course.level[call]
+        clean = a * PRIOR * x / (a**2 * PRIOR + noise**2)
+        epsilon = (x - a * clean) / noise
+        return {"epsilon": epsilon, "v_prediction": a * epsilon - noise * clean, "sample": clean}[kind]
+
+    true, foreseen = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double().unbind(0)
+    for call in (0, 7, 19):
+        output = corrected(denoise(foreseen, call), true - foreseen, course.sensitivity[call])
+        torch.testing.assert_close(output, denoise(true, call))
+
+
+def test_a_flows_output_is_corrected_too() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(10)
+    course = course_of(scheduler, float(scheduler.timesteps[0]))
+    assert course is not None
+    for call in (1, 5, 9):
+        sigma = course.level[call]
+        spread = (1 - sigma) ** 2 * PRIOR + sigma**2
+        assert course.sensitivity[call] == pytest.approx((sigma - (1 - sigma) * PRIOR) / spread)
+
+
+def test_an_output_of_unknown_meaning_is_left() -> None:
+    scheduler = diffusers.DDIMScheduler()
+    scheduler.register_to_config(prediction_type="something")
+    scheduler.set_timesteps(5)
+    course = course_of(scheduler, float(scheduler.timesteps[0]))
+    assert course is not None
+    assert course.sensitivity == (0.0,) * 5
+
+
+def test_channels_that_an_output_and_a_latent_do_not_share_are_left() -> None:
+    output, missed = torch.zeros(2, 8, 3, 3), torch.ones(2, 4, 3, 3)
+    wider = corrected(output, missed, 0.5)  # learned variances behind the output
+    assert wider[:, :4].eq(0.5).all()
+    assert wider[:, 4:].eq(0.0).all()
+    narrower = corrected(missed, output + 1, 0.5)  # an image behind the latent
+    assert narrower.eq(1.5).all()
+    assert corrected(output, torch.ones(2, 5), 0.5) is output
+    assert output.eq(0).all()
+    assert missed.eq(1).all()
+
+
+def test_what_was_foreseen_first_is_what_was_missed() -> None:
+    forecast = Forecast(_course([4.0, 3.0, 2.0, 1.0, 0.5]), 2)
+    for value in (4.0, 3.0):
+        forecast.observe(torch.full((1, 1), value))
+    assert forecast.missed() is None
+    assert forecast.predict(3).item() == pytest.approx(1.0)
+    forecast.observe(torch.full((1, 1), 1.0))
+    forecast.predict(3)  # anew, by what is known now; the first component has done with the earlier one
+    forecast.observe(torch.full((1, 1), 1.5))
+    assert forecast.missed().item() == pytest.approx(0.5)

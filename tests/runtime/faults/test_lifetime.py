@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -148,8 +149,9 @@ def test_starts_and_stops_leave_the_program_as_it_was() -> None:
         before = after
 
 
-def test_starts_and_stops_keep_nothing() -> None:
+def test_starts_and_stops_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 12. Python objects, exactly: of memory, the allocator keeps more or less as it likes."""
+    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # pytest keeps every record of a test
     plan = plan_for(FRAGILE)
 
     def objects_after(starts: int) -> int:
