@@ -149,9 +149,10 @@ def test_starts_and_stops_leave_the_program_as_it_was() -> None:
         before = after
 
 
-def test_starts_and_stops_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starts_and_stops_keep_nothing(request: pytest.FixtureRequest) -> None:
     """Fault 12. Python objects, exactly: of memory, the allocator keeps more or less as it likes."""
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # pytest keeps every record of a test
+    logging.disable()  # pytest keeps every record of a test
+    request.addfinalizer(lambda: logging.disable(logging.NOTSET))
     plan = plan_for(FRAGILE)
 
     def objects_after(starts: int) -> int:
