@@ -96,6 +96,7 @@ def terminate(*_):
     raise Terminated
 
 signal.signal(signal.SIGTERM, terminate)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it, and so would we
 denoiser = fragile()
 plan = plan_for(denoiser, 3)
 print("starting", flush=True)
@@ -137,7 +138,10 @@ def test_ranks_end_with_their_driver(phase: str, number: signal.Signals, status:
             time.sleep(0.01)
         begin = time.monotonic()
         driver.send_signal(number)
-        assert driver.wait(timeout=5) == status
+        try:
+            assert driver.wait(timeout=5) == status
+        finally:
+            driver.kill()
         while not all(map(is_gone, ranks)):
             assert time.monotonic() - begin < 5
             time.sleep(0.01)
