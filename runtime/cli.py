@@ -41,7 +41,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--warmup", type=int, default=None, metavar="W", help="exact first steps; default: the plan's")
     made.add_argument("--predictor", choices=("hold", "linear", "adaptive"), default=None, help="default: the plan's")
     made.add_argument("--devices", default=None, metavar="LIST", help="cpu,cpu or cuda:0,cuda:1; one per rank")
-    made.add_argument("--dtype", default=None, choices=("float32", "float16", "bfloat16"), help="default: as saved")
+    made.add_argument(
+        "--dtype",
+        default=None,
+        choices=("float32", "float16", "bfloat16"),
+        help="default: float32 on a CPU, else the plan's",
+    )
     made.add_argument("--threads", type=int, default=1, metavar="T", help="torch threads per rank on a cpu (default 1)")
     made.add_argument("--transport", choices=("processes", "threads", "emulation"), default=None)
     made.add_argument("--compile", action="store_true", help="compile each rank's segments with torch.compile")
@@ -124,7 +129,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(options.threads)
     devices = _devices(options.devices, torch) if options.devices else None
-    pipe = _load(options, torch)
+    pipe = _load(options, getattr(torch, options.dtype or _default_dtype(plan, devices)))
     if devices:
         pipe.to(devices[0])
     overrides = {"transport": options.transport} if options.transport else {}
@@ -204,19 +209,24 @@ def _devices(text: str, torch: Any) -> list[str]:
     return devices
 
 
-def _load(options: argparse.Namespace, torch: Any) -> Any:
+def _default_dtype(plan: Any, devices: list[str] | None) -> str:
+    """What pipelines are saved in says little: parts differ, and half precision is slow on a CPU."""
+    on_cpu = devices is None or devices[0].startswith("cpu")
+    return "float32" if on_cpu else next(item.dtype for item in plan.inputs if item.role == "latent")
+
+
+def _load(options: argparse.Namespace, dtype: Any) -> Any:
     from diffusers import DiffusionPipeline
 
     from partitioner.errors import UsageError
 
-    dtype = {"torch_dtype": getattr(torch, options.dtype)} if options.dtype else {}
     local = Path(options.pipeline)
     if not local.exists() and options.pipeline.count("/") != 1:
         raise UsageError(f"--pipeline {options.pipeline} is neither a folder nor a hub id (owner/name)")
     if local.exists() and not (local / "model_index.json").is_file():
         raise UsageError(f"--pipeline {options.pipeline} has no model_index.json: expected a saved diffusers pipeline")
     try:
-        return DiffusionPipeline.from_pretrained(options.pipeline, **dtype)
+        return DiffusionPipeline.from_pretrained(options.pipeline, torch_dtype=dtype)
     except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"--pipeline {options.pipeline} cannot be loaded: {first}") from error
@@ -245,6 +255,8 @@ def _generate(pipe: Any, options: argparse.Namespace, torch: Any) -> list[Any]:
             raise UsageError(f"--image {options.image} cannot be read as an image") from error
     given = {name: value for name, value in wanted.items() if value is not None}
     parameters = inspect.signature(pipe.__call__).parameters
+    if "use_resolution_binning" in parameters:  # PixArt would run at another size than was asked and planned for
+        given["use_resolution_binning"] = False
     if "guidance_scale" in given and "max_guidance_scale" in parameters:  # SVD ramps it over the frames
         given["max_guidance_scale"] = given.pop("guidance_scale")
     refused = [name for name in given if name not in parameters]
