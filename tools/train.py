@@ -67,6 +67,13 @@ def new_codec() -> AutoencoderTiny:
     return AutoencoderTiny(**widths, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), latent_channels=4)
 
 
+def load_codec(folder: Path) -> AutoencoderTiny:
+    """The codec that was trained, which forgets where it came from."""
+    codec = AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    codec.register_to_config(_name_or_path="")
+    return codec
+
+
 def new_pipeline(kind: str, codec: AutoencoderTiny) -> Any:
     """A pipeline of class StableDiffusionPipeline ("unet") or PixArtAlphaPipeline ("dit") with random weights."""
     scheduler = DDIMScheduler(
@@ -229,10 +236,10 @@ def picture_grid(pixels: torch.Tensor, columns: int = 8, enlarge: int = 3) -> Im
 
 
 @torch.no_grad()
-def samples(pipe: Any, kind: str, seed: int) -> torch.Tensor:
-    """48 samples of random captions, DDIM, 50 steps, guidance 3."""
+def samples(pipe: Any, kind: str, seed: int, count: int) -> torch.Tensor:
+    """Samples of random captions, DDIM, 50 steps, guidance 3."""
     generator = torch.Generator().manual_seed(seed)
-    captions = Pictures(torch.empty(0), draw_labels(48, generator)).captions
+    captions = Pictures(torch.empty(0), draw_labels(count, generator)).captions
     own = {} if kind == "unet" else {"use_resolution_binning": False, "clean_caption": False}
     made = pipe(captions, num_inference_steps=50, guidance_scale=3.0, generator=generator, output_type="pt", **own)
     pixels: torch.Tensor = made.images * 2 - 1
@@ -246,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=TRAINED, metavar="FOLDER", help="default: tools/trained")
     parser.add_argument("--iterations", type=int, default=None, help="fewer or more than the recipe's")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=48, help="in samples.png; default 48, in rows of 8")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
@@ -254,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = Recipe(options.iterations or recipe.iterations, recipe.rate)
     start = time.perf_counter()
     folder = options.output / options.what
-    codec = None if options.what == "codec" else AutoencoderTiny.from_pretrained(options.output / "codec").eval()
+    codec = None if options.what == "codec" else load_codec(options.output / "codec")
     if options.what == "codec":
         made, progress = train_codec(recipe, options.seed)
         made.half().save_pretrained(folder)
@@ -279,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.what in ("unet", "dit"):
         made.to(torch.float32)
         made.set_progress_bar_config(disable=True)
-        picture_grid(samples(made, options.what, options.seed)).save(folder / "samples.png")
+        picture_grid(samples(made, options.what, options.seed, options.samples)).save(folder / "samples.png")
     print(json.dumps(record))
     return 0
 

@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", ["unet", "dit"])
 def test_a_denoiser_is_saved_as_a_pipeline(kind: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([kind, "--iterations", "1", "--threads", "1", "--output", str(trained)]) == 0
+    assert main([kind, "--iterations", "1", "--samples", "8", "--threads", "1", "--output", str(trained)]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["command"].startswith(f"python -m tools.train {kind}")
     assert (trained / kind / "samples.png").stat().st_size > 0
