@@ -96,7 +96,6 @@ def terminate(*_):
     raise Terminated
 
 signal.signal(signal.SIGTERM, terminate)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it, and so would we
 denoiser = fragile()
 plan = plan_for(denoiser, 3)
 print("starting", flush=True)
