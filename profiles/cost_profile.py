@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import FailFast, Field
 
+from profiles.records import Record
 from profiles.strict_json import JsonFileError, canonical_bytes, read_json, write_atomic
 
 SCHEMA_VERSION = 1
@@ -17,11 +18,7 @@ Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=4096)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class SignatureCost(_Record):
+class SignatureCost(Record):
     """Time of one call: median and inter-quartile range in ms.
 
     launch_ms: what the host needs to enqueue the call on a GPU. On a CPU calls end when done: 0, and in mode "compiled"
@@ -33,7 +30,7 @@ class SignatureCost(_Record):
     launch_ms: Milliseconds
 
 
-class WholeCheck(_Record):
+class WholeCheck(Record):
     """The sum of all node times of a denoiser beside its measured whole; times in ms.
 
     whole_ms: median of whole calls of the traced graph, as components run it. module_ms: median of whole eager
@@ -53,7 +50,7 @@ class WholeCheck(_Record):
         return self.summed_ms / self.whole_ms - 1
 
 
-class CostProfile(_Record):
+class CostProfile(Record):
     """Real measurements of operator calls on one device; loaded by signature (partitioner.cost.signature).
 
     device: "cpu" or "cuda"; device_name: what the system calls it. dtype: the dtype that most parameters have.
@@ -82,12 +79,7 @@ class CostProfile(_Record):
         if isinstance(document, dict) and document.get("schema_version") != SCHEMA_VERSION:
             version = str(document.get("schema_version"))[:40]
             raise JsonFileError(f"{path} has schema version {version}; this release reads version {SCHEMA_VERSION}")
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(str(part)[:80] for part in first["loc"]) or "the document"
-            raise JsonFileError(f"{path} is no cost profile: {where}: {first['msg']}") from None
+        return cls.from_document(document, path, "cost profile")
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write it: the same profile gives the same bytes; JsonFileError if the file exists or cannot be written."""

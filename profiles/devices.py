@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from profiles.records import Record
 from profiles.strict_json import read_json
 
 DEFAULT_DEVICE = "h200"
@@ -21,11 +22,7 @@ class UnknownDeviceError(ValueError):
     """No data sheet has that name; the message names the choices."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Link(_Record):
+class Link(Record):
     """How one device reaches another. duplex_gb_per_s counts both directions, as data sheets do."""
 
     name: str
@@ -38,7 +35,7 @@ class Link(_Record):
         return self.latency_us * 1e-3 + size_bytes / (self.duplex_gb_per_s / 2 * self.efficiency * 1e6)
 
 
-class Efficiency(_Record):
+class Efficiency(Record):
     """Share of its peak that a class of operators reaches."""
 
     conv: Share
@@ -47,7 +44,7 @@ class Efficiency(_Record):
     memory: Share
 
 
-class DeviceSpec(_Record):
+class DeviceSpec(Record):
     """One device. peak_tflops: dense 1e12 operations per second, by dtype name and "tf32"; links: fastest first.
 
     launch_us: host time to launch one kernel. driver_ms: guidance and a step of the scheduler, which the pipeline does

@@ -8,9 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import FailFast, Field
 
-from profiles.strict_json import JsonFileError, canonical_bytes, read_json, write_atomic
+from profiles.records import Record
+from profiles.strict_json import canonical_bytes, read_json, write_atomic
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 4_000_000
@@ -21,11 +22,7 @@ Text = Annotated[str, Field(max_length=4096)]
 Decibel = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class QualityRow(_Record):
+class QualityRow(Record):
     """PSNR in dB against the sequential output of ``steps`` steps, median over ``samples``.
 
     scheduler: a class of diffusers. components: of a branch. predictor: "lookahead", or what async mode read with; of
@@ -43,7 +40,7 @@ class QualityRow(_Record):
     speedup: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class QualityProfile(_Record):
+class QualityProfile(Record):
     """Real measurements by tools.quality. commands: what measured them."""
 
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
@@ -56,12 +53,7 @@ class QualityProfile(_Record):
     def load(cls, path: str | os.PathLike[str] = SHIPPED) -> QualityProfile:
         """Read a profile; JsonFileError, and nothing else, in one sentence for a file that is none."""
         document = read_json(path, MAX_BYTES)
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(str(part)[:80] for part in first["loc"]) or "the document"
-            raise JsonFileError(f"{path} is no quality profile: {where}: {first['msg']}") from None
+        return cls.from_document(document, path, "quality profile")
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write it: the same profile gives the same bytes; JsonFileError if the file exists or cannot be written."""
