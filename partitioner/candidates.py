@@ -273,7 +273,7 @@ def choose(
     def quality(c: Candidate) -> tuple[float, ...]:
         idle = device_count - c.ranks
         async_is_better = adviser is not None and adviser.prefers_async(c.components)
-        worse = c.components > 1 and (c.mode == "async") != async_is_better
+        worse = c.is_stale != async_is_better
         return idle > IDLE_SHARE * device_count, worse, -c.branches, idle, c.step_ms
 
     keys: dict[Prefer, Callable[[Candidate], tuple[float, ...]]] = {

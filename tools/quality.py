@@ -74,7 +74,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the result; see INTERFACES in the README. Medians over the samples."""
+    """A row of the result: how it was run, medians over the samples, and the speed-up over one device."""
 
     devices: int
     branches: int
