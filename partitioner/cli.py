@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from partitioner.errors import PartitionerError, PlanError, UsageError
+from partitioner.interrupt import interrupted
 
 if TYPE_CHECKING:
     from partitioner.advice import Adviser
     from partitioner.candidates import Options
-
-INTERRUPTED = 130
 
 _EPILOG = """\
 examples:
@@ -57,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"partition-model: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("partition-model: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return interrupted("partition-model")
     except BrokenPipeError:  # the reader of stdout has gone; Python would complain again when it flushes at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

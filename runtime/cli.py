@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEO_SUFFIXES = (".gif", ".mp4")
@@ -68,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     previous = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _terminated)
     from partitioner.errors import PartitionerError
+    from partitioner.interrupt import interrupted
     from runtime.errors import EngineError
 
     try:
@@ -80,8 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"run-plan: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("run-plan: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return interrupted("run-plan")
     except _Terminated:
         print("run-plan: terminated", file=sys.stderr)
         return EXIT_TERMINATED
