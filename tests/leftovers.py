@@ -20,7 +20,9 @@ _FOLDER = Path(tempfile.mkdtemp(prefix="test-run-"))
 _SHARED_BEFORE = frozenset(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else frozenset()
 _PATIENCE_S = 5.0  # what was told to end has this long
 
-# What is kept on purpose stays where it would be without us: pytest's folders and torch's cache of compiled code.
+# What is kept on purpose stays where it would be without us: pytest's folders and torch's cache of compiled code. Headers
+# that torch precompiles go below the folder for temporary files all the same.
+_KEPT_BY_TORCH = "torchinductor_"
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_FOLDER.parent))
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_FOLDER.parent / f"torchinductor_{os.getuid()}"))
 os.environ["TMPDIR"] = tempfile.tempdir = str(_FOLDER)
@@ -31,7 +33,7 @@ def left_behind() -> dict[str, list[str]]:
     found = {
         "processes": _processes(),
         "shared memory": sorted(_shared_memory()),
-        "temporary files": sorted(os.listdir(_FOLDER)),
+        "temporary files": sorted(name for name in os.listdir(_FOLDER) if not name.startswith(_KEPT_BY_TORCH)),
     }
     return {kind: names for kind, names in found.items() if names}
 

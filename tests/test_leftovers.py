@@ -15,6 +15,7 @@ SLEEPER = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'impo
 LEFT = {
     "nothing": ("pass", ""),
     "what ends by itself": (f"subprocess.Popen([sys.executable, '-c', {'import time; time.sleep(1)'!r}])", ""),
+    "what torch keeps": ("os.mkdir(os.path.join(tempfile.gettempdir(), 'torchinductor_somebody'))", ""),
     "a process": (f"subprocess.run([sys.executable, '-c', {SLEEPER!r}])", "processes: "),  # its parent has ended
     "a file": ("tempfile.mkstemp(prefix='precious')", "temporary files: precious"),
     "shared memory": ("open('/dev/shm/{name}', 'x')", "shared memory: {name}"),
@@ -27,7 +28,7 @@ def test_what_is_left_fails_the_run(tmp_path: Path, what: str) -> None:
     name = f"test-leftovers-{os.getpid()}"
     code, words = (text.replace("{name}", name) for text in LEFT[what])
     (tmp_path / "conftest.py").write_text("from tests.leftovers import pytest_sessionfinish\n")
-    (tmp_path / "test_it.py").write_text(f"import subprocess, sys, tempfile\ndef test_it():\n    {code}\n")
+    (tmp_path / "test_it.py").write_text(f"import os, subprocess, sys, tempfile\ndef test_it():\n    {code}\n")
     try:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
