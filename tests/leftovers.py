@@ -20,8 +20,8 @@ _FOLDER = Path(tempfile.mkdtemp(prefix="test-run-"))
 _SHARED_BEFORE = frozenset(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else frozenset()
 _PATIENCE_S = 5.0  # what was told to end has this long
 
-# What is kept on purpose stays where it would be without us: pytest's folders and torch's cache of compiled code. Headers
-# that torch precompiles go below the folder for temporary files all the same.
+# What is kept on purpose stays where it would be without us: pytest's folders and torch's cache of compiled code.
+# Headers that torch precompiles go below the folder for temporary files all the same.
 _KEPT_BY_TORCH = "torchinductor_"
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_FOLDER.parent))
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_FOLDER.parent / f"torchinductor_{os.getuid()}"))

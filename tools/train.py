@@ -13,7 +13,6 @@ encoder trained along, one prompt in ten empty for guidance.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import sys
@@ -34,6 +33,7 @@ from diffusers import (
 )
 from PIL import Image
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from tools.classifier import Classifier
@@ -42,7 +42,7 @@ from tools.vocabulary import TOKENS, clip_tokenizer, t5_tokenizer
 
 TRAINED = Path(__file__).parent / "trained"
 TEXT_WIDTH = 64
-BATCH = 32
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Recipe:
 
 
 RECIPES = {
-    "codec": Recipe(600, 2e-3),
+    "codec": Recipe(1000, 3e-3),
     "unet": Recipe(3000, 1e-3),
     "dit": Recipe(3000, 1e-3),
     "classifier": Recipe(800, 2e-3),
@@ -62,9 +62,12 @@ RECIPES = {
 
 
 def new_codec() -> AutoencoderTiny:
-    """Pictures of 32x32 to latents of 4x16x16 and back."""
-    widths = {"encoder_block_out_channels": (32, 32), "decoder_block_out_channels": (32, 32)}
-    return AutoencoderTiny(**widths, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), latent_channels=4)
+    """Pictures of 32x32 to latents of 4x8x8 and back."""
+    widths, blocks = (32, 32, 32), (1, 1, 1)
+    return AutoencoderTiny(
+        encoder_block_out_channels=widths, decoder_block_out_channels=widths,
+        num_encoder_blocks=blocks, num_decoder_blocks=blocks, latent_channels=4,
+    )  # fmt: skip
 
 
 def load_codec(folder: Path) -> AutoencoderTiny:
@@ -91,7 +94,7 @@ def new_pipeline(kind: str, codec: AutoencoderTiny) -> Any:
             )
         )  # fmt: skip
         unet = UNet2DConditionModel(
-            sample_size=16, in_channels=4, out_channels=4, block_out_channels=(32, 64, 128), layers_per_block=1,
+            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64, 128), layers_per_block=1,
             norm_num_groups=8, cross_attention_dim=TEXT_WIDTH, attention_head_dim=4,
             down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -109,7 +112,7 @@ def new_pipeline(kind: str, codec: AutoencoderTiny) -> Any:
     )  # fmt: skip
     transformer = PixArtTransformer2DModel(
         num_attention_heads=4, attention_head_dim=32, in_channels=4, out_channels=4, num_layers=10,
-        cross_attention_dim=128, caption_channels=TEXT_WIDTH, sample_size=16, patch_size=2,
+        cross_attention_dim=128, caption_channels=TEXT_WIDTH, sample_size=8, patch_size=2,
         use_additional_conditions=False, norm_type="ada_norm_single",
     )  # fmt: skip
     return PixArtAlphaPipeline(
@@ -140,8 +143,8 @@ class Progress:
         recent = self._losses[-100:]
         return sum(recent) / len(recent)
 
-    def step(self, loss: torch.Tensor) -> None:
-        """One step of the optimizer."""
+    def step(self, loss: torch.Tensor, shown: torch.Tensor | None = None) -> None:
+        """One step of the optimizer. shown: the loss to report, where it is another."""
         done, count = len(self._losses), self._recipe.iterations
         rate = self._recipe.rate * min(1.0, (done + 1) / 100) * (1 + math.cos(math.pi * done / count)) / 2
         for group in self._optimizer.param_groups:
@@ -150,7 +153,7 @@ class Progress:
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         self._optimizer.step()
-        self._losses.append(float(loss.detach()))
+        self._losses.append(float((loss if shown is None else shown).detach()))
         if len(self._losses) % 100 == 0:
             seconds = time.perf_counter() - self._start
             print(f"{self._name}: {len(self._losses)}/{count}, loss {self.loss:.4f}, {seconds:.0f} s", file=sys.stderr)
@@ -177,9 +180,12 @@ def train_denoiser(kind: str, codec: AutoencoderTiny, recipe: Recipe, seed: int)
     denoiser = pipe.unet if kind == "unet" else pipe.transformer
     trained = nn.ModuleDict({"denoiser": denoiser.to(memory_format=torch.channels_last), "text": pipe.text_encoder})
     trained.train()
-    averaged = copy.deepcopy(trained)
+    averaged = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(0.998))
     progress = Progress([trained], recipe, kind)
     kept_signal = pipe.scheduler.alphas_cumprod
+    # Where little signal is left only the prompt tells what to draw, and the loss of the noise hardly does: it counts
+    # for more there. The loss of the velocity would count as the square of this.
+    weights = kept_signal.rsqrt() / kept_signal.rsqrt().mean()
     for pictures, _ in zip(batches(seed), range(recipe.iterations), strict=False):
         with torch.no_grad():
             latents = codec.encode(pictures.pixels).latents * codec.config.scaling_factor
@@ -189,12 +195,10 @@ def train_denoiser(kind: str, codec: AutoencoderTiny, recipe: Recipe, seed: int)
         captions = [c if keep else "" for c, keep in zip(pictures.captions, torch.rand(BATCH) > 0.1, strict=True)]
         arguments = condition(pipe.tokenizer, trained["text"], captions)
         predicted = trained["denoiser"](noisy, timestep=timesteps, return_dict=False, **arguments)[0]
-        progress.step((predicted - noise).square().mean())
-        with torch.no_grad():
-            for average, now in zip(averaged.parameters(), trained.parameters(), strict=True):
-                average.lerp_(now, 0.002)
-    denoiser.load_state_dict(averaged["denoiser"].state_dict())
-    pipe.text_encoder.load_state_dict(averaged["text"].state_dict())
+        losses = (predicted - noise).square().mean((1, 2, 3))
+        progress.step((weights[timesteps] * losses).mean(), shown=losses.mean())
+        averaged.update_parameters(trained)
+    trained.load_state_dict(averaged.module.state_dict())
     denoiser.to(memory_format=torch.contiguous_format)
     trained.eval()
     return pipe, progress
