@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from partitioner.plan import Mode, Predictor
+from partitioner.samplers import adds_noise
 from profiles.quality_profile import QualityProfile
 
 HOP_PREDICTORS: tuple[Predictor, ...] = ("hold", "linear", "adaptive")  # of equal dB the first is taken
@@ -61,7 +62,10 @@ class Adviser:
         return max(known, key=lambda p: known[p]) if known else "adaptive"
 
     def prefers_async(self, components: int) -> bool:
-        """Whether async mode was seen to come closer to the sequential output than look-ahead."""
+        """Whether async mode was seen to come closer to the sequential output than look-ahead, or has to stand in for it:
+        with a sampler that adds noise the engine cannot look ahead."""
+        if self.occasion.scheduler is not None and adds_noise(self.occasion.scheduler):
+            return True
         ahead = self._expected(components, "lookahead", "hold")
         hop = self._expected(components, "async", self.hop_predictor(components))
         return ahead is not None and hop is not None and hop > ahead

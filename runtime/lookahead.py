@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-PRIOR = 0.5  # variance of clean latents that the correction assumes, per element; they are scaled to be near 1
+from partitioner.samplers import adds_noise
 
-# Samplers that add fresh noise in every step, which cannot be foreseen.
-_STOCHASTIC = ("Ancestral", "SDE", "DDPM", "LCM", "TCD", "ConsistencyModel", "VQDiffusion")
+PRIOR = 0.5  # variance of clean latents that the correction assumes, per element; they are scaled to be near 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def course_of(scheduler: Any, first_timestep: float) -> Course | None:
     timesteps = getattr(scheduler, "timesteps", None)
     if not isinstance(timesteps, torch.Tensor) or timesteps.dim() != 1 or len(timesteps) == 0:
         return None
-    if any(word in type(scheduler).__name__ for word in _STOCHASTIC):
+    if adds_noise(type(scheduler).__name__):
         return None
     if "sde" in str(getattr(scheduler.config, "algorithm_type", "")):
         return None

@@ -111,10 +111,12 @@ def parallelize(
 def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str, Any]) -> Plan:
     """A plan for a pipeline in memory: costs measured on the denoiser's GPU, or a roofline where it has none."""
     from partitioner.advice import Adviser, Occasion
+    from partitioner.candidates import Options
     from partitioner.fleet import parse_fleet
     from partitioner.models import live_spec
     from partitioner.planner import plan_model
     from partitioner.pricing import choose_pricing
+    from profiles.devices import device_spec
     from profiles.quality_profile import QualityProfile
 
     if devices is None:
@@ -126,7 +128,8 @@ def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str,
     spec = live_spec(denoiser, pipe, **sizes)
     occasion = Occasion(scheduler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None)
     adviser = Adviser(QualityProfile.load(), occasion)
-    return plan_model(spec, parse_fleet(count, pricing.reference), pricing, adviser=adviser).plan
+    options = Options(driver_ms=device_spec(pricing.reference).driver_ms)
+    return plan_model(spec, parse_fleet(count, pricing.reference), pricing, options, adviser=adviser).plan
 
 
 def denoiser_name(pipe: Any) -> str:

@@ -57,6 +57,15 @@ def test_the_mode_that_came_closer_is_chosen(measured: dict[str, Any], mode: str
     assert chosen.mode == mode
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "mode"), [("EulerAncestralDiscreteScheduler", "async"), ("EulerDiscreteScheduler", "lookahead")]
+)
+def test_a_sampler_that_adds_noise_is_planned_without_look_ahead(scheduler: str, mode: str) -> None:
+    both = [Candidate(1, 2, 1, m, step_ms=1.0) for m in ("lookahead", "async")]  # type: ignore[arg-type]
+    asked = adviser(Occasion(50, scheduler), lookahead=50.0)
+    assert choose(both, 2, Options(force=True), 2.0, *_nothing(), asked).mode == mode
+
+
 def _nothing() -> tuple[Any, Any]:
     """A problem and a fleet that are not looked at when a plan is forced."""
 
