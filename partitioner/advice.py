@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from partitioner.edge_drift import EdgeDrift, drift_of_keys
+from partitioner.ir import TracedGraph
 from partitioner.plan import Mode, Predictor
 from partitioner.samplers import adds_noise
 from profiles.quality_profile import QualityProfile
@@ -62,13 +64,21 @@ class Adviser:
         return max(known, key=lambda p: known[p]) if known else "adaptive"
 
     def prefers_async(self, components: int) -> bool:
-        """Whether async mode was seen to come closer to the sequential output than look-ahead, or has to stand in for it:
-        with a sampler that adds noise the engine cannot look ahead."""
+        """Whether async mode was seen to come closer to the sequential output than look-ahead, or has to stand in for
+        it: with a sampler that adds noise the engine cannot look ahead."""
         if self.occasion.scheduler is not None and adds_noise(self.occasion.scheduler):
             return True
         ahead = self._expected(components, "lookahead", "hold")
         hop = self._expected(components, "async", self.hop_predictor(components))
         return ahead is not None and hop is not None and hop > ahead
+
+    def drift(self, graph: TracedGraph) -> EdgeDrift | None:
+        """What was measured of the edges of this denoiser, at whatever size; None if nothing was."""
+        for measured in self._profile.drift:
+            found = drift_of_keys(graph, measured.edges, measured.sketches)
+            if found is not None:
+                return found
+        return None
 
     def _expected(self, components: int, mode: Mode, predictor: Predictor) -> float | None:
         if components == 1:

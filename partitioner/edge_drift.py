@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from partitioner.ir import TracedGraph
 from partitioner.problem import Floats, Problem
 from partitioner.solve import Split
 
@@ -30,6 +31,11 @@ class EdgeDrift:
         norms = np.linalg.norm(self.sketches, axis=1)
         return dict(zip(self.edges, norms.tolist(), strict=True))
 
+    def condensed(self, parts: int) -> Floats:
+        """(edges, parts): the sketches in the directions in which they are largest, so that norms stay about right."""
+        directions = np.linalg.svd(self.sketches, full_matrices=False)[2][:parts]
+        return self.sketches @ directions.T
+
     def error(self, placement: Mapping[str, int]) -> float:
         """Norm of the summed errors of all edges between components. placement: latent node -> component."""
         cut = [i for i, (producer, reader) in enumerate(self.edges) if placement[producer] != placement[reader]]
@@ -39,3 +45,17 @@ class EdgeDrift:
 def least_error(drift: EdgeDrift, problem: Problem, splits: Sequence[Split]) -> Split:
     """Of a few good splits (such as Solver.sweep's) the one whose summed error is least, not the sum of its norms."""
     return min(splits, key=lambda split: drift.error(dict(zip(problem.names, split.assignment, strict=True))))
+
+
+def drift_of_keys(
+    graph: TracedGraph, edges: Sequence[tuple[str, str]], sketches: Sequence[Sequence[float]]
+) -> EdgeDrift | None:
+    """EdgeDrift of a graph, of what was measured by the stable keys of nodes; None unless that has all its edges."""
+    row = {edge: i for i, edge in enumerate(edges)}
+    placed = {node.name: node.key for node in graph.latent_nodes}
+    own = [(read, node.name) for node in graph.latent_nodes for read in node.reads if read in placed]
+    rows = [row.get((placed[producer], placed[reader])) for producer, reader in own]
+    found = [number for number in rows if number is not None]
+    if not own or len(found) < len(own):
+        return None
+    return EdgeDrift(tuple(own), np.array([sketches[number] for number in found], dtype=np.float64))

@@ -172,7 +172,7 @@ def plan_graphs(
     drift: measured staleness of the whole graph's edges, which are the half's too; a proxy without it.
     reference: name of the device that the costs hold for, the first of the fleet by default. timer: measures whole
     components on it; the costs are then refined with it. adviser: knows which mode and predictor came closest to the
-    sequential output; without one it is look-ahead, and `adaptive` in async mode.
+    sequential output, and maybe the drift; without one it is look-ahead, and `adaptive` in async mode.
     Raises InfeasibleError where nothing fits, or only what is slower than one device and ``force`` is not set.
     """
     check_branches(options, len(fleet), whole.model, half is not None)
@@ -186,6 +186,8 @@ def plan_graphs(
             costs[2] = costs_of(half)
         fleet = with_speeds(limit_memory(fleet, options.memory_limit_bytes), whole, reference or fleet[0].name)
     graphs = {1: whole} if half is None else {1: whole, 2: half}
+    if drift is None and adviser is not None:
+        drift = adviser.drift(whole)
     weights = None if drift is None else drift.weights
     with clock.measure("solve"):
         problems = {

@@ -6,9 +6,9 @@ import math
 import os
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import FailFast, Field
+from pydantic import FailFast, Field, model_validator
 
 from profiles.records import Record
 from profiles.strict_json import canonical_bytes, read_json, write_atomic
@@ -19,35 +19,56 @@ SHIPPED = Path(__file__).parent / "quality.json"
 FEWER_STEPS = "fewer_steps"
 
 Text = Annotated[str, Field(max_length=4096)]
-Decibel = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Edge = Annotated[tuple[Text, Text], Field(strict=False)]
+Sketch = Annotated[tuple[Finite, ...], Field(strict=False)]
 
 
 class QualityRow(Record):
     """PSNR in dB against the sequential output of ``steps`` steps, median over ``samples``.
 
-    scheduler: a class of diffusers. components: of a branch. predictor: "lookahead", or what async mode read with; of
-    "fewer_steps" ``speedup`` says how many: steps / speedup.
+    scheduler: a class of diffusers. components: of a branch. split: its form, as the solver names it. predictor:
+    "lookahead", or what async mode read with; of "fewer_steps" ``speedup`` says how many: steps / speedup.
     """
 
     denoiser: Text
     scheduler: Text
     steps: Annotated[int, Field(ge=1)]
     components: Annotated[int, Field(ge=1)]
+    split: Text
     predictor: Text
     warmup: Annotated[int, Field(ge=1)]
     samples: Annotated[int, Field(ge=1)]
-    psnr_db: Decibel
+    psnr_db: Finite
     speedup: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+class MeasuredDrift(Record):
+    """What one-step lag costs the output of a denoiser, edge by edge; see partitioner.edge_drift.
+
+    edges: stable keys of a value's node and of a node that reads it. sketches: one row per edge.
+    """
+
+    denoiser: Text
+    edges: Annotated[tuple[Edge, ...], Field(strict=False), FailFast()]
+    sketches: Annotated[tuple[Sketch, ...], Field(strict=False), FailFast()]
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if len(self.edges) != len(self.sketches) or len({len(row) for row in self.sketches}) != 1:
+            raise ValueError("expected a row of sketches for every edge, all of one length")
+        return self
+
+
 class QualityProfile(Record):
-    """Real measurements by tools.quality. commands: what measured them."""
+    """Real measurements by tools.quality. commands: what measured them. drift: of users' denoisers."""
 
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
     date: Text
     commands: Annotated[tuple[Text, ...], Field(strict=False)]
     versions: dict[Text, Text]
     rows: Annotated[tuple[QualityRow, ...], Field(strict=False), FailFast()]
+    drift: Annotated[tuple[MeasuredDrift, ...], Field(strict=False)] = ()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] = SHIPPED) -> QualityProfile:
@@ -60,7 +81,7 @@ class QualityProfile(Record):
         write_atomic(path, canonical_bytes(self.model_dump(mode="json")), overwrite)
 
     def expected(self, components: int, predictor: str, steps: int, scheduler: str | None) -> float | None:
-        """The dB to expect: the least over denoisers, in the measured case that is nearest; None if none is near.
+        """The dB to expect: the least over denoisers and splits, in the nearest measured case; None if none is near.
 
         scheduler: None for the least over all. Near: at most half or twice the steps, and as many components.
         """

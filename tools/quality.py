@@ -24,15 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from partitioner.candidates import Options
+from partitioner.drift import measure_module
 from partitioner.errors import PartitionerError, UsageError
 from partitioner.fleet import parse_fleet
 from partitioner.models import live_spec
 from partitioner.plan import Mode, Plan
 from partitioner.planner import plan_model
 from partitioner.pricing import choose_pricing
-from profiles.quality_profile import FEWER_STEPS, QualityProfile, QualityRow
+from partitioner.samplers import adds_noise
+from partitioner.trace import bind_arguments, trace
+from profiles.quality_profile import FEWER_STEPS, MeasuredDrift, QualityProfile, QualityRow
 from profiles.strict_json import JsonFileError
 from runtime.pipeline import denoiser_name, parallelize
 from tools.classifier import Classifier, frechet
@@ -41,6 +45,7 @@ from tools.shapes import Pictures, draw, draw_labels
 from tools.train import TRAINED, picture_grid
 
 FEWEST_FOR_FRECHET = 1000
+DRIFT_CALLS, DRIFT_PROBES, DRIFT_PARTS = 8, 16, 8  # calls of a trajectory, probes of each, numbers kept of an edge
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -125,11 +130,12 @@ class Subject:
         self.pipe.scheduler = getattr(diffusers, name).from_config(self._own_scheduler.config, **options)
 
     @torch.no_grad()
-    def generate(self, steps: int) -> torch.Tensor:
-        """(samples, 3, height, width) in [0, 1]; a sample depends on its seed, not on its neighbours."""
+    def generate(self, steps: int, samples: int | None = None) -> torch.Tensor:
+        """(samples, 3, height, width) in [0, 1]; a sample depends on its seed, not on its neighbours. Default: all."""
         made = []
-        for first in range(0, len(self.prompts), self.chunk):
-            numbers = range(first, min(first + self.chunk, len(self.prompts)))
+        count = samples or len(self.prompts)
+        for first in range(0, count, self.chunk):
+            numbers = range(first, min(first + self.chunk, count))
             generators = [torch.Generator().manual_seed(number) for number in numbers]
             prompts = [self.prompts[number] for number in numbers]
             result = self.pipe(
@@ -214,7 +220,8 @@ def measure(
     for way in ways:
         plan, form = subject.plan(way)
         mode = "async" if way.predictor not in (None, "lookahead") else plan.mode
-        lookahead = mode == "lookahead" and plan.components > 1
+        foreseen = not adds_noise(type(subject.pipe.scheduler).__name__)  # else the engine runs async
+        lookahead = mode == "lookahead" and plan.components > 1 and foreseen
         exact = max(warmup, plan.components) if lookahead else warmup
         hop = plan.predictor if mode == "lookahead" or way.predictor is None else way.predictor
         with parallelize(
@@ -367,11 +374,35 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.plot:
         plot(document, options.plot)
     if options.calibrate:
-        calibrate(options.calibrate, document)
+        drift = None if options.denoiser else measure_drift(subject, wanted[0])
+        calibrate(options.calibrate, document, drift)
     return document
 
 
-def calibrate(file: Path, document: dict[str, Any]) -> None:
+def measure_drift(subject: Subject, case: Case) -> MeasuredDrift:
+    """What one-step lag costs, edge by edge, in some steps of one exact trajectory of the subject's first sample."""
+    denoiser = getattr(subject.pipe, denoiser_name(subject.pipe))
+    calls: list[dict[str, Any]] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = bind_arguments(module, args, kwargs)
+        calls.append({name: value for name, value in given.items() if value is not None})
+
+    subject.use(case)
+    with denoiser.register_forward_pre_hook(keep, with_kwargs=True):
+        subject.generate(case.steps, samples=1)
+    first = min(4, len(calls) - 2)  # as after a warm-up
+    some = calls[first : first + DRIFT_CALLS]
+    graph = trace(denoiser, some[0], live_spec(denoiser, subject.pipe).roles, model=subject.name)
+    drift = measure_module(denoiser, graph, some, probes=DRIFT_PROBES)
+    return MeasuredDrift(
+        denoiser=subject.name,
+        edges=tuple((graph.node_by_name[u].key, graph.node_by_name[v].key) for u, v in drift.edges),
+        sketches=tuple(tuple(float(f"{x:.5g}") for x in row) for row in drift.condensed(DRIFT_PARTS).tolist()),
+    )
+
+
+def calibrate(file: Path, document: dict[str, Any], drift: MeasuredDrift | None) -> None:
     """Add what was measured to a quality profile, in place of what it has of the same cases; exact rows say nothing."""
     kept = QualityProfile.load(file) if file.exists() else None
     fields = set(QualityRow.model_fields)
@@ -390,12 +421,16 @@ def calibrate(file: Path, document: dict[str, Any]) -> None:
         commands=(*(kept.commands if kept else ()), document["command"]),
         versions={name: environment[name] for name in ("python", "torch", "diffusers")},
         rows=tuple(rows[key] for key in sorted(rows)),
+        drift=(
+            *(old for old in (kept.drift if kept else ()) if drift is None or old.denoiser != drift.denoiser),
+            *(() if drift is None else (drift,)),
+        ),
     ).save(file, overwrite=True)
 
 
 def _key(row: QualityRow) -> tuple[Any, ...]:
     speedup = row.speedup if row.predictor == FEWER_STEPS else 0.0
-    return row.denoiser, row.scheduler, row.steps, row.predictor, row.components, speedup
+    return row.denoiser, row.scheduler, row.steps, row.predictor, row.components, row.split, speedup
 
 
 def plot(document: dict[str, Any], file: Path) -> None:

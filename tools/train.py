@@ -55,8 +55,8 @@ class Recipe:
 
 RECIPES = {
     "codec": Recipe(1000, 3e-3),
-    "unet": Recipe(3000, 1e-3),
-    "dit": Recipe(3000, 1e-3),
+    "unet": Recipe(5500, 1e-3),
+    "dit": Recipe(6500, 1e-3),
     "classifier": Recipe(800, 2e-3),
 }
 

@@ -19,7 +19,7 @@ def adviser(occasion: Occasion = Occasion(), **psnr_db: float) -> Adviser:  # no
     rows = tuple(
         QualityRow(
             denoiser="unet", scheduler="DDIMScheduler", steps=50, components=1 if name == "fewer_steps" else 2,
-            predictor=name, warmup=4, samples=8, psnr_db=value, speedup=1.8,
+            split="contiguous", predictor=name, warmup=4, samples=8, psnr_db=value, speedup=1.8,
         )
         for name, value in psnr_db.items()
     )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import nn
 from partitioner.candidates import Options
 from partitioner.cost import estimate
 from partitioner.drift import evaluate_graph, lagged_outputs, measure_drift, measure_module
-from partitioner.edge_drift import EdgeDrift, least_error
+from partitioner.edge_drift import EdgeDrift, drift_of_keys, least_error
 from partitioner.errors import UsageError
 from partitioner.graph import build_problem
 from partitioner.ir import TracedGraph
@@ -117,6 +117,16 @@ def placements(graph: TracedGraph, count: int) -> list[dict[str, int]]:
         component = piece if number % 2 else np.minimum(piece, len(cuts) - piece)
         found.append(dict(zip(problem.names, component.tolist(), strict=True)))
     return found
+
+
+def test_what_a_profile_keeps_is_about_what_was_measured(small: Small, drift: EdgeDrift) -> None:
+    graph = small.graph
+    keys = [(graph.node_by_name[u].key, graph.node_by_name[v].key) for u, v in drift.edges]
+    kept = drift_of_keys(graph, keys, drift.condensed(8).tolist())
+    assert kept is not None
+    for placed in placements(graph, 12):
+        assert kept.error(placed) == pytest.approx(drift.error(placed), rel=0.1)
+    assert drift_of_keys(graph, keys[1:], drift.condensed(8).tolist()[1:]) is None
 
 
 def rank_correlation(a: list[float], b: list[float]) -> float:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from profiles.quality_profile import QualityProfile, QualityRow
+from profiles.quality_profile import MeasuredDrift, QualityProfile, QualityRow
 from profiles.strict_json import JsonFileError
 
 
 def row(**fields: Any) -> QualityRow:
     given: dict[str, Any] = {
-        "denoiser": "unet", "scheduler": "DDIMScheduler", "steps": 50, "components": 2, "predictor": "lookahead",
-        "warmup": 4, "samples": 256, "psnr_db": 55.0, "speedup": 1.8,
+        "denoiser": "unet", "scheduler": "DDIMScheduler", "steps": 50, "components": 2,
+        "split": "contiguous", "predictor": "lookahead", "warmup": 4, "samples": 256, "psnr_db": 55.0, "speedup": 1.8,
     }  # fmt: skip
     return QualityRow(**(given | fields))
 
@@ -29,6 +29,7 @@ def profile() -> QualityProfile:
         row(scheduler="UniPCMultistepScheduler", psnr_db=40.0),
         row(components=4, psnr_db=42.0),
         row(predictor="hold", psnr_db=33.0),
+        row(predictor="hold", split="folded", psnr_db=31.0),
         row(**fewer, psnr_db=40.0, speedup=2.0),
         row(**fewer, psnr_db=30.0, speedup=4.0),
         row(**fewer, denoiser="dit", psnr_db=36.0, speedup=3.0),
@@ -37,6 +38,8 @@ def profile() -> QualityProfile:
 
 
 def test_round_trip(profile: QualityProfile, tmp_path: Path) -> None:
+    drift = MeasuredDrift(denoiser="mine", edges=(("a/add.0", "b/mul.0"),), sketches=((0.5, -1e-7),))
+    profile = profile.model_copy(update={"drift": (drift,)})
     profile.save(tmp_path / "q.json")
     assert QualityProfile.load(tmp_path / "q.json") == profile
     with pytest.raises(JsonFileError, match="exists already"):
@@ -48,6 +51,7 @@ def test_the_least_over_denoisers_of_the_nearest_case(profile: QualityProfile) -
     assert profile.expected(2, "lookahead", 30, "DDIMScheduler") == 45.0
     assert profile.expected(2, "lookahead", 40, "DDIMScheduler") == 55.0
     assert profile.expected(2, "lookahead", 50, None) == 40.0
+    assert profile.expected(2, "hold", 50, None) == 31.0
     assert profile.expected(4, "lookahead", 50, "DDIMScheduler") == 42.0
 
 
@@ -62,6 +66,12 @@ def test_fewer_steps_between_measured_speedups(profile: QualityProfile) -> None:
     assert profile.fewer_steps(2.5, 50, "DDIMScheduler") == 37.5
     assert profile.fewer_steps(3.0, 50, "DDIMScheduler") == 36.0  # the DiT's, which is more than 35
     assert profile.fewer_steps(5.0, 50, "DDIMScheduler") is None
+
+
+@pytest.mark.parametrize("sketches", [(), ((1.0,), (2.0, 3.0)), ((1.0,), (2.0,), (3.0,))])
+def test_every_edge_has_one_sketch_of_one_length(sketches: Any) -> None:
+    with pytest.raises(ValueError, match="a row of sketches for every edge"):
+        MeasuredDrift(denoiser="mine", edges=(("a", "b"), ("b", "c")), sketches=sketches)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2}', '{"schema_version": 1, "rows": "all"}'])

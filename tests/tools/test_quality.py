@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from partitioner.advice import Adviser
+from partitioner.candidates import Options
 from partitioner.errors import UsageError
+from partitioner.fleet import parse_fleet
+from partitioner.models import model_spec
+from partitioner.plan import Plan
+from partitioner.planner import plan_model
+from partitioner.pricing import choose_pricing
 from profiles.quality_profile import QualityProfile
 from tests.pipelines import saved
 from tools.quality import Case, Way, cases, main, parse_way
@@ -21,6 +28,14 @@ KEYS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved("stable_diffusion", tmp_path_factory.mktemp("pipelines"))
+
+
+def plan_with(profile: QualityProfile | None, folder: Path) -> Plan:
+    """The plan of a folder's denoiser in async mode, with what a profile holds."""
+    adviser = None if profile is None else Adviser(profile)
+    options = Options(branches=1, mode="async", force=True)
+    fleet, pricing = parse_fleet("2", "cpu"), choose_pricing(None, "cpu", "2")
+    return plan_model(model_spec(str(folder)), fleet, pricing, options, adviser=adviser).plan
 
 
 def test_rows_of_a_users_pipeline(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +56,7 @@ def test_rows_of_a_users_pipeline(folder: Path, tmp_path: Path, capsys: pytest.C
     measured = QualityProfile.load(tmp_path / "quality.json")
     assert measured.expected(2, "hold", 8, "DDIMScheduler") == by_name["hold"]["psnr_db"]
     assert measured.expected(2, "lookahead", 8, None) == by_name["lookahead"]["psnr_db"]
+    assert plan_with(measured, folder).predicted.staleness != plan_with(None, folder).predicted.staleness
     fewer = by_name["fewer_steps"]
     assert measured.fewer_steps(fewer["speedup"], 8, None) == fewer["psnr_db"]
 
