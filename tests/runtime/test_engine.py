@@ -541,6 +541,21 @@ def test_another_literal_is_another_trace(emulated: Engine) -> None:
         assert torch.equal(emulated(**inputs)[0], DENOISER(**inputs)[0])
 
 
+def test_a_shape_is_traced_once_in_an_engines_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a trajectory's start costs no trace, whatever was run in between."""
+    rows = []
+
+    def counted(denoiser: Any, arguments: Any, roles: Any, *, model: str) -> Any:
+        rows.append(arguments["x"].shape[0])
+        return trace(denoiser, arguments, roles, model=model)
+
+    monkeypatch.setattr("runtime.engine.trace", counted)
+    with Engine(DENOISER, toy_plan(DENOISER, 2), EngineOptions(transport="emulation")) as engine:
+        for count in (2, 4, 2, 4, 2):
+            Trajectory(calls=3, rows=count).through(engine)
+    assert rows == [2, 4]
+
+
 def test_positional_arguments_are_those_of_the_denoiser(emulated: Engine) -> None:
     inputs = Trajectory().inputs(0)
     with torch.no_grad():
