@@ -14,6 +14,7 @@ import torch
 
 from partitioner.allocator import keep_freed_memory
 from runtime.errors import EngineError, RankError
+from runtime.memory import read_in_libraries
 from runtime.report import Report, report
 from runtime.transport import GlooMailbox, PeerLost, Rendezvous
 from runtime.worker import Build, Evaluate, Load, Setup, Stop, Worker, run_to_end
@@ -109,6 +110,7 @@ class _Rank:
         keep_freed_memory()
         if welcome.threads:
             torch.set_num_threads(welcome.threads)
+        read_in_libraries()  # what this process grows by from here on is its rank's
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
 
     def connect(self) -> None:

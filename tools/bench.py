@@ -345,12 +345,14 @@ def table(document: Row) -> str:
             f"  simulated: async {row['simulated_ms']:.1f} ms, look-ahead {row['lookahead_simulated_ms']:.1f} ms",
         ]
         for rank in row["memory"]:
-            expected = rank["started_bytes"] + rank["predicted_bytes"]
+            started, predicted = rank["started_bytes"], rank["predicted_bytes"]
+            grown = rank["resident_bytes"] - started
             lines.append(
                 f"  rank {rank['rank']}: {rank['parameter_bytes'] / 1e6:.0f} MB of parameters; process "
-                f"{rank['resident_bytes'] / 1e6:.0f} MB, {rank['resident_bytes'] / expected:.2f} of "
-                f"{rank['started_bytes'] / 1e6:.0f} before it had anything + {rank['predicted_bytes'] / 1e6:.0f} "
-                f"predicted; policy's process {rank['asyncdiff_policy_resident_bytes'] / 1e6:.0f} MB"
+                f"{rank['resident_bytes'] / 1e6:.0f} MB, {rank['resident_bytes'] / (started + predicted):.2f} of "
+                f"{started / 1e6:.0f} before it had anything + {predicted / 1e6:.0f} predicted (it has grown by "
+                f"{grown / 1e6:.0f}, {grown / predicted:.2f} of that); policy's process "
+                f"{rank['asyncdiff_policy_resident_bytes'] / 1e6:.0f} MB"
             )
     return "\n".join(lines)
 

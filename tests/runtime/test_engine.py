@@ -18,6 +18,7 @@ import partitioner
 from partitioner.errors import PlanError
 from partitioner.plan import Plan, seat_of
 from partitioner.planner import Options
+from partitioner.trace import trace
 from runtime.component import build_specs
 from runtime.engine import TRANSPORTS, Engine, EngineOptions, Stats
 from runtime.errors import ComponentFailed, EngineClosed, InputError, NonFiniteValue, PlanMismatch
@@ -101,6 +102,38 @@ def test_warm_up_lasts_as_long_as_asked(warmup: int) -> None:
     assert equal(got[:warmup], trajectory.through(DENOISER)[:warmup])
 
 
+class Convolutions(nn.Module):
+    """A denoiser of images, in the memory format that diffusers' documentation recommends for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4 if i == 0 else 16, 16, 3, padding=1) for i in range(4))
+        self.norm = nn.GroupNorm(4, 16)
+        self.out = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> Any:
+        shift = t / 1000 + context.mean()
+        for layer in self.layers:
+            x = nn.functional.silu(self.norm(layer(x) + shift))
+        return (self.out(x),)
+
+
+@pytest.mark.parametrize("transport", ["emulation", "processes"])
+def test_a_denoiser_in_channels_last_gives_its_own_bits(transport: str) -> None:
+    torch.manual_seed(0)
+    denoiser = Convolutions().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trajectory = Trajectory(calls=5)
+    trajectory.latents = [torch.randn(2, 4, 16, 16) for _ in range(5)]
+    graph = trace(denoiser, trajectory.inputs(0), ROLES, model="convolutions")
+    placement = contiguous(graph, 2)
+    travels = build_specs(graph, placement, 2)[0][0].wires[-2].meta
+    assert travels.stride[1] == 1
+    plan = plan_of(graph, placement, warmup=2)
+    assert equal(run(denoiser, plan, trajectory, transport=transport, exact=True), trajectory.through(denoiser))
+    expected = reference(denoiser, graph, placement, trajectory, warmup=2, predictor=plan.predictor)
+    assert equal(run(denoiser, plan, trajectory, transport=transport), expected)
+
+
 # ---- several trajectories through one engine, on every transport
 
 
@@ -128,6 +161,7 @@ class Kind:
 KINDS = {
     "folded": Kind(toy_plan(DENOISER, 3, placed=folded, predictor="adaptive")),
     "branches": Kind(toy_plan(DENOISER, 2, branches=2, periods=(2, 1), predictor="linear")),
+    "held": Kind(toy_plan(DENOISER, 2, placed=folded, periods=(2, 1), predictor="hold")),
 }
 
 
@@ -505,6 +539,21 @@ def test_another_literal_is_another_trace(emulated: Engine) -> None:
     with torch.no_grad():
         assert torch.equal(emulated(**inputs, gain=2.0)[0], DENOISER(**inputs, gain=2.0)[0])
         assert torch.equal(emulated(**inputs)[0], DENOISER(**inputs)[0])
+
+
+def test_a_shape_is_traced_once_in_an_engines_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a trajectory's start costs no trace, whatever was run in between."""
+    rows = []
+
+    def counted(denoiser: Any, arguments: Any, roles: Any, *, model: str) -> Any:
+        rows.append(arguments["x"].shape[0])
+        return trace(denoiser, arguments, roles, model=model)
+
+    monkeypatch.setattr("runtime.engine.trace", counted)
+    with Engine(DENOISER, toy_plan(DENOISER, 2), EngineOptions(transport="emulation")) as engine:
+        for count in (2, 4, 2, 4, 2):
+            Trajectory(calls=3, rows=count).through(engine)
+    assert rows == [2, 4]
 
 
 def test_positional_arguments_are_those_of_the_denoiser(emulated: Engine) -> None:

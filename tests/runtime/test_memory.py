@@ -10,7 +10,7 @@ import torch
 from partitioner.plan import Plan
 from runtime import memory
 from runtime.errors import PlanMismatch
-from runtime.memory import Place, check_memory, free_bytes, local_places
+from runtime.memory import Place, check_memory, free_bytes, local_places, read_in_libraries, resident_bytes
 from tests.runtime.helpers import toy, toy_plan
 
 GB = 10**9
@@ -105,6 +105,13 @@ def test_a_control_group_may_allow_less_than_the_machine_has(tmp_path: Path, lim
     (tmp_path / "memory.stat").write_text("anon 400\nfile 300\nfile_mapped 5\n")
     assert memory._left_in_group(tmp_path) == free
     assert memory._left_in_group(tmp_path / "none") is None
+
+
+def test_libraries_are_read_in_once() -> None:
+    read_in_libraries()
+    before = resident_bytes()
+    read_in_libraries()
+    assert resident_bytes() - before < 4e6
 
 
 @pytest.mark.gpu

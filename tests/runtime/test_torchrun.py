@@ -129,11 +129,11 @@ def test_strangers_are_not_let_in() -> None:
     with open_door() as door:
         port = json.loads(door.invitation())["port"]
         for first in (b"GET / HTTP/1.1\r\n" * 9, HELLO.pack(bytes(32), 1, 0), HELLO.pack(door._token, 7, 0), b""):
-            with socket.create_connection(("127.0.0.1", port)) as stranger:
+            # the door may close before all is said
+            with socket.create_connection(("127.0.0.1", port)) as stranger, contextlib.suppress(OSError):
                 stranger.sendall(first)
                 stranger.shutdown(socket.SHUT_WR)
-                with contextlib.suppress(ConnectionResetError):
-                    assert stranger.recv(1) == b""
+                assert stranger.recv(1) == b""
         assert not door._keepers
         assert not door._lines
         with pytest.raises(StartupError, match=r"rank 1, which torchrun should have started, has not reached"):
