@@ -180,7 +180,8 @@ def train_denoiser(kind: str, codec: AutoencoderTiny, recipe: Recipe, seed: int)
     denoiser = pipe.unet if kind == "unet" else pipe.transformer
     trained = nn.ModuleDict({"denoiser": denoiser.to(memory_format=torch.channels_last), "text": pipe.text_encoder})
     trained.train()
-    averaged = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    averaging = get_ema_multi_avg_fn(0.998)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(trained, multi_avg_fn=averaging)
     progress = Progress([trained], recipe, kind)
     kept_signal = pipe.scheduler.alphas_cumprod
     # Where little signal is left only the prompt tells what to draw, and the loss of the noise hardly does: it counts
