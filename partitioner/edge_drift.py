@@ -33,8 +33,9 @@ class EdgeDrift:
 
     def condensed(self, parts: int) -> Floats:
         """(edges, parts): the sketches in the directions in which they are largest, so that norms stay about right."""
-        directions = np.linalg.svd(self.sketches, full_matrices=False)[2][:parts]
-        return self.sketches @ directions.T
+        directions: Floats = np.linalg.svd(self.sketches, full_matrices=False)[2][:parts]
+        condensed: Floats = self.sketches @ directions.T
+        return condensed
 
     def error(self, placement: Mapping[str, int]) -> float:
         """Norm of the summed errors of all edges between components. placement: latent node -> component."""

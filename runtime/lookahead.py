@@ -16,7 +16,7 @@ import torch
 
 from partitioner.samplers import adds_noise
 
-PRIOR = 0.5  # variance of clean latents that the correction assumes, per element; they are scaled to be near 1
+PRIOR = 0.02  # variance of clean latents that the correction assumes, once the prompt is known; see docs/lookahead.md
 
 
 @dataclass(frozen=True)
