@@ -17,7 +17,7 @@ from partitioner.edge_drift import EdgeDrift, least_error
 from partitioner.errors import InfeasibleError, UsageError
 from partitioner.evaluate import Evaluation, evaluate
 from partitioner.fleet import Fleet, as_devices, paired
-from partitioner.plan import Mode, Predictor, rank_of
+from partitioner.plan import Mode, Predictor, rank_of, trajectory_speedup
 from partitioner.problem import Devices, Problem
 from partitioner.solve import EPSILON, Solver, Split
 
@@ -68,6 +68,7 @@ class Options:
 DEFAULTS = Options()
 RESCORED = (EPSILON / 4, EPSILON / 2, EPSILON)  # the best split for each is rescored by its measured error
 MOST_SPARED = 8  # components in a chain that leaves devices idle: longer ones are only solved with all devices
+DEFAULT_WARMUP = 4  # what quality was measured with
 IDLE_SHARE = 0.25  # of the devices, that quality may leave idle for exact branches: one of five, not one of three
 
 
@@ -249,6 +250,11 @@ def _split(solver: Solver, devices: Devices, mode: Mode, period: int, drift: Edg
     return Split(assignment, tuple(range(last + 1)), split.form, evaluate(solver.problem, assignment, devices, mode))
 
 
+def default_warmup(components: int) -> int:
+    """Exact steps at the start: none is needed but one where nothing lags; a chain's pipe is filled meanwhile."""
+    return 1 if components == 1 else max(DEFAULT_WARMUP, components)
+
+
 def choose(
     candidates: Sequence[Candidate],
     device_count: int,
@@ -260,8 +266,9 @@ def choose(
 ) -> Candidate:
     """The best candidate under ``options.prefer``; of equal speed or memory, the one of better quality.
 
-    quality: few devices idle, nothing stale, exact branches, no device idle, in this order; where the adviser knows
-    async mode to be better than look-ahead over as many components, the latter counts as stale instead.
+    quality: not known to be worse than fewer steps on one device in the same time, few devices idle, nothing stale,
+    exact branches, no device idle, in this order; where the adviser knows async mode to be better than look-ahead over
+    as many components, the latter counts as stale instead.
     Raises InfeasibleError if no split over all the devices exists (or all but an odd one), or only slower ones.
     """
     with_all = [c for c in candidates if c.components == device_count // c.branches]
@@ -274,7 +281,8 @@ def choose(
         idle = device_count - c.ranks
         async_is_better = adviser is not None and adviser.prefers_async(c.components)
         worse = c.is_stale != async_is_better
-        return idle > IDLE_SHARE * device_count, worse, -c.branches, idle, c.step_ms
+        beaten = adviser is not None and _is_beaten(c, adviser, options, sequential_ms)
+        return beaten, idle > IDLE_SHARE * device_count, worse, -c.branches, idle, c.step_ms
 
     keys: dict[Prefer, Callable[[Candidate], tuple[float, ...]]] = {
         "quality": quality,
@@ -290,3 +298,14 @@ def choose(
             f"device {sequential_ms:.4g} ms; use one device, faster links, or --force"
         )
     return chosen
+
+
+def _is_beaten(c: Candidate, adviser: Adviser, options: Options, sequential_ms: float) -> bool:
+    """Whether fewer steps on one device were seen to come as close to the sequential output in the same time."""
+    if c.components == 1:
+        return False
+    warmup = options.warmup or default_warmup(c.components)
+    steps = adviser.occasion.steps
+    speedup = trajectory_speedup(steps, warmup, sequential_ms, c.evaluation.sequential_ms, c.step_ms)
+    predictor = options.predictor or adviser.hop_predictor(c.components)
+    return adviser.advise(c.components, c.mode, predictor, speedup).against

@@ -179,6 +179,13 @@ def _check_versions(value: object) -> object:
     return value
 
 
+def trajectory_speedup(steps: int, warmup: int, sequential_ms: float, exact_step_ms: float, step_ms: float) -> float:
+    """Over so many steps, the first ``warmup`` of them at the cost of exact ones."""
+    exact = min(warmup, steps)
+    total = exact * exact_step_ms + (steps - exact) * step_ms
+    return round(sequential_ms * steps / total, 6) if total > 0 else 1.0
+
+
 class Plan(_Record):
     """A split of one traced denoiser and how to run it; immutable, prints readably, safe to load from anywhere.
 
@@ -341,10 +348,8 @@ class Plan(_Record):
 
     def speedup(self, steps: int) -> float:
         """Predicted, over a trajectory of so many steps, its warm-up steps at the cost of exact ones."""
-        predicted = self.predicted
-        exact = min(self.warmup, steps)
-        total = exact * predicted.exact_step_ms + (steps - exact) * predicted.step_ms
-        return round(predicted.sequential_ms * steps / total, 6) if total > 0 else 1.0
+        figures = self.predicted
+        return trajectory_speedup(steps, self.warmup, figures.sequential_ms, figures.exact_step_ms, figures.step_ms)
 
     @property
     def origin(self) -> str:

@@ -25,6 +25,7 @@ from partitioner.candidates import (
     Progress,
     check_branches,
     choose,
+    default_warmup,
     find_candidates,
     seats_of,
 )
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
     from partitioner.prove import Certificate
 
 CostsOf = Callable[[TracedGraph], GraphCosts]
-
-DEFAULT_WARMUP = 4  # what the trials of look-ahead and its predictors were made with
 
 
 @dataclass(frozen=True)
@@ -239,11 +238,6 @@ def plan_graphs(
         speedup = plan.speedup(adviser.occasion.steps)
         advice = adviser.advise(plan.components, plan.mode, plan.predictor, speedup)
     return Planning(plan, chosen, tuple(candidates), compared, clock.seconds, certificate, refinement, advice)
-
-
-def default_warmup(components: int) -> int:
-    """Exact steps at the start: none is needed but one where nothing lags; a chain's pipe is filled meanwhile."""
-    return 1 if components == 1 else max(DEFAULT_WARMUP, components)
 
 
 def default_predictor(chosen: Candidate, adviser: Adviser | None) -> Predictor:

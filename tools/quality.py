@@ -403,7 +403,8 @@ def measure_drift(subject: Subject, case: Case) -> MeasuredDrift:
 
 
 def calibrate(file: Path, document: dict[str, Any], drift: MeasuredDrift | None) -> None:
-    """Add what was measured to a quality profile, in place of what it has of the same cases; exact rows say nothing."""
+    """Add what was measured to a quality profile, in place of what it has of the same cases over no more samples; exact
+    rows say nothing."""
     kept = QualityProfile.load(file) if file.exists() else None
     fields = set(QualityRow.model_fields)
     rows = {_key(row): row for row in (kept.rows if kept else ())}
@@ -413,7 +414,9 @@ def calibrate(file: Path, document: dict[str, Any], drift: MeasuredDrift | None)
             if row["predictor"] == FEWER_STEPS:
                 own["steps"] = round(row["steps"] * row["speedup"])  # of the output that it is compared with
             made = QualityRow(**own)
-            rows[_key(made)] = made
+            known = rows.get(_key(made))
+            if known is None or known.samples <= made.samples:
+                rows[_key(made)] = made
     environment = document["environment"]
     QualityProfile(
         schema_version=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,7 +53,8 @@ def test_the_best_predictor_at_the_hops_is_taken() -> None:
 
 @pytest.mark.parametrize(("measured", "mode"), [({"lookahead": 30.0, "hold": 35.0}, "async"), ({}, "lookahead")])
 def test_the_mode_that_came_closer_is_chosen(measured: dict[str, Any], mode: str) -> None:
-    both = [Candidate(1, 2, 1, m, step_ms=1.0) for m in ("lookahead", "async")]  # type: ignore[arg-type]
+    split: Any = SimpleNamespace(evaluation=SimpleNamespace(sequential_ms=2.0))
+    both = [Candidate(1, 2, 1, m, step_ms=1.0, split=split) for m in ("lookahead", "async")]  # type: ignore[arg-type]
     chosen = choose(both, 2, Options(force=True), 2.0, *_nothing(), adviser(**measured))
     assert chosen.mode == mode
 
@@ -61,9 +63,29 @@ def test_the_mode_that_came_closer_is_chosen(measured: dict[str, Any], mode: str
     ("scheduler", "mode"), [("EulerAncestralDiscreteScheduler", "async"), ("EulerDiscreteScheduler", "lookahead")]
 )
 def test_a_sampler_that_adds_noise_is_planned_without_look_ahead(scheduler: str, mode: str) -> None:
-    both = [Candidate(1, 2, 1, m, step_ms=1.0) for m in ("lookahead", "async")]  # type: ignore[arg-type]
+    split: Any = SimpleNamespace(evaluation=SimpleNamespace(sequential_ms=2.0))
+    both = [Candidate(1, 2, 1, m, step_ms=1.0, split=split) for m in ("lookahead", "async")]  # type: ignore[arg-type]
     asked = adviser(Occasion(50, scheduler), lookahead=50.0)
     assert choose(both, 2, Options(force=True), 2.0, *_nothing(), asked).mode == mode
+
+
+def test_what_fewer_steps_were_seen_to_beat_is_passed_over() -> None:
+    """Three devices that fewer steps beat lose to two that they do not; unmeasured, more devices are taken."""
+    split: Any = SimpleNamespace(evaluation=SimpleNamespace(sequential_ms=2.0))
+    ways = [Candidate(1, 3, 1, "lookahead", step_ms=0.7, split=split)]
+    ways += [Candidate(1, 2, 1, "lookahead", step_ms=1.1, split=split)]
+    rows = [("lookahead", 3, 33.0, 2.4), ("lookahead", 2, 54.0, 1.7), ("fewer_steps", 1, 45.0, 1.5)]
+    rows += [("fewer_steps", 1, 38.0, 3.0)]
+    made = tuple(
+        QualityRow(
+            denoiser="unet", scheduler="DDIMScheduler", steps=50, components=components, split="contiguous",
+            predictor=name, warmup=4, samples=8, psnr_db=psnr_db, speedup=speedup,
+        )
+        for name, components, psnr_db, speedup in rows
+    )  # fmt: skip
+    for known, components in ((made, 2), (made[1:], 3)):
+        profile = QualityProfile(schema_version=1, date="", commands=(), versions={}, rows=known)
+        assert choose(ways, 3, Options(force=True), 2.0, *_nothing(), Adviser(profile)).components == components
 
 
 def _nothing() -> tuple[Any, Any]:

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import partitioner
-from partitioner.candidates import Options
+from partitioner.candidates import Options, default_warmup
 from partitioner.cost import GraphCosts, NodeCost
 from partitioner.errors import InfeasibleError, UsageError
 from partitioner.fleet import Device, Fleet
 from partitioner.ir import TracedGraph
 from partitioner.plan import Plan, rank_of
-from partitioner.planner import Planning, compile, default_warmup, plan_graphs
+from partitioner.planner import Planning, compile, plan_graphs
 from partitioner.trace import trace
 
 WIDTH, LAYERS = 8, 24
