@@ -441,7 +441,8 @@ class GlooMailbox(Mailbox):
         self._unsent.put(None)
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(timeout=2)
+                # not long: once in a while gloo never ends a send to a process that has died
+                thread.join(timeout=0.5)
         while not self._unsent.empty():  # they hold on to the group
             self._unsent.get()
         self._arrived.clear()
