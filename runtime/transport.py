@@ -281,8 +281,8 @@ class GlooMailbox(Mailbox):
 
     store: where the ranks find each other. plan_hash: the first bits of the plan's hash; a message of another plan
     is refused. host: the address whose interface is used. timeout_s: for connecting. announce_timeout_s: how long
-    a message may come before its table is registered. on_error: called from a thread with an EngineError, or with
-    PeerLost where a connection broke.
+    a message may come before its table is registered, and half of what sending one may take. on_error: called from
+    a thread with an EngineError, or with PeerLost where a connection broke.
     """
 
     def __init__(
@@ -355,12 +355,16 @@ class GlooMailbox(Mailbox):
             )
 
     def _reap(self) -> None:
-        """Hold what is being sent until it is gone, in order."""
+        """Hold what is being sent until it is gone, in order.
+
+        gloo does not end the wait for a send whose bytes it was writing when the connection broke, so the wait has an
+        end of its own: late enough for the driver to have said before then who has stalled.
+        """
         while (item := self._unsent.get()) is not None:
             works, _header, _payload, reader = item
             try:
                 for work in works:
-                    work.wait(_WITHOUT_END)
+                    work.wait(timedelta(seconds=2 * self._announce_timeout_s))
             except RuntimeError as error:
                 self._report(PeerLost(self.rank, reader, error))
                 return
@@ -441,8 +445,7 @@ class GlooMailbox(Mailbox):
         self._unsent.put(None)
         for thread in self._threads:
             if thread is not threading.current_thread():
-                # not long: once in a while gloo never ends a send to a process that has died
-                thread.join(timeout=0.5)
+                thread.join(timeout=0.5)  # a send to a process that has died may take longer to end, see _reap
         while not self._unsent.empty():  # they hold on to the group
             self._unsent.get()
         self._arrived.clear()
