@@ -1,13 +1,14 @@
 """train: trains the small denoisers that the repository ships, on pictures that tools.shapes draws.
 
-    python -m tools.train codec        # autoencoder, shared by both; minutes
+    python -m tools.train codec        # autoencoder, shared by both; five minutes
     python -m tools.train unet         # Stable Diffusion's topology; at most 60 minutes on 2 cores
     python -m tools.train dit          # PixArt's class; likewise
     python -m tools.train classifier   # minutes
 
 Each writes below tools/trained/ (``--output``): a diffusers pipeline folder in float16, training.json with how it was
 made, and samples.png. Latent diffusion as in Stable Diffusion: noise prediction on the scaled-linear schedule, text
-encoder trained along, one prompt in ten empty for guidance.
+encoder trained along, one prompt in ten empty for guidance. The shipped unet and dit took 42 and 52 minutes at the same
+time, on one thread of a core each.
 """
 
 from __future__ import annotations
