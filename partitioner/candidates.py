@@ -301,8 +301,9 @@ def choose(
 
 
 def _is_beaten(c: Candidate, adviser: Adviser, options: Options, sequential_ms: float) -> bool:
-    """Whether fewer steps on one device were seen to come as close to the sequential output in the same time."""
-    if c.components == 1:
+    """Whether fewer steps on one device were seen to come as close to the sequential output in the same time, with the
+    sampler that will be used."""
+    if c.components == 1 or adviser.occasion.scheduler is None:
         return False
     warmup = options.warmup or default_warmup(c.components)
     steps = adviser.occasion.steps

@@ -70,7 +70,7 @@ def test_a_sampler_that_adds_noise_is_planned_without_look_ahead(scheduler: str,
 
 
 def test_what_fewer_steps_were_seen_to_beat_is_passed_over() -> None:
-    """Three devices that fewer steps beat lose to two that they do not; unmeasured, more devices are taken."""
+    """Three devices that fewer steps beat lose to two that they do not; where that is not known, three are taken."""
     split: Any = SimpleNamespace(evaluation=SimpleNamespace(sequential_ms=2.0))
     ways = [Candidate(1, 3, 1, "lookahead", step_ms=0.7, split=split)]
     ways += [Candidate(1, 2, 1, "lookahead", step_ms=1.1, split=split)]
@@ -83,9 +83,11 @@ def test_what_fewer_steps_were_seen_to_beat_is_passed_over() -> None:
         )
         for name, components, psnr_db, speedup in rows
     )  # fmt: skip
-    for known, components in ((made, 2), (made[1:], 3)):
+    ddim, any_sampler = Occasion(50, "DDIMScheduler"), Occasion(50)
+    for known, occasion, components in ((made, ddim, 2), (made[1:], ddim, 3), (made, any_sampler, 3)):
         profile = QualityProfile(schema_version=1, date="", commands=(), versions={}, rows=known)
-        assert choose(ways, 3, Options(force=True), 2.0, *_nothing(), Adviser(profile)).components == components
+        asked = Adviser(profile, occasion)
+        assert choose(ways, 3, Options(force=True), 2.0, *_nothing(), asked).components == components
 
 
 def _nothing() -> tuple[Any, Any]:
