@@ -21,7 +21,6 @@ ComponentTimer = Callable[[TracedGraph, Mapping[str, int], int], list[float]]  #
 
 CLOSE = 0.02  # the slowest component may be so far above the mean; measurements differ by as much
 ROUNDS = 6  # at most
-PATIENCE = 2  # rounds without a better split; a first one may move the borders too far
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def refine_split(
     """Measure the components whole, rescale the costs of their nodes, solve again.
 
     Ends when the slowest component is within CLOSE of the mean, or when nothing improves: the split stays as it is, or
-    PATIENCE splits in a row have slowest components that take longer than that of the best one so far.
+    its slowest component takes longer than that of the best split so far.
     """
     weights = None if drift is None else drift.weights
     first = sum(_latent_ms(graph, costs, chosen.placed, chosen.components))
@@ -89,7 +88,7 @@ def refine_split(
             best, least = len(rounds) - 1, finish
             scale = sum(measured) / first if first > 0 else 1.0
             found = Refinement((), best, rescored(problem, chosen, fleet), problem, scale)
-        if len(rounds) - 1 - best == PATIENCE or finish <= (1 + CLOSE) * mean or len(rounds) == ROUNDS:
+        if best != len(rounds) - 1 or finish <= (1 + CLOSE) * mean or len(rounds) == ROUNDS:
             break
         chosen = solve_candidate(
             Solver(problem), chosen.branches, chosen.components, chosen.mode, fleet, options, drift

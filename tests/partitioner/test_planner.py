@@ -284,7 +284,7 @@ def test_refining_ends_when_nothing_improves_and_takes_the_best_that_was_measure
 
     planning = plan_graphs(graphs[0], None, fleet_of(1, 1), costs_of, Options(), timer=timer)
     assert planning.refinement is not None
-    assert (len(calls), planning.refinement.best) == (3, 0)
+    assert (len(calls), planning.refinement.best) == (2, 0)
     assert calls[0] != calls[1]
     assert planning.chosen.placed == calls[0]
     assert planning.chosen.compute_ms == pytest.approx(30.0, rel=0.1)  # timestep nodes on top
