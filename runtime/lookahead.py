@@ -61,9 +61,7 @@ def course_of(scheduler: Any, first_timestep: float) -> Course | None:
     timesteps = getattr(scheduler, "timesteps", None)
     if not isinstance(timesteps, torch.Tensor) or timesteps.dim() != 1 or len(timesteps) == 0:
         return None
-    if adds_noise(type(scheduler).__name__):
-        return None
-    if "sde" in str(getattr(scheduler.config, "algorithm_type", "")):
+    if is_stochastic(scheduler):
         return None
     values = timesteps.detach().to("cpu", torch.float64)
     found = _start(values, first_timestep)
@@ -76,6 +74,11 @@ def course_of(scheduler: Any, first_timestep: float) -> Course | None:
     scale, level = (tuple(values[first:]) for values in coordinates)
     sensitivity = tuple(_sensitivity(scheduler, a, s) for a, s in zip(scale, level, strict=True))
     return Course(timesteps.detach().cpu()[first:], ratio, scale, level, sensitivity)
+
+
+def is_stochastic(scheduler: Any) -> bool:
+    """Whether a diffusers scheduler, as it is configured, adds fresh noise in every step."""
+    return adds_noise(type(scheduler).__name__) or "sde" in str(getattr(scheduler.config, "algorithm_type", ""))
 
 
 def _start(values: torch.Tensor, timestep: float) -> tuple[int, float] | None:

@@ -34,10 +34,10 @@ from partitioner.models import live_spec
 from partitioner.plan import Mode, Plan
 from partitioner.planner import plan_model
 from partitioner.pricing import choose_pricing
-from partitioner.samplers import adds_noise
 from partitioner.trace import bind_arguments, trace
 from profiles.quality_profile import FEWER_STEPS, MeasuredDrift, QualityProfile, QualityRow
 from profiles.strict_json import JsonFileError
+from runtime.lookahead import is_stochastic
 from runtime.pipeline import denoiser_name, parallelize
 from tools.classifier import Classifier, frechet
 from tools.figures import psnr, ssim
@@ -220,8 +220,8 @@ def measure(
     for way in ways:
         plan, form = subject.plan(way)
         mode = "async" if way.predictor not in (None, "lookahead") else plan.mode
-        foreseen = not adds_noise(type(subject.pipe.scheduler).__name__)  # else the engine runs async
-        lookahead = mode == "lookahead" and plan.components > 1 and foreseen
+        # with a sampler that adds noise the engine runs async
+        lookahead = mode == "lookahead" and plan.components > 1 and not is_stochastic(subject.pipe.scheduler)
         exact = max(warmup, plan.components) if lookahead else warmup
         hop = plan.predictor if mode == "lookahead" or way.predictor is None else way.predictor
         with parallelize(
@@ -417,6 +417,9 @@ def calibrate(file: Path, document: dict[str, Any], drift: MeasuredDrift | None)
             known = rows.get(_key(made))
             if known is None or known.samples <= made.samples:
                 rows[_key(made)] = made
+    drifts = {known.denoiser: known for known in (kept.drift if kept else ())}
+    if drift is not None:
+        drifts[drift.denoiser] = drift
     environment = document["environment"]
     QualityProfile(
         schema_version=1,
@@ -424,10 +427,7 @@ def calibrate(file: Path, document: dict[str, Any], drift: MeasuredDrift | None)
         commands=(*(kept.commands if kept else ()), document["command"]),
         versions={name: environment[name] for name in ("python", "torch", "diffusers")},
         rows=tuple(rows[key] for key in sorted(rows)),
-        drift=(
-            *(old for old in (kept.drift if kept else ()) if drift is None or old.denoiser != drift.denoiser),
-            *(() if drift is None else (drift,)),
-        ),
+        drift=tuple(drifts.values()),
     ).save(file, overwrite=True)
 
 
