@@ -6,7 +6,8 @@ so that which value is read never depends on timing. A mailbox keeps a rank's ar
 LocalMailbox serves ranks that are threads of one process, or are emulated in turn. GlooMailbox serves
 processes: per ordered pair of ranks one channel, on which every payload is preceded by a header that is checked
 before the payload is received, by one thread per sender. Sends never wait for the reader, so that the order of
-instructions alone decides whether ranks can wait for each other (program.py proves that they do not).
+instructions alone decides whether ranks can wait for each other (program.py proves that they do not). What was
+sent is kept until its reader says that it has it.
 
 Gloo itself checks nothing: it fills buffers partially, reinterprets dtypes and aborts on what is too long. Nor can
 a receive be taken back, and one that ran out of time breaks its whole group. So headers have a fixed length, all
@@ -19,10 +20,10 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
@@ -266,14 +267,77 @@ class Rendezvous(Store):
 
 
 _MOST_DIMS = 12
-_HEADER_WORDS = 10 + _MOST_DIMS
+_HEADER_WORDS = 11 + _MOST_DIMS
 _MAGIC = 0x44495046  # "DIPF"
 _DTYPES = [
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
     "complex64", "complex128", "float8_e4m3fn", "float8_e5m2",
 ]  # fmt: skip
+_SEQUENCE, _RECEIVED = 2, 3  # words of a header
 _HEADER_TAG, _PAYLOAD_TAG = 1, 2
 _WITHOUT_END = timedelta(days=3650)  # in words, because none given means the group's own, short, timeout
+RECEIPT = Key(0, -1, 0, 0)  # of a header that only says what has arrived
+_UNSAID_MESSAGES, _UNSAID_BYTES = 16, 2**20  # what may have arrived before it is said without being asked
+
+
+class _Channel:
+    """What goes to one peer: numbered, and kept until the peer's headers say that it has arrived.
+
+    It cannot be asked of gloo, which never ends the wait for a send whose bytes it was writing when the connection
+    broke. A header says how many of its reader's messages its sender has; where no message is to be sent, a receipt,
+    a header alone, says it after 16 messages or 1 MiB. Receipts answer messages only, never each other.
+    """
+
+    def __init__(self, group: Any, peer: int) -> None:
+        self._group = group
+        self._peer = peer
+        self._lock = threading.Lock()
+        self._kept: deque[tuple[Any, ...]] = deque()
+        self._unsaid_messages = self._unsaid_bytes = 0
+        self.sent = 0
+        self.received = 0
+
+    def send(self, header: list[int], payload: torch.Tensor | None) -> None:
+        """Send ``header``, its words of sequence and received put in here, and ``payload``, None where that is empty.
+
+        Raises RuntimeError where the connection is known to be broken.
+        """
+        with self._lock:
+            header[_SEQUENCE], header[_RECEIVED] = self.sent, self.received
+            self.sent += 1  # first, because the answer may be there before this returns
+            self._unsaid_messages = self._unsaid_bytes = 0
+            words = torch.tensor(header)
+            works = [self._group.send([words], self._peer, _HEADER_TAG)]
+            if payload is not None:
+                works.append(self._group.send([payload], self._peer, _PAYLOAD_TAG))
+            self._kept.append((works, words, payload))
+
+    def arrived(self, size_bytes: int | None) -> bool:
+        """Count what has arrived: a message's bytes, or None for a receipt. Whether a receipt should be sent now."""
+        with self._lock:
+            self.received += 1
+            if size_bytes is None:
+                return False
+            self._unsaid_messages += 1
+            self._unsaid_bytes += size_bytes
+            return self._unsaid_messages >= _UNSAID_MESSAGES or self._unsaid_bytes >= _UNSAID_BYTES
+
+    @property
+    def kept(self) -> int:
+        """How many messages and receipts have been sent and are not known to have arrived."""
+        return len(self._kept)
+
+    def let_go(self, received: int) -> None:
+        """Forget what the peer has: all but the ``sent - received`` last."""
+        with self._lock:
+            while len(self._kept) > self.sent - received:
+                self._kept.popleft()
+
+    def close(self) -> None:
+        """Forget everything, the group included."""
+        with self._lock:
+            self._kept.clear()
+            self._group = None
 
 
 class GlooMailbox(Mailbox):
@@ -281,8 +345,8 @@ class GlooMailbox(Mailbox):
 
     store: where the ranks find each other. plan_hash: the first bits of the plan's hash; a message of another plan
     is refused. host: the address whose interface is used. timeout_s: for connecting. announce_timeout_s: how long
-    a message may come before its table is registered, and half of what sending one may take. on_error: called from
-    a thread with an EngineError, or with PeerLost where a connection broke.
+    a message may come before its table is registered. on_error: called from a thread with an EngineError, or with
+    PeerLost where a connection broke.
     """
 
     def __init__(
@@ -302,15 +366,12 @@ class GlooMailbox(Mailbox):
         self._announce_timeout_s = announce_timeout_s
         self._on_error = on_error
         self._group = gloo_group(store, rank, world, host=host, timeout=timedelta(seconds=timeout_s))
-        self._sequence = [0] * world
+        self._channels = {peer: _Channel(self._group, peer) for peer in range(world) if peer != rank}
         self._newest: dict[tuple[int, ...], int] = {}  # table, wire, context, whether ahead -> step
         self._closing = False
-        self._unsent: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
-        self._threads = [threading.Thread(target=self._reap, name=f"rank {rank} sends", daemon=True)]
-        self._threads += [
+        self._threads = [
             threading.Thread(target=self._receive_from, args=(peer,), name=f"rank {rank} from {peer}", daemon=True)
-            for peer in range(world)
-            if peer != rank
+            for peer in self._channels
         ]
         for thread in self._threads:
             thread.start()
@@ -319,23 +380,18 @@ class GlooMailbox(Mailbox):
         self._check_sent(key, tensor)
         # bytes, so that one code path serves every dtype (gloo has no bfloat16 and no bool)
         payload = pack(tensor, self.expected(key).meta).view(-1).view(torch.uint8).cpu()
+        header = self._header(key, _DTYPES.index(_dtype_name(tensor)), tensor.nbytes, tuple(tensor.shape))
         for reader in readers:
-            header = self._header(key, tensor, self._sequence[reader])
-            self._sequence[reader] += 1
             self.sent_bytes += payload.numel()
             try:
-                works = [self._group.send([header], reader, _HEADER_TAG)]
-                if payload.numel():
-                    works.append(self._group.send([payload], reader, _PAYLOAD_TAG))
+                self._channels[reader].send(header, payload if payload.numel() else None)
             except RuntimeError as error:
                 self._report(PeerLost(self.rank, reader, error))  # whoever waits next will be told
                 return
-            self._unsent.put((works, header, payload, reader))
 
-    def _header(self, key: Key, tensor: torch.Tensor, sequence: int) -> torch.Tensor:
-        shape = list(tensor.shape) + [0] * (_MOST_DIMS - tensor.dim())
-        words = [_MAGIC, self._plan_hash, sequence, *key, _DTYPES.index(_dtype_name(tensor)), tensor.nbytes]
-        return torch.tensor([*words, tensor.dim(), *shape])
+    def _header(self, key: Key, dtype: int = 0, size_bytes: int = 0, shape: tuple[int, ...] = ()) -> list[int]:
+        padding = [0] * (_MOST_DIMS - len(shape))
+        return [_MAGIC, self._plan_hash, 0, 0, *key, dtype, size_bytes, len(shape), *shape, *padding]
 
     def _check_sent(self, key: Key, tensor: torch.Tensor) -> None:
         """MessageError where the tensor is not what the wire was said to carry."""
@@ -354,33 +410,25 @@ class GlooMailbox(Mailbox):
                 step=key.step,
             )
 
-    def _reap(self) -> None:
-        """Hold what is being sent until it is gone, in order.
-
-        gloo does not end the wait for a send whose bytes it was writing when the connection broke, so the wait has an
-        end of its own: late enough for the driver to have said before then who has stalled.
-        """
-        while (item := self._unsent.get()) is not None:
-            works, _header, _payload, reader = item
-            try:
-                for work in works:
-                    work.wait(timedelta(seconds=2 * self._announce_timeout_s))
-            except RuntimeError as error:
-                self._report(PeerLost(self.rank, reader, error))
-                return
-
     def _receive_from(self, peer: int) -> None:
         header = torch.zeros(_HEADER_WORDS, dtype=torch.int64)
-        sequence = 0
+        channel = self._channels[peer]
         try:
             while not self._closing:
                 self._group.recv([header], peer, _HEADER_TAG).wait(_WITHOUT_END)
-                key, wire = self._check_header(header.tolist(), peer, sequence)
-                sequence += 1
+                words = header.tolist()
+                belongs = self._check_header(words, peer, channel.received)
+                channel.let_go(words[_RECEIVED])
+                if belongs is None:
+                    channel.arrived(None)
+                    continue
+                key, wire = belongs
                 payload = self._room(key, wire)
                 if payload.numel():
                     self._group.recv([payload], peer, _PAYLOAD_TAG).wait(_WITHOUT_END)
                 self.deliver(key, unpack(payload.view(getattr(torch, wire.meta.dtype)), wire.meta))
+                if channel.arrived(payload.numel()):
+                    channel.send(self._header(RECEIPT), None)
         except EngineError as error:
             self._report(error)
         except BaseException as error:
@@ -397,8 +445,9 @@ class GlooMailbox(Mailbox):
                 size_bytes=bytes_wanted(error) or wire.meta.size_bytes,
             ) from error
 
-    def _check_header(self, words: list[int], peer: int, expected_sequence: int) -> tuple[Key, Expected]:
-        magic, plan_hash, sequence, *key_words, dtype, size_bytes, dims = words[:10]
+    def _check_header(self, words: list[int], peer: int, expected_sequence: int) -> tuple[Key, Expected] | None:
+        """What the header announces, None where it is a receipt; raises MessageError where it does not belong."""
+        magic, plan_hash, sequence, received, *key_words, dtype, size_bytes, dims = words[:11]
         key = Key(*key_words)
 
         def refuse(what: str) -> MessageError:
@@ -410,6 +459,10 @@ class GlooMailbox(Mailbox):
             raise refuse("it is of another plan")
         if sequence != expected_sequence:
             raise refuse(f"it is number {sequence}, expected {expected_sequence}")
+        if not 0 <= received <= self._channels[peer].sent:
+            raise refuse(f"it tells of {received} messages, {self._channels[peer].sent} were sent")
+        if key == RECEIPT:
+            return None
         with self._changed:  # the table is announced on another path, and may come a moment later
             self._changed.wait_for(lambda: key.table in self._tables or self._closing, timeout=self._announce_timeout_s)
             wires = self._tables.get(key.table)
@@ -422,7 +475,7 @@ class GlooMailbox(Mailbox):
             known = " or ".join(f"rank {sender}" for sender in wire.senders)
             raise refuse(f"%{wire.value} comes from {known or 'no other rank'}")
         name = _DTYPES[dtype] if 0 <= dtype < len(_DTYPES) else f"dtype {dtype}"
-        shape = words[10 : 10 + dims] if 0 <= dims <= _MOST_DIMS else [dims]
+        shape = words[11 : 11 + dims] if 0 <= dims <= _MOST_DIMS else [dims]
         if name != wire.meta.dtype or tuple(shape) != wire.meta.shape or size_bytes != wire.meta.size_bytes:
             raise refuse(f"%{wire.value} should be {wire.meta}, it is {name}{shape} in {size_bytes} bytes")
         ahead = self._ahead.get(key.context)
@@ -442,12 +495,11 @@ class GlooMailbox(Mailbox):
         self.fail(EngineError("the engine is closed"))
         with self._changed:
             self._changed.notify_all()
-        self._unsent.put(None)
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(timeout=0.5)  # a send to a process that has died may take longer to end, see _reap
-        while not self._unsent.empty():  # they hold on to the group
-            self._unsent.get()
+                thread.join(timeout=2)
+        for channel in self._channels.values():
+            channel.close()
         self._arrived.clear()
         self._group = None
 

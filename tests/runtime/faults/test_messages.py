@@ -98,6 +98,50 @@ def test_what_belongs_arrives_however_long_it_takes() -> None:
         assert receiver.kept == 0
 
 
+def test_what_was_sent_is_kept_only_until_it_has_arrived() -> None:
+    """In one direction receipts say so, and are themselves let go by the next message; in two, the messages do."""
+    with pair() as (sender, receiver, errors):
+        for step in range(100):
+            sender.send([1], Key(0, 0, 0, step), torch.ones(2, 3))
+            _take(receiver, [step])
+        assert sender._channels[1].sent == 100
+        assert receiver._channels[0].sent == 100 // 16
+        _until(lambda: sender._channels[1].kept == 100 % 16)
+        assert receiver._channels[0].kept <= 1
+        sender.register(1, [Expected("large", meta(2**18), (0,))])
+        receiver.register(1, [Expected("large", meta(2**18), (0,))])
+        sender.send([1], Key(1, 0, 0, 0), torch.ones(2**18))
+        _until(lambda: sender._channels[1].kept == 0)
+        assert receiver.ready(Key(1, 0, 0, 0))
+        assert not errors
+
+
+def test_a_connection_that_breaks_within_a_message_leaves_nothing_waiting() -> None:
+    """The payload is half written: its reader waits for a table that does not come. The fixture checks what is left."""
+    with pair() as (sender, receiver, _):
+        sender.register(9, [Expected("large", meta(2**24), (0,))])
+        sender.send([1], Key(9, 0, 0, 0), torch.ones(2**24))
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 2
+    assert not receiver.kept
+
+
+def test_a_receipt_for_what_was_not_sent_is_refused() -> None:
+    """Fault 7."""
+    with pair() as (sender, receiver, _):
+        sender._channels[1].received = 1
+        sender.send([1], Key(0, 0, 0, 0), torch.ones(2, 3))
+        with pytest.raises(MessageError, match="it tells of 1 messages, 0 were sent"):
+            _take(receiver, [0])
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 5
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
 def _take(receiver: GlooMailbox, steps: Iterable[int]) -> None:
     for step in steps:
         receiver.wait(Key(0, 0, 0, step), timeout_s=5)
@@ -125,7 +169,7 @@ def _steps(*steps: int) -> Callable[[GlooMailbox], None]:
 
 
 def _lost(sender: GlooMailbox) -> None:
-    sender._sequence[1] += 1
+    sender._channels[1].sent += 1
     sender.send([1], Key(0, 0, 0, 0), torch.ones(2, 3))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -98,9 +97,7 @@ def nothing_left() -> Iterator[None]:
     before = Traces.now()
     yield
     more = Traces.now().beyond(before)
-    # a send that gloo does not end itself ends after two deadlines; nothing else may take so long
-    sending = any(thread.name.endswith(" sends") for thread in threading.enumerate())
-    until = time.monotonic() + (12 if sending else 3)
+    until = time.monotonic() + 3
     while more and time.monotonic() < until:
         time.sleep(0.02)
         more = Traces.now().beyond(before)
