@@ -42,6 +42,8 @@ Progress = Callable[[int, int], None]
 MIN_ROUNDS = 5
 MAX_ROUNDS = 15  # of calls below SLOW_MS; a slow call's spread is small
 SLOW_MS = 50.0
+PRECISION = 0.01  # of the median of whole components or denoisers
+MORE_CALLS = 5
 BATCH_BYTES = 2 << 30  # tensors held at once while calls take turns; many times the cache
 GPU_RUN_MS = 2.0  # what one timed run of repeated calls takes at least, well above the resolution of events
 GPU_MAX_CALLS = 200  # per run; the driver's queue holds about 1000 launches before the host must wait
@@ -96,7 +98,10 @@ def measure_whole(run: Callable[[], Any], device: str = "cpu", *, mode: Mode = "
 def measure_by_turns(
     runs: Sequence[Callable[[], Any]], device: str = "cpu", *, mode: Mode = "eager", calls: int = 5
 ) -> list[list[float]]:
-    """As measure_whole, of each of several, which take turns: where the machine becomes slower meanwhile, all do."""
+    """As measure_whole, of each of several, which take turns: where the machine becomes slower meanwhile, all do.
+
+    On a CPU they go on until the median of each is known to 1 %, for at most ``MORE_CALLS`` times ``calls`` turns.
+    """
     target = measuring_device(device, mode)
     if mode == "compiled":
         runs = [torch.compile(run, dynamic=False) for run in runs]
@@ -109,10 +114,19 @@ def measure_by_turns(
         if target.type == "cuda":
             return [[_gpu_call_ms(run, target) for _ in range(calls)] for run in runs]
         samples: list[list[_Sample]] = [[] for _ in runs]
-        while len(samples[0]) < 3 * calls and any(sum(s.is_quiet for s in found) < calls for found in samples):
+        while len(samples[0]) < MORE_CALLS * calls and not all(_is_known(found, calls) for found in samples):
             for run, found in zip(runs, samples, strict=True):
                 found.append(_cpu_call(run))
         return [quietest(found, calls) for found in samples]
+
+
+def _is_known(samples: Sequence[_Sample], least: int) -> bool:
+    """Whether ``least`` samples are undisturbed and their median's standard error is at most 1 % of it."""
+    quiet = [sample.ms for sample in samples if sample.is_quiet]
+    if len(quiet) < max(least, 2):
+        return False
+    cost = summarise(quiet)
+    return 0.93 * cost.iqr_ms / math.sqrt(len(quiet)) <= PRECISION * cost.median_ms  # as of a normal distribution
 
 
 def _gpu_call_ms(run: Callable[[], Any], device: torch.device) -> float:

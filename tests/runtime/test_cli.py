@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from partitioner.cost import estimate
 from partitioner.fleet import parse_fleet
@@ -112,6 +115,35 @@ def test_the_shipped_denoisers_draw_what_is_asked_for(kind: str, run: Run, tmp_p
         red, green, blue = image.getpixel((16, 16))
     if kind == "unet":  # the DiT is trained too little to hit every place
         assert min(red, green) > blue + 40  # yellow
+
+
+def test_check_finite_names_step_component_and_node(run: Run, home: Home, tmp_path: Path) -> None:
+    """Fault 10. Unasked, the same weights make a picture."""
+    broken = tmp_path / "broken"
+    shutil.copytree(home.pipeline("stable_diffusion"), broken)
+    (weights,) = (broken / "unet").glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["mid_block.resnets.0.conv1.weight"].fill_(float("nan"))
+    save_file(tensors, weights, metadata={"format": "pt"})
+    arguments = ["--prompt", "a red cat", "--output", str(tmp_path / "cat.png")]
+    code, out, err = run("stable_diffusion", *arguments, "--check-finite", pipeline=str(broken))
+    assert (code, out) == (5, "")
+    assert re.search(r"rank \d \(component \d\), step 0: .*mid_block\.resnets\.0\.conv1", err)
+    assert list(tmp_path.iterdir()) == [broken]
+    code, _, err = run("stable_diffusion", *arguments, pipeline=str(broken))
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [("--step-timeout", r"rank \d .*step 0.* 0\.001 s"), ("--startup-timeout", r"within 0\.001 s.*--startup-timeout")],
+)
+def test_deadlines_are_those_that_were_asked_for(option: str, text: str, run: Run, tmp_path: Path) -> None:
+    code, out, err = run(
+        "stable_diffusion", "--prompt", "a red cat", "--output", str(tmp_path / "cat.png"), option, "0.001"
+    )
+    assert (code, out) == (5, "")
+    assert re.search(text, err)
 
 
 def test_a_trace_is_written_and_not_over_another_file(run: Run, tmp_path: Path) -> None:
