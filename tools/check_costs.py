@@ -4,32 +4,36 @@ python -m tools.check_costs [--denoiser svd-like] [--ranks 2] [--json]
 
 Measures the small denoisers of tools.denoisers on one CPU thread: every distinct operator call, the whole, and, for
 each number of ranks, the components of the solver's split before and after refinement. Other work on the machine
-spoils it; so may a machine that changes its speed meanwhile.
+spoils it. A machine that has another speed when components are measured than when operators were does not: the whole
+takes turns with the components, and predictions are for the speed that it shows ("pace": its time then over before).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, get_args
 
+import torch
+
 from partitioner.candidates import Options, solve_candidate
-from partitioner.component_timing import time_components
+from partitioner.component_timing import component_runs
 from partitioner.cost import apply_profile
 from partitioner.errors import PartitionerError
 from partitioner.fleet import parse_fleet, with_speeds
 from partitioner.graph import build_problem
 from partitioner.ir import TracedGraph
+from partitioner.measure import measure_by_turns, summarise
 from partitioner.plan import Mode
 from partitioner.refinement import Refinement, refine_split
 from partitioner.solve import Solver
 from partitioner.trace import trace
 from profiles.cost_profile import CostProfile
 from tools.denoisers import DENOISERS
-from tools.record_profile import record
+from tools.record_profile import record, whole_run
 
 RANKS = (2, 3, 4)
 TARGETS = {"summed": 0.10, "predicted": 0.10, "slowest": 0.05}
@@ -41,6 +45,7 @@ def check(name: str, ranks: Sequence[int], mode: Mode, progress: Callable[[str],
     profile = record(name, "cpu", "eager", "python -m tools.check_costs")
     module, inputs, roles = DENOISERS[name]()
     graph = trace(module, inputs, roles, model=name)
+    run = whole_run(graph, module, inputs, torch.device("cpu"))
     (whole,) = profile.checks
     head = {
         "denoiser": name,
@@ -49,32 +54,56 @@ def check(name: str, ranks: Sequence[int], mode: Mode, progress: Callable[[str],
         "whole_iqr_ms": whole.whole_iqr_ms,
         "error": whole.error,
     }
-    return head, list(component_rows(graph, profile, ranks, mode, progress))
+    return head, list(component_rows(graph, profile, run, ranks, mode, progress))
+
+
+class TimerBesideWhole:
+    """Times components by turns with the whole; ``whole_ms``: of each measurement. As refine_split's timer."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self._run = run
+        self.whole_ms: list[float] = []
+
+    def __call__(self, graph: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
+        runs = [*component_runs(graph, placed, components, "cpu"), self._run]
+        *parts, whole = (summarise(samples).median_ms for samples in measure_by_turns(runs))
+        self.whole_ms.append(whole)
+        return parts
 
 
 def component_rows(
-    graph: TracedGraph, profile: CostProfile, ranks: Sequence[int], mode: Mode, progress: Callable[[str], None]
+    graph: TracedGraph,
+    profile: CostProfile,
+    run: Callable[[], Any],
+    ranks: Sequence[int],
+    mode: Mode,
+    progress: Callable[[str], None],
 ) -> Iterator[Row]:
-    """For each number of ranks, what refining the solver's split found."""
+    """For each number of ranks, what refining the solver's split found. run: calls the whole."""
     costs = apply_profile(profile, graph)
     solver = Solver(build_problem(graph, costs))
-    timer = partial(time_components, device="cpu")
+    (then,) = profile.checks
     options = Options(branches=1, mode=mode, force=True)
     for count in ranks:
         progress(f"{graph.model}: {count} ranks")
         fleet = with_speeds(parse_fleet(str(count), "cpu"), graph, "cpu")
         chosen = solve_candidate(solver, 1, count, mode, fleet, options)
+        timer = TimerBesideWhole(run)
         refinement = refine_split(graph, costs, chosen, fleet, options, timer, progress)
-        yield {"denoiser": graph.model, "ranks": count, "mode": mode, **_figures(refinement)}
+        pace = timer.whole_ms[0] / then.whole_ms
+        yield {"denoiser": graph.model, "ranks": count, "mode": mode, **_figures(refinement, pace)}
 
 
-def _figures(refinement: Refinement) -> Row:
-    """First round: components as predicted from node times alone; best round: those of the split that is taken."""
+def _figures(refinement: Refinement, pace: float) -> Row:
+    """First round: components as predicted from node times alone, for the ``pace`` that the whole showed then; best
+    round: those of the split that is taken."""
     first, best = refinement.rounds[0], refinement.rounds[refinement.best]
+    first = dataclasses.replace(first, predicted_ms=tuple(pace * ms for ms in first.predicted_ms))
     return {
         "predicted_ms": list(first.predicted_ms),
         "measured_ms": list(first.measured_ms),
         "error": first.error,
+        "pace": pace,
         "slowest_over_mean": first.slowest,
         "refined_ms": list(best.measured_ms),
         "refined_slowest_over_mean": best.slowest,
@@ -93,12 +122,12 @@ def table(document: Mapping[str, Any]) -> str:
     for row in document["whole"]:
         lines.append(f"{row['denoiser']:12}{row['summed_ms']:11.1f} ms{row['whole_ms']:8.1f} ms{row['error']:+9.1%}")
     lines += ["", f"{'denoiser':12}{'ranks':>6}{'error of components':>22}{'slowest over mean':>20}{'refined':>10}"]
-    lines[-1] += f"{'rounds':>8}"
+    lines[-1] += f"{'rounds':>8}{'pace':>7}"
     for row in document["components"]:
         signed = " ".join(f"{p / m - 1:+.1%}" for p, m in zip(row["predicted_ms"], row["measured_ms"], strict=True))
         lines.append(
             f"{row['denoiser']:12}{row['ranks']:6}{row['error']:22.1%}{row['slowest_over_mean'] - 1:20.1%}"
-            f"{row['refined_slowest_over_mean'] - 1:10.1%}{row['rounds']:8}   {signed}"
+            f"{row['refined_slowest_over_mean'] - 1:10.1%}{row['rounds']:8}{row['pace']:7.3f}   {signed}"
         )
     return "\n".join([*lines, "", *_verdict(document)])
 

@@ -44,7 +44,7 @@ def record(name: str, device: str, mode: Mode, command: str) -> CostProfile:
         graph = trace(module, inputs, roles, model=name)
     else:
         graph = trace_model(model_spec(name))
-    run = _whole(graph, module, inputs, target)
+    run = whole_run(graph, module, inputs, target)
     untraced = None if module is None else _untraced(module, inputs, target)
     whole: list[float] = []
     module_ms: list[float] = []
@@ -69,7 +69,7 @@ def record(name: str, device: str, mode: Mode, command: str) -> CostProfile:
     return profile.model_copy(update={"checks": (check,)})
 
 
-def _whole(
+def whole_run(
     graph: TracedGraph, module: nn.Module | None, inputs: dict[str, Any], device: torch.device
 ) -> Callable[[], Any]:
     """A call of the whole traced graph on a device, with the module's parameters or random ones."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from partitioner.refinement import Refinement, Round
 from tools import check_costs
 from tools.denoisers import DENOISERS, Denoiser
 
@@ -44,13 +45,22 @@ def test_figures_of_every_denoiser_and_number_of_ranks(
     refined = three["refined_ms"]
     assert three["refined_slowest_over_mean"] == pytest.approx(3 * max(refined) / sum(refined))
     assert max(refined) <= max(three["measured_ms"])
+    assert three["pace"] > 0
     assert "layers" in check_costs.table(document)
+
+
+def test_a_machine_that_has_become_slower_is_no_error() -> None:
+    """Twice as slow: components take 2 and 4 ms as predicted from 1 and 2 ms, then 2 and 3."""
+    for taken, error in (((2.0, 4.0), 0.0), ((2.0, 3.0), 4 / 3 - 1)):
+        split = Round((1.0, 2.0), taken, 1.0)
+        refinement = Refinement((split,), 0, None, None, 1.0)  # type: ignore[arg-type]
+        assert check_costs._figures(refinement, pace=2.0)["error"] == pytest.approx(error)
 
 
 def test_what_misses_its_target_is_named() -> None:
     whole = {"denoiser": "a", "summed_ms": 1.12, "whole_ms": 1.0, "error": 0.12}
     row: dict[str, Any] = {"denoiser": "a", "ranks": 2, "error": 0.2, "refined_slowest_over_mean": 1.06}
-    row |= {"predicted_ms": [1.2, 1.0], "measured_ms": [1.0, 1.0], "slowest_over_mean": 1.0, "rounds": 1}
+    row |= {"predicted_ms": [1.2, 1.0], "measured_ms": [1.0, 1.0], "slowest_over_mean": 1.0, "rounds": 1, "pace": 1.0}
     document = {"whole": [whole], "components": [row]}
     assert check_costs.misses(document) == [
         "a's nodes +12.0%", "a on 2 predicted 20.0% off", "a on 2 slowest 6.0% above the mean"
