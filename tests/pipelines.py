@@ -34,6 +34,15 @@ def _text_encoder(cls_name: str, width: int, vocabulary: int) -> Any:
     return getattr(transformers, cls_name)(config).eval()
 
 
+def _t5(width: int, vocabulary: int) -> Any:
+    """It takes what any tokenizer makes."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(vocab_size=vocabulary, d_model=width, d_kv=16, d_ff=2 * width, num_layers=1, num_heads=2)
+    ).eval()
+
+
 def _vae() -> Any:
     from diffusers import AutoencoderKL
 
@@ -135,11 +144,47 @@ def animatediff(folder: Path) -> Any:
     )  # fmt: skip
 
 
+def stable_diffusion_3(folder: Path) -> Any:
+    """StableDiffusion3Pipeline."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    tokenizer = _tokenizer(folder / "words")
+    transformer = SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64,
+        pos_embed_max_size=32,
+    ).eval()  # fmt: skip
+    return StableDiffusion3Pipeline(
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=_vae(),
+        text_encoder=_text_encoder("CLIPTextModelWithProjection", 32, len(tokenizer)), tokenizer=tokenizer,
+        text_encoder_2=_text_encoder("CLIPTextModelWithProjection", 32, len(tokenizer)), tokenizer_2=tokenizer,
+        text_encoder_3=_t5(64, len(tokenizer)), tokenizer_3=tokenizer,
+    )  # fmt: skip
+
+
+def flux(folder: Path) -> Any:
+    """FluxPipeline: guidance is an input of the denoiser, which has no second branch."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    tokenizer = _tokenizer(folder / "words")
+    transformer = FluxTransformer2DModel(
+        in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 4, 8),
+    ).eval()  # fmt: skip
+    return FluxPipeline(
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), vae=_vae(),
+        text_encoder=_text_encoder("CLIPTextModel", 32, len(tokenizer)), tokenizer=tokenizer,
+        text_encoder_2=_t5(32, len(tokenizer)), tokenizer_2=tokenizer,
+    )  # fmt: skip
+
+
 MAKERS: dict[str, Callable[[Path], Any]] = {
     "stable_diffusion": stable_diffusion,
     "stable_diffusion_xl": stable_diffusion_xl,
     "stable_video_diffusion": stable_video_diffusion,
     "animatediff": animatediff,
+    "stable_diffusion_3": stable_diffusion_3,
+    "flux": flux,
 }
 
 
@@ -176,5 +221,7 @@ def call(pipe: Any, *, steps: int = 5, seed: int = 0, prompt: str = "a red cat",
         given["prompt"] = prompt
     if kind == "AnimateDiffPipeline":
         given |= {"num_frames": 2}
+    if kind in ("StableDiffusion3Pipeline", "FluxPipeline"):
+        given |= {"max_sequence_length": 16, "height": 32, "width": 32}
     result = pipe(**{**given, **options})
     return result.frames if hasattr(result, "frames") else result.images
