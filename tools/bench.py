@@ -1,8 +1,9 @@
 """bench: a step of this engine, of the unmodified denoiser and of AsyncDiff's policy, by turns on this machine.
 
-python -m tools.bench [--denoiser sd15-like] [--microbatches 2] [--json]
+python -m tools.bench [--denoiser sd15-like] [--microbatches 2] [--period 2] [--json]
 
-Two ranks, one thread each. The plans, for async and for look-ahead, are made from costs that are measured first. Each
+Two ranks, one thread each. The plans, for async and for look-ahead, are made from costs that are measured first; with
+--period P, also one in which the first component recomputes every P steps only, ideally 1 + P times as fast. Each
 round runs, one after the other, calls of the unmodified denoiser with one thread and with two, a trajectory of the
 engine in each mode, exact calls of the engine, and a trajectory of AsyncDiff's policy (tools.asyncdiff_policy). A
 figure is the median over the rounds of the mean time of a call, warm-up calls included; a step is a call after the
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,13 +59,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run. microbatches: of exact calls. profile: a saved one; None: measure."""
+    """What to run. microbatches: of exact calls. period: of multi-rate components; 1: none are run. profile: a saved
+    one; None: measure."""
 
     microbatches: int = 1
     predictor: Predictor | None = None
     steps: int = 50
     warmup: int = 1
     rounds: int = 5
+    period: int = 1
     profile: Path | None = None
 
 
@@ -74,12 +77,16 @@ def measure_costs(graph: TracedGraph, settings: Settings) -> GraphCosts:
     return apply_profile(profile, graph)
 
 
-def make_plan(graph: TracedGraph, costs: GraphCosts, settings: Settings, mode: Mode) -> tuple[Plan, float]:
+def make_plan(
+    graph: TracedGraph, costs: GraphCosts, settings: Settings, mode: Mode, period: int = 1
+) -> tuple[Plan, float]:
     """A plan for two CPU threads, and the mean time of a call in ms that partitioner.simulate predicts.
 
     Node costs are refined with whole components.
     """
-    options = Options(branches=1, mode=mode, warmup=settings.warmup, predictor=settings.predictor, force=True)
+    options = Options(
+        branches=1, mode=mode, warmup=settings.warmup, predictor=settings.predictor, period=period, force=True
+    )
     timer = partial(time_components, device="cpu")
     planning = plan_graphs(graph, None, parse_fleet(str(RANKS), "cpu"), lambda _: costs, options, timer=timer)
     plan, placed, link = planning.plan, planning.chosen.placed, device_spec("cpu").link()
@@ -152,7 +159,7 @@ class Race:
         policy: Policy,
         settings: Settings,
     ) -> None:
-        """plans: of "async" and of "lookahead"."""
+        """plans: of "async", of "lookahead" and perhaps of "multirate"."""
         self._denoiser, self._trajectory, self._warmup = denoiser, trajectory, settings.warmup
         scheduler = trajectory.scheduler
         # the policy's ranks get the denoiser as it is now; the engines leave it as it is
@@ -160,6 +167,7 @@ class Race:
         options = {
             "async": EngineOptions(warmup=settings.warmup),
             "lookahead": EngineOptions(warmup=settings.warmup),
+            "multirate": EngineOptions(warmup=settings.warmup),
             "exact": EngineOptions(exact=True, microbatches=settings.microbatches),
         }
         self._engines = {
@@ -167,6 +175,7 @@ class Race:
                 Engine(denoiser, plans.get(name, plans["async"]), chosen, scheduler=lambda: scheduler)
             )
             for name, chosen in options.items()
+            if name in plans or name == "exact"
         }
         others = ("sequential", "sequential_2_threads", "policy")
         self.samples = {name: Samples() for name in (*others, *self._engines)}
@@ -178,6 +187,11 @@ class Race:
             lambda: self._run_denoiser("sequential", 1),
             lambda: self._run_engine("async", self._trajectory.start()),
             lambda: self._run_engine("lookahead", self._trajectory.start()),
+            *(
+                [lambda: self._run_engine("multirate", self._trajectory.start())]
+                if "multirate" in self._engines
+                else []
+            ),
             self._run_policy,
             lambda: self._run_engine("exact", self._few()),
             lambda: self._run_denoiser("sequential_2_threads", 2),
@@ -240,6 +254,8 @@ def bench(name: str, given: Denoiser, settings: Settings, progress: Callable[[st
     modes: tuple[Mode, ...] = ("async", "lookahead")
     made = {mode: make_plan(graph, costs, settings, mode) for mode in modes}
     plans: dict[str, Plan] = {mode: plan for mode, (plan, _) in made.items()}
+    if settings.period > 1:
+        plans["multirate"], _ = make_plan(graph, costs, settings, "async", settings.period)
     plan = plans["async"]
     progress(f"{name}: starting the ranks")
     with ExitStack() as stack:
@@ -254,7 +270,16 @@ def bench(name: str, given: Denoiser, settings: Settings, progress: Callable[[st
         held = rank_memory.measure(Path(folder))
     samples = race.samples
     median = {key: found.median_ms for key, found in samples.items()}
-    step = {mode: statistics.median(samples[mode].step_ms) for mode in modes}
+    step = {name: statistics.median(samples[name].step_ms) for name in plans}
+    multirate: Row = {}
+    if settings.period > 1:
+        multirate = {
+            "period": settings.period,
+            "multirate_ms": median["multirate"],
+            "multirate_step_ms": step["multirate"],
+            "multirate_step_ratio_to_sequential": step["multirate"] / median["sequential"],
+            "multirate_ideal_ratio": 1 / (1 + settings.period * (RANKS - 1)),
+        }
     return {
         "denoiser": name,
         "ranks": RANKS,
@@ -284,6 +309,7 @@ def bench(name: str, given: Denoiser, settings: Settings, progress: Callable[[st
         "asyncdiff_policy_communication_share": statistics.median(samples["policy"].communication_share),
         "simulated_ms": made["async"][1],
         "lookahead_simulated_ms": made["lookahead"][1],
+        **multirate,
         "memory": [
             {
                 "rank": rank,
@@ -344,6 +370,12 @@ def table(document: Row) -> str:
             f"policy: in broadcasts for {row['asyncdiff_policy_communication_share']:.1%}",
             f"  simulated: async {row['simulated_ms']:.1f} ms, look-ahead {row['lookahead_simulated_ms']:.1f} ms",
         ]
+        if "period" in row:
+            lines += [
+                line(f"engine, period {row['period']}", "multirate_ms", "multirate"),
+                f"  after the warm-up: period {row['period']} {row['multirate_step_ms']:.1f} ms, "
+                f"{row['multirate_step_ratio_to_sequential']:.3f} (ideal {row['multirate_ideal_ratio']:.3f})",
+            ]
         for rank in row["memory"]:
             started, predicted = rank["started_bytes"], rank["predicted_bytes"]
             grown = rank["resident_bytes"] - started
@@ -366,12 +398,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=_positive, default=50, help="of a trajectory (default: 50)")
     parser.add_argument("--warmup", type=_positive, default=1, help="exact steps of them (default: 1)")
     parser.add_argument("--rounds", type=_positive, default=5, help="default: 5")
+    parser.add_argument("--period", type=_positive, default=1, help="of a multi-rate plan (default: 1, none)")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="costs; for one denoiser (default: measured)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
-    settings = Settings(
-        options.microbatches, options.predictor, options.steps, options.warmup, options.rounds, options.profile
-    )
+    settings = Settings(**{each.name: getattr(options, each.name) for each in fields(Settings)})
     try:
         results = [
             bench(name, DENOISERS[name](), settings, lambda text: print(text, file=sys.stderr, flush=True))

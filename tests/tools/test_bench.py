@@ -201,9 +201,8 @@ def test_hooked_output_must_be_tensors() -> None:
 
 def test_bench_prints_one_document(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(DENOISERS, "sd15-like", unet)
-    assert (
-        bench.main(["--denoiser", "sd15-like", "--steps", "6", "--rounds", "1", "--microbatches", "2", "--json"]) == 0
-    )
+    options = ["--denoiser", "sd15-like", "--steps", "6", "--rounds", "1", "--microbatches", "2", "--period", "2"]
+    assert bench.main([*options, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["environment"]["torch"] == str(torch.__version__)
     (row,) = document["results"]
@@ -215,10 +214,13 @@ def test_bench_prints_one_document(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     held = sum(rank["parameter_bytes"] for rank in row["memory"])
     assert held == sum(parameter.nbytes for parameter in unet()[0].parameters())
     assert all(rank["resident_bytes"] > rank["parameter_bytes"] for rank in row["memory"])
-    assert bench.table(document).startswith("sd15-like: 2 ranks, adaptive, 6 steps")
+    assert row["multirate_ideal_ratio"] == pytest.approx(1 / 3)
+    table = bench.table(document)
+    assert table.startswith("sd15-like: 2 ranks, adaptive, 6 steps")
+    assert "period 2" in table
 
 
-@pytest.mark.parametrize("option", ["--steps", "--rounds", "--warmup"])
+@pytest.mark.parametrize("option", ["--steps", "--rounds", "--warmup", "--period"])
 def test_numbers_below_one_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         bench.main([option, "0"])

@@ -164,3 +164,24 @@ def test_a_slow_rank_changes_no_bit() -> None:
             with soon(lambda: os.kill(rank, signal.SIGCONT), 0.05):
                 outputs.append(engine(**inputs(call))[0])
     assert equal(outputs, wanted)
+
+
+def test_the_drivers_own_work_needs_no_rank_to_have_finished_its_step() -> None:
+    """What a pipeline does between calls overlaps with the other ranks: a call returns while one cannot compute."""
+    plan = plan_for(FRAGILE)
+    with engine_for(FRAGILE, plan, transport="emulation") as engine:
+        wanted = trajectory(engine, 8)
+    with engine_for(FRAGILE, plan) as engine:
+        outputs = trajectory(engine, 6)
+        (rank,) = rank_processes()
+        until = time.monotonic() + 5
+        while engine.stats.ranks[1].steps < 6 or not engine._ranks.worker.mailbox.kept:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        os.kill(rank, signal.SIGSTOP)
+        try:
+            outputs.append(engine(**inputs(6))[0])
+        finally:
+            os.kill(rank, signal.SIGCONT)
+        outputs.append(engine(**inputs(7))[0])
+    assert equal(outputs, wanted)
