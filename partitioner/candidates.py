@@ -281,7 +281,7 @@ def choose(
         idle = device_count - c.ranks
         async_is_better = adviser is not None and adviser.prefers_async(c.components)
         worse = c.is_stale != async_is_better
-        beaten = adviser is not None and _is_beaten(c, adviser, options, sequential_ms)
+        beaten = adviser is not None and is_beaten(c, adviser, options, sequential_ms)
         return beaten, idle > IDLE_SHARE * device_count, worse, -c.branches, idle, c.step_ms
 
     keys: dict[Prefer, Callable[[Candidate], tuple[float, ...]]] = {
@@ -300,9 +300,9 @@ def choose(
     return chosen
 
 
-def _is_beaten(c: Candidate, adviser: Adviser, options: Options, sequential_ms: float) -> bool:
-    """Whether fewer steps on one device were seen to come as close to the sequential output in the same time, with the
-    sampler that will be used."""
+def is_beaten(c: Candidate, adviser: Adviser, options: Options, sequential_ms: float) -> bool:
+    """Whether fewer steps on one device were seen to come as close to the sequential output as this feasible candidate,
+    in the same time and with the sampler that will be used."""
     if c.components == 1 or adviser.occasion.scheduler is None:
         return False
     warmup = options.warmup or default_warmup(c.components)

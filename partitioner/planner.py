@@ -27,6 +27,7 @@ from partitioner.candidates import (
     choose,
     default_warmup,
     find_candidates,
+    is_beaten,
     seats_of,
 )
 from partitioner.cost import GraphCosts, estimate
@@ -54,7 +55,8 @@ class Planning:
 
     baselines: other splits of a full call over as many devices. seconds: by "trace", "cost", "solve" and what was
     asked for besides. certificate: what was proved of the step time; refinement: what was measured; None if not asked.
-    advice: what quality to expect, None without a profile.
+    advice: what quality to expect, None without a profile. idle: how many devices the plan does not use. beaten: the
+    candidates that fewer steps on one device were seen to equal with this sampler.
     """
 
     plan: Plan
@@ -65,6 +67,8 @@ class Planning:
     certificate: Certificate | None
     refinement: Refinement | None
     advice: Advice | None = None
+    idle: int = 0
+    beaten: tuple[Candidate, ...] = ()
 
 
 def plan_model(
@@ -234,10 +238,23 @@ def plan_graphs(
         revision=revision,
     )
     advice = None
+    beaten: tuple[Candidate, ...] = ()
     if adviser is not None:
         speedup = plan.speedup(adviser.occasion.steps)
         advice = adviser.advise(plan.components, plan.mode, plan.predictor, speedup)
-    return Planning(plan, chosen, tuple(candidates), compared, clock.seconds, certificate, refinement, advice)
+        beaten = tuple(c for c in candidates if c.reason is None and is_beaten(c, adviser, options, sequential_ms))
+    return Planning(
+        plan,
+        chosen,
+        tuple(candidates),
+        compared,
+        clock.seconds,
+        certificate,
+        refinement,
+        advice,
+        len(fleet) - chosen.ranks,
+        beaten,
+    )
 
 
 def default_predictor(chosen: Candidate, adviser: Adviser | None) -> Predictor:

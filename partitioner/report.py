@@ -59,6 +59,7 @@ def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[st
     certificate, refinement = planning.certificate, planning.refinement
     return {
         "quality": planning.advice and _quality(planning.advice),
+        "idle_devices": planning.idle,
         "proof": certificate
         and {"result": str(certificate), "bound_ms": round(certificate.bound_ms, 6), "clusters": certificate.clusters},
         "refinement": refinement
@@ -80,6 +81,7 @@ def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[st
                 "period": candidate.period,
                 "chosen": candidate is planning.chosen,
                 "reason": candidate.reason,
+                "fewer_steps_better": any(candidate is beaten for beaten in planning.beaten),
                 "step_ms": None if candidate.reason else round(candidate.step_ms, 6),
                 "staleness": None if candidate.reason else round(candidate.evaluation.staleness, 6),
                 "bytes_per_step": None if candidate.reason else candidate.bytes_per_step,
@@ -136,6 +138,12 @@ def _quality_lines(quality: Mapping[str, Any]) -> list[str]:
     if quality["fewer_steps_better"]:
         lines.append("note             fewer steps on one device were as good; prefer them, or use fewer components")
     return lines
+
+
+def _idle_line(document: Mapping[str, Any]) -> str:
+    beaten = any(c["fewer_steps_better"] for c in document["candidates"])
+    because = "over more of them, fewer steps on one device come as close" if beaten else "see the candidates"
+    return f"note             {document['idle_devices']} left idle: {because}; --prefer speed uses them"
 
 
 def _component(plan: Plan, rank: int) -> dict[str, Any]:
@@ -205,6 +213,8 @@ def table(document: Mapping[str, Any]) -> str:
     ]
     if document.get("quality"):
         lines += _quality_lines(document["quality"])
+    if document.get("idle_devices"):
+        lines.append(_idle_line(document))
     if document.get("proof"):
         proof = document["proof"]
         lines.append(
@@ -264,9 +274,15 @@ def _candidate_table(document: Mapping[str, Any], ms: str) -> list[str]:
         else:
             rows.append([
                 name, mode, f"{c['step_ms']:.4g}", f"{c['staleness']:.4g}", _size(c["bytes_per_step"]),
-                _size(c["memory_bytes"]), "chosen" if c["chosen"] else "",
+                _size(c["memory_bytes"]), _remark(c),
             ])  # fmt: skip
     return _aligned(rows, left={0, 1, 6})
+
+
+def _remark(candidate: Mapping[str, Any]) -> str:
+    words = ["chosen"] if candidate["chosen"] else []
+    words += ["fewer steps on one device come as close"] if candidate["fewer_steps_better"] else []
+    return "; ".join(words)
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: set[int]) -> list[str]:

@@ -17,6 +17,7 @@ import pytest
 from partitioner import cli, planner
 from partitioner.models import model_spec, trace_model
 from partitioner.plan import Plan
+from profiles.quality_profile import QualityProfile, QualityRow
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = {
@@ -90,6 +91,33 @@ def test_a_plan_is_made_and_described(split: Run, folder: Path) -> None:
     for key in ("step_ms", "staleness", "bytes_per_step"):
         assert chosen[0][key] == document[key]
     assert chosen[0]["memory_bytes"] == max(c["memory_bytes"] for c in document["components"])
+
+
+def test_what_leaves_a_device_idle_is_told(split: Run, folder: Path) -> None:
+    """Fewer steps were seen to beat four components, not three."""
+    made = [("lookahead", 4, 30.0, 3.4), ("lookahead", 3, 50.0, 2.6), ("fewer_steps", 1, 40.0, 2.0)]
+    made += [("fewer_steps", 1, 35.0, 4.0)]
+    rows = tuple(
+        QualityRow(
+            denoiser="unet", scheduler="DDIMScheduler", steps=50, components=components, split="contiguous",
+            predictor=name, warmup=4, samples=8, psnr_db=psnr_db, speedup=speedup,
+        )
+        for name, components, psnr_db, speedup in made
+    )  # fmt: skip
+    QualityProfile(schema_version=1, date="", commands=(), versions={}, rows=rows).save(folder / "quality.json")
+    options = ("--devices", "4", "--branches", "1", "--scheduler", "DDIMScheduler", "--quality", "quality.json")
+    code, out, err = split(*options, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["idle_devices"], document["components_per_branch"]) == (1, 3)
+    beaten = {(c["components"], c["mode"]) for c in document["candidates"] if c["fewer_steps_better"]}
+    assert beaten == {(4, "lookahead")}
+    code, out, err = split(*options, "--force")
+    assert code == 0, err
+    assert "1 left idle: over more of them, fewer steps on one device come as close" in out
+    code, out, err = split(*options, "--force", "--prefer", "speed")
+    assert code == 0, err
+    assert "left idle" not in out
 
 
 def test_the_result_is_on_stdout_and_progress_on_stderr(split: Run) -> None:
