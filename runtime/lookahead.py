@@ -16,7 +16,9 @@ import torch
 
 from partitioner.samplers import adds_noise
 
-PRIOR = 0.02  # variance of clean latents that the correction assumes, once the prompt is known; see docs/lookahead.md
+# Variance of clean latents that the correction assumes, once the prompt is known. A multistep sampler extrapolates what
+# it took for the clean latent; for it that is kept as it was made. See docs/lookahead.md.
+PRIOR, MULTISTEP_PRIOR = 0.02, 0.0
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Course:
 
     timesteps: as the scheduler has them; ratio: what the pipeline multiplies them with (Flux: 1/1000).
     scale: α. level: s. sensitivity: by how much the denoiser's output moves with its latent, were clean latents
-    Gaussian; 0 where the output's meaning is not known.
+    Gaussian; 0 where the output's meaning is not known. multistep: whether a move depends on several outputs, so that
+    an error in one alternates from move to move.
     """
 
     timesteps: torch.Tensor
@@ -33,6 +36,7 @@ class Course:
     scale: tuple[float, ...]
     level: tuple[float, ...]
     sensitivity: tuple[float, ...]
+    multistep: bool = False
 
     @property
     def calls(self) -> int:
@@ -72,8 +76,10 @@ def course_of(scheduler: Any, first_timestep: float) -> Course | None:
     if coordinates is None:
         return None
     scale, level = (tuple(values[first:]) for values in coordinates)
-    sensitivity = tuple(_sensitivity(scheduler, a, s) for a, s in zip(scale, level, strict=True))
-    return Course(timesteps.detach().cpu()[first:], ratio, scale, level, sensitivity)
+    multistep = "Multistep" in type(scheduler).__name__ and getattr(scheduler.config, "solver_order", 2) > 1
+    prior = MULTISTEP_PRIOR if multistep else PRIOR
+    sensitivity = tuple(_sensitivity(scheduler, a, s, prior) for a, s in zip(scale, level, strict=True))
+    return Course(timesteps.detach().cpu()[first:], ratio, scale, level, sensitivity, multistep)
 
 
 def is_stochastic(scheduler: Any) -> bool:
@@ -112,16 +118,17 @@ def _is_flow(scheduler: Any) -> bool:
     return "FlowMatch" in type(scheduler).__name__ or bool(getattr(scheduler.config, "use_flow_sigmas", False))
 
 
-def _sensitivity(scheduler: Any, scale: float, level: float) -> float:
-    """d(output)/d(latent) for clean latents of variance PRIOR: of E[ε|x] = σx/(α²s²+σ²) and its like."""
+def _sensitivity(scheduler: Any, scale: float, level: float, prior: float) -> float:
+    """d(output)/d(latent) for clean latents of variance ``prior``: of E[ε|x] = σx/(α²s²+σ²) and its like."""
     if _is_flow(scheduler):  # x = (1-σ)x0 + σε, output ε - x0
         clean, noise = 1 - level, level
-        shared = noise - clean * PRIOR
+        shared = noise - clean * prior
     else:
         clean, noise = scale, scale * level
-        outputs = {"epsilon": noise, "v_prediction": clean * noise * (1 - PRIOR), "sample": clean * PRIOR}
+        outputs = {"epsilon": noise, "v_prediction": clean * noise * (1 - prior), "sample": clean * prior}
         shared = outputs.get(getattr(scheduler.config, "prediction_type", ""), 0.0)
-    return shared / (clean**2 * PRIOR + noise**2)
+    spread = clean**2 * prior + noise**2
+    return shared / spread if spread > 0 else 0.0
 
 
 def corrected(output: torch.Tensor, missed: torch.Tensor, sensitivity: float) -> torch.Tensor:
@@ -145,15 +152,18 @@ def corrected(output: torch.Tensor, missed: torch.Tensor, sensitivity: float) ->
 class Forecast:
     """Predicts one latent input of later calls from those of past calls.
 
-    The slope of later moves is that of the last one plus γ times its change per move. γ in [0, 1], one per row of the
-    batch, is what would have predicted the last two latents best, as far ahead as now (least squares; 0 until known).
+    The slope of later moves is that of the last one plus γ times its change per move. Of a multistep sampler it is the
+    mean of the last two, and its change that from the two before them: what alternates cancels in both. γ, one per row
+    of the batch, is what would have predicted the last two latents best, as far ahead as now (least squares, between 0
+    and 1, or 1/2 of a multistep sampler; 0 until known).
+
     Elements that did not change in the last move (an image or a mask beside the latent) are taken to stay.
     """
 
     def __init__(self, course: Course, reach: int) -> None:
         """reach: how many calls ahead ``predict`` is asked for at most; as much of the past is kept."""
         self._course = course
-        self._kept = reach + 4
+        self._kept = reach + (5 if course.multistep else 4)
         self._calls = 0
         self._latents: dict[int, torch.Tensor] = {}  # by call, as passed
         self._z: dict[int, torch.Tensor] = {}
@@ -199,11 +209,24 @@ class Forecast:
     def _terms(self, now: int, call: int) -> tuple[torch.Tensor, torch.Tensor]:
         """ẑ_call = fixed + γ·change, from what was known at call ``now``."""
         level = self._course.level
-        fixed = self._z[now] + self._slope[now] * (level[call] - level[now])
+        base, change, age = self._slopes(now)
+        fixed = self._z[now] + base * (level[call] - level[now])
+        weight = sum((m + age) * (level[now + m + 1] - level[now + m]) for m in range(call - now))
+        return fixed, change * weight
+
+    def _slopes(self, now: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """The slope that was known at call ``now``, its change per move (0 until known), and by how many moves the next
+        one is later."""
+        last = self._slope[now]
+        none = torch.zeros_like(last)
+        if not self._course.multistep:
+            return last, last - self._slope[now - 1] if now >= 2 else none, 1.0
         if now < 2:
-            return fixed, torch.zeros_like(fixed)
-        weight = sum((m + 1) * (level[now + m + 1] - level[now + m]) for m in range(call - now))
-        return fixed, (self._slope[now] - self._slope[now - 1]) * weight
+            return last, none, 1.0
+        mean = (last + self._slope[now - 1]) / 2
+        if now < 4:
+            return mean, none, 1.5
+        return mean, (mean - (self._slope[now - 2] + self._slope[now - 3]) / 2) / 2, 1.5
 
     def _damping(self, now: int, ahead: int) -> torch.Tensor:
         rows = self._latents[now].shape[0]
@@ -217,5 +240,6 @@ class Forecast:
             missed = (self._z[known] - fixed).flatten(1)
             shared += (missed * change.flatten(1)).sum(1)
             norm += (change.flatten(1) ** 2).sum(1)
-        gamma = torch.where(norm > 0, shared / norm.clamp_min(1e-30), torch.zeros_like(norm)).clamp(0.0, 1.0)
+        gamma = torch.where(norm > 0, shared / norm.clamp_min(1e-30), torch.zeros_like(norm))
+        gamma = gamma.clamp(0.0, 0.5 if self._course.multistep else 1.0)
         return gamma.view(shape)

@@ -121,9 +121,10 @@ def test_timesteps_that_the_pipeline_divides_by_a_thousand_are_found() -> None:
     assert float(later[0]) == pytest.approx(float(passed[3]), rel=1e-2)
 
 
-def _course(levels: list[float]) -> Course:
+def _course(levels: list[float], multistep: bool = False) -> Course:
+    count = len(levels)
     return Course(
-        torch.arange(len(levels), 0, -1).float(), 1.0, (1.0,) * len(levels), tuple(levels), (0.0,) * len(levels)
+        torch.arange(count, 0, -1).float(), 1.0, (1.0,) * count, tuple(levels), (0.0,) * count, multistep=multistep
     )
 
 
@@ -148,12 +149,36 @@ def test_slope_change_is_damped_per_row() -> None:
     assert float(predicted[1]) == pytest.approx(held, abs=1e-4)
 
 
-def test_memory_is_bounded() -> None:
-    forecast = Forecast(_course([float(200 - k) for k in range(200)]), 3)
+@pytest.mark.parametrize("reach", [1, 2, 3])
+def test_what_alternates_is_not_carried_on_by_a_multistep_forecast(reach: int) -> None:
+    """Slopes alternate around 1; without smoothing the last one would be carried on, and its change even amplified."""
+    course = _course([float(20 - k) for k in range(21)], multistep=True)
+    forecast = Forecast(course, reach)
+    for k in range(10):
+        forecast.observe(torch.tensor([[k + 0.3 * (k % 2)]]))
+        if k >= 2 and k + reach < 21:
+            ahead = float(forecast.predict(k + reach))
+            assert ahead == pytest.approx(k + 0.3 * (k % 2) + reach, abs=1e-5)
+
+
+@pytest.mark.parametrize("multistep", [False, True])
+def test_a_parabola_is_foreseen_as_far_as_the_damping_lets_it(multistep: bool) -> None:
+    forecast = Forecast(_course([float(20 - k) for k in range(21)], multistep), 1)
+    for k in range(10):
+        forecast.observe(torch.tensor([[float(k * k)]]))
+    # slopes are 1, 3, 5, ..., 17; the next is 19: the last and 2, or the mean of two, 16, and half of 1.5 times 2
+    assert float(forecast.predict(10)) == pytest.approx(81 + (17.5 if multistep else 19), abs=1e-3)
+
+
+@pytest.mark.parametrize("multistep", [False, True])
+def test_memory_is_bounded(multistep: bool) -> None:
+    forecast = Forecast(_course([float(200 - k) for k in range(200)], multistep), 3)
     for k in range(150):
         forecast.observe(torch.full((1, 2), float(k)))
-    assert len(forecast._latents) <= 7
-    assert len(forecast._z) <= 7
+        if k > 0:
+            forecast.predict(k + 3)
+    assert len(forecast._latents) <= 7 + multistep
+    assert len(forecast._z) <= 7 + multistep
 
 
 def test_two_calls_at_one_level_keep_the_slope() -> None:
@@ -184,6 +209,24 @@ def test_a_gaussians_output_is_corrected_to_that_of_the_true_latent(kind: str) -
     for call in (0, 7, 19):
         output = corrected(denoise(foreseen, call), true - foreseen, course.sensitivity[call])
         torch.testing.assert_close(output, denoise(true, call))
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_of_a_multistep_sampler_the_clean_latent_is_kept(name: str) -> None:
+    scheduler = scheduler_of(name, BETAS, 20)
+    course = course_of(scheduler, float(scheduler.timesteps[0]))
+    assert course is not None
+    assert course.multistep
+    true, foreseen, output = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)).double().unbind(0)
+    for call in (0, 7, 19):
+        noise = course.scale[call] * course.level[call]
+        made = corrected(output, true - foreseen, course.sensitivity[call])
+        torch.testing.assert_close(true - noise * made, foreseen - noise * output)
+    first_order = getattr(diffusers, name)(**BETAS, solver_order=1)
+    first_order.set_timesteps(20)
+    plain = course_of(first_order, float(first_order.timesteps[0]))
+    assert plain is not None
+    assert not plain.multistep
 
 
 def test_a_flows_output_is_corrected_too() -> None:
