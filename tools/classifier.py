@@ -72,5 +72,18 @@ def frechet(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(((mean_a - mean_b) ** 2).sum() + cov_a.trace() + cov_b.trace() - 2 * shared)
 
 
+@torch.no_grad()
+def frechet_noise(one: torch.Tensor, reference: torch.Tensor, other: torch.Tensor, resamples: int = 20) -> float:
+    """Standard deviation of frechet(one, other) - frechet(reference, other), by which the two are compared.
+
+    one, reference: features (count, FEATURES) of the same seeds; by bootstrap over these, seeded.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count = len(one)
+    drawn = [torch.randint(count, (count,), generator=generator) for _ in range(resamples)]
+    differences = torch.tensor([frechet(one[rows], other) - frechet(reference[rows], other) for rows in drawn])
+    return float(differences.std())
+
+
 def _gaussian(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return features.mean(0), torch.cov(features.T)

@@ -39,7 +39,7 @@ from profiles.quality_profile import FEWER_STEPS, MeasuredDrift, QualityProfile,
 from profiles.strict_json import JsonFileError
 from runtime.lookahead import is_stochastic
 from runtime.pipeline import denoiser_name, parallelize
-from tools.classifier import Classifier, frechet
+from tools.classifier import Classifier, frechet, frechet_noise
 from tools.figures import psnr, ssim
 from tools.shapes import Pictures, draw, draw_labels
 from tools.train import TRAINED, picture_grid
@@ -79,7 +79,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the result: how it was run, medians over the samples, and the speed-up over one device."""
+    """A row of the result: how it was run, medians over the samples, and the speed-up over one device.
+
+    frechet_noise: standard deviation of the difference of its Fréchet distance from the sequential output's.
+    """
 
     devices: int
     branches: int
@@ -95,6 +98,7 @@ class Row:
     ssim: float
     agreement: float | None
     frechet: float | None
+    frechet_noise: float | None
     lpips: float | None
     speedup: float
     speedup_source: str
@@ -173,13 +177,15 @@ class Judge:
     lpips: Any = None
 
     def row(self, pixels: torch.Tensor, *, speedup: float, **what: Any) -> Row:
-        agreement = distance = perceptual = None
+        agreement = distance = noise = perceptual = None
         if self.classifier is not None:
             assert self.subject.labels is not None
             agreement = self.classifier.agreement(pixels * 2 - 1, self.subject.labels)
             if self.real is not None:
                 with torch.no_grad():
-                    distance = frechet(self.classifier.features(pixels * 2 - 1), self.real)
+                    features, exact = (self.classifier.features(p * 2 - 1) for p in (pixels, self.reference))
+                distance = frechet(features, self.real)
+                noise = frechet_noise(features, exact, self.real)
         if self.lpips is not None:
             with torch.no_grad():
                 perceptual = float(self.lpips(pixels * 2 - 1, self.reference * 2 - 1).median())
@@ -190,6 +196,7 @@ class Judge:
             ssim=round(float(ssim(pixels, self.reference).median()), 4),
             agreement=agreement if agreement is None else round(agreement, 4),
             frechet=distance if distance is None else round(distance, 4),
+            frechet_noise=noise if noise is None else round(noise, 4),
             lpips=perceptual,
             speedup=round(speedup, 3),
             speedup_source="simulated",
@@ -457,7 +464,8 @@ def plot(document: dict[str, Any], file: Path) -> None:
 _COLUMNS = (
     ("scheduler", "{:<30}"), ("steps", "{:>5}"), ("devices", "{:>7}"), ("branches", "{:>8}"), ("components", "{:>10}"),
     ("split", "{:<10}"), ("predictor", "{:<11}"), ("warmup", "{:>6}"), ("psnr_db", "{:>7.2f}"), ("ssim", "{:>6.4f}"),
-    ("agreement", "{:>9}"), ("frechet", "{:>8}"), ("speedup", "{:>7.2f}"),
+    ("agreement", "{:>9}"), ("frechet", "{:>8}"), ("frechet_noise", "{:>13}"),
+    ("speedup", "{:>7.2f}"),
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tools.classifier import frechet
+from tools.classifier import frechet, frechet_noise
 from tools.figures import psnr, ssim
 
 
@@ -38,3 +38,17 @@ def test_frechet_of_gaussians() -> None:
     assert frechet(base, base) == pytest.approx(0.0, abs=1e-6)
     assert frechet(base, base + 1.0) == pytest.approx(4.0, abs=1e-6)
     assert frechet(base, 2 * base) == pytest.approx(4.0, rel=0.05)  # tr(1 + 4 - 2*2) per feature
+
+
+def test_noise_of_a_difference_is_that_of_what_differs() -> None:
+    """None where the two are alike; of independent ones, that of both: as samples of samples show."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(20_000, 4, generator=generator)
+    one = 0.5 + torch.randn(1000, 4, generator=generator)
+    assert frechet_noise(one, one, drawn) == 0.0
+    other = 0.5 + torch.randn(20, 1000, 4, generator=generator)
+    true = torch.tensor([frechet(one_of, drawn) for one_of in other]).std()
+    noise = frechet_noise(other[0], one, drawn)
+    assert 0.5 < noise / float(2**0.5 * true) < 2.0
+    near = one + 0.01 * torch.randn(1000, 4, generator=generator)
+    assert frechet_noise(near, one, drawn) < 0.1 * noise

@@ -21,7 +21,7 @@ from tools.quality import Case, Way, cases, main, parse_way
 
 KEYS = {
     "devices", "branches", "components", "period", "split", "predictor", "scheduler", "steps", "warmup", "samples",
-    "psnr_db", "ssim", "agreement", "frechet", "speedup", "speedup_source",
+    "psnr_db", "ssim", "agreement", "frechet", "frechet_noise", "speedup", "speedup_source",
 }  # fmt: skip
 
 
