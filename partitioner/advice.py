@@ -16,6 +16,7 @@ from profiles.quality_profile import QualityProfile
 
 HOP_PREDICTORS: tuple[Predictor, ...] = ("hold", "linear", "adaptive")  # of equal dB the first is taken
 STEPS = 50  # where nothing else is said
+MARGIN_DB = 6.0  # by which a plan should come closer to the sequential output than fewer steps in the same time
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,19 @@ class Advice:
     fewer_steps_db: float | None
 
     @property
+    def margin_db(self) -> float | None:
+        """By how much the plan comes closer than fewer steps; None where one of them is not known."""
+        return None if self.psnr_db is None or self.fewer_steps_db is None else self.psnr_db - self.fewer_steps_db
+
+    @property
     def against(self) -> bool:
         """Whether fewer steps on one device were seen to be at least as good."""
-        return self.psnr_db is not None and self.fewer_steps_db is not None and self.fewer_steps_db >= self.psnr_db
+        return self.margin_db is not None and self.margin_db <= 0
+
+    @property
+    def doubt(self) -> int:
+        """0 where the plan is better by MARGIN_DB at least, or not known to be no better; 1: by less; 2: not at all."""
+        return 2 if self.against else int(self.margin_db is not None and self.margin_db < MARGIN_DB)
 
 
 class Adviser:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from partitioner.advice import Adviser
+from partitioner.advice import Advice, Adviser
 from partitioner.edge_drift import EdgeDrift, least_error
 from partitioner.errors import InfeasibleError, UsageError
 from partitioner.evaluate import Evaluation, evaluate
@@ -266,9 +266,9 @@ def choose(
 ) -> Candidate:
     """The best candidate under ``options.prefer``; of equal speed or memory, the one of better quality.
 
-    quality: not known to be worse than fewer steps on one device in the same time, few devices idle, nothing stale,
-    exact branches, no device idle, in this order; where the adviser knows async mode to be better than look-ahead over
-    as many components, the latter counts as stale instead.
+    quality: seen to be better than fewer steps on one device in the same time, and by MARGIN_DB (or not seen to be no
+    better), few devices idle, nothing stale, exact branches, no device idle, in this order; where the adviser knows
+    async mode to be better than look-ahead over as many components, the latter counts as stale instead.
     Raises InfeasibleError if no split over all the devices exists (or all but an odd one), or only slower ones.
     """
     with_all = [c for c in candidates if c.components == device_count // c.branches]
@@ -281,8 +281,8 @@ def choose(
         idle = device_count - c.ranks
         async_is_better = adviser is not None and adviser.prefers_async(c.components)
         worse = c.is_stale != async_is_better
-        beaten = adviser is not None and is_beaten(c, adviser, options, sequential_ms)
-        return beaten, idle > IDLE_SHARE * device_count, worse, -c.branches, idle, c.step_ms
+        doubt = _doubt(c, adviser, options, sequential_ms)
+        return doubt, idle > IDLE_SHARE * device_count, worse, -c.branches, idle, c.step_ms
 
     keys: dict[Prefer, Callable[[Candidate], tuple[float, ...]]] = {
         "quality": quality,
@@ -300,13 +300,21 @@ def choose(
     return chosen
 
 
-def is_beaten(c: Candidate, adviser: Adviser, options: Options, sequential_ms: float) -> bool:
-    """Whether fewer steps on one device were seen to come as close to the sequential output as this feasible candidate,
-    in the same time and with the sampler that will be used."""
-    if c.components == 1 or adviser.occasion.scheduler is None:
-        return False
+def _doubt(c: Candidate, adviser: Adviser | None, options: Options, sequential_ms: float) -> int:
+    """Advice.doubt; async mode of which nothing was measured is doubted as look-ahead over as many components is."""
+    advice = advice_on(c, adviser, options, sequential_ms)
+    if advice is not None and advice.margin_db is None and c.is_stale:
+        advice = advice_on(replace(c, mode="lookahead"), adviser, options, sequential_ms)
+    return 0 if advice is None else advice.doubt
+
+
+def advice_on(c: Candidate, adviser: Adviser | None, options: Options, sequential_ms: float) -> Advice | None:
+    """What was measured of such a plan with the sampler that will be used; None where no sampler is known, the plan is
+    exact, or there is no split."""
+    if adviser is None or adviser.occasion.scheduler is None or c.components == 1 or c.reason is not None:
+        return None
     warmup = options.warmup or default_warmup(c.components)
     steps = adviser.occasion.steps
     speedup = trajectory_speedup(steps, warmup, sequential_ms, c.evaluation.sequential_ms, c.step_ms)
     predictor = options.predictor or adviser.hop_predictor(c.components)
-    return adviser.advise(c.components, c.mode, predictor, speedup).against
+    return adviser.advise(c.components, c.mode, predictor, speedup)

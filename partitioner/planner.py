@@ -23,11 +23,11 @@ from partitioner.candidates import (
     Candidate,
     Options,
     Progress,
+    advice_on,
     check_branches,
     choose,
     default_warmup,
     find_candidates,
-    is_beaten,
     seats_of,
 )
 from partitioner.cost import GraphCosts, estimate
@@ -55,8 +55,8 @@ class Planning:
 
     baselines: other splits of a full call over as many devices. seconds: by "trace", "cost", "solve" and what was
     asked for besides. certificate: what was proved of the step time; refinement: what was measured; None if not asked.
-    advice: what quality to expect, None without a profile. idle: how many devices the plan does not use. beaten: the
-    candidates that fewer steps on one device were seen to equal with this sampler.
+    advice: what quality to expect, None without a profile. idle: how many devices the plan does not use. margins_db: of
+    each candidate, by how much it was seen to come closer to the sequential output than fewer steps; None: not known.
     """
 
     plan: Plan
@@ -68,7 +68,7 @@ class Planning:
     refinement: Refinement | None
     advice: Advice | None = None
     idle: int = 0
-    beaten: tuple[Candidate, ...] = ()
+    margins_db: tuple[float | None, ...] = ()
 
 
 def plan_model(
@@ -238,11 +238,10 @@ def plan_graphs(
         revision=revision,
     )
     advice = None
-    beaten: tuple[Candidate, ...] = ()
     if adviser is not None:
         speedup = plan.speedup(adviser.occasion.steps)
         advice = adviser.advise(plan.components, plan.mode, plan.predictor, speedup)
-        beaten = tuple(c for c in candidates if c.reason is None and is_beaten(c, adviser, options, sequential_ms))
+    known = [advice_on(candidate, adviser, options, sequential_ms) for candidate in candidates]
     return Planning(
         plan,
         chosen,
@@ -253,7 +252,7 @@ def plan_graphs(
         refinement,
         advice,
         len(fleet) - chosen.ranks,
-        beaten,
+        tuple(None if one is None else one.margin_db for one in known),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from partitioner.advice import STEPS, Advice
+from partitioner.advice import MARGIN_DB, STEPS, Advice
 from partitioner.plan import Plan, seat_of
 from partitioner.simulate import SpeedOfLight
 
@@ -81,13 +81,13 @@ def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[st
                 "period": candidate.period,
                 "chosen": candidate is planning.chosen,
                 "reason": candidate.reason,
-                "fewer_steps_better": any(candidate is beaten for beaten in planning.beaten),
+                "margin_db": None if margin is None else round(margin, 2),
                 "step_ms": None if candidate.reason else round(candidate.step_ms, 6),
                 "staleness": None if candidate.reason else round(candidate.evaluation.staleness, 6),
                 "bytes_per_step": None if candidate.reason else candidate.bytes_per_step,
                 "memory_bytes": None if candidate.reason else candidate.memory_bytes,
             }
-            for candidate in planning.candidates
+            for candidate, margin in zip(planning.candidates, planning.margins_db, strict=True)
         ],
         "baselines": {
             name: {key: value for key, value in asdict(baseline).items() if value is not None}
@@ -141,8 +141,10 @@ def _quality_lines(quality: Mapping[str, Any]) -> list[str]:
 
 
 def _idle_line(document: Mapping[str, Any]) -> str:
-    beaten = any(c["fewer_steps_better"] for c in document["candidates"])
-    because = "over more of them, fewer steps on one device come as close" if beaten else "see the candidates"
+    doubted = any(c["margin_db"] is not None and c["margin_db"] < MARGIN_DB for c in document["candidates"])
+    because = (
+        f"over more, fewer steps on one device were seen to come within {MARGIN_DB:g} dB" if doubted else "see below"
+    )
     return f"note             {document['idle_devices']} left idle: {because}; --prefer speed uses them"
 
 
@@ -281,7 +283,8 @@ def _candidate_table(document: Mapping[str, Any], ms: str) -> list[str]:
 
 def _remark(candidate: Mapping[str, Any]) -> str:
     words = ["chosen"] if candidate["chosen"] else []
-    words += ["fewer steps on one device come as close"] if candidate["fewer_steps_better"] else []
+    if candidate["margin_db"] is not None:
+        words.append(f"{candidate['margin_db']:+.1f} dB to fewer steps")
     return "; ".join(words)
 
 

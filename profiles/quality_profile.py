@@ -111,8 +111,9 @@ def _nearest(rows: list[QualityRow], steps: int) -> list[QualityRow]:
 
 
 def _between(points: list[tuple[float, float]], at: float) -> float | None:
-    """Linear between points (ascending); None outside them."""
+    """Linear between points (ascending), as the nearest end up to 5 % beyond them, since steps are whole; else None."""
     for (low, first), (high, second) in pairwise(points):
         if low <= at <= high:
             return first if high == low else first + (second - first) * (at - low) / (high - low)
-    return next((value for place, value in points if place == at), None)
+    ends = [points[0], points[-1]] if points else []
+    return next((value for place, value in ends if abs(at / place - 1) <= 0.05), None)
