@@ -6,7 +6,7 @@ overhead, the clock under load. The planner rescales the costs by the difference
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,21 +26,23 @@ def time_components(
     placed: latent node name -> component. On a CPU the components take turns; on a GPU they come one after the other,
     so that only one at a time needs to fit. Raises MeasureError as measure_whole does.
     """
-    runs = component_runs(graph, placed, components, device)
+    made = component_runs(graph, placed, components, device)
     if torch.device(device).type == "cpu":
-        taken = measure_by_turns(list(runs), device, mode=mode)
+        taken = measure_by_turns([make() for make in made], device, mode=mode)
     else:
-        taken = [measure_whole(run, device, mode=mode) for run in runs]
+        taken = [measure_whole(make(), device, mode=mode) for make in made]
     return [summarise(samples).median_ms for samples in taken]
 
 
 def component_runs(
     graph: TracedGraph, placed: Mapping[str, int], components: int, device: str
-) -> Iterator[Callable[[], Any]]:
-    """A call of each component's latent nodes, in order, on random tensors; each is made when it is asked for."""
-    for component in range(components):
-        nodes = [node for node in graph.latent_nodes if placed[node.name] == component]
-        yield _runner(graph, nodes, torch.device(device))
+) -> list[Callable[[], Callable[[], Any]]]:
+    """What makes a call of each component's latent nodes, in order, on random tensors, which the call holds."""
+    target = torch.device(device)
+    return [
+        partial(_runner, graph, [node for node in graph.latent_nodes if placed[node.name] == component], target)
+        for component in range(components)
+    ]
 
 
 def _runner(graph: TracedGraph, nodes: list[Node], device: torch.device) -> Callable[[], Any]:

@@ -65,7 +65,7 @@ class TimerBesideWhole:
         self.whole_ms: list[float] = []
 
     def __call__(self, graph: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
-        runs = [*component_runs(graph, placed, components, "cpu"), self._run]
+        runs = [*(make() for make in component_runs(graph, placed, components, "cpu")), self._run]
         *parts, whole = (summarise(samples).median_ms for samples in measure_by_turns(runs))
         self.whole_ms.append(whole)
         return parts

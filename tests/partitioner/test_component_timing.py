@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+
+import pytest
 import torch
 from torch import nn
 
+from partitioner import component_timing
 from partitioner.component_timing import _runner, time_components
 from partitioner.trace import trace
 
@@ -29,6 +33,24 @@ def test_every_component_is_timed() -> None:
     times = time_components(graph, placed, 2, "cpu")
     assert len(times) == 2
     assert min(times) > 0
+
+
+def test_on_a_gpu_one_component_at_a_time_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that only one needs to fit."""
+    held: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    most = []
+
+    def runner(*_: object) -> nn.Module:
+        held.add(made := nn.Identity())
+        most.append(len(held))
+        return made
+
+    monkeypatch.setattr(component_timing, "_runner", runner)
+    monkeypatch.setattr(component_timing, "measure_whole", lambda run, *_, **__: [1.0, 1.0])
+    graph = trace(Deep().eval(), {"sample": torch.zeros(2, 4, 8, 8)}, {"sample": "latent"})
+    placed = {node.name: min(2, number) for number, node in enumerate(graph.latent_nodes)}
+    assert time_components(graph, placed, 3, "cuda:0") == [1.0, 1.0, 1.0]
+    assert most == [1, 1, 1]
 
 
 class Deep(nn.Module):
