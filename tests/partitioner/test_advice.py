@@ -13,19 +13,16 @@ from partitioner.advice import Adviser, Occasion
 from partitioner.candidates import Candidate, Options, advice_on, choose
 from partitioner.plan import Mode
 from partitioner.planner import default_predictor
-from profiles.quality_profile import QualityProfile, QualityRow
+from profiles.quality_profile import QualityProfile
+from tests.partitioner.quality_rows import profile_of
+
+SPLIT: Any = SimpleNamespace(evaluation=SimpleNamespace(sequential_ms=2.0))
 
 
 def adviser(occasion: Occasion = Occasion(), **psnr_db: float) -> Adviser:  # noqa: B008
     """Of a profile with one row per predictor, for two components."""
-    rows = tuple(
-        QualityRow(
-            denoiser="unet", scheduler="DDIMScheduler", steps=50, components=1 if name == "fewer_steps" else 2,
-            split="contiguous", predictor=name, warmup=4, samples=8, psnr_db=value, speedup=1.8,
-        )
-        for name, value in psnr_db.items()
-    )  # fmt: skip
-    return Adviser(QualityProfile(schema_version=1, date="", commands=(), versions={}, rows=rows), occasion)
+    rows = [(name, 1 if name == "fewer_steps" else 2, value, 1.8) for name, value in psnr_db.items()]
+    return Adviser(profile_of(rows), occasion)
 
 
 def test_advice_tells_what_was_measured_beside_fewer_steps() -> None:
@@ -54,8 +51,7 @@ def test_the_best_predictor_at_the_hops_is_taken() -> None:
 
 @pytest.mark.parametrize(("measured", "mode"), [({"lookahead": 30.0, "hold": 35.0}, "async"), ({}, "lookahead")])
 def test_the_mode_that_came_closer_is_chosen(measured: dict[str, Any], mode: str) -> None:
-    split: Any = SimpleNamespace(evaluation=SimpleNamespace(sequential_ms=2.0))
-    both = [Candidate(1, 2, 1, m, step_ms=1.0, split=split) for m in ("lookahead", "async")]  # type: ignore[arg-type]
+    both = [Candidate(1, 2, 1, m, step_ms=1.0, split=SPLIT) for m in ("lookahead", "async")]  # type: ignore[arg-type]
     chosen = choose(both, 2, Options(force=True), 2.0, *_nothing(), adviser(**measured))
     assert chosen.mode == mode
 
@@ -64,8 +60,7 @@ def test_the_mode_that_came_closer_is_chosen(measured: dict[str, Any], mode: str
     ("scheduler", "mode"), [("EulerAncestralDiscreteScheduler", "async"), ("EulerDiscreteScheduler", "lookahead")]
 )
 def test_a_sampler_that_adds_noise_is_planned_without_look_ahead(scheduler: str, mode: str) -> None:
-    split: Any = SimpleNamespace(evaluation=SimpleNamespace(sequential_ms=2.0))
-    both = [Candidate(1, 2, 1, m, step_ms=1.0, split=split) for m in ("lookahead", "async")]  # type: ignore[arg-type]
+    both = [Candidate(1, 2, 1, m, step_ms=1.0, split=SPLIT) for m in ("lookahead", "async")]  # type: ignore[arg-type]
     asked = adviser(Occasion(50, scheduler), lookahead=50.0)
     assert choose(both, 2, Options(force=True), 2.0, *_nothing(), asked).mode == mode
 
@@ -73,26 +68,17 @@ def test_a_sampler_that_adds_noise_is_planned_without_look_ahead(scheduler: str,
 def test_what_fewer_steps_were_seen_to_beat_is_passed_over() -> None:
     """Three devices that fewer steps beat, or nearly, lose to two that they do not; where that is not known, three are
     taken, and of two that are doubted the better."""
-    split: Any = SimpleNamespace(evaluation=SimpleNamespace(sequential_ms=2.0))
-    ways = [Candidate(1, 3, 1, "lookahead", step_ms=0.7, split=split)]
-    ways += [Candidate(1, 2, 1, "lookahead", step_ms=1.1, split=split)]
-    ways += [Candidate(1, 3, 1, "async", step_ms=0.7, split=split)]  # of which nothing is known
+    ways = [Candidate(1, 3, 1, "lookahead", step_ms=0.7, split=SPLIT)]
+    ways += [Candidate(1, 2, 1, "lookahead", step_ms=1.1, split=SPLIT)]
+    ways += [Candidate(1, 3, 1, "async", step_ms=0.7, split=SPLIT)]  # of which nothing is known
     rows = [("lookahead", 3, 33.0, 2.4), ("lookahead", 2, 54.0, 1.7), ("fewer_steps", 1, 45.0, 1.5)]
     rows += [("fewer_steps", 1, 38.0, 3.0)]
-    made = tuple(
-        QualityRow(
-            denoiser="unet", scheduler="DDIMScheduler", steps=50, components=components, split="contiguous",
-            predictor=name, warmup=4, samples=8, psnr_db=psnr_db, speedup=speedup,
-        )
-        for name, components, psnr_db, speedup in rows
-    )  # fmt: skip
     ddim, any_sampler = Occasion(50, "DDIMScheduler"), Occasion(50)
-    nearly = (made[0].model_copy(update={"psnr_db": 43.0}), *made[1:])  # 43 against 41: not beaten, but by 2 dB only
-    both = (nearly[0], made[1].model_copy(update={"psnr_db": 40.0}), *made[2:])
-    cases = [(made, ddim, 2), (made[1:], ddim, 3), (made, any_sampler, 3), (nearly, ddim, 2), (both, ddim, 3)]
+    nearly = [("lookahead", 3, 43.0, 2.4), *rows[1:]]  # 43 against 41: not beaten, but by 2 dB only
+    both = [nearly[0], ("lookahead", 2, 40.0, 1.7), *rows[2:]]
+    cases = [(rows, ddim, 2), (rows[1:], ddim, 3), (rows, any_sampler, 3), (nearly, ddim, 2), (both, ddim, 3)]
     for known, occasion, components in cases:
-        profile = QualityProfile(schema_version=1, date="", commands=(), versions={}, rows=known)
-        asked = Adviser(profile, occasion)
+        asked = Adviser(profile_of(known), occasion)
         chosen = choose(ways, 3, Options(force=True), 2.0, *_nothing(), asked)
         assert (chosen.components, chosen.mode) == (components, "lookahead")
 
@@ -109,10 +95,9 @@ def test_by_what_was_measured_nothing_is_recommended_that_fewer_steps_come_near(
     scheduler: str, steps: int, devices: int
 ) -> None:
     """In one branch, with the shipped measurements: 6 dB better than fewer steps, and not below hold by 0.5."""
-    split: Any = SimpleNamespace(evaluation=SimpleNamespace(sequential_ms=2.0))
     counts = [count for count in (2, 3, 4, 8) if count <= devices]
     modes: tuple[Mode, ...] = ("lookahead", "async")
-    ways = [Candidate(1, k, 1, mode, step_ms=2.04 / k, split=split) for k in counts for mode in modes]
+    ways = [Candidate(1, k, 1, mode, step_ms=2.04 / k, split=SPLIT) for k in counts for mode in modes]
     asked = Adviser(QualityProfile.load(), Occasion(steps, scheduler))
     chosen = choose(ways, devices, Options(force=True), 2.0, *_nothing(), asked)
     advice = advice_on(chosen, asked, Options(force=True), 2.0)

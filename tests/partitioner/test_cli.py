@@ -17,7 +17,7 @@ import pytest
 from partitioner import cli, planner
 from partitioner.models import model_spec, trace_model
 from partitioner.plan import Plan
-from profiles.quality_profile import QualityProfile, QualityRow
+from tests.partitioner.quality_rows import profile_of
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = {
@@ -95,16 +95,9 @@ def test_a_plan_is_made_and_described(split: Run, folder: Path) -> None:
 
 def test_what_leaves_a_device_idle_is_told(split: Run, folder: Path) -> None:
     """Fewer steps were seen to beat four components, not three."""
-    made = [("lookahead", 4, 30.0, 3.4), ("lookahead", 3, 50.0, 2.6), ("fewer_steps", 1, 40.0, 2.0)]
-    made += [("fewer_steps", 1, 35.0, 4.0)]
-    rows = tuple(
-        QualityRow(
-            denoiser="unet", scheduler="DDIMScheduler", steps=50, components=components, split="contiguous",
-            predictor=name, warmup=4, samples=8, psnr_db=psnr_db, speedup=speedup,
-        )
-        for name, components, psnr_db, speedup in made
-    )  # fmt: skip
-    QualityProfile(schema_version=1, date="", commands=(), versions={}, rows=rows).save(folder / "quality.json")
+    rows = [("lookahead", 4, 30.0, 3.4), ("lookahead", 3, 50.0, 2.6)]
+    rows += [("fewer_steps", 1, 40.0, 2.0), ("fewer_steps", 1, 35.0, 4.0)]
+    profile_of(rows).save(folder / "quality.json")
     options = ("--devices", "4", "--branches", "1", "--scheduler", "DDIMScheduler", "--quality", "quality.json")
     code, out, err = split(*options, "--json")
     assert code == 0, err

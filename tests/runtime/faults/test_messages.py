@@ -18,7 +18,7 @@ from partitioner.ir import TensorMeta
 from runtime.engine import Engine
 from runtime.errors import EngineError, MessageError
 from runtime.transport import Expected, GlooMailbox, Key, Rendezvous
-from tests.runtime.faults.trouble import call_until_it_fails, engine_for, fragile, plan_for, trajectory
+from tests.runtime.faults.trouble import call_until_it_fails, engine_for, fragile, plan_for, trajectory, wait_until
 
 HASH = 7
 
@@ -106,12 +106,12 @@ def test_what_was_sent_is_kept_only_until_it_has_arrived() -> None:
             _take(receiver, [step])
         assert sender._channels[1].sent == 100
         assert receiver._channels[0].sent == 100 // 16
-        _until(lambda: sender._channels[1].kept == 100 % 16)
+        wait_until(lambda: sender._channels[1].kept == 100 % 16)
         assert receiver._channels[0].kept <= 1
         sender.register(1, [Expected("large", meta(2**18), (0,))])
         receiver.register(1, [Expected("large", meta(2**18), (0,))])
         sender.send([1], Key(1, 0, 0, 0), torch.ones(2**18))
-        _until(lambda: sender._channels[1].kept == 0)
+        wait_until(lambda: sender._channels[1].kept == 0)
         assert receiver.ready(Key(1, 0, 0, 0))
         assert not errors
 
@@ -133,13 +133,6 @@ def test_a_receipt_for_what_was_not_sent_is_refused() -> None:
         sender.send([1], Key(0, 0, 0, 0), torch.ones(2, 3))
         with pytest.raises(MessageError, match="it tells of 1 messages, 0 were sent"):
             _take(receiver, [0])
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 5
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 def _take(receiver: GlooMailbox, steps: Iterable[int]) -> None:

@@ -25,6 +25,7 @@ from tests.runtime.faults.trouble import (
     soon,
     trajectory,
     twice,
+    wait_until,
 )
 from tests.runtime.helpers import equal, plan_of
 
@@ -174,10 +175,7 @@ def test_the_drivers_own_work_needs_no_rank_to_have_finished_its_step() -> None:
     with engine_for(FRAGILE, plan) as engine:
         outputs = trajectory(engine, 6)
         (rank,) = rank_processes()
-        until = time.monotonic() + 5
-        while engine.stats.ranks[1].steps < 6 or not engine._ranks.worker.mailbox.kept:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_until(lambda: engine.stats.ranks[1].steps >= 6 and engine._ranks.worker.mailbox.kept > 0)
         os.kill(rank, signal.SIGSTOP)
         try:
             outputs.append(engine(**inputs(6))[0])

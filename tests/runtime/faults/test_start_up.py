@@ -15,7 +15,7 @@ import pytest
 
 from runtime.errors import StartupError
 from tests.runtime.faults.traces import is_gone, listening, rank_processes
-from tests.runtime.faults.trouble import DEADLINE_S, engine_for, fragile, plan_for, trajectory
+from tests.runtime.faults.trouble import DEADLINE_S, engine_for, fragile, plan_for, trajectory, wait_until
 from tests.runtime.helpers import equal
 
 FRAGILE = fragile()
@@ -131,10 +131,8 @@ def test_ranks_end_with_their_driver(phase: str, number: signal.Signals, status:
         assert driver.stderr is not None
         while driver.stdout.readline().strip() != when:
             assert driver.poll() is None, driver.stderr.read()
-        until = time.monotonic() + 60
-        while len(ranks := rank_processes(driver.pid)) < 2:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_until(lambda: len(rank_processes(driver.pid)) == 2, timeout_s=60)
+        ranks = rank_processes(driver.pid)
         begin = time.monotonic()
         driver.send_signal(number)
         try:

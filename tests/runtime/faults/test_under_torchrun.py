@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 
 from tests.runtime.faults.traces import is_gone
-from tests.runtime.faults.trouble import DEADLINE_S
+from tests.runtime.faults.trouble import DEADLINE_S, wait_until
 from tests.runtime.two_agents import agents
 
 SCRIPT = "tests.runtime.faults.torchrun_script"
@@ -36,10 +35,7 @@ def test_ranks_end_with_their_driver(tmp_path: Path) -> None:
     with agents("-m", SCRIPT, "driver", logs=tmp_path) as (first, second):
         assert first.stdout is not None
         words = json.loads(first.stdout.readline())
-        until = time.monotonic() + 5
-        while not all(map(is_gone, words["pids"])):
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_until(lambda: all(map(is_gone, words["pids"])))
         assert (first.wait(timeout=120), second.wait(timeout=120)) == (1, 1)
         assert second.stderr is not None
         assert "the driver, rank 0, has ended without a word" in second.stderr.read()

@@ -126,3 +126,11 @@ def soon(action: Callable[[], None], after_s: float = 0.2) -> Iterator[list[floa
         yield done
     finally:
         thread.join()
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Wait until something holds; fails where it never does."""
+    until = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.005)
