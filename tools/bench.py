@@ -164,19 +164,14 @@ class Race:
         scheduler = trajectory.scheduler
         # the policy's ranks get the denoiser as it is now; the engines leave it as it is
         self._policy = stack.enter_context(PolicyRanks(denoiser, policy))
-        options = {
-            "async": EngineOptions(warmup=settings.warmup),
-            "lookahead": EngineOptions(warmup=settings.warmup),
-            "multirate": EngineOptions(warmup=settings.warmup),
-            "exact": EngineOptions(exact=True, microbatches=settings.microbatches),
-        }
+        lagged = EngineOptions(warmup=settings.warmup)
+        exact = EngineOptions(exact=True, microbatches=settings.microbatches)
+        ways = [*((name, plan, lagged) for name, plan in plans.items()), ("exact", plans["async"], exact)]
         self._engines = {
-            name: stack.enter_context(
-                Engine(denoiser, plans.get(name, plans["async"]), chosen, scheduler=lambda: scheduler)
-            )
-            for name, chosen in options.items()
-            if name in plans or name == "exact"
+            name: stack.enter_context(Engine(denoiser, plan, options, scheduler=lambda: scheduler))
+            for name, plan, options in ways
         }
+        self._lagged = tuple(plans)
         others = ("sequential", "sequential_2_threads", "policy")
         self.samples = {name: Samples() for name in (*others, *self._engines)}
         self.policy_resident_bytes: tuple[int, ...] = ()
@@ -185,13 +180,7 @@ class Race:
         """Measure every one once; every other round in reverse order, so that a drift of the machine favours none."""
         turns: list[Callable[[], None]] = [
             lambda: self._run_denoiser("sequential", 1),
-            lambda: self._run_engine("async", self._trajectory.start()),
-            lambda: self._run_engine("lookahead", self._trajectory.start()),
-            *(
-                [lambda: self._run_engine("multirate", self._trajectory.start())]
-                if "multirate" in self._engines
-                else []
-            ),
+            *(partial(self._run_trajectory, name) for name in self._lagged),
             self._run_policy,
             lambda: self._run_engine("exact", self._few()),
             lambda: self._run_denoiser("sequential_2_threads", 2),
@@ -210,6 +199,9 @@ class Race:
             self.samples[name].call_ms.append(statistics.mean(_times_ms(self._denoiser, self._few())))
         finally:
             torch.set_num_threads(before)
+
+    def _run_trajectory(self, name: str) -> None:
+        self._run_engine(name, self._trajectory.start())
 
     def _run_engine(self, name: str, calls: Sequence[Call]) -> None:
         engine, samples = self._engines[name], self.samples[name]

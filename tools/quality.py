@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -176,19 +177,23 @@ class Judge:
     real: torch.Tensor | None = None  # features of drawn pictures
     lpips: Any = None
 
+    @cached_property
+    def _exact_features(self) -> torch.Tensor:
+        assert self.classifier is not None
+        return self.classifier.features(self.reference * 2 - 1)
+
+    @torch.no_grad()
     def row(self, pixels: torch.Tensor, *, speedup: float, **what: Any) -> Row:
         agreement = distance = noise = perceptual = None
         if self.classifier is not None:
             assert self.subject.labels is not None
             agreement = self.classifier.agreement(pixels * 2 - 1, self.subject.labels)
             if self.real is not None:
-                with torch.no_grad():
-                    features, exact = (self.classifier.features(p * 2 - 1) for p in (pixels, self.reference))
+                features = self.classifier.features(pixels * 2 - 1)
                 distance = frechet(features, self.real)
-                noise = frechet_noise(features, exact, self.real)
+                noise = frechet_noise(features, self._exact_features, self.real)
         if self.lpips is not None:
-            with torch.no_grad():
-                perceptual = float(self.lpips(pixels * 2 - 1, self.reference * 2 - 1).median())
+            perceptual = float(self.lpips(pixels * 2 - 1, self.reference * 2 - 1).median())
         return Row(
             scheduler=type(self.subject.pipe.scheduler).__name__,
             samples=len(pixels),
@@ -464,8 +469,7 @@ def plot(document: dict[str, Any], file: Path) -> None:
 _COLUMNS = (
     ("scheduler", "{:<30}"), ("steps", "{:>5}"), ("devices", "{:>7}"), ("branches", "{:>8}"), ("components", "{:>10}"),
     ("split", "{:<10}"), ("predictor", "{:<11}"), ("warmup", "{:>6}"), ("psnr_db", "{:>7.2f}"), ("ssim", "{:>6.4f}"),
-    ("agreement", "{:>9}"), ("frechet", "{:>8}"), ("frechet_noise", "{:>13}"),
-    ("speedup", "{:>7.2f}"),
+    ("agreement", "{:>9}"), ("frechet", "{:>8}"), ("frechet_noise", "{:>13}"), ("speedup", "{:>7.2f}"),
 )  # fmt: skip
 
 
