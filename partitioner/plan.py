@@ -26,6 +26,7 @@ from partitioner.errors import PlanError
 from partitioner.ir import DTYPE_BYTES, TracedGraph
 from partitioner.placement import carry_over, check_forward
 from partitioner.program import build_programs, find_boundaries
+from partitioner.samplers import denoiser_calls, exact_calls
 from profiles.strict_json import JsonFileError, read_json, write_atomic
 
 SCHEMA_VERSION = 1
@@ -179,11 +180,11 @@ def _check_versions(value: object) -> object:
     return value
 
 
-def trajectory_speedup(steps: int, warmup: int, sequential_ms: float, exact_step_ms: float, step_ms: float) -> float:
-    """Over so many steps, the first ``warmup`` of them at the cost of exact ones."""
-    exact = min(warmup, steps)
-    total = exact * exact_step_ms + (steps - exact) * step_ms
-    return round(sequential_ms * steps / total, 6) if total > 0 else 1.0
+def trajectory_speedup(calls: int, exact: int, sequential_ms: float, exact_step_ms: float, step_ms: float) -> float:
+    """Over so many denoiser calls, ``exact`` of them at the cost of exact ones."""
+    exact = min(exact, calls)
+    total = exact * exact_step_ms + (calls - exact) * step_ms
+    return round(sequential_ms * calls / total, 6) if total > 0 else 1.0
 
 
 class Plan(_Record):
@@ -346,10 +347,15 @@ class Plan(_Record):
         """How many ranks run the plan."""
         return self.components * self.branches
 
-    def speedup(self, steps: int) -> float:
-        """Predicted, over a trajectory of so many steps, its warm-up steps at the cost of exact ones."""
+    def speedup(self, steps: int, scheduler: str | None = None) -> float:
+        """Predicted, over a trajectory of so many steps, its exact calls at their cost.
+
+        scheduler: a class of diffusers; None for one that calls the denoiser once per step.
+        """
         figures = self.predicted
-        return trajectory_speedup(steps, self.warmup, figures.sequential_ms, figures.exact_step_ms, figures.step_ms)
+        calls = denoiser_calls(scheduler, steps)
+        exact = exact_calls(scheduler, self.mode, self.warmup)
+        return trajectory_speedup(calls, exact, figures.sequential_ms, figures.exact_step_ms, figures.step_ms)
 
     @property
     def origin(self) -> str:

@@ -239,7 +239,7 @@ def plan_graphs(
     )
     advice = None
     if adviser is not None:
-        speedup = plan.speedup(adviser.occasion.steps)
+        speedup = plan.speedup(adviser.occasion.steps, adviser.occasion.scheduler)
         advice = adviser.advise(plan.components, plan.mode, plan.predictor, speedup)
     known = [advice_on(candidate, adviser, options, sequential_ms) for candidate in candidates]
     return Planning(

@@ -2,7 +2,7 @@
 
 Legend: call c is the c-th denoiser call of a trajectory (0, 1, ...); N components, component i of N in a chain.
 
-Exact (c < warmup, or all of them): every component runs call c and reads call c's messages.
+Exact (c < warmup, the last ``finish`` calls, or all of them): every component runs call c and reads call c's messages.
 Async: every component i that is due runs call c and reads from component s the newest message that is sure to be
 there: of call c-1, or for a component with period p > 1 of its last run that began at least p calls ago.
 Look-ahead: component i runs call c+N-1-i, on inputs predicted for that call, and reads that call's messages, which
@@ -31,13 +31,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Schedule:
-    """mode: "exact", "async" or "lookahead". calls: length of the trajectory where known (look-ahead needs it)."""
+    """mode: "exact", "async" or "lookahead". calls: length of the trajectory where known (look-ahead needs it).
+    finish: exact last calls, counted only where the length is known."""
 
     components: int
     mode: str
     warmup: int
     periods: tuple[int, ...]
     calls: int | None = None
+    finish: int = 0
 
     def __post_init__(self) -> None:
         if self.warmup < 1:
@@ -55,13 +57,14 @@ class Schedule:
         if self.mode == "lookahead" and self.components > 1:
             for i in everyone:
                 ahead = call + self.components - 1 - i
-                if ahead >= self.warmup and (self.calls is None or ahead < self.calls):
+                if not self.is_exact(ahead) and (self.calls is None or ahead < self.calls):
                     runs.append(Run(i, ahead, (ahead,) * self.components))
         return runs
 
     def is_exact(self, call: int) -> bool:
         """Whether a call's output is the denoiser's own on the call's own input."""
-        return call < self.warmup or self.mode == "exact" or self.components == 1
+        finishing = self.calls is not None and call >= self.calls - self.finish
+        return call < self.warmup or finishing or self.mode == "exact" or self.components == 1
 
     def _due(self, component: int, call: int) -> bool:
         return call < self.warmup or (call - self.warmup) % self.periods[component] == 0

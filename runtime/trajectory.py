@@ -15,7 +15,8 @@ import torch
 from partitioner.ir import Role, TracedGraph
 from partitioner.schedule import Run, Schedule
 from runtime.calls import Tensors
-from runtime.lookahead import Course, Forecast, corrected, course_of
+from runtime.forecast import Forecast, forecast_of
+from runtime.lookahead import Course, corrected, course_of
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,10 @@ class Trajectory:
                 # the first prediction needs the slope of one move, and is made ``reach`` calls ahead
                 warmup = max(warmup, reach + 1)
                 latents = [item.name for item in graph.inputs if item.role is Role.LATENT]
-                self._forecasts = {name: Forecast(self._course, reach) for name in latents}
-        calls = self._course.calls if self._course is not None else None
-        self._schedule = Schedule(manner.components, mode, warmup, manner.periods, calls=calls)
+                self._forecasts = {name: forecast_of(self._course, reach) for name in latents}
+        course = self._course
+        calls, finish = (course.calls, course.finish) if course is not None else (None, 0)
+        self._schedule = Schedule(manner.components, mode, warmup, manner.periods, calls=calls, finish=finish)
 
     def runs(self, heard: bool = True) -> list[Run]:
         """What to run at this call; remembered as announced to nobody yet where its messages will be ``heard`` of."""

@@ -73,6 +73,18 @@ def test_look_ahead_fills_the_pipe_during_the_last_warm_up_calls() -> None:
     assert Run(0, 3, (3, 3, 3)) in schedule.runs(1), "all that it reads belongs to the call that it works for"
 
 
+def test_the_last_calls_are_exact_where_asked_for() -> None:
+    schedule = Schedule(3, "lookahead", 3, (1, 1, 1), calls=8, finish=2)
+    assert rounds(schedule, range(8)) == grid(
+        """
+        0: 0 1+3 2+4 5 . . 6 7
+        1: 0 1 2+3 4 5 . 6 7
+        2: 0 1 2 3 4 5 6 7
+        """
+    )
+    assert [call for call in range(8) if schedule.is_exact(call)] == [0, 1, 2, 6, 7]
+
+
 def test_look_ahead_without_a_known_end_runs_on() -> None:
     schedule = Schedule(2, "lookahead", 2, (1, 1))
     assert rounds(schedule, range(2, 5)) == grid(
@@ -114,9 +126,12 @@ def test_async_reads_only_what_has_been_sent_long_enough_ago(components: int, wa
             began[run.component].add(call)
 
 
-@given(st.integers(2, 6), st.integers(0, 3), st.integers(1, 12))
-def test_look_ahead_runs_every_call_once_and_reads_what_is_there(components: int, more_warmup: int, calls: int) -> None:
-    schedule = Schedule(components, "lookahead", components + more_warmup, (1,) * components, calls=calls)
+@given(st.integers(2, 6), st.integers(0, 3), st.integers(1, 12), st.integers(0, 3))
+def test_look_ahead_runs_every_call_once_and_reads_what_is_there(
+    components: int, more_warmup: int, calls: int, finish: int
+) -> None:
+    warmup, periods = components + more_warmup, (1,) * components
+    schedule = Schedule(components, "lookahead", warmup, periods, calls=calls, finish=finish)
     done: list[list[int]] = [[] for _ in range(components)]
     for call in range(calls):
         # the driver's component is last in the chain: what it reads was sent in this round at the latest

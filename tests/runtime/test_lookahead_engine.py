@@ -15,7 +15,7 @@ from partitioner.plan import Plan
 from partitioner.planner import Options, plan_model
 from runtime import parallelize
 from runtime.engine import Engine
-from runtime.lookahead import Forecast
+from runtime.forecast import Forecast
 from tests import pipelines
 
 STEPS = 9
@@ -104,6 +104,21 @@ def test_every_transport_gives_the_same_bits_again_and_again(
     with parallelize(pipe, plans[components], transport="emulation", correct=False):
         ahead = pipelines.call(pipe, steps=STEPS)
     assert float((ahead - exact).norm()) < 0.5 * float((held - exact).norm())
+
+
+@pytest.mark.parametrize("components", [2, 3])
+def test_the_last_calls_of_a_sampler_of_two_calls_are_exact(pipe: Any, plans: dict[int, Plan], components: int) -> None:
+    import diffusers
+
+    pipe.scheduler = diffusers.HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    outputs = []
+    for transport in ("emulation", "processes"):
+        with parallelize(pipe, plans[components], transport=transport) as engine:
+            outputs += [pipelines.call(pipe, steps=STEPS), pipelines.call(pipe, steps=STEPS)]
+            assert mode_of(engine) == "lookahead"
+            assert engine.stats.steps == 2 * (2 * STEPS - 1)
+            assert engine.stats.exact_steps == 2 * (3 + 2)
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 
 @pytest.mark.parametrize("name", ["EulerAncestralDiscreteScheduler", "LCMScheduler"])
