@@ -215,9 +215,8 @@ def _default_dtype(plan: Any, devices: list[str] | None) -> str:
 
 
 def _load(options: argparse.Namespace, dtype: Any) -> Any:
-    from diffusers import DiffusionPipeline
-
     from partitioner.errors import UsageError
+    from runtime.pipeline import load_pipeline
 
     local = Path(options.pipeline)
     if not local.exists() and options.pipeline.count("/") != 1:
@@ -225,7 +224,7 @@ def _load(options: argparse.Namespace, dtype: Any) -> Any:
     if local.exists() and not (local / "model_index.json").is_file():
         raise UsageError(f"--pipeline {options.pipeline} has no model_index.json: expected a saved diffusers pipeline")
     try:
-        return DiffusionPipeline.from_pretrained(options.pipeline, torch_dtype=dtype)
+        return load_pipeline(options.pipeline, dtype)
     except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"--pipeline {options.pipeline} cannot be loaded: {first}") from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,20 @@ from runtime.errors import InputError, PlanMismatch
 from runtime.torchrun import join, launched
 
 DENOISER_NAMES = ("unet", "transformer")
+
+
+def load_pipeline(folder: str | os.PathLike[str], dtype: torch.dtype) -> Any:
+    """The diffusers pipeline of a folder or a hub id; raises what from_pretrained does.
+
+    Parts that a folder says are missing (Stable Diffusion 3 without its third text encoder) stay so: diffusers itself
+    asks for them.
+    """
+    from diffusers import DiffusionPipeline
+
+    index = Path(folder, "model_index.json")
+    parts = json.loads(index.read_text()) if index.is_file() else {}
+    missing = {name: None for name, what in parts.items() if what == [None, None]}
+    return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **missing)
 
 
 class DistributedDenoiser(nn.Module):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
+from runtime.pipeline import load_pipeline
 from tools.classifier import Classifier
 from tools.shapes import draw, draw_labels
-from tools.train import TRAINED, main
+from tools.train import DENOISERS, EMPTY_TOKENS, LONG_EVERY, TRAINED, condition, denoiser_of, main
 
 MOST_BYTES = 8e6
 
@@ -24,15 +24,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["unet", "dit"])
+@pytest.mark.parametrize("kind", DENOISERS)
 def test_a_denoiser_is_saved_as_a_pipeline(kind: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([kind, "--iterations", "1", "--samples", "8", "--threads", "1", "--output", str(trained)]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["command"].startswith(f"python -m tools.train {kind}")
     assert (trained / kind / "samples.png").stat().st_size > 0
-    pipe = DiffusionPipeline.from_pretrained(trained / kind, torch_dtype=torch.float32)
-    denoiser = pipe.unet if kind == "unet" else pipe.transformer
-    assert sum(p.numel() for p in denoiser.parameters()) * 2 < MOST_BYTES
+    pipe = load_pipeline(trained / kind, torch.float32)
+    assert sum(p.numel() for p in denoiser_of(pipe).parameters()) * 2 < MOST_BYTES
+
+
+def test_a_step_with_the_empty_tokens_of_the_pipeline_is_trained_too(trained: Path) -> None:
+    """As diffusers appends them where the third text encoder is missing."""
+    options = ["--iterations", str(LONG_EVERY), "--samples", "8", "--threads", "1", "--output", str(trained)]
+    assert main(["mmdit", *options]) == 0
+    pipe = load_pipeline(trained / "mmdit", torch.float32)
+    usual, long = (condition(pipe, ["a red circle"], count)["encoder_hidden_states"] for count in (0, EMPTY_TOKENS))
+    assert long.shape[1] - usual.shape[1] == EMPTY_TOKENS
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a red circle", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 32, 32)
 
 
 def test_the_classifier_is_saved(trained: Path) -> None:
@@ -40,7 +50,7 @@ def test_the_classifier_is_saved(trained: Path) -> None:
     assert Classifier.load(trained / "classifier" / "classifier.safetensors").training is False
 
 
-@pytest.mark.parametrize("kind", ["unet", "dit"])
+@pytest.mark.parametrize("kind", DENOISERS)
 def test_shipped_denoisers_say_how_they_were_made(kind: str) -> None:
     record = json.loads((TRAINED / kind / "training.json").read_text())
     assert {"command", "seconds", "final_loss", "date", "torch"} <= set(record)
