@@ -35,18 +35,20 @@ from partitioner.models import live_spec
 from partitioner.plan import Mode, Plan
 from partitioner.planner import plan_model
 from partitioner.pricing import choose_pricing
+from partitioner.samplers import denoiser_calls, steps_of
 from partitioner.trace import bind_arguments, trace
 from profiles.quality_profile import FEWER_STEPS, MeasuredDrift, QualityProfile, QualityRow
 from profiles.strict_json import JsonFileError
-from runtime.lookahead import is_stochastic
-from runtime.pipeline import denoiser_name, parallelize
+from runtime.lookahead import is_flow, is_stochastic
+from runtime.pipeline import denoiser_name, load_pipeline, parallelize
 from tools.classifier import Classifier, frechet, frechet_noise
 from tools.figures import psnr, ssim
 from tools.shapes import Pictures, draw, draw_labels
-from tools.train import TRAINED, picture_grid
+from tools.train import DENOISERS, TRAINED, calling, picture_grid
 
 FEWEST_FOR_FRECHET = 1000
 DRIFT_CALLS, DRIFT_PROBES, DRIFT_PARTS = 8, 16, 8  # calls of a trajectory, probes of each, numbers kept of an edge
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -55,6 +57,9 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("HeunDiscreteScheduler", {}),
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "flow": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}),
+    "flow_dpmpp": ("DPMSolverMultistepScheduler", FLOW),
+    "flow_unipc": ("UniPCMultistepScheduler", FLOW),
 }
 
 
@@ -132,6 +137,11 @@ class Subject:
         import diffusers
 
         name, options = SCHEDULERS[case.scheduler]
+        if case.scheduler.startswith("flow") != is_flow(self._own_scheduler):
+            raise UsageError(
+                f"--scheduler {case.scheduler} does not suit {self.name}, whose denoiser predicts "
+                f"{'a flow' if is_flow(self._own_scheduler) else 'no flow'}"
+            )
         self.pipe.scheduler = getattr(diffusers, name).from_config(self._own_scheduler.config, **options)
 
     @torch.no_grad()
@@ -211,9 +221,11 @@ class Judge:
     def sequential(self, steps: int, pixels: torch.Tensor) -> Row:
         """A row of one device: fewer steps than the case's, or all of them, which is the reference itself."""
         name = "fewer_steps" if steps != self.case.steps else "sequential"
+        sampler = type(self.subject.pipe.scheduler).__name__
+        calls = [denoiser_calls(sampler, count) for count in (self.case.steps, steps)]
         return self.row(
             pixels, devices=1, branches=1, components=1, period=1, split="one", predictor=name, steps=steps,
-            warmup=steps, speedup=self.case.steps / steps,
+            warmup=steps, speedup=calls[0] / calls[1],
         )  # fmt: skip
 
 
@@ -225,6 +237,7 @@ def measure(
     more: fields of Judge.
     """
     subject.use(case)
+    sampler = type(subject.pipe.scheduler).__name__
     reference = subject.generate(case.steps)
     judge = Judge(subject, case, reference, **more)
     yield judge.sequential(case.steps, reference), reference
@@ -240,39 +253,41 @@ def measure(
             subject.pipe, plan, transport="emulation", mode=mode, warmup=exact, predictor=hop, keep_weights=True
         ):
             pixels = subject.generate(case.steps)
-        gains.append(plan.model_copy(update={"warmup": exact}).speedup(case.steps))
+        run = plan.model_copy(update={"warmup": exact, "mode": "lookahead" if lookahead else "async"})
+        gains.append(run.speedup(case.steps, sampler))
         named = "exact" if plan.components == 1 else "lookahead" if lookahead else hop
         row = judge.row(
             pixels, devices=plan.ranks, branches=plan.branches, components=plan.components, period=plan.period,
             split=form, predictor=named, steps=case.steps, warmup=exact, speedup=gains[-1],
         )  # fmt: skip
         yield row, pixels
-    for steps in sorted({max(2, round(case.steps / gain)) for gain in gains} - {case.steps}, reverse=True):
+    calls = denoiser_calls(sampler, case.steps)
+    for steps in sorted({steps_of(sampler, calls / gain) for gain in gains} - {case.steps}, reverse=True):
         pixels = subject.generate(steps)
         yield judge.sequential(steps, pixels), pixels
 
 
 def shipped(name: str, samples: int, chunk: int, guidance: float | None) -> Subject:
     """A denoiser of tools/trained, with prompts of the procedural data set drawn at random."""
-    from diffusers import DiffusionPipeline
-
-    pipe = DiffusionPipeline.from_pretrained(TRAINED / name, torch_dtype=torch.float32)
     labels = draw_labels(samples, torch.Generator().manual_seed(1))
-    own = {} if name == "unet" else {"use_resolution_binning": False, "clean_caption": False}
-    prompts = Pictures(torch.empty(0), labels).captions
-    subject = Subject(pipe, name, prompts, chunk=chunk, guidance=3.0 if guidance is None else guidance, **own)
+    subject = Subject(
+        load_pipeline(TRAINED / name, torch.float32),
+        name,
+        Pictures(torch.empty(0), labels).captions,
+        chunk=chunk,
+        guidance=3.0 if guidance is None else guidance,
+        **calling(name),
+    )
     subject.labels = labels
     return subject
 
 
 def loaded(folder: str, prompts: Sequence[str], samples: int, guidance: float | None) -> Subject:
     """A user's pipeline, one sample at a time, the prompts in turn."""
-    from diffusers import DiffusionPipeline
-
     if not prompts:
         raise UsageError("--pipeline needs --prompt, once or several times")
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        pipe = load_pipeline(folder, torch.float32)
     except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"--pipeline {folder} cannot be loaded: {first}") from error
@@ -301,7 +316,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     made = argparse.ArgumentParser(prog="python -m tools.quality", description=__doc__.split("\n", 1)[0])
     what = made.add_mutually_exclusive_group(required=True)
-    what.add_argument("--denoiser", choices=("unet", "dit"), help="one of those that the repository ships")
+    what.add_argument("--denoiser", choices=DENOISERS, help="one of those that the repository ships")
     what.add_argument("--pipeline", metavar="FOLDER", help="a diffusers text-to-image pipeline of your own")
     made.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="for --pipeline; may be repeated")
     made.add_argument("--scheduler", default=None, metavar="LIST", help=f"of {', '.join(SCHEDULERS)}; default: own")
@@ -420,11 +435,13 @@ def calibrate(file: Path, document: dict[str, Any], drift: MeasuredDrift | None)
     kept = QualityProfile.load(file) if file.exists() else None
     fields = set(QualityRow.model_fields)
     rows = {_key(row): row for row in (kept.rows if kept else ())}
+    steps = 0
     for row in document["rows"]:
+        steps = row["steps"] if row["predictor"] == "sequential" else steps
         if row["predictor"] not in ("sequential", "exact") and row["period"] == 1:
             own = {name: value for name, value in row.items() if name in fields} | {"denoiser": document["denoiser"]}
             if row["predictor"] == FEWER_STEPS:
-                own["steps"] = round(row["steps"] * row["speedup"])  # of the output that it is compared with
+                own["steps"] = steps  # of the output that it is compared with
             made = QualityRow(**own)
             known = rows.get(_key(made))
             if known is None or known.samples <= made.samples:

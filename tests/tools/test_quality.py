@@ -78,6 +78,28 @@ def test_cases_are_every_sampler_with_every_number_of_steps() -> None:
             cases(schedulers, steps)
 
 
+def test_a_flow_sampler_is_for_denoisers_that_predict_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--prompt", "a red cat", "--samples", "1", "--steps", "8", "--ways", "1"]
+    assert main(["--pipeline", str(folder), *options, "--scheduler", "flow"]) == 2
+    assert "predicts no flow" in capsys.readouterr().err
+    assert main(["--denoiser", "mmdit", "--samples", "1", "--ways", "1", "--scheduler", "ddim"]) == 2
+    assert "predicts a flow" in capsys.readouterr().err
+
+
+def test_fewer_steps_of_a_sampler_of_two_calls_are_counted_by_calls(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--pipeline", str(folder), "--prompt", "a red cat", "--samples", "1", "--steps", "10", "--json"]
+    options += ["--scheduler", "heun", "--ways", "2:1:chain", "--threads", "1"]
+    assert main([*options, "--calibrate", str(tmp_path / "quality.json")]) == 0
+    _, ahead, fewer = json.loads(capsys.readouterr().out)["rows"]
+    assert ahead["predictor"] == "lookahead"
+    assert fewer["speedup"] == pytest.approx(19 / (2 * fewer["steps"] - 1), abs=1e-3)
+    assert fewer["speedup"] == pytest.approx(ahead["speedup"], rel=0.15)
+    measured = QualityProfile.load(tmp_path / "quality.json")
+    assert measured.fewer_steps(fewer["speedup"], 10, "HeunDiscreteScheduler") == fewer["psnr_db"]
+
+
 @pytest.mark.parametrize("options", [["--samples", "0"], ["--ways", "many"], []])
 def test_bad_options_are_refused(options: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--pipeline", str(folder), *options]) == 2
