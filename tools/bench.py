@@ -3,7 +3,8 @@
 python -m tools.bench [--denoiser sd15-like] [--microbatches 2] [--period 2] [--json]
 
 Two ranks, one thread each. The plans, for async and for look-ahead, are made from costs that are measured first; with
---period P, also one in which the first component recomputes every P steps only, ideally 1 + P times as fast. Each
+--period P, also one in which the first component recomputes every P steps only, ideally 1 + P times as fast. What
+look-ahead itself costs is seen beside async mode on look-ahead's own split, for its split is a chain. Each
 round runs, one after the other, calls of the unmodified denoiser with one thread and with two, a trajectory of the
 engine in each mode, exact calls of the engine, and a trajectory of AsyncDiff's policy (tools.asyncdiff_policy). A
 figure is the median over the rounds of the mean time of a call, warm-up calls included; a step is a call after the
@@ -22,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -167,11 +168,12 @@ class Race:
         lagged = EngineOptions(warmup=settings.warmup)
         exact = EngineOptions(exact=True, microbatches=settings.microbatches)
         ways = [*((name, plan, lagged) for name, plan in plans.items()), ("exact", plans["async"], exact)]
+        ways.append(("async_on_chain", plans["lookahead"], replace(lagged, mode="async")))
         self._engines = {
             name: stack.enter_context(Engine(denoiser, plan, options, scheduler=lambda: scheduler))
             for name, plan, options in ways
         }
-        self._lagged = tuple(plans)
+        self._lagged = (*plans, "async_on_chain")
         others = ("sequential", "sequential_2_threads", "policy")
         self.samples = {name: Samples() for name in (*others, *self._engines)}
         self.policy_resident_bytes: tuple[int, ...] = ()
@@ -262,7 +264,7 @@ def bench(name: str, given: Denoiser, settings: Settings, progress: Callable[[st
         held = rank_memory.measure(Path(folder))
     samples = race.samples
     median = {key: found.median_ms for key, found in samples.items()}
-    step = {name: statistics.median(samples[name].step_ms) for name in plans}
+    step = {name: statistics.median(samples[name].step_ms) for name in (*plans, "async_on_chain")}
     multirate: Row = {}
     if settings.period > 1:
         multirate = {
@@ -292,7 +294,9 @@ def bench(name: str, given: Denoiser, settings: Settings, progress: Callable[[st
         "ratio_to_sequential": median["async"] / median["sequential"],
         "exact_ratio_to_sequential": median["exact"] / median["sequential"],
         "ratio_to_asyncdiff_policy": median["async"] / median["policy"],
+        "async_on_chain_step_ms": step["async_on_chain"],
         "lookahead_step_to_async_step": step["lookahead"] / step["async"],
+        "lookahead_step_to_async_on_chain_step": step["lookahead"] / step["async_on_chain"],
         "bytes_per_step": round(statistics.median(samples["async"].bytes_per_call)),
         "predicted_bytes_per_step": plan.predicted.bytes_per_step,
         "asyncdiff_policy_bytes_per_step": round(statistics.median(samples["policy"].bytes_per_call)),
@@ -354,7 +358,8 @@ def table(document: Row) -> str:
             line(f"engine, exact, {row['microbatches']} micro-batches", "exact_ms", "exact"),
             line("AsyncDiff's policy", "asyncdiff_policy_ms", "policy"),
             f"  after the warm-up: async {row['async_step_ms']:.1f} ms, look-ahead {row['lookahead_step_ms']:.1f} ms "
-            f"({row['lookahead_step_to_async_step']:.3f})",
+            f"({row['lookahead_step_to_async_step']:.3f}), async on look-ahead's split "
+            f"{row['async_on_chain_step_ms']:.1f} ms ({row['lookahead_step_to_async_on_chain_step']:.3f})",
             f"  engine to AsyncDiff's policy: time {row['ratio_to_asyncdiff_policy']:.3f}, bytes "
             f"{row['bytes_per_step'] / row['asyncdiff_policy_bytes_per_step']:.3f} ({row['bytes_per_step'] / 1e6:.2f} "
             f"of {row['asyncdiff_policy_bytes_per_step'] / 1e6:.2f} MB per step)",

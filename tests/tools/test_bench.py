@@ -214,6 +214,8 @@ def test_bench_prints_one_document(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     held = sum(rank["parameter_bytes"] for rank in row["memory"])
     assert held == sum(parameter.nbytes for parameter in unet()[0].parameters())
     assert all(rank["resident_bytes"] > rank["parameter_bytes"] for rank in row["memory"])
+    ratio = row["lookahead_step_ms"] / row["async_on_chain_step_ms"]
+    assert row["lookahead_step_to_async_on_chain_step"] == pytest.approx(ratio)
     assert row["multirate_ideal_ratio"] == pytest.approx(1 / 3)
     table = bench.table(document)
     assert table.startswith("sd15-like: 2 ranks, adaptive, 6 steps")
