@@ -379,7 +379,7 @@ class GlooMailbox(Mailbox):
     def send(self, readers: Sequence[int], key: Key, tensor: torch.Tensor) -> None:
         self._check_sent(key, tensor)
         # bytes, so that one code path serves every dtype (gloo has no bfloat16 and no bool)
-        payload = pack(tensor, self.expected(key).meta).view(-1).view(torch.uint8).cpu()
+        payload = as_bytes(pack(tensor, self.expected(key).meta)).cpu()
         header = self._header(key, _DTYPES.index(_dtype_name(tensor)), tensor.nbytes, tuple(tensor.shape))
         for reader in readers:
             self.sent_bytes += payload.numel()
@@ -507,6 +507,11 @@ class GlooMailbox(Mailbox):
 def pack(tensor: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
     """The elements in the memory order that was traced, contiguous; no copy where the tensor lies like that."""
     return tensor.permute(_memory_order(meta)).contiguous()
+
+
+def as_bytes(packed: torch.Tensor) -> torch.Tensor:
+    """The bytes of a contiguous tensor, without a copy. A single element may have any stride, also 0."""
+    return packed.as_strided((packed.numel(),), (1,)).view(torch.uint8)
 
 
 def unpack(packed: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
