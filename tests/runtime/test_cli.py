@@ -26,7 +26,7 @@ from partitioner.models import model_spec
 from partitioner.planner import Options, plan_model
 from runtime.cli import main
 from tests import pipelines
-from tools.train import TRAINED
+from tools.train import DENOISERS, TRAINED
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,7 +97,7 @@ def test_an_image_is_written_and_described(run: Run, tmp_path: Path) -> None:
     assert "run-plan: 2 ranks ready" in err
 
 
-@pytest.mark.parametrize("kind", ["unet", "dit"])
+@pytest.mark.parametrize("kind", DENOISERS)
 def test_the_shipped_denoisers_draw_what_is_asked_for(kind: str, run: Run, tmp_path: Path) -> None:
     """They are saved in float16, which a CPU is not to compute in."""
     folder = TRAINED / kind
@@ -113,8 +113,7 @@ def test_the_shipped_denoisers_draw_what_is_asked_for(kind: str, run: Run, tmp_p
     with Image.open(output) as image:
         assert image.size == (32, 32)
         red, green, blue = image.getpixel((16, 16))
-    if kind == "unet":  # the DiT is trained too little to hit every place
-        assert min(red, green) > blue + 40  # yellow
+    assert min(red, green) > blue + 40  # yellow
 
 
 def test_check_finite_names_step_component_and_node(run: Run, home: Home, tmp_path: Path) -> None:
