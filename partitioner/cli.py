@@ -198,7 +198,7 @@ def _partition(arguments: argparse.Namespace) -> str:
     from partitioner.report import describe, describe_search
 
     seconds = {**planning.seconds, "total": time.perf_counter() - start}
-    described = describe(planning.plan, str(output), adviser.occasion.steps)
+    described = describe(planning.plan, str(output), adviser.occasion)
     return _shown({**described, **describe_search(planning, seconds)}, arguments.json)
 
 

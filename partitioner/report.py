@@ -8,7 +8,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from partitioner.advice import MARGIN_DB, STEPS, Advice
+from partitioner.advice import ANY, MARGIN_DB, Advice, Occasion
 from partitioner.plan import Plan, seat_of
 from partitioner.simulate import SpeedOfLight
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 _MODES = {"lookahead": "look-ahead", "async": "async"}
 
 
-def describe(plan: Plan, path: str | None, steps: int = STEPS) -> dict[str, Any]:
+def describe(plan: Plan, path: str | None, occasion: Occasion = ANY) -> dict[str, Any]:
     """What a plan says of itself, as documented for ``partition-model --json``. Times in ms, sizes in bytes.
 
-    steps: length of the trajectory that speedup_trajectory is given for.
+    occasion: the trajectory that speedup_trajectory is given for.
     """
     predicted = plan.predicted
     return {
@@ -44,9 +44,9 @@ def describe(plan: Plan, path: str | None, steps: int = STEPS) -> dict[str, Any]
         "lower_bound_ms": predicted.lower_bound_ms,
         "gap": predicted.gap,
         "speedup_step": predicted.speedup_step,
-        "speedup_trajectory": plan.speedup(steps),
-        "steps": steps,
-        "speed_of_light": asdict(light_of(plan, steps)),
+        "speedup_trajectory": plan.speedup(occasion.steps, occasion.scheduler),
+        "steps": occasion.steps,
+        "speed_of_light": asdict(light_of(plan, occasion)),
         "bytes_per_step": predicted.bytes_per_step,
         "staleness": predicted.staleness,
         "macs": predicted.macs,
@@ -97,7 +97,7 @@ def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[st
     }
 
 
-def light_of(plan: Plan, steps: int) -> SpeedOfLight:
+def light_of(plan: Plan, occasion: Occasion) -> SpeedOfLight:
     """Where the predicted speed-up goes, one loss after the other; ideal is the number of devices."""
     predicted = plan.predicted
     computes = [
@@ -108,8 +108,8 @@ def light_of(plan: Plan, steps: int) -> SpeedOfLight:
         ideal=float(plan.ranks),
         balanced=round(predicted.sequential_ms / slowest, 6) if slowest > 0 else 1.0,
         connected=predicted.speedup_step,
-        remaining=plan.speedup(steps),
-        calls=steps,
+        remaining=plan.speedup(occasion.steps, occasion.scheduler),
+        calls=occasion.steps,
     )
 
 
