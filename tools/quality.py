@@ -371,6 +371,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for option in ("warmup", "samples", "chunk", "threads"):
         if getattr(options, option) < 1:
             raise UsageError(f"--{option} is {getattr(options, option)}; expected 1 or more")
+    if options.plot:
+        try:
+            import matplotlib.figure  # noqa: F401
+        except ImportError as error:
+            raise UsageError("--plot needs matplotlib; install it: pip install matplotlib") from error
     torch.set_num_threads(options.threads)
     if options.denoiser:
         subject = shipped(options.denoiser, options.samples, options.chunk, options.guidance_scale)
@@ -466,21 +471,34 @@ def _key(row: QualityRow) -> tuple[Any, ...]:
 
 
 def plot(document: dict[str, Any], file: Path) -> None:
-    """Quality against speed, one colour per predictor."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("--plot needs matplotlib; install it: pip install matplotlib") from error
-    figure = Figure(figsize=(7, 5))
-    axes = figure.add_subplot()
-    rows = [row for row in document["rows"] if row["predictor"] != "sequential"]
-    for name in dict.fromkeys(row["predictor"] for row in rows):
-        own = sorted((row["speedup"], row["psnr_db"]) for row in rows if row["predictor"] == name)
-        axes.plot([gain for gain, _ in own], [db for _, db in own], "o", label=name.replace("_", " "))
-    axes.set(xlabel="speed-up (simulated)", ylabel="PSNR against sequential, dB", title=document["denoiser"])
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=120)
+    """Quality against speed: a panel per case, a line per predictor, every point with its number of devices."""
+    from matplotlib.figure import Figure
+
+    panels: list[list[dict[str, Any]]] = []
+    for row in document["rows"]:  # a case begins with its sequential output
+        if row["predictor"] == "sequential":
+            panels.append([])
+        panels[-1].append(row)
+    figure = Figure(figsize=(5.5 * len(panels), 4.5), layout="constrained")
+    for number, (whole, *rows) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        for predictor, split in dict.fromkeys((row["predictor"], row["split"]) for row in rows):
+            own = [row for row in rows if (row["predictor"], row["split"]) == (predictor, split)]
+            own.sort(key=lambda row: row["speedup"])
+            gains, decibels = [row["speedup"] for row in own], [row["psnr_db"] for row in own]
+            if predictor == FEWER_STEPS:
+                axes.plot(gains, decibels, "o--", color="black", label="fewer steps")
+                continue
+            axes.plot(gains, decibels, "o-", label=f"{predictor}, {split}")
+            for row in own:
+                point = row["speedup"], row["psnr_db"]
+                axes.annotate(str(row["devices"]), point, xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.set(xlabel="speed-up (simulated)", title=f"{whole['scheduler']}, {whole['steps']} steps")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("PSNR against sequential, dB")
+    figure.axes[0].legend(title="(numbers: devices)", fontsize=8)
+    figure.suptitle(f"{document['denoiser']}, {panels[0][0]['samples']} samples")
+    figure.savefig(file, dpi=110)
 
 
 _COLUMNS = (

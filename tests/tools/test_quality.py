@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from partitioner.advice import Adviser
 from partitioner.candidates import Options
@@ -98,6 +100,23 @@ def test_fewer_steps_of_a_sampler_of_two_calls_are_counted_by_calls(
     assert fewer["speedup"] == pytest.approx(ahead["speedup"], rel=0.15)
     measured = QualityProfile.load(tmp_path / "quality.json")
     assert measured.fewer_steps(fewer["speedup"], 10, "HeunDiscreteScheduler") == fewer["psnr_db"]
+
+
+def test_a_plot_without_its_library_is_refused_before_anything_is_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr("tools.quality.loaded", None)  # so that to go on would be another error
+    assert main(["--pipeline", str(folder), "--prompt", "a red cat", "--plot", str(tmp_path / "plot.png")]) == 2
+    assert "pip install matplotlib" in capsys.readouterr().err
+
+
+def test_a_plot_has_a_panel_for_every_case(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    options = ["--prompt", "a red cat", "--samples", "1", "--steps", "6,8", "--ways", "2:1:chain,2:1:chain:hold"]
+    assert main(["--pipeline", str(folder), *options, "--plot", str(tmp_path / "plot.png")]) == 0
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.width > 2 * image.height
 
 
 @pytest.mark.parametrize("options", [["--samples", "0"], ["--ways", "many"], []])
