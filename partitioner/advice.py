@@ -65,7 +65,9 @@ class Adviser:
         self.occasion = occasion
 
     def advise(self, components: int, mode: Mode, predictor: Predictor, speedup: float) -> Advice:
-        """speedup: over one device, of the whole trajectory."""
+        """speedup: over one device, of the whole trajectory. With a sampler that adds noise all runs in async mode."""
+        if self._adds_noise:
+            mode = "async"
         fewer = self._profile.fewer_steps(speedup, self.occasion.steps, self.occasion.scheduler)
         return Advice(self.occasion, self._expected(components, mode, predictor), fewer)
 
@@ -77,11 +79,15 @@ class Adviser:
     def prefers_async(self, components: int) -> bool:
         """Whether async mode was seen to come closer to the sequential output than look-ahead, or has to stand in for
         it: with a sampler that adds noise the engine cannot look ahead."""
-        if self.occasion.scheduler is not None and adds_noise(self.occasion.scheduler):
+        if self._adds_noise:
             return True
         ahead = self._expected(components, "lookahead", "hold")
         hop = self._expected(components, "async", self.hop_predictor(components))
         return ahead is not None and hop is not None and hop > ahead
+
+    @property
+    def _adds_noise(self) -> bool:
+        return self.occasion.scheduler is not None and adds_noise(self.occasion.scheduler)
 
     def drift(self, graph: TracedGraph) -> EdgeDrift | None:
         """What was measured of the edges of this denoiser, at whatever size; None if nothing was."""
