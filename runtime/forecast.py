@@ -15,7 +15,9 @@ def forecast_of(course: Course, reach: int) -> Forecast:
     """The forecast that suits a course's sampler. reach: how many calls ahead it is asked for at most."""
     if course.second_share is not None:
         return TwoCallForecast(course, reach)
-    return MultistepForecast(course, reach) if course.multistep else Forecast(course, reach)
+    if course.multistep:
+        return MultistepForecast(course, reach)
+    return FlowForecast(course, reach) if course.flow else Forecast(course, reach)
 
 
 class Forecast:
@@ -111,6 +113,12 @@ class Forecast:
             norm += (change.flatten(1) ** 2).sum(1)
         gamma = torch.where(norm > 0, shared / norm.clamp_min(1e-30), torch.full_like(norm, self.unknown))
         return gamma.clamp(0.0, self.limit).view(shape)
+
+
+class FlowForecast(Forecast):
+    """Of flow matching: γ is 0 until known, for the first slopes change fast and not steadily."""
+
+    unknown = 0.0
 
 
 class MultistepForecast(Forecast):

@@ -16,8 +16,9 @@ import torch
 from partitioner.samplers import SECOND_SHARES, adds_noise, finish_of
 
 # Variance of clean latents that the correction assumes, once the prompt is known. A multistep sampler extrapolates what
-# it took for the clean latent; for it that is kept as it was made. See docs/lookahead.md.
-PRIOR, MULTISTEP_PRIOR = 0.02, 0.0
+# it took for the clean latent; for it that is kept as it was made. FLOW_PRIOR: of flow matching with one call per step.
+# See docs/lookahead.md.
+PRIOR, MULTISTEP_PRIOR, FLOW_PRIOR = 0.02, 0.0, 0.005
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Course:
     Gaussian; 0 where the output's meaning is not known. multistep: whether a move depends on several outputs, so that
     an error in one alternates from move to move. second_share: None where a step is one call; of a sampler of two, the
     share of the second call's output in the step, which starts at every even call. finish: last calls to run exactly.
+    flow: whether it is flow matching.
     """
 
     timesteps: torch.Tensor
@@ -39,6 +41,7 @@ class Course:
     multistep: bool = False
     second_share: float | None = None
     finish: int = 0
+    flow: bool = False
 
     @property
     def calls(self) -> int:
@@ -81,11 +84,11 @@ def course_of(scheduler: Any, first_timestep: float) -> Course | None:
         return None
     scale, level = (tuple(values[first:]) for values in coordinates)
     multistep = "Multistep" in name and getattr(scheduler.config, "solver_order", 2) > 1
-    prior = MULTISTEP_PRIOR if multistep else PRIOR
+    flow = is_flow(scheduler)
+    prior = MULTISTEP_PRIOR if multistep else FLOW_PRIOR if flow and second_share is None else PRIOR
     sensitivity = tuple(_sensitivity(scheduler, a, s, prior) for a, s in zip(scale, level, strict=True))
-    return Course(
-        timesteps.detach().cpu()[first:], ratio, scale, level, sensitivity, multistep, second_share, finish_of(name)
-    )
+    timesteps = timesteps.detach().cpu()[first:]
+    return Course(timesteps, ratio, scale, level, sensitivity, multistep, second_share, finish_of(name), flow)
 
 
 def is_stochastic(scheduler: Any) -> bool:

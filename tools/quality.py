@@ -484,7 +484,7 @@ def plot(document: dict[str, Any], file: Path) -> None:
         axes = figure.add_subplot(1, len(panels), number + 1)
         for predictor, split in dict.fromkeys((row["predictor"], row["split"]) for row in rows):
             own = [row for row in rows if (row["predictor"], row["split"]) == (predictor, split)]
-            own.sort(key=lambda row: row["speedup"])
+            own.sort(key=lambda row: (row["devices"], row["speedup"]))
             gains, decibels = [row["speedup"] for row in own], [row["psnr_db"] for row in own]
             if predictor == FEWER_STEPS:
                 axes.plot(gains, decibels, "o--", color="black", label="fewer steps")

@@ -136,6 +136,18 @@ def two_call_latents(levels: list[float], share: float) -> list[torch.Tensor]:
     return [*passed, z]
 
 
+def test_of_a_flow_the_last_slope_is_kept_until_more_is_known() -> None:
+    levels = [1 - k / 20 for k in range(12)]
+    forecast = forecast_of(replace(_course(levels), flow=True), 1)
+    for call in range(6):
+        forecast.observe(torch.tensor([[levels[call] ** 2]]))
+        if call >= 1:
+            last = (levels[call] ** 2 - levels[call - 1] ** 2) / (levels[call] - levels[call - 1])
+            kept = levels[call] ** 2 + last * (levels[call + 1] - levels[call])
+            wanted = kept if call < 3 else levels[call + 1] ** 2
+            assert float(forecast.predict(call + 1)) == pytest.approx(wanted, abs=1e-6)
+
+
 @pytest.mark.parametrize("share", [0.5, 1.0])
 @pytest.mark.parametrize("reach", [1, 2, 3])
 def test_a_step_of_two_calls_is_made_of_foreseen_outputs(share: float, reach: int) -> None:

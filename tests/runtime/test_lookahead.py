@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from runtime.lookahead import PRIOR, corrected, course_of
+from runtime.lookahead import FLOW_PRIOR, PRIOR, corrected, course_of
 from tests.runtime.schedulers import BETAS, DETERMINISTIC, scheduler_of
 
 STOCHASTIC: dict[str, Any] = {
@@ -116,8 +116,8 @@ def test_a_flows_output_is_corrected_too() -> None:
     assert course is not None
     for call in (1, 5, 9):
         sigma = course.level[call]
-        spread = (1 - sigma) ** 2 * PRIOR + sigma**2
-        assert course.sensitivity[call] == pytest.approx((sigma - (1 - sigma) * PRIOR) / spread)
+        spread = (1 - sigma) ** 2 * FLOW_PRIOR + sigma**2
+        assert course.sensitivity[call] == pytest.approx((sigma - (1 - sigma) * FLOW_PRIOR) / spread)
 
 
 def test_an_output_of_unknown_meaning_is_left() -> None:
