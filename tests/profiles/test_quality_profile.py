@@ -9,6 +9,7 @@ import pytest
 
 from profiles.quality_profile import MeasuredDrift, QualityProfile, QualityRow
 from profiles.strict_json import JsonFileError
+from tools.train import DENOISERS
 
 
 def row(**fields: Any) -> QualityRow:
@@ -82,5 +83,5 @@ def test_what_is_none_is_refused_in_one_sentence(text: str, tmp_path: Path) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_the_shipped_profile_has_both_denoisers() -> None:
-    assert {row.denoiser for row in QualityProfile.load().rows} == {"unet", "dit"}
+def test_the_shipped_profile_has_all_shipped_denoisers() -> None:
+    assert {row.denoiser for row in QualityProfile.load().rows} == set(DENOISERS)
