@@ -24,7 +24,8 @@ DENOISER_NAMES = ("unet", "transformer")
 
 
 def load_pipeline(folder: str | os.PathLike[str], dtype: torch.dtype) -> Any:
-    """The diffusers pipeline of a folder or a hub id; raises what from_pretrained does.
+    """The diffusers pipeline of a folder or a hub id; raises what from_pretrained does, ValueError for an index that
+    is none.
 
     Parts that a folder says are missing (Stable Diffusion 3 without its third text encoder) stay so: diffusers itself
     asks for them.
@@ -33,6 +34,8 @@ def load_pipeline(folder: str | os.PathLike[str], dtype: torch.dtype) -> Any:
 
     index = Path(folder, "model_index.json")
     parts = json.loads(index.read_text()) if index.is_file() else {}
+    if not isinstance(parts, dict):
+        raise ValueError(f"{index} holds no JSON object")
     missing = {name: None for name, what in parts.items() if what == [None, None]}
     return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **missing)
 

@@ -260,6 +260,13 @@ def test_a_pipeline_that_is_not_there_is_refused(run: Run, tmp_path: Path, pipel
     assert message in refused(result, 2)
 
 
+@pytest.mark.parametrize(("index", "message"), [("[]", "holds no JSON object"), ("{", "cannot be loaded")])
+def test_a_broken_index_of_a_pipeline_is_refused(run: Run, tmp_path: Path, index: str, message: str) -> None:
+    (tmp_path / "model_index.json").write_text(index)
+    arguments = ["--prompt", "a", "--output", str(tmp_path / "a.png")]
+    assert message in refused(run("stable_diffusion", *arguments, pipeline=str(tmp_path)), 2)
+
+
 def test_a_missing_or_broken_plan_is_refused(run: Run, tmp_path: Path) -> None:
     broken = tmp_path / "broken.plan.json"
     broken.write_text('{"schema_version": 1}')
