@@ -19,7 +19,6 @@ from partitioner.evaluate import Evaluation, evaluate
 from partitioner.fleet import Fleet, as_devices, paired
 from partitioner.plan import Mode, Predictor, rank_of, trajectory_speedup
 from partitioner.problem import Devices, Problem
-from partitioner.samplers import denoiser_calls, exact_calls
 from partitioner.solve import EPSILON, Solver, Split
 
 Prefer = Literal["quality", "speed", "memory"]
@@ -315,8 +314,14 @@ def advice_on(c: Candidate, adviser: Adviser | None, options: Options, sequentia
     if adviser is None or adviser.occasion.scheduler is None or c.components == 1 or c.reason is not None:
         return None
     warmup = options.warmup or default_warmup(c.components)
-    scheduler = adviser.occasion.scheduler
-    calls, exact = denoiser_calls(scheduler, adviser.occasion.steps), exact_calls(scheduler, c.mode, warmup)
-    speedup = trajectory_speedup(calls, exact, sequential_ms, c.evaluation.sequential_ms, c.step_ms)
+    speedup = trajectory_speedup(
+        adviser.occasion.steps,
+        adviser.occasion.scheduler,
+        c.mode,
+        warmup,
+        sequential_ms=sequential_ms,
+        exact_step_ms=c.evaluation.sequential_ms,
+        step_ms=c.step_ms,
+    )
     predictor = options.predictor or adviser.hop_predictor(c.components)
     return adviser.advise(c.components, c.mode, predictor, speedup)

@@ -180,9 +180,22 @@ def _check_versions(value: object) -> object:
     return value
 
 
-def trajectory_speedup(calls: int, exact: int, sequential_ms: float, exact_step_ms: float, step_ms: float) -> float:
-    """Over so many denoiser calls, ``exact`` of them at the cost of exact ones."""
-    exact = min(exact, calls)
+def trajectory_speedup(
+    steps: int,
+    scheduler: str | None,
+    mode: Mode,
+    warmup: int,
+    *,
+    sequential_ms: float,
+    exact_step_ms: float,
+    step_ms: float,
+) -> float:
+    """Over a trajectory of so many steps, its exact calls at their cost; times of one call.
+
+    scheduler: a class of diffusers; None for one that calls the denoiser once per step.
+    """
+    calls = denoiser_calls(scheduler, steps)
+    exact = min(exact_calls(scheduler, mode, warmup), calls)
     total = exact * exact_step_ms + (calls - exact) * step_ms
     return round(sequential_ms * calls / total, 6) if total > 0 else 1.0
 
@@ -348,14 +361,17 @@ class Plan(_Record):
         return self.components * self.branches
 
     def speedup(self, steps: int, scheduler: str | None = None) -> float:
-        """Predicted, over a trajectory of so many steps, its exact calls at their cost.
-
-        scheduler: a class of diffusers; None for one that calls the denoiser once per step.
-        """
+        """Predicted; see ``trajectory_speedup``."""
         figures = self.predicted
-        calls = denoiser_calls(scheduler, steps)
-        exact = exact_calls(scheduler, self.mode, self.warmup)
-        return trajectory_speedup(calls, exact, figures.sequential_ms, figures.exact_step_ms, figures.step_ms)
+        return trajectory_speedup(
+            steps,
+            scheduler,
+            self.mode,
+            self.warmup,
+            sequential_ms=figures.sequential_ms,
+            exact_step_ms=figures.exact_step_ms,
+            step_ms=figures.step_ms,
+        )
 
     @property
     def origin(self) -> str:

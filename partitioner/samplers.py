@@ -4,7 +4,6 @@ from __future__ import annotations
 
 _STOCHASTIC = ("Ancestral", "SDE", "DDPM", "LCM", "TCD", "ConsistencyModel", "VQDiffusion")
 
-
 # Of a sampler that calls the denoiser twice per step: the share of the second call's output in the step.
 SECOND_SHARES = {"HeunDiscreteScheduler": 0.5, "FlowMatchHeunDiscreteScheduler": 0.5, "KDPM2DiscreteScheduler": 1.0}
 

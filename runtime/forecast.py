@@ -49,7 +49,7 @@ class Forecast:
         """Take the latent of the next call."""
         call = self._calls
         self._z[call] = latent.float() / self._course.scale[call]
-        if call > 0 and self._course.level[call] != self._course.level[call - 1]:
+        if call > 0 and _apart(self._course.level[call] - self._course.level[call - 1]):
             self._before = self._latents[call - 1]
         self._latents[call] = latent.detach().clone()
         self._slope[call] = self._slope_to(call) if call > 0 else torch.zeros_like(self._z[call])
@@ -78,7 +78,7 @@ class Forecast:
     def _slope_to(self, call: int) -> torch.Tensor:
         """The slope of the move to a call from the one before it; of no move, the last one."""
         distance = self._course.level[call] - self._course.level[call - 1]
-        return (self._z[call] - self._z[call - 1]) / distance if abs(distance) > 1e-9 else self._slope[call - 1]
+        return (self._z[call] - self._z[call - 1]) / distance if _apart(distance) else self._slope[call - 1]
 
     def _terms(self, now: int, call: int) -> tuple[torch.Tensor, torch.Tensor]:
         """ẑ_call = fixed + γ·change, from what was known at call ``now``."""
@@ -199,4 +199,9 @@ class TwoCallForecast(Forecast):
 
 
 def _rate(change: torch.Tensor, distance: float) -> torch.Tensor:
-    return change / distance if abs(distance) > 1e-9 else torch.zeros_like(change)
+    return change / distance if _apart(distance) else torch.zeros_like(change)
+
+
+def _apart(distance: float) -> bool:
+    """Whether two calls are at different levels, or places."""
+    return abs(distance) > 1e-9

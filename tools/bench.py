@@ -4,12 +4,12 @@ python -m tools.bench [--denoiser sd15-like] [--microbatches 2] [--period 2] [--
 
 Two ranks, one thread each. The plans, for async and for look-ahead, are made from costs that are measured first; with
 --period P, also one in which the first component recomputes every P steps only, ideally 1 + P times as fast. What
-look-ahead itself costs is seen beside async mode on look-ahead's own split, for its split is a chain. Each
-round runs, one after the other, calls of the unmodified denoiser with one thread and with two, a trajectory of the
-engine in each mode, exact calls of the engine, and a trajectory of AsyncDiff's policy (tools.asyncdiff_policy). A
-figure is the median over the rounds of the mean time of a call, warm-up calls included; a step is a call after the
-warm-up. Other work on the machine spoils it: the spread is printed beside. The memory of the ranks of the async plan
-is measured afterwards, by tools.rank_memory.
+look-ahead itself costs is seen beside async mode on look-ahead's own split, for its split is a chain. Each round runs,
+one after the other, calls of the unmodified denoiser with one thread and with two, a trajectory of the engine in each
+mode, exact calls of the engine, and a trajectory of AsyncDiff's policy (tools.asyncdiff_policy). A figure is the median
+over the rounds of the mean time of a call, warm-up calls included; a step is a call after the warm-up. Other work on
+the machine spoils it: the spread is printed beside. The memory of the ranks of the async plan is measured afterwards,
+by tools.rank_memory.
 """
 
 from __future__ import annotations
@@ -167,13 +167,15 @@ class Race:
         self._policy = stack.enter_context(PolicyRanks(denoiser, policy))
         lagged = EngineOptions(warmup=settings.warmup)
         exact = EngineOptions(exact=True, microbatches=settings.microbatches)
-        ways = [*((name, plan, lagged) for name, plan in plans.items()), ("exact", plans["async"], exact)]
-        ways.append(("async_on_chain", plans["lookahead"], replace(lagged, mode="async")))
+        lagged_ways = [
+            *((name, plan, lagged) for name, plan in plans.items()),
+            ("async_on_chain", plans["lookahead"], replace(lagged, mode="async")),
+        ]
         self._engines = {
             name: stack.enter_context(Engine(denoiser, plan, options, scheduler=lambda: scheduler))
-            for name, plan, options in ways
+            for name, plan, options in [*lagged_ways, ("exact", plans["async"], exact)]
         }
-        self._lagged = (*plans, "async_on_chain")
+        self._lagged = tuple(name for name, _, _ in lagged_ways)
         others = ("sequential", "sequential_2_threads", "policy")
         self.samples = {name: Samples() for name in (*others, *self._engines)}
         self.policy_resident_bytes: tuple[int, ...] = ()
@@ -264,7 +266,7 @@ def bench(name: str, given: Denoiser, settings: Settings, progress: Callable[[st
         held = rank_memory.measure(Path(folder))
     samples = race.samples
     median = {key: found.median_ms for key, found in samples.items()}
-    step = {name: statistics.median(samples[name].step_ms) for name in (*plans, "async_on_chain")}
+    step = {name: statistics.median(found.step_ms) for name, found in samples.items() if found.step_ms}
     multirate: Row = {}
     if settings.period > 1:
         multirate = {

@@ -144,6 +144,11 @@ class Subject:
             )
         self.pipe.scheduler = getattr(diffusers, name).from_config(self._own_scheduler.config, **options)
 
+    @property
+    def sampler(self) -> str:
+        """Class of the pipeline's scheduler."""
+        return type(self.pipe.scheduler).__name__
+
     @torch.no_grad()
     def generate(self, steps: int, samples: int | None = None) -> torch.Tensor:
         """(samples, 3, height, width) in [0, 1]; a sample depends on its seed, not on its neighbours. Default: all."""
@@ -205,7 +210,7 @@ class Judge:
         if self.lpips is not None:
             perceptual = float(self.lpips(pixels * 2 - 1, self.reference * 2 - 1).median())
         return Row(
-            scheduler=type(self.subject.pipe.scheduler).__name__,
+            scheduler=self.subject.sampler,
             samples=len(pixels),
             psnr_db=round(float(psnr(pixels, self.reference).median()), 2),
             ssim=round(float(ssim(pixels, self.reference).median()), 4),
@@ -221,8 +226,7 @@ class Judge:
     def sequential(self, steps: int, pixels: torch.Tensor) -> Row:
         """A row of one device: fewer steps than the case's, or all of them, which is the reference itself."""
         name = "fewer_steps" if steps != self.case.steps else "sequential"
-        sampler = type(self.subject.pipe.scheduler).__name__
-        calls = [denoiser_calls(sampler, count) for count in (self.case.steps, steps)]
+        calls = [denoiser_calls(self.subject.sampler, count) for count in (self.case.steps, steps)]
         return self.row(
             pixels, devices=1, branches=1, components=1, period=1, split="one", predictor=name, steps=steps,
             warmup=steps, speedup=calls[0] / calls[1],
@@ -237,7 +241,6 @@ def measure(
     more: fields of Judge.
     """
     subject.use(case)
-    sampler = type(subject.pipe.scheduler).__name__
     reference = subject.generate(case.steps)
     judge = Judge(subject, case, reference, **more)
     yield judge.sequential(case.steps, reference), reference
@@ -254,15 +257,15 @@ def measure(
         ):
             pixels = subject.generate(case.steps)
         run = plan.model_copy(update={"warmup": exact, "mode": "lookahead" if lookahead else "async"})
-        gains.append(run.speedup(case.steps, sampler))
+        gains.append(run.speedup(case.steps, subject.sampler))
         named = "exact" if plan.components == 1 else "lookahead" if lookahead else hop
         row = judge.row(
             pixels, devices=plan.ranks, branches=plan.branches, components=plan.components, period=plan.period,
             split=form, predictor=named, steps=case.steps, warmup=exact, speedup=gains[-1],
         )  # fmt: skip
         yield row, pixels
-    calls = denoiser_calls(sampler, case.steps)
-    for steps in sorted({steps_of(sampler, calls / gain) for gain in gains} - {case.steps}, reverse=True):
+    calls = denoiser_calls(subject.sampler, case.steps)
+    for steps in sorted({steps_of(subject.sampler, calls / gain) for gain in gains} - {case.steps}, reverse=True):
         pixels = subject.generate(steps)
         yield judge.sequential(steps, pixels), pixels
 
@@ -434,19 +437,28 @@ def measure_drift(subject: Subject, case: Case) -> MeasuredDrift:
     )
 
 
+def by_case(document: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The rows of each case; the first is its sequential output."""
+    found: list[list[dict[str, Any]]] = []
+    for row in document["rows"]:
+        if row["predictor"] == "sequential":
+            found.append([])
+        found[-1].append(row)
+    return found
+
+
 def calibrate(file: Path, document: dict[str, Any], drift: MeasuredDrift | None) -> None:
     """Add what was measured to a quality profile, in place of what it has of the same cases over no more samples; exact
     rows say nothing."""
     kept = QualityProfile.load(file) if file.exists() else None
     fields = set(QualityRow.model_fields)
     rows = {_key(row): row for row in (kept.rows if kept else ())}
-    steps = 0
-    for row in document["rows"]:
-        steps = row["steps"] if row["predictor"] == "sequential" else steps
-        if row["predictor"] not in ("sequential", "exact") and row["period"] == 1:
+    for whole, *others in by_case(document):
+        for row in others:
+            if row["predictor"] == "exact" or row["period"] > 1:
+                continue
             own = {name: value for name, value in row.items() if name in fields} | {"denoiser": document["denoiser"]}
-            if row["predictor"] == FEWER_STEPS:
-                own["steps"] = steps  # of the output that it is compared with
+            own["steps"] = whole["steps"]  # of the output that it is compared with
             made = QualityRow(**own)
             known = rows.get(_key(made))
             if known is None or known.samples <= made.samples:
@@ -474,11 +486,7 @@ def plot(document: dict[str, Any], file: Path) -> None:
     """Quality against speed: a panel per case, a line per predictor, every point with its number of devices."""
     from matplotlib.figure import Figure
 
-    panels: list[list[dict[str, Any]]] = []
-    for row in document["rows"]:  # a case begins with its sequential output
-        if row["predictor"] == "sequential":
-            panels.append([])
-        panels[-1].append(row)
+    panels = by_case(document)
     figure = Figure(figsize=(5.5 * len(panels), 4.5), layout="constrained")
     for number, (whole, *rows) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)

@@ -42,6 +42,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
+from runtime.pipeline import denoiser_name
 from tools.classifier import Classifier
 from tools.shapes import Pictures, draw, draw_labels
 from tools.vocabulary import TOKENS, clip_tokenizer, t5_tokenizer
@@ -86,11 +87,6 @@ def load_codec(folder: Path) -> AutoencoderTiny:
     codec = AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32).eval()
     codec.register_to_config(_name_or_path="")
     return codec
-
-
-def denoiser_of(pipe: Any) -> Any:
-    """The pipeline's denoiser."""
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
 def calling(kind: str) -> dict[str, Any]:
@@ -220,7 +216,7 @@ def train_codec(recipe: Recipe, seed: int) -> tuple[AutoencoderTiny, Progress]:
 def train_denoiser(kind: str, codec: AutoencoderTiny, recipe: Recipe, seed: int) -> tuple[Any, Progress]:
     """Train denoiser and text encoders together; the pipeline returned has the moving average of their weights."""
     pipe = new_pipeline(kind, codec)
-    denoiser = denoiser_of(pipe)
+    denoiser = getattr(pipe, denoiser_name(pipe))
     encoders = [module for name, module in pipe.components.items() if name.startswith("text_encoder") and module]
     trained = nn.ModuleList([denoiser.to(memory_format=torch.channels_last), *encoders])
     trained.train()
