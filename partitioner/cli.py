@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from partitioner.errors import PartitionerError, PlanError, UsageError
-from partitioner.interrupt import interrupted
+from partitioner.process import interrupted
 
 if TYPE_CHECKING:
-    from partitioner.advice import Adviser
-    from partitioner.candidates import Options
+    from partitioner.planning.expected_quality import QualityAdvisor
+    from partitioner.planning.options import Options
 
 _EPILOG = """\
 examples:
@@ -126,7 +126,7 @@ def _inspect_parser() -> argparse.ArgumentParser:
 
 
 def _inspect(arguments: argparse.Namespace) -> str:
-    from partitioner.plan import Plan
+    from partitioner.plan.plan import Plan
     from partitioner.report import describe
 
     return _shown(describe(Plan.load(arguments.plan), arguments.plan), arguments.json)
@@ -141,29 +141,29 @@ def _partition(arguments: argparse.Namespace) -> str:
     if arguments.save_profile is not None:
         _check_writable(arguments.save_profile, arguments.force)
 
+    from partitioner.costs.model import choose_cost_model
     from partitioner.fleet import parse_fleet
-    from partitioner.pricing import choose_pricing
-    from profiles.devices import DEFAULT_DEVICE, device_spec
+    from profiles.device_sheets import DEFAULT_DEVICE, device_spec
 
     # a process that has not used torch yet can be forked without harm to torch's threads
     untouched = "torch" not in sys.modules
     parse_fleet(arguments.devices, DEFAULT_DEVICE)  # a wrong one is found before torch is imported to look for a GPU
-    pricing = choose_pricing(
+    cost_model = choose_cost_model(
         arguments.profile,
         arguments.device,
         arguments.devices,
         command=f"partition-model --model {arguments.model} --profile {arguments.profile}",
         progress=_progress,
     )
-    if arguments.save_profile is not None and pricing.live is None:
+    if arguments.save_profile is not None and cost_model.live is None:
         raise UsageError("--save-profile saves what was measured; give --profile cuda:0 or --profile cpu as well")
-    if arguments.refine and pricing.live is None:
+    if arguments.refine and cost_model.live is None:
         raise UsageError("--refine measures components; give --profile cuda:0 or --profile cpu as well")
-    fleet = parse_fleet(arguments.devices, pricing.reference)
-    options = replace(options, driver_ms=device_spec(pricing.reference).driver_ms)
+    fleet = parse_fleet(arguments.devices, cost_model.reference)
+    options = replace(options, driver_ms=device_spec(cost_model.reference).driver_ms)
 
-    from partitioner.models import model_spec
-    from partitioner.planner import plan_model
+    from partitioner.models.spec import model_spec
+    from partitioner.planning.planner import plan_model
 
     spec = model_spec(
         arguments.model,
@@ -174,22 +174,22 @@ def _partition(arguments: argparse.Namespace) -> str:
         guidance=not arguments.no_guidance,
         dtype=arguments.dtype,
     )
-    adviser = _adviser(arguments, spec.scheduler)
+    advisor = _advisor(arguments, spec.scheduler)
     output = arguments.output or _default_output(spec.name, len(fleet))
     _check_writable(output, arguments.force)
     planning = plan_model(
         spec,
         fleet,
-        pricing,
+        cost_model,
         options,
-        reference=pricing.reference,
-        fork=untouched and pricing.live is None,
-        timer=pricing.time_components if arguments.refine else None,
-        adviser=adviser,
+        reference=cost_model.reference,
+        fork=untouched and cost_model.live is None,
+        timer=cost_model.time_components if arguments.refine else None,
+        advisor=advisor,
         progress=_progress,
     )
     if arguments.save_profile is not None:
-        pricing.save(arguments.save_profile, overwrite=arguments.force)
+        cost_model.save(arguments.save_profile, overwrite=arguments.force)
     try:
         planning.plan.save(output, overwrite=arguments.force)
     except PlanError as error:
@@ -198,14 +198,14 @@ def _partition(arguments: argparse.Namespace) -> str:
     from partitioner.report import describe, describe_search
 
     seconds = {**planning.seconds, "total": time.perf_counter() - start}
-    described = describe(planning.plan, str(output), adviser.occasion)
+    described = describe(planning.plan, str(output), advisor.sampling)
     return _shown({**described, **describe_search(planning, seconds)}, arguments.json)
 
 
-def _adviser(arguments: argparse.Namespace, scheduler: str | None) -> Adviser:
-    from partitioner.advice import STEPS, Adviser, Occasion
+def _advisor(arguments: argparse.Namespace, scheduler: str | None) -> QualityAdvisor:
+    from partitioner.planning.expected_quality import STEPS, QualityAdvisor, SamplingSetup
+    from profiles.json_files import JsonFileError
     from profiles.quality_profile import SHIPPED, QualityProfile
-    from profiles.strict_json import JsonFileError
 
     steps = STEPS if arguments.steps is None else arguments.steps
     if not 1 <= steps <= 10_000:
@@ -214,11 +214,11 @@ def _adviser(arguments: argparse.Namespace, scheduler: str | None) -> Adviser:
         profile = QualityProfile.load(arguments.quality or SHIPPED)
     except JsonFileError as error:
         raise UsageError(str(error)) from error
-    return Adviser(profile, Occasion(steps, arguments.scheduler or scheduler))
+    return QualityAdvisor(profile, SamplingSetup(steps, arguments.scheduler or scheduler))
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    from partitioner.candidates import Options
+    from partitioner.planning.options import Options
 
     return Options(
         branches=None if arguments.branches == "auto" else int(arguments.branches),
@@ -235,7 +235,7 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 def _default_output(model: str, devices: int) -> Path:
     """'svd-4.plan.json' in the current folder; of a hub id only the last part."""
-    from partitioner.plan import as_label
+    from partitioner.plan.fields import as_label
 
     return Path(f"{as_label(model.split('/')[-1])}-{devices}.plan.json")
 

@@ -15,12 +15,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from partitioner.cost import estimate
 from partitioner.errors import UsageError
-from partitioner.ir import TracedGraph
-from partitioner.problem import Devices
-from profiles.devices import device_specs
-from profiles.strict_json import JsonFileError, read_json
+from partitioner.search.devices import Devices
+from profiles.device_sheets import device_specs
+from profiles.json_files import JsonFileError, read_json
 
 MAX_DEVICES = 1024
 MAX_DESCRIPTION_BYTES = 1 << 20
@@ -88,29 +86,6 @@ def limit_memory(fleet: Fleet, memory_bytes: float | None) -> Fleet:
     return tuple(replace(device, memory_bytes=min(device.memory_bytes, memory_bytes)) for device in fleet)
 
 
-def with_speeds(fleet: Fleet, graph: TracedGraph, reference: str) -> Fleet:
-    """Every device with its speed relative to ``reference``, for this graph, by the roofline of both data sheets.
-
-    A device of the reference's name has speed 1 whether there is a data sheet of it or not.
-    """
-    known: dict[str, float] = {reference: 1.0}
-
-    def speed(device: Device) -> float:
-        if device.speed is not None:
-            return device.speed
-        if device.name not in known:
-            for name in (device.name, reference):
-                if name not in device_specs():
-                    raise UsageError(
-                        f"the speed of {device.name} relative to {reference} is not known, for there is no data sheet "
-                        f"of {name}; describe the devices in a JSON file, each with its speed"
-                    )
-            known[device.name] = _total_ms(graph, reference) / _total_ms(graph, device.name)
-        return known[device.name]
-
-    return tuple(replace(device, speed=speed(device)) for device in fleet)
-
-
 def paired(fleet: Fleet) -> tuple[Devices, list[tuple[int, ...]]]:
     """For two branches: devices of like speed in pairs, each pair as good as the worse of both, and their numbers.
 
@@ -148,10 +123,6 @@ def _speed(device: Device) -> float:
     if device.speed is None:
         raise ValueError(f"the speed of {device.name} is not known yet; see with_speeds")
     return device.speed
-
-
-def _total_ms(graph: TracedGraph, device_name: str) -> float:
-    return sum(cost.ms for cost in estimate(graph, device_name).nodes.values())
 
 
 def _described_fleet(path: Path) -> Fleet:

@@ -8,20 +8,21 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from partitioner.advice import ANY, MARGIN_DB, Advice, Occasion
-from partitioner.plan import Plan, seat_of
-from partitioner.simulate import SpeedOfLight
+from partitioner.plan.plan import Plan
+from partitioner.plan.ranks import seat_of
+from partitioner.planning.expected_quality import ANY, MARGIN_DB, Advice, SamplingSetup
+from partitioner.simulator.speed_of_light import SpeedOfLight
 
 if TYPE_CHECKING:
-    from partitioner.planner import Planning
+    from partitioner.planning.planner import Planning
 
 _MODES = {"lookahead": "look-ahead", "async": "async"}
 
 
-def describe(plan: Plan, path: str | None, occasion: Occasion = ANY) -> dict[str, Any]:
+def describe(plan: Plan, path: str | None, sampling: SamplingSetup = ANY) -> dict[str, Any]:
     """What a plan says of itself, as documented for ``partition-model --json``. Times in ms, sizes in bytes.
 
-    occasion: the trajectory that speedup_trajectory is given for.
+    sampling: the trajectory that speedup_trajectory is given for.
     """
     predicted = plan.predicted
     return {
@@ -44,9 +45,9 @@ def describe(plan: Plan, path: str | None, occasion: Occasion = ANY) -> dict[str
         "lower_bound_ms": predicted.lower_bound_ms,
         "gap": predicted.gap,
         "speedup_step": predicted.speedup_step,
-        "speedup_trajectory": plan.speedup(occasion.steps, occasion.scheduler),
-        "steps": occasion.steps,
-        "speed_of_light": asdict(light_of(plan, occasion)),
+        "speedup_trajectory": plan.speedup(sampling.steps, sampling.scheduler),
+        "steps": sampling.steps,
+        "speed_of_light": asdict(light_of(plan, sampling)),
         "bytes_per_step": predicted.bytes_per_step,
         "staleness": predicted.staleness,
         "macs": predicted.macs,
@@ -97,7 +98,7 @@ def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[st
     }
 
 
-def light_of(plan: Plan, occasion: Occasion) -> SpeedOfLight:
+def light_of(plan: Plan, sampling: SamplingSetup) -> SpeedOfLight:
     """Where the predicted speed-up goes, one loss after the other; ideal is the number of devices."""
     predicted = plan.predicted
     computes = [
@@ -108,8 +109,8 @@ def light_of(plan: Plan, occasion: Occasion) -> SpeedOfLight:
         ideal=float(plan.ranks),
         balanced=round(predicted.sequential_ms / slowest, 6) if slowest > 0 else 1.0,
         connected=predicted.speedup_step,
-        remaining=plan.speedup(occasion.steps, occasion.scheduler),
-        calls=occasion.steps,
+        remaining=plan.speedup(sampling.steps, sampling.scheduler),
+        calls=sampling.steps,
     )
 
 
@@ -120,8 +121,8 @@ def _quality(advice: Advice) -> dict[str, Any]:
         "psnr_db": None if exact else advice.psnr_db,
         "fewer_steps_psnr_db": None if advice.fewer_steps_db is None else round(advice.fewer_steps_db, 2),
         "fewer_steps_better": advice.against,
-        "steps": advice.occasion.steps,
-        "scheduler": advice.occasion.scheduler,
+        "steps": advice.sampling.steps,
+        "scheduler": advice.sampling.scheduler,
     }
 
 

@@ -3,4 +3,4 @@
 import runpy as _runpy
 from pathlib import Path as _Path
 
-_runpy.run_path(str(_Path(__file__).parents[1] / "profiles" / "siblings.py"))
+_runpy.run_path(str(_Path(__file__).parents[1] / "profiles" / "import_guard.py"))

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import FailFast, Field
 
+from profiles.json_files import JsonFileError, canonical_bytes, read_json, write_atomic
 from profiles.records import Record
-from profiles.strict_json import JsonFileError, canonical_bytes, read_json, write_atomic
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 4_000_000
@@ -51,7 +51,7 @@ class WholeCheck(Record):
 
 
 class CostProfile(Record):
-    """Real measurements of operator calls on one device; loaded by signature (partitioner.cost.signature).
+    """Real measurements of operator calls on one device; loaded by signature (partitioner.costs.signature.signature).
 
     device: "cpu" or "cuda"; device_name: what the system calls it. dtype: the dtype that most parameters have.
     mode: "eager" (one call after the other, launches included), "cuda_graph" (kernels alone, replayed) or "compiled"

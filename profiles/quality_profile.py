@@ -10,8 +10,8 @@ from typing import Annotated, Self
 
 from pydantic import FailFast, Field, model_validator
 
+from profiles.json_files import canonical_bytes, read_json, write_atomic
 from profiles.records import Record
-from profiles.strict_json import canonical_bytes, read_json, write_atomic
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 4_000_000
@@ -44,7 +44,7 @@ class QualityRow(Record):
 
 
 class MeasuredDrift(Record):
-    """What one-step lag costs the output of a denoiser, edge by edge; see partitioner.edge_drift.
+    """What one-step lag costs the output of a denoiser, edge by edge; see partitioner.staleness.edge_errors.
 
     edges: stable keys of a value's node and of a node that reads it. sketches: one row per edge.
     """

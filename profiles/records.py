@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from profiles.strict_json import JsonFileError
+from profiles.json_files import JsonFileError
 
 
 class Record(BaseModel):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from runtime.engine import Engine
     from runtime.pipeline import parallelize
 
-_runpy.run_path(str(_Path(__file__).parents[1] / "profiles" / "siblings.py"))
+_runpy.run_path(str(_Path(__file__).parents[1] / "profiles" / "import_guard.py"))
 
 __all__ = ["Engine", "parallelize"]
 

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     previous = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _terminated)
     from partitioner.errors import PartitionerError
-    from partitioner.interrupt import interrupted
+    from partitioner.process import interrupted
     from runtime.errors import EngineError
 
     try:
@@ -103,7 +103,7 @@ def _terminated(_signal: int, _frame: Any) -> None:
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     from partitioner.errors import UsageError
-    from partitioner.plan import Plan
+    from partitioner.plan.plan import Plan
 
     output = Path(options.output)
     if output.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
@@ -181,9 +181,9 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _write_trace(engine: Any, plan: Any, options: argparse.Namespace) -> None:
     from partitioner.errors import UsageError
-    from partitioner.plan import seat_of
-    from partitioner.timeline import chrome_trace, write_trace
-    from profiles.strict_json import JsonFileError
+    from partitioner.plan.ranks import seat_of
+    from partitioner.plan.timeline import chrome_trace, write_trace
+    from profiles.json_files import JsonFileError
 
     seats = [seat_of(rank, plan.components) for rank in range(plan.ranks)]
     names = [f"rank {rank}: branch {branch}, component {k}" for rank, (branch, k) in enumerate(seats)]

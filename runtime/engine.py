@@ -5,106 +5,43 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from partitioner.errors import PartitionerError, TraceError
-from partitioner.ir import Parameter, Ref, Role, TracedGraph
-from partitioner.plan import Plan, rank_of, seat_of
-from partitioner.problem import KEPT_MESSAGES
-from partitioner.schedule import Run
-from partitioner.timeline import Timeline
-from partitioner.trace import trace
-from runtime.calls import CallReader, Literals, Signature, Tensors, call_signature, graph_signature
-from runtime.component import ComponentSpec, PreambleSpec, build_specs
-from runtime.cuda_lane import check_acceleration
+from partitioner.graph.export import trace
+from partitioner.graph.ir import Parameter, Ref, Role
+from partitioner.plan.plan import Plan
+from partitioner.plan.ranks import rank_of, seat_of
+from partitioner.plan.schedule import Run
+from partitioner.plan.timeline import Timeline
+from partitioner.search.problem import KEPT_MESSAGES
+from runtime.devices.cuda_stream import check_acceleration
+from runtime.devices.memory import check_memory, give_back, local_places
+from runtime.driver.call_arguments import CallReader, Literals, Signature, Tensors, call_signature, graph_signature
+from runtime.driver.dispatch import Batch
+from runtime.driver.preamble import PreambleRunner
+from runtime.driver.traced_graphs import BuiltGraph
+from runtime.driver.trajectory import RunMode, Trajectory
 from runtime.errors import EngineClosed, InputError, PlanMismatch
-from runtime.launch import Launcher, LocalLauncher
-from runtime.memory import check_memory, give_back, local_places
-from runtime.microbatches import can_join
-from runtime.preamble import PreambleRunner
-from runtime.processes import ProcessRanks
-from runtime.ranks import EmulatedRanks, Ranks, ThreadRanks
-from runtime.recording import Recorder, assemble
-from runtime.report import Report
-from runtime.torchrun import join, torchrun_launcher
-from runtime.trajectory import Manner, Trajectory
-from runtime.transport import Key
-from runtime.weights import Weights
-from runtime.worker import PARAMETER_CONTEXT, Build, Evaluate, Join, Load, Setup, Work, together
-
-TRANSPORTS = ("processes", "threads", "emulation")
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How to run a plan; None: as the plan says.
-
-    exact: every step exact (the plan's split, no lag). microbatches: an exact step's rows are computed in so many
-    parts, one component working on one while another has the next, where they divide evenly; results then differ in
-    the last bits from those of the whole batch. correct: in look-ahead, correct the output for what the latent was
-    foreseen wrong (docs/lookahead.md). keep_weights: do not let go, until ``close``, of parameters
-    that only other processes need and that the files of the denoiser can give back. threads: torch threads per rank
-    process (0: torch's own default). compile: run what torch.compile makes of each rank's segments; the first calls
-    take minutes, and results differ in the last bits. cuda_graphs: replay segments from CUDA graphs, on GPUs.
-    green_contexts: ranks that share a GPU each get an equal share of its multiprocessors (transport "threads").
-    record: keep what every rank did and when, for ``timeline``. step_timeout_s:
-    longest wait in a step before the engine ends with RankStalled.
-    """
-
-    transport: str = "processes"
-    exact: bool = False
-    microbatches: int = 1
-    warmup: int | None = None
-    predictor: str | None = None
-    mode: str | None = None
-    correct: bool = True
-    check_finite: bool = False
-    keep_weights: bool = False
-    compile: bool = False
-    cuda_graphs: bool = False
-    green_contexts: bool = False
-    record: bool = False
-    threads: int = 1
-    step_timeout_s: float = 300.0
-    startup_timeout_s: float = 120.0
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What has been done since the start. steps: denoiser calls of the engine, exact_steps those without lag;
-    exact_ms, async_ms: mean time of an exact and of another call, None where there was none. ranks: by rank."""
-
-    steps: int
-    exact_steps: int
-    exact_ms: float | None
-    async_ms: float | None
-    ranks: tuple[Report, ...]
-
-
-@dataclass(frozen=True)
-class _Graph:
-    """A traced graph that the ranks have built, under the number ``table``."""
-
-    table: int
-    graph: TracedGraph
-    specs: Sequence[ComponentSpec]
-    preamble_spec: PreambleSpec
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Rows that are computed together: all of a call, or a micro-batch. context: its number in message keys.
-
-    join: see runtime.worker; of micro-batches whose messages will be read lagged.
-    """
-
-    built: _Graph
-    context: int
-    join: Join | None = None
+from runtime.options import TRANSPORTS, EngineOptions
+from runtime.ranks.base import Ranks
+from runtime.ranks.emulated import EmulatedRanks
+from runtime.ranks.launch import Launcher, LocalLauncher
+from runtime.ranks.processes import ProcessRanks
+from runtime.ranks.threads import ThreadRanks
+from runtime.ranks.torchrun_driver import torchrun_launcher
+from runtime.stats import Stats
+from runtime.torchrun import join
+from runtime.transport.mailbox import MessageKey
+from runtime.transport.weights import Weights
+from runtime.worker.commands import Build, Evaluate, Join, Load, Setup
+from runtime.worker.microbatches import can_join
+from runtime.worker.recording import Recorder, assemble
+from runtime.worker.specs import build_specs
+from runtime.worker.worker import PARAMETER_CONTEXT, Waiting, together
 
 
 class Engine:
@@ -132,7 +69,7 @@ class Engine:
             join(self.options.startup_timeout_s)
         self._denoiser = denoiser
         self._scheduler = scheduler
-        self._graphs: dict[Signature, _Graph] = {}
+        self._graphs: dict[Signature, BuiltGraph] = {}
         self._preambles: dict[int, PreambleRunner] = {}
         self._trajectories: dict[str, Trajectory] = {}
         self._context_name = ""
@@ -168,14 +105,14 @@ class Engine:
 
     # ---- start
 
-    def _trace(self, example: Callable[[], Mapping[str, Any]]) -> _Graph:
+    def _trace(self, example: Callable[[], Mapping[str, Any]]) -> BuiltGraph:
         roles = {item.path: item.role for item in self.plan.inputs}
         with self._weights.traceable():
             graph = trace(self._denoiser, example(), roles, model=self.plan.model)
         if not getattr(self._denoiser, "peft_config", None):
             self.plan.check(graph)  # a LoRA changes the graph; its layers follow those that they wrap
         placement = self.plan.place(graph)
-        return _Graph(len(self._graphs), graph, *build_specs(graph, placement, self.plan.components))
+        return BuiltGraph(len(self._graphs), graph, *build_specs(graph, placement, self.plan.components))
 
     def _start(self, devices: Sequence[str]) -> Ranks:
         plan, options = self.plan, self.options
@@ -230,7 +167,7 @@ class Engine:
             step_timeout_s=options.step_timeout_s,
         )
 
-    def _distribute(self, built: _Graph) -> None:
+    def _distribute(self, built: BuiltGraph) -> None:
         """Give every rank its component of a graph, and the parameters that it does not have yet."""
         worker = self._ranks.worker
         for rank in range(self.plan.ranks):
@@ -269,7 +206,7 @@ class Engine:
         self._ranks.command(rank, load)
         mailbox.register(load.table, load.wires)
         for index, tensor in enumerate(self._weights.tensors_of(sent).values()):
-            mailbox.send([rank], Key(load.table, index, PARAMETER_CONTEXT, 0), tensor)
+            mailbox.send([rank], MessageKey(load.table, index, PARAMETER_CONTEXT, 0), tensor)
 
     # ---- calls
 
@@ -303,7 +240,7 @@ class Engine:
         scheduler = self._scheduler() if self._scheduler is not None else None
         trajectory.advance(built.graph, len(halves), tensors, scheduler)
         exact = trajectory.schedule.is_exact(trajectory.call)
-        whole = _Batch(built, trajectory.number)
+        whole = Batch(built, trajectory.number)
         batches = [whole] if part is None or not exact else self._microbatches(part, whole, trajectory)
         begin = time.perf_counter()
         results = self._issue(whole, batches, trajectory, tensors)
@@ -313,7 +250,7 @@ class Engine:
             self._recorded_calls.append((started, Recorder.now()))
         return tuple(item.to(home) if isinstance(item, torch.Tensor) else item for item in results)
 
-    def _graph_of_part(self, whole: _Graph, tensors: Tensors, literals: Literals) -> _Graph | None:
+    def _graph_of_part(self, whole: BuiltGraph, tensors: Tensors, literals: Literals) -> BuiltGraph | None:
         """The graph of a micro-batch of such rows; None where they, or what travels, cannot be split."""
         parts = self._calls.parts(tensors, self.options.microbatches)
         if len(parts) == 1:
@@ -321,17 +258,17 @@ class Engine:
         part = self._graph_for(parts[0], literals)
         return part if can_join(whole.specs[0].wires, part.specs[0].wires, len(parts)) else None
 
-    def _microbatches(self, part: _Graph, whole: _Batch, trajectory: Trajectory) -> list[_Batch]:
+    def _microbatches(self, part: BuiltGraph, whole: Batch, trajectory: Trajectory) -> list[Batch]:
         count = self.options.microbatches
         # no predictor looks further back
         read_lagged = trajectory.is_lagged and trajectory.call >= trajectory.schedule.warmup - KEPT_MESSAGES
         joins = [Join(whole.built.table, whole.context, i, count) if read_lagged else None for i in range(count)]
-        return [_Batch(part, whole.context + 1 + i, join) for i, join in enumerate(joins)]
+        return [Batch(part, whole.context + 1 + i, join) for i, join in enumerate(joins)]
 
     def _trajectory(self) -> Trajectory:
         if self._context_name not in self._trajectories:
             options, plan = self.options, self.plan
-            manner = Manner(
+            manner = RunMode(
                 components=plan.components,
                 mode="exact" if options.exact else (options.mode or plan.mode),
                 warmup=options.warmup or plan.warmup,
@@ -341,7 +278,7 @@ class Engine:
             self._trajectories[self._context_name] = Trajectory(numbers * len(self._trajectories), manner)
         return self._trajectories[self._context_name]
 
-    def _graph_for(self, tensors: Tensors, literals: Literals) -> _Graph:
+    def _graph_for(self, tensors: Tensors, literals: Literals) -> BuiltGraph:
         """The graph of such calls; traced and distributed if it is new."""
         signature = call_signature(tensors, literals)
         if signature not in self._graphs:
@@ -358,7 +295,7 @@ class Engine:
         return self._graphs[signature]
 
     def _issue(
-        self, whole: _Batch, batches: Sequence[_Batch], trajectory: Trajectory, tensors: Tensors
+        self, whole: Batch, batches: Sequence[Batch], trajectory: Trajectory, tensors: Tensors
     ) -> tuple[Any, ...]:
         """Send this call's inputs and commands, do the driver's own part, and join what the ranks make."""
         graph = whole.built.graph
@@ -384,7 +321,7 @@ class Engine:
         return tuple(outputs)
 
     def _tell(
-        self, batch: _Batch, halves: Sequence[Tensors], trajectory: Trajectory, runs: Sequence[Run]
+        self, batch: Batch, halves: Sequence[Tensors], trajectory: Trajectory, runs: Sequence[Run]
     ) -> list[Evaluate]:
         """Have one call's runs done on one batch; returns the driver's own."""
         built, context = batch.built, batch.context
@@ -422,7 +359,7 @@ class Engine:
                 self._send_inputs(rank, built, command, known)
         return own
 
-    def _all_results(self, own: Sequence[Evaluate], branches: int) -> Work[list[dict[str, torch.Tensor]]]:
+    def _all_results(self, own: Sequence[Evaluate], branches: int) -> Waiting[list[dict[str, torch.Tensor]]]:
         """The driver's own part and the other branches' results: all waits of a step, so that it has one deadline."""
         worker = self._ranks.worker
         results = yield from together([worker.evaluate(command) for command in own], worker.mailbox)
@@ -431,7 +368,7 @@ class Engine:
                 results.append((yield from worker.results_of(command)))
         return results
 
-    def _send_inputs(self, rank: int, built: _Graph, command: Evaluate, values: Tensors) -> None:
+    def _send_inputs(self, rank: int, built: BuiltGraph, command: Evaluate, values: Tensors) -> None:
         """Send a rank what it reads of an evaluation's inputs and of the preamble's values."""
         spec = built.specs[seat_of(rank, self.plan.components)[1]]
         read = set(spec.program.inputs)
@@ -440,7 +377,7 @@ class Engine:
             if wire.source is None and wire.value in read and (wire.role > Role.PROMPT or wire.value in command.fresh):
                 # a copy: the caller may write to its tensor while a rank still reads
                 tensor = values[wire.value].detach().clone()
-                key = Key(command.table, index, command.context, command.step)
+                key = MessageKey(command.table, index, command.context, command.step)
                 if rank == 0:
                     mailbox.deliver(key, tensor)
                 else:
@@ -463,7 +400,7 @@ class Engine:
             )
 
     def timeline(self) -> Timeline:
-        """What every rank has done and when, for engines that record; partitioner.timeline writes it as a trace."""
+        """What every rank has done and when, for engines that record; see partitioner.plan.timeline."""
         reports = self.stats.ranks
         return assemble({rank: report.marks for rank, report in enumerate(reports)}, self._recorded_calls)
 

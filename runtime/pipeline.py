@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from partitioner.plan import Plan
-from partitioner.trace import bind_arguments
-from runtime.engine import Engine, EngineOptions
+from partitioner.graph.arguments import bind_arguments
+from partitioner.plan.plan import Plan
+from runtime.engine import Engine
 from runtime.errors import InputError, PlanMismatch
+from runtime.options import EngineOptions
 from runtime.torchrun import join, launched
 
 DENOISER_NAMES = ("unet", "transformer")
@@ -129,13 +130,13 @@ def parallelize(
 
 def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str, Any]) -> Plan:
     """A plan for a pipeline in memory: costs measured on the denoiser's GPU, or a roofline where it has none."""
-    from partitioner.advice import Adviser, Occasion
-    from partitioner.candidates import Options
+    from partitioner.costs.model import choose_cost_model
     from partitioner.fleet import parse_fleet
-    from partitioner.models import live_spec
-    from partitioner.planner import plan_model
-    from partitioner.pricing import choose_pricing
-    from profiles.devices import device_spec
+    from partitioner.models.spec import live_spec
+    from partitioner.planning.expected_quality import QualityAdvisor, SamplingSetup
+    from partitioner.planning.options import Options
+    from partitioner.planning.planner import plan_model
+    from profiles.device_sheets import device_spec
     from profiles.quality_profile import QualityProfile
 
     if devices is None:
@@ -143,12 +144,12 @@ def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str,
     denoiser = getattr(pipe, denoiser_name(pipe))
     count = str(devices if isinstance(devices, int) else len(devices))
     live = str(denoiser.device)
-    pricing = choose_pricing(None if live == "cpu" else live, "cpu" if live == "cpu" else None, count)
+    cost_model = choose_cost_model(None if live == "cpu" else live, "cpu" if live == "cpu" else None, count)
     spec = live_spec(denoiser, pipe, **sizes)
-    occasion = Occasion(scheduler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None)
-    adviser = Adviser(QualityProfile.load(), occasion)
-    options = Options(driver_ms=device_spec(pricing.reference).driver_ms)
-    return plan_model(spec, parse_fleet(count, pricing.reference), pricing, options, adviser=adviser).plan
+    sampling = SamplingSetup(scheduler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None)
+    advisor = QualityAdvisor(QualityProfile.load(), sampling)
+    options = Options(driver_ms=device_spec(cost_model.reference).driver_ms)
+    return plan_model(spec, parse_fleet(count, cost_model.reference), cost_model, options, advisor=advisor).plan
 
 
 def denoiser_name(pipe: Any) -> str:

@@ -8,7 +8,7 @@ import signal
 import hypothesis
 import pytest
 
-from tests.leftovers import pytest_sessionfinish as pytest_sessionfinish  # pytest finds it here
+from tests.support.leftovers import pytest_sessionfinish as pytest_sessionfinish  # pytest finds it here
 
 # Set before anything imports torch or huggingface_hub, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"

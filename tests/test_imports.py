@@ -15,23 +15,32 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate", "huggingface_hub", 
 
 # The only modules of profiles and partitioner that touch torch or diffusers at all.
 TOUCH_TORCH = {
-    "partitioner.allocator",
-    "partitioner.calls",
-    "partitioner.component_timing",
-    "partitioner.drift",
-    "partitioner.measure",
-    "partitioner.model_source",
-    "partitioner.models",
-    "partitioner.operators",
-    "partitioner.pricing",
-    "partitioner.torch_private",
-    "partitioner.trace",
+    "partitioner.costs.components",
+    "partitioner.costs.measure",
+    "partitioner.costs.model",
+    "partitioner.costs.operator_calls",
+    "partitioner.graph.arguments",
+    "partitioner.graph.export",
+    "partitioner.graph.operators",
+    "partitioner.graph.reader",
+    "partitioner.graph.torch_private",
+    "partitioner.models.build",
+    "partitioner.models.source",
+    "partitioner.models.spec",
+    "partitioner.process",
+    "partitioner.staleness.measured",
 }
 # Those of them that cannot be imported without it.
-NEED_TORCH = TOUCH_TORCH - {"partitioner.model_source", "partitioner.models", "partitioner.pricing"}
+NEED_TORCH = TOUCH_TORCH - {
+    "partitioner.costs.model",
+    "partitioner.models.build",
+    "partitioner.models.source",
+    "partitioner.models.spec",
+    "partitioner.process",
+}
 
-PRIVATE_NAMES = {"partitioner.torch_private", "runtime.torch_private"}
-DISTRIBUTED = {"runtime.transport", "runtime.torch_private", "tools.asyncdiff_policy"}
+PRIVATE_NAMES = {"partitioner.graph.torch_private"}
+DISTRIBUTED = {"runtime.transport.rendezvous", "partitioner.graph.torch_private", "tools.asyncdiff_policy"}
 
 
 def _module_name(path: Path) -> str:
@@ -141,4 +150,4 @@ def test_only_the_named_modules_touch_torch_distributed(module: str) -> None:
 
 def test_every_package_has_the_guard() -> None:
     for layer in LAYERS:
-        assert 'parents[1] / "profiles" / "siblings.py"' in FILES[layer].read_text(encoding="utf-8")
+        assert 'parents[1] / "profiles" / "import_guard.py"' in FILES[layer].read_text(encoding="utf-8")

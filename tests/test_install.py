@@ -104,7 +104,7 @@ def test_a_plan_is_made_from_a_hostile_folder(python: Path, hostile: Path) -> No
 
 
 def test_workers_import_our_packages_from_a_hostile_folder(python: Path, hostile: Path) -> None:
-    code = "import partitioner, runtime.worker, profiles, tools; print(runtime.__file__, tools.__file__)"
+    code = "import partitioner, runtime.worker.worker, profiles, tools; print(runtime.__file__, tools.__file__)"
     done = run(hostile, python, "-P", "-c", code)
     assert done.returncode == 0, done.stderr
     assert all(Path(name).is_relative_to(python.parents[1]) for name in done.stdout.split())
@@ -144,7 +144,7 @@ def test_importing_the_packages_stays_free_of_torch(python: Path, tmp_path: Path
 
 def test_the_package_gives_functions_even_after_their_submodules_are_imported(python: Path, tmp_path: Path) -> None:
     code = (
-        "import partitioner.trace, partitioner.plan\n"
+        "import partitioner.trace, partitioner.plan.plan\n"
         "from partitioner import Plan, compile, trace\n"
         "from runtime import Engine, parallelize\n"
         "print(Plan.__name__, compile.__name__, trace.__name__, Engine.__name__, parallelize.__name__)"

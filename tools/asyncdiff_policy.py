@@ -23,9 +23,9 @@ import torch
 from torch import nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined] # public, but not in its __all__
 
-from partitioner.baselines import published_split
-from runtime.report import resident_bytes
-from runtime.torch_private import gloo_group
+from partitioner.baselines.asyncdiff_split import published_split
+from partitioner.graph.torch_private import gloo_group
+from runtime.ranks.rank_report import resident_bytes
 
 HOST = "127.0.0.1"
 Exchange = Callable[[torch.Tensor, int], None]

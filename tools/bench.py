@@ -32,22 +32,27 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from partitioner.candidates import Options
-from partitioner.component_timing import time_components
-from partitioner.cost import GraphCosts, apply_profile, load_profile
+from partitioner.costs.components import time_components
+from partitioner.costs.lookup import apply_profile, load_profile
+from partitioner.costs.measure import measure
+from partitioner.costs.node_costs import GraphCosts
 from partitioner.errors import PartitionerError
 from partitioner.fleet import parse_fleet
-from partitioner.ir import TracedGraph
-from partitioner.machine import Machine, Wire
-from partitioner.measure import measure
-from partitioner.plan import Mode, Plan, Predictor, seat_of
-from partitioner.planner import plan_graphs
-from partitioner.schedule import Schedule
-from partitioner.simulate import simulate
-from partitioner.trace import trace
-from profiles.devices import device_spec
-from runtime.engine import Engine, EngineOptions
+from partitioner.graph.export import trace
+from partitioner.graph.ir import TracedGraph
+from partitioner.plan.fields import PredictorName
+from partitioner.plan.plan import Plan
+from partitioner.plan.ranks import seat_of
+from partitioner.plan.schedule import Schedule
+from partitioner.planning.options import Options
+from partitioner.planning.planner import plan_graphs
+from partitioner.search.mode import Mode
+from partitioner.simulator.machine import Link, Machine
+from partitioner.simulator.simulate import simulate
+from profiles.device_sheets import device_spec
+from runtime.engine import Engine
 from runtime.errors import EngineError
+from runtime.options import EngineOptions
 from tools import rank_memory
 from tools.asyncdiff_policy import Call, Policy, PolicyRanks, PolicyRun, even_policy, published_policy
 from tools.denoisers import DENOISERS, Denoiser
@@ -64,7 +69,7 @@ class Settings:
     one; None: measure."""
 
     microbatches: int = 1
-    predictor: Predictor | None = None
+    predictor: PredictorName | None = None
     steps: int = 50
     warmup: int = 1
     rounds: int = 5
@@ -81,7 +86,7 @@ def measure_costs(graph: TracedGraph, settings: Settings) -> GraphCosts:
 def make_plan(
     graph: TracedGraph, costs: GraphCosts, settings: Settings, mode: Mode, period: int = 1
 ) -> tuple[Plan, float]:
-    """A plan for two CPU threads, and the mean time of a call in ms that partitioner.simulate predicts.
+    """A plan for two CPU threads, and the mean time of a call in ms that partitioner.simulator.simulate predicts.
 
     Node costs are refined with whole components.
     """
@@ -95,7 +100,7 @@ def make_plan(
         graph,
         placed,
         {name: cost.ms for name, cost in costs.nodes.items()},
-        Machine.uniform(RANKS, Wire(link.latency_us * 1e-3, link.duplex_gb_per_s / 2 * link.efficiency)),
+        Machine.uniform(RANKS, Link(link.latency_us * 1e-3, link.duplex_gb_per_s / 2 * link.efficiency)),
         Schedule(plan.components, plan.mode, plan.warmup, plan.periods),
         calls=settings.steps,
         component_ms=timer(graph, placed, RANKS),
@@ -393,7 +398,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--denoiser", action="append", choices=tuple(DENOISERS), help="may be repeated (default: all)")
     parser.add_argument("--microbatches", type=_positive, default=1, help="of the exact calls (default: 1)")
-    parser.add_argument("--predictor", choices=get_args(Predictor), help="default: the planner's choice")
+    parser.add_argument("--predictor", choices=get_args(PredictorName), help="default: the planner's choice")
     parser.add_argument("--steps", type=_positive, default=50, help="of a trajectory (default: 50)")
     parser.add_argument("--warmup", type=_positive, default=1, help="exact steps of them (default: 1)")
     parser.add_argument("--rounds", type=_positive, default=5, help="default: 5")

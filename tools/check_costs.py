@@ -19,18 +19,20 @@ from typing import Any, get_args
 
 import torch
 
-from partitioner.candidates import Options, solve_candidate
-from partitioner.component_timing import component_runs
-from partitioner.cost import apply_profile
+from partitioner.costs.components import component_runs
+from partitioner.costs.lookup import apply_profile
+from partitioner.costs.measure import measure_by_turns, summarise
+from partitioner.costs.relative_speed import with_speeds
 from partitioner.errors import PartitionerError
-from partitioner.fleet import parse_fleet, with_speeds
-from partitioner.graph import build_problem
-from partitioner.ir import TracedGraph
-from partitioner.measure import measure_by_turns, summarise
-from partitioner.plan import Mode
-from partitioner.refinement import Refinement, refine_split
-from partitioner.solve import Solver
-from partitioner.trace import trace
+from partitioner.fleet import parse_fleet
+from partitioner.graph.export import trace
+from partitioner.graph.ir import TracedGraph
+from partitioner.planning.build_problem import build_problem
+from partitioner.planning.candidates import solve_candidate
+from partitioner.planning.options import Options
+from partitioner.planning.remeasure import Refinement, refine_split
+from partitioner.search.mode import Mode
+from partitioner.search.solver import Solver
 from profiles.cost_profile import CostProfile
 from tools.denoisers import DENOISERS
 from tools.record_profile import record, whole_run

@@ -18,14 +18,16 @@ from functools import partial
 from statistics import mean
 from typing import Any
 
-from partitioner.baselines import published_split
-from partitioner.candidates import Candidate, Options
+from partitioner.baselines.asyncdiff_simulation import simulate_asyncdiff
+from partitioner.baselines.asyncdiff_split import published_split
 from partitioner.fleet import Device
-from partitioner.planner import Planning, plan_graphs
-from partitioner.schedule import Schedule
-from partitioner.simulate import Simulation, simulate, speed_of_light, without_communication
-from partitioner.simulate_asyncdiff import simulate_asyncdiff
-from profiles.devices import device_spec
+from partitioner.plan.schedule import Schedule
+from partitioner.planning.candidates import Candidate
+from partitioner.planning.options import Options
+from partitioner.planning.planner import Planning, plan_graphs
+from partitioner.simulator.simulate import Simulation, simulate
+from partitioner.simulator.speed_of_light import speed_of_light, without_communication
+from profiles.device_sheets import device_spec
 from tools.published_machine import Case, load_case, machine_of, read_published, wire_of
 
 COUNTS = (2, 3, 4, 8)

@@ -17,16 +17,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from partitioner.baselines import broadcast_bytes, by_module, published_split
-from partitioner.cost import estimate
-from partitioner.evaluate import Evaluation, evaluate
-from partitioner.graph import build_problem
-from partitioner.ir import TracedGraph
-from partitioner.models import model_spec, trace_model
-from partitioner.problem import MODES, Devices, Problem
-from partitioner.solve import SWEEP, Solver, Split
-from profiles.devices import device_spec
-from profiles.strict_json import canonical_bytes, read_json, write_atomic
+from partitioner.baselines.asyncdiff_split import broadcast_bytes, by_module, published_split
+from partitioner.costs.roofline import estimate
+from partitioner.graph.ir import TracedGraph
+from partitioner.models.spec import model_spec, trace_model
+from partitioner.planning.build_problem import build_problem
+from partitioner.search.devices import Devices
+from partitioner.search.evaluate import Evaluation, evaluate
+from partitioner.search.mode import MODES
+from partitioner.search.problem import Problem
+from partitioner.search.solver import SWEEP, Solver, Split
+from profiles.device_sheets import device_spec
+from profiles.json_files import canonical_bytes, read_json, write_atomic
 
 GOLDEN = Path(__file__).with_name("golden_splits.json")
 MODELS = ("sd15", "sd21", "sdxl", "svd", "animatediff", "x4up", "sd3", "flux")

@@ -10,23 +10,24 @@ from typing import Any
 
 import torch
 
-from partitioner.candidates import Options
+from partitioner.costs.measure import measuring_device
 from partitioner.fleet import parse_fleet
-from partitioner.ir import Role
-from partitioner.measure import measuring_device
-from partitioner.plan import Plan
-from partitioner.planner import plan_graphs
-from runtime.cuda_shares import share_size, share_streams
-from runtime.engine import Engine, EngineOptions
+from partitioner.graph.ir import Role
+from partitioner.plan.plan import Plan
+from partitioner.planning.options import Options
+from partitioner.planning.planner import plan_graphs
+from runtime.devices.cuda_shares import share_size, share_streams
+from runtime.engine import Engine
+from runtime.options import EngineOptions
 from tools.gpu_subject import (
     Graphs,
     Inputs,
     Row,
     call_of,
+    cost_model_of,
     denoiser,
     free,
     graphs_of,
-    pricing_of,
     split,
 )
 
@@ -138,9 +139,9 @@ def engine(name: str, device: str, folder: Path) -> Row:
 
 
 def _plan(name: str, graphs: Graphs, count: int, device: str, folder: Path) -> Plan:
-    pricing = pricing_of(name, device, folder)
+    cost_model = cost_model_of(name, device, folder)
     options = Options(branches=1, mode="async", warmup=1, predictor="hold", prefer="speed", force=True)
-    return plan_graphs(graphs.whole, None, parse_fleet(str(count), pricing.reference), pricing, options).plan
+    return plan_graphs(graphs.whole, None, parse_fleet(str(count), cost_model.reference), cost_model, options).plan
 
 
 def _step_ms(call: Callable[..., Any], arguments: Inputs, roles: Mapping[str, Any], device: torch.device) -> float:

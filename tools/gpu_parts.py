@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from xml.etree import ElementTree
 
-from profiles.strict_json import write_atomic
+from profiles.json_files import write_atomic
 from tools.gpu_concurrency import concurrency, engine
 from tools.gpu_subject import Row, graphs_of
 from tools.gpu_times import compiled_whole, components, profile

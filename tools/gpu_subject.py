@@ -15,19 +15,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from partitioner.calls import random_value
-from partitioner.candidates import Candidate, Options, solve_candidate
-from partitioner.fleet import parse_fleet, with_speeds
-from partitioner.graph import build_problem
-from partitioner.ir import Node, TracedGraph
-from partitioner.measure import Mode, measuring_device
-from partitioner.models import model_spec, trace_model
-from partitioner.pricing import Pricing, choose_pricing
-from partitioner.solve import Solver
-from partitioner.trace import trace
-from profiles.strict_json import write_atomic
-from runtime.compiled import compiled
-from runtime.component import lower
+from partitioner.costs.measure import TimingMode, measuring_device
+from partitioner.costs.model import CostModel, choose_cost_model
+from partitioner.costs.operator_calls import random_value
+from partitioner.costs.relative_speed import with_speeds
+from partitioner.fleet import parse_fleet
+from partitioner.graph.export import trace
+from partitioner.graph.ir import Node, TracedGraph
+from partitioner.models.spec import model_spec, trace_model
+from partitioner.planning.build_problem import build_problem
+from partitioner.planning.candidates import Candidate, solve_candidate
+from partitioner.planning.options import Options
+from partitioner.search.solver import Solver
+from profiles.json_files import write_atomic
+from runtime.worker.compiled import compiled
+from runtime.worker.segment import lower
 
 SMALL = "small"  # a denoiser for trying the suite out on a CPU
 Row = dict[str, Any]
@@ -104,26 +106,26 @@ def call_of(
     return lambda: run(*values)
 
 
-def modes_of(device: str) -> tuple[Mode, ...]:
+def modes_of(device: str) -> tuple[TimingMode, ...]:
     return ("eager", "cuda_graph") if measuring_device(device, "eager").type == "cuda" else ("eager",)
 
 
-def profile_path(name: str, mode: Mode, folder: Path) -> Path:
+def profile_path(name: str, mode: TimingMode, folder: Path) -> Path:
     return folder / f"{name}.{mode}.profile.json"
 
 
-def pricing_of(name: str, device: str, folder: Path) -> Pricing:
+def cost_model_of(name: str, device: str, folder: Path) -> CostModel:
     """Costs by the recorded profile of kernels alone, which is what CUDA graphs replay, or else by the eager one."""
     paths = [profile_path(name, mode, folder) for mode in reversed(modes_of(device))]
-    return choose_pricing(str(next((path for path in paths if path.exists()), paths[-1])), None, "1")
+    return choose_cost_model(str(next((path for path in paths if path.exists()), paths[-1])), None, "1")
 
 
 def split(name: str, graphs: Graphs, branches: int, components: int, device: str, folder: Path) -> Candidate:
     """The solver's split for equal devices like this one."""
-    graph, pricing = graphs.of(branches), pricing_of(name, device, folder)
-    fleet = with_speeds(parse_fleet(str(branches * components), pricing.reference), graph, pricing.reference)
+    graph, cost_model = graphs.of(branches), cost_model_of(name, device, folder)
+    fleet = with_speeds(parse_fleet(str(branches * components), cost_model.reference), graph, cost_model.reference)
     options = Options(branches=branches, mode="async", force=True)
-    solver = Solver(build_problem(graph, pricing(graph)))
+    solver = Solver(build_problem(graph, cost_model(graph)))
     return solve_candidate(solver, branches, components, "async", fleet, options)
 
 

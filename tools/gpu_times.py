@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from partitioner.component_timing import time_components
-from partitioner.cost import apply_profile, load_profile
+from partitioner.costs.components import time_components
+from partitioner.costs.lookup import apply_profile, load_profile
+from partitioner.costs.measure import TimingMode, measure, measure_whole, measuring_device, summarise
 from partitioner.errors import MeasureError
-from partitioner.measure import Mode, measure, measure_whole, measuring_device, summarise
 from profiles.cost_profile import CostProfile, WholeCheck
 from tools.gpu_subject import Graphs, Row, call_of, free, graphs_of, modes_of, profile_path, split
 
@@ -47,7 +47,7 @@ def profile(name: str, device: str, folder: Path) -> Row:
     return {"denoiser": name, "profiles": rows}
 
 
-def _profile(name: str, graphs: Graphs, mode: Mode, device: str) -> tuple[CostProfile, WholeCheck]:
+def _profile(name: str, graphs: Graphs, mode: TimingMode, device: str) -> tuple[CostProfile, WholeCheck]:
     run = call_of(graphs.whole, graphs.whole.nodes, measuring_device(device, mode))
     whole = measure_whole(run, device, mode=mode)
     found = measure(graphs.whole, device, mode=mode, command=_command())

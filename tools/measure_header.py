@@ -21,11 +21,12 @@ from unittest import mock
 
 import torch
 
-from partitioner.candidates import Options
-from partitioner.plan import Plan
-from partitioner.planner import compile
-from runtime.engine import Engine, EngineOptions
-from runtime.launch import LocalLauncher
+from partitioner.plan.plan import Plan
+from partitioner.planning.options import Options
+from partitioner.planning.planner import compile
+from runtime.engine import Engine
+from runtime.options import EngineOptions
+from runtime.ranks.launch import LocalLauncher
 from tools.denoisers import DENOISERS
 from tools.unchecked_rank import believe
 

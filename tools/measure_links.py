@@ -28,10 +28,12 @@ import torch
 
 from partitioner.errors import PartitionerError, UsageError
 from partitioner.fleet import known_device
-from partitioner.ir import TensorMeta
-from partitioner.machine import Wire
-from profiles.strict_json import JsonFileError, write_atomic
-from runtime.transport import Expected, GlooMailbox, Key, Mailbox, Rendezvous
+from partitioner.graph.ir import TensorMeta
+from partitioner.simulator.machine import Link
+from profiles.json_files import JsonFileError, write_atomic
+from runtime.transport.gloo import GlooMailbox
+from runtime.transport.mailbox import Expected, Mailbox, MessageKey
+from runtime.transport.rendezvous import Rendezvous
 
 SMALL, LARGE = 4, 16 << 20  # bytes
 REPEATS = 15
@@ -46,7 +48,7 @@ class _Said:
     value: bytes
 
 
-def measure_links(ranks: int) -> dict[tuple[int, int], Wire]:
+def measure_links(ranks: int) -> dict[tuple[int, int], Link]:
     """(sender, reader) -> what was measured of the way between them. RuntimeError where a rank fails."""
     if ranks < 2:
         raise ValueError(f"links join two ranks at least; got {ranks}")
@@ -58,7 +60,7 @@ def measure_links(ranks: int) -> dict[tuple[int, int], Wire]:
     for process, (_, theirs) in zip(processes, pipes, strict=True):
         process.start()
         theirs.close()
-    found: dict[tuple[int, int], Wire] = {}
+    found: dict[tuple[int, int], Link] = {}
     running = [ours for ours, _ in pipes]
     try:
         while running:
@@ -136,15 +138,15 @@ class _Exchange:
     reader: int
     context: int
 
-    def message(self, number: int) -> Key:
+    def message(self, number: int) -> MessageKey:
         """Small and large ones by turns."""
-        return Key(0, 2 * self.sender + number % 2, self.context, number)
+        return MessageKey(0, 2 * self.sender + number % 2, self.context, number)
 
-    def answer(self, number: int) -> Key:
-        return Key(0, 2 * self.reader, self.context, number)
+    def answer(self, number: int) -> MessageKey:
+        return MessageKey(0, 2 * self.reader, self.context, number)
 
 
-def _time(mailbox: Mailbox, exchange: _Exchange) -> Wire:
+def _time(mailbox: Mailbox, exchange: _Exchange) -> Link:
     """The sender's side: time messages and their answers."""
     took: list[list[float]] = [[], []]
     for number in range(2 * REPEATS):
@@ -154,7 +156,7 @@ def _time(mailbox: Mailbox, exchange: _Exchange) -> Wire:
         _take(mailbox, exchange.answer(number))
         took[number % 2].append((time.perf_counter() - start) * 1e3)
     short, long = map(min, took)  # whatever else runs on the machine only adds to it
-    return Wire(latency_ms=short / 2, gb_per_s=LARGE / (max(long - short, 1e-6) * 1e6))
+    return Link(latency_ms=short / 2, gb_per_s=LARGE / (max(long - short, 1e-6) * 1e6))
 
 
 def _answer(mailbox: Mailbox, exchange: _Exchange) -> None:
@@ -164,12 +166,12 @@ def _answer(mailbox: Mailbox, exchange: _Exchange) -> None:
         mailbox.send([exchange.sender], exchange.answer(number), torch.zeros(SMALL // 4))
 
 
-def _take(mailbox: Mailbox, key: Key) -> torch.Tensor:
+def _take(mailbox: Mailbox, key: MessageKey) -> torch.Tensor:
     mailbox.wait(key, TIMEOUT_S)
     return mailbox.take(key)
 
 
-def describe(links: Mapping[tuple[int, int], Wire], name: str) -> dict[str, Any]:
+def describe(links: Mapping[tuple[int, int], Link], name: str) -> dict[str, Any]:
     """The ranks as devices: each as fast as the slowest way to it."""
     sheet = known_device(name)
     devices = []

@@ -14,14 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from partitioner.cost import GraphCosts, estimate_on
-from partitioner.ir import TracedGraph
-from partitioner.machine import Machine, Wire, work
-from partitioner.model_source import diffusers_class
-from partitioner.models import model_spec, trace_model
-from partitioner.simulate import Simulation
-from profiles.devices import DeviceSpec, Efficiency, device_spec
-from profiles.strict_json import read_json
+from partitioner.costs.node_costs import GraphCosts
+from partitioner.costs.roofline import estimate_on
+from partitioner.graph.ir import TracedGraph
+from partitioner.models.source import diffusers_class
+from partitioner.models.spec import model_spec, trace_model
+from partitioner.simulator.machine import Link, Machine, work
+from partitioner.simulator.simulate import Simulation
+from profiles.device_sheets import DeviceSpec, Efficiency, device_spec
+from profiles.json_files import read_json
 
 PUBLISHED = Path(__file__).parent / "data" / "asyncdiff_published.json"
 PEAK = Efficiency(conv=1.0, matmul=1.0, attention=1.0, memory=1.0)
@@ -34,10 +35,10 @@ def read_published() -> dict[str, Any]:
     return document
 
 
-def wire_of(spec: DeviceSpec, name: str) -> Wire:
+def wire_of(spec: DeviceSpec, name: str) -> Link:
     """One direction of a device's link."""
     link = spec.link(name)
-    return Wire(link.latency_us * 1e-3, link.duplex_gb_per_s / 2 * link.efficiency)
+    return Link(link.latency_us * 1e-3, link.duplex_gb_per_s / 2 * link.efficiency)
 
 
 def machine_of(spec: DeviceSpec, ranks: int, link: str) -> Machine:
@@ -126,7 +127,7 @@ def trace_decoder(record: Mapping[str, Any]) -> TracedGraph:
     """The network that turns latents into pixels, built without weights."""
     import torch
 
-    from partitioner.trace import fake_mode, trace
+    from partitioner.graph.export import fake_mode, trace
 
     dtype = getattr(torch, record["dtype"])
     before = torch.get_default_dtype()

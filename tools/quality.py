@@ -27,19 +27,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from partitioner.candidates import Options
-from partitioner.drift import measure_module
+from partitioner.costs.model import choose_cost_model
 from partitioner.errors import PartitionerError, UsageError
 from partitioner.fleet import parse_fleet
-from partitioner.models import live_spec
-from partitioner.plan import Mode, Plan
-from partitioner.planner import plan_model
-from partitioner.pricing import choose_pricing
-from partitioner.samplers import denoiser_calls, steps_of
-from partitioner.trace import bind_arguments, trace
+from partitioner.graph.arguments import bind_arguments
+from partitioner.graph.export import trace
+from partitioner.models.samplers import denoiser_calls, steps_of
+from partitioner.models.spec import live_spec
+from partitioner.plan.plan import Plan
+from partitioner.planning.options import Options
+from partitioner.planning.planner import plan_model
+from partitioner.search.mode import Mode
+from partitioner.staleness.measured import measure_module
+from profiles.json_files import JsonFileError
 from profiles.quality_profile import FEWER_STEPS, MeasuredDrift, QualityProfile, QualityRow
-from profiles.strict_json import JsonFileError
-from runtime.lookahead import is_flow, is_stochastic
+from runtime.driver.noise_schedule import is_flow, is_stochastic
 from runtime.pipeline import denoiser_name, load_pipeline, parallelize
 from tools.classifier import Classifier, frechet, frechet_noise
 from tools.figures import psnr, ssim
@@ -171,11 +173,11 @@ class Subject:
             mode = "async"
         key = (way.devices, way.branches, way.period, mode)
         if key not in self._plans:
-            pricing = choose_pricing(None, "cpu", str(way.devices))
+            cost_model = choose_cost_model(None, "cpu", str(way.devices))
             denoiser = getattr(self.pipe, denoiser_name(self.pipe))
             spec = live_spec(denoiser, self.pipe, batch=self.chunk)
             options = Options(branches=way.branches, mode=mode, period=way.period, force=True)
-            made = plan_model(spec, parse_fleet(str(way.devices), pricing.reference), pricing, options)
+            made = plan_model(spec, parse_fleet(str(way.devices), cost_model.reference), cost_model, options)
             split = made.chosen.split
             self._plans[key] = made.plan, "one" if split is None else split.form
         return self._plans[key]

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from partitioner.plan import Plan
-from partitioner.trace import trace
+from partitioner.graph.export import trace
+from partitioner.plan.plan import Plan
+from runtime.devices.memory import give_back, read_in_libraries, resident_bytes
 from runtime.engine import Engine
-from runtime.memory import give_back, read_in_libraries, resident_bytes
 
 CALLS = 6  # until all that a trajectory keeps is there
 Row = dict[str, Any]

@@ -15,22 +15,24 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from partitioner.calls import random_value
-from partitioner.cost import apply_profile
+from partitioner.costs.lookup import apply_profile
+from partitioner.costs.measure import TimingMode, measure, measure_whole, measuring_device, summarise
+from partitioner.costs.operator_calls import random_value
 from partitioner.errors import PartitionerError
-from partitioner.ir import TracedGraph
-from partitioner.measure import Mode, measure, measure_whole, measuring_device, summarise
-from partitioner.models import model_names, model_spec, trace_model
-from partitioner.trace import flatten_arguments, trace
+from partitioner.graph.arguments import flatten_arguments
+from partitioner.graph.export import trace
+from partitioner.graph.ir import TracedGraph
+from partitioner.models.registry import model_names
+from partitioner.models.spec import model_spec, trace_model
 from profiles.cost_profile import CostProfile, WholeCheck
-from profiles.strict_json import JsonFileError
-from runtime.component import lower
+from profiles.json_files import JsonFileError
+from runtime.worker.segment import lower
 from tools.denoisers import DENOISERS
 
 BUSY = 0.1  # an inter-quartile range of the whole above this share of it says more about the machine than the model
 
 
-def record(name: str, device: str, mode: Mode, command: str) -> CostProfile:
+def record(name: str, device: str, mode: TimingMode, command: str) -> CostProfile:
     """Profile of one of tools.denoisers, or of a model that partitioner.models knows (with random parameters).
 
     Half of the whole calls that the sum is compared with run before the operators and half after, so that a
@@ -123,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = ", ".join((*DENOISERS, *model_names()))
     parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {names}, a folder or a hub id")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0 (default: cpu)")
-    parser.add_argument("--mode", default="eager", choices=get_args(Mode), help="default: eager")
+    parser.add_argument("--mode", default="eager", choices=get_args(TimingMode), help="default: eager")
     parser.add_argument("--output", required=True, metavar="FILE", help="the profile to write")
     parser.add_argument("--force", action="store_true", help="overwrite the file")
     options = parser.parse_args(arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from runtime import rank_process
+from runtime.ranks import rank_process
 
 
 def believe(mailbox: Any) -> None:
@@ -15,9 +15,10 @@ def believe(mailbox: Any) -> None:
     """
 
     def find(words: Sequence[int], _peer: int, _sequence: int, box: Any = mailbox) -> Any:
-        from runtime.transport import RECEIPT, Key
+        from runtime.transport.gloo import RECEIPT
+        from runtime.transport.mailbox import MessageKey
 
-        key = Key(*words[4:8])
+        key = MessageKey(*words[4:8])
         if key == RECEIPT:
             return None
         with box._changed:
@@ -30,8 +31,9 @@ def believe(mailbox: Any) -> None:
 
 
 def main() -> None:
-    """As runtime.rank_process, with a mailbox that believes."""
-    from runtime import serve, transport
+    """As runtime.ranks.rank_process, with a mailbox that believes."""
+    from runtime.ranks import rank_main as serve
+    from runtime.transport import gloo as transport
 
     class Believing(transport.GlooMailbox):
         def __init__(self, *args: Any, **options: Any) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from partitioner import cli, planner
-from partitioner.models import model_spec, trace_model
-from partitioner.plan import Plan
-from tests.partitioner.quality_rows import profile_of
+from partitioner import cli
+from partitioner.models.spec import model_spec, trace_model
+from partitioner.plan.plan import Plan
+from partitioner.planning import planner
+from tests.support.quality_rows import profile_of
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = {

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from partitioner.costs.relative_speed import with_speeds
 from partitioner.errors import UsageError
-from partitioner.fleet import Device, as_devices, known_device, limit_memory, paired, parse_fleet, with_speeds
-from partitioner.ir import Input, Node, Parameter, Ref, Role, TensorMeta, TracedGraph
-from profiles.devices import device_specs
+from partitioner.fleet import Device, as_devices, known_device, limit_memory, paired, parse_fleet
+from partitioner.graph.ir import Input, Node, Parameter, Ref, Role, TensorMeta, TracedGraph
+from profiles.device_sheets import device_specs
 
 
 def _matmul() -> TracedGraph:

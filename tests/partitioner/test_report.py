@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from partitioner.advice import ANY, Occasion
-from partitioner.ir import Input, Node, Ref, Role, TensorMeta, TracedGraph
-from partitioner.plan import CostSource, Plan, Predicted, PredictedComponent
+from partitioner.graph.ir import Input, Node, Ref, Role, TensorMeta, TracedGraph
+from partitioner.plan.plan import Plan
+from partitioner.plan.records import CostSource, Predicted, PredictedComponent
+from partitioner.planning.expected_quality import ANY, SamplingSetup
 from partitioner.report import describe, light_of, table
 
 # What docs and scripts rely on: `partition-model --json`.
@@ -97,7 +98,7 @@ def test_two_calls_per_step_and_exact_last_ones_are_counted() -> None:
         total = exact * figures.exact_step_ms + (59 - exact) * figures.step_ms
         found = plan.model_copy(update={"mode": mode}).speedup(30, "HeunDiscreteScheduler")
         assert found == pytest.approx(59 * figures.sequential_ms / total)
-    heun = describe(plan, None, Occasion(30, "HeunDiscreteScheduler"))
+    heun = describe(plan, None, SamplingSetup(30, "HeunDiscreteScheduler"))
     assert heun["speedup_trajectory"] == plan.speedup(30, "HeunDiscreteScheduler") < plan.speedup(59)
     assert heun["steps"] == 30
 

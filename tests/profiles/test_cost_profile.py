@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from profiles.cost_profile import MAX_BYTES, MAX_VALUES, CostProfile, SignatureCost, WholeCheck
-from profiles.strict_json import JsonFileError
+from profiles.json_files import JsonFileError
 
 
 def a_profile(**changes: Any) -> CostProfile:

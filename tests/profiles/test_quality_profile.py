@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from profiles.json_files import JsonFileError
 from profiles.quality_profile import MeasuredDrift, QualityProfile, QualityRow
-from profiles.strict_json import JsonFileError
 from tools.train import DENOISERS
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import profiles
-from partitioner.cost import apply_profile
-from partitioner.trace import fake_mode, trace
+from partitioner.costs.lookup import apply_profile
+from partitioner.graph.export import fake_mode, trace
 from profiles.cost_profile import CostProfile
-from profiles.strict_json import canonical_bytes
+from profiles.json_files import canonical_bytes
 from tools.denoisers import DENOISERS
 
 FOLDER = Path(profiles.__file__).parent / "data"

@@ -20,12 +20,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from partitioner.cost import estimate
+from partitioner.costs.roofline import estimate
 from partitioner.fleet import parse_fleet
-from partitioner.models import model_spec
-from partitioner.planner import Options, plan_model
+from partitioner.models.spec import model_spec
+from partitioner.planning.planner import Options, plan_model
 from runtime.cli import main
-from tests import pipelines
+from tests.support import pipelines
 from tools.train import DENOISERS, TRAINED
 
 ROOT = Path(__file__).parents[2]

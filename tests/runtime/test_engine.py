@@ -16,14 +16,17 @@ from torch import nn
 
 import partitioner
 from partitioner.errors import PlanError
-from partitioner.plan import Plan, seat_of
-from partitioner.planner import Options
-from partitioner.trace import trace
-from runtime.component import build_specs
-from runtime.engine import TRANSPORTS, Engine, EngineOptions, Stats
+from partitioner.graph.export import trace
+from partitioner.plan.plan import Plan
+from partitioner.plan.ranks import seat_of
+from partitioner.planning.planner import Options
+from runtime.engine import Engine
 from runtime.errors import ComponentFailed, EngineClosed, InputError, NonFiniteValue, PlanMismatch
-from runtime.predictor import PREDICTORS
-from tests.runtime.helpers import (
+from runtime.options import TRANSPORTS, EngineOptions
+from runtime.stats import Stats
+from runtime.worker.predictor import PREDICTORS
+from runtime.worker.specs import build_specs
+from tests.support.engines import (
     ROLES,
     WIDTH,
     ToyDenoiser,

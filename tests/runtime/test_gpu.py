@@ -12,16 +12,17 @@ import torch
 from torch import nn
 
 import partitioner
-from partitioner.plan import Plan
-from runtime.component import Segment
-from runtime.cuda_graphs import EAGER_CALLS, GraphedRun, graph_pool
-from runtime.cuda_lane import CudaLane, lanes_on
-from runtime.cuda_shares import share_size, share_streams
-from runtime.engine import Engine, EngineOptions
+from partitioner.plan.plan import Plan
+from runtime.devices.cuda_graphs import EAGER_CALLS, GraphedRun, graph_pool
+from runtime.devices.cuda_shares import share_size, share_streams
+from runtime.devices.cuda_stream import CudaDeviceStream, lanes_on
+from runtime.engine import Engine
 from runtime.errors import ComponentFailed, NonFiniteValue
+from runtime.options import EngineOptions
 from runtime.pipeline import parallelize
-from tests.pipelines import call, load, saved
-from tests.runtime.helpers import Trajectory, contiguous, equal, folded, largest_difference, plan_of, toy, toy_plan
+from runtime.worker.segment import Segment
+from tests.support.engines import Trajectory, contiguous, equal, folded, largest_difference, plan_of, toy, toy_plan
+from tests.support.pipelines import call, load, saved
 
 pytestmark = pytest.mark.gpu
 
@@ -252,7 +253,7 @@ def test_ranks_on_shares_of_one_gpu_equal_emulation(branches: int) -> None:
 
 def test_every_rank_has_streams_of_its_own() -> None:
     lanes = lanes_on(["cuda:0", "cuda", "cpu"])
-    streams = {lane.compute.cuda_stream for lane in lanes if isinstance(lane, CudaLane)}
+    streams = {lane.compute.cuda_stream for lane in lanes if isinstance(lane, CudaDeviceStream)}
     assert len(streams) == 2
     assert torch.cuda.default_stream().cuda_stream not in streams
     seen = []

@@ -16,14 +16,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from runtime import keeper, torchrun
+from runtime import torchrun
 from runtime.cli import main
 from runtime.errors import PlanMismatch, StartupError
-from runtime.keeper import HELLO
-from runtime.torchrun import torchrun_launcher
-from runtime.weights import digest_of
+from runtime.ranks import torchrun_agent as keeper
+from runtime.ranks.torchrun_agent import HELLO
+from runtime.ranks.torchrun_driver import torchrun_launcher
+from runtime.transport.weights import digest_of
 from tests.runtime.test_cli import Home
-from tests.runtime.two_agents import agents
+from tests.support.two_agents import agents
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ class AtWork:
     """A keeper at work in a thread of this process."""
 
     def __init__(self, door: Any) -> None:
-        self.keeping = keeper.Keeper(1, json.loads(door.invitation()))
+        self.keeping = keeper.TorchrunAgent(1, json.loads(door.invitation()))
         self.thread = threading.Thread(target=self._obey)
         self.thread.start()
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from partitioner.baselines import broadcast_bytes
-from partitioner.trace import trace
+from partitioner.baselines.asyncdiff_split import broadcast_bytes
+from partitioner.graph.export import trace
 from tools import bench
 from tools.asyncdiff_policy import (
     Call,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from partitioner.refinement import Refinement, Round
+from partitioner.planning.remeasure import Refinement, Round
 from tools import check_costs
 from tools.denoisers import DENOISERS, Denoiser
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from profiles.devices import device_spec
+from profiles.device_sheets import device_spec
 from tools import compare_published
 from tools.published_machine import fit_efficiency, machine_of, read_published
 

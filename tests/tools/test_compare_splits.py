@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from partitioner.baselines import published_split
-from partitioner.problem import MODES
-from partitioner.solve import SWEEP
-from profiles.strict_json import canonical_bytes, read_json
+from partitioner.baselines.asyncdiff_split import published_split
+from partitioner.search.mode import MODES
+from partitioner.search.solver import SWEEP
+from profiles.json_files import canonical_bytes, read_json
 from tools import compare_splits
 from tools.compare_splits import GOLDEN, MODELS, SWEPT, TARGETS, document, merged, table, worse_rows
 

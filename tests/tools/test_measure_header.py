@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.transport import Key
-from tests.runtime.helpers import ROLES, Trajectory, equal, toy, toy_plan
+from runtime.transport.mailbox import MessageKey
+from tests.support.engines import ROLES, Trajectory, equal, toy, toy_plan
 from tools import measure_header
 
 
@@ -21,12 +21,12 @@ def test_an_engine_that_believes_gives_the_same_and_checks_nothing() -> None:
         with measure_header.start(denoiser, plan, checked=checked) as engine:
             outputs.append(Trajectory().through(engine))
             mailbox: Any = engine._ranks.worker.mailbox
-            words = [0, 0, 0, 0, *Key(0, 0, 0, 0), 0, 0, 0, *[0] * 12]  # no header of ours
+            words = [0, 0, 0, 0, *MessageKey(0, 0, 0, 0), 0, 0, 0, *[0] * 12]  # no header of ours
             if checked:
                 with pytest.raises(Exception, match="does not belong"):
                     mailbox._check_header(words, 1, 0)
             else:
-                assert mailbox._check_header(words, 1, 0)[0] == Key(0, 0, 0, 0)
+                assert mailbox._check_header(words, 1, 0)[0] == MessageKey(0, 0, 0, 0)
     assert equal(*outputs)
 
 

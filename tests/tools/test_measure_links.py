@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from partitioner.fleet import parse_fleet
-from partitioner.machine import Wire
+from partitioner.simulator.machine import Link
 from tools import measure_links
 
 
@@ -24,8 +24,8 @@ def test_every_ordered_pair_is_measured_and_described(tmp_path: Path, capsys: py
 
 
 def test_a_device_is_as_fast_as_the_slowest_way_to_it() -> None:
-    links = {(0, 1): Wire(0.1, 4.0), (1, 0): Wire(0.2, 2.0), (0, 2): Wire(0.1, 4.0), (2, 0): Wire(0.1, 8.0),
-             (1, 2): Wire(0.3, 9.0), (2, 1): Wire(0.1, 1.0)}  # fmt: skip
+    links = {(0, 1): Link(0.1, 4.0), (1, 0): Link(0.2, 2.0), (0, 2): Link(0.1, 4.0), (2, 0): Link(0.1, 8.0),
+             (1, 2): Link(0.3, 9.0), (2, 1): Link(0.1, 1.0)}  # fmt: skip
     devices = measure_links.describe(links, "cpu")["devices"]
     assert [(d["link_gb_per_s"], d["latency_us"]) for d in devices] == [(2.0, 200.0), (1.0, 100.0), (4.0, 300.0)]
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from partitioner.advice import Adviser
-from partitioner.candidates import Options
+from partitioner.costs.model import choose_cost_model
 from partitioner.errors import UsageError
 from partitioner.fleet import parse_fleet
-from partitioner.models import model_spec
-from partitioner.plan import Plan
-from partitioner.planner import plan_model
-from partitioner.pricing import choose_pricing
+from partitioner.models.spec import model_spec
+from partitioner.plan.plan import Plan
+from partitioner.planning.expected_quality import QualityAdvisor
+from partitioner.planning.options import Options
+from partitioner.planning.planner import plan_model
 from profiles.quality_profile import QualityProfile
-from tests.pipelines import saved
+from tests.support.pipelines import saved
 from tools.quality import Case, Way, cases, main, parse_way
 
 KEYS = {
@@ -34,10 +34,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_with(profile: QualityProfile | None, folder: Path) -> Plan:
     """The plan of a folder's denoiser in async mode, with what a profile holds."""
-    adviser = None if profile is None else Adviser(profile)
+    advisor = None if profile is None else QualityAdvisor(profile)
     options = Options(branches=1, mode="async", force=True)
-    fleet, pricing = parse_fleet("2", "cpu"), choose_pricing(None, "cpu", "2")
-    return plan_model(model_spec(str(folder)), fleet, pricing, options, adviser=adviser).plan
+    fleet, cost_model = parse_fleet("2", "cpu"), choose_cost_model(None, "cpu", "2")
+    return plan_model(model_spec(str(folder)), fleet, cost_model, options, advisor=advisor).plan
 
 
 def test_rows_of_a_users_pipeline(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.runtime.faults.traces import nothing_left
+from tests.support.traces import nothing_left
 
 collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]  # they look into /proc
 

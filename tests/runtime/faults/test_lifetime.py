@@ -14,9 +14,9 @@ import torch
 
 from runtime.engine import Engine
 from runtime.errors import EngineClosed, InputError, PlanMismatch
-from tests.runtime.faults.traces import Traces, rank_processes
-from tests.runtime.faults.trouble import Fragile, engine_for, fragile, inputs, plan_for, trajectory
-from tests.runtime.helpers import equal
+from tests.support.engines import equal
+from tests.support.traces import Traces, rank_processes
+from tests.support.trouble import Fragile, engine_for, fragile, inputs, plan_for, trajectory
 
 FRAGILE = fragile()
 
@@ -109,8 +109,8 @@ def test_an_exception_in_the_block_ends_the_ranks() -> None:
 def test_an_engine_that_nobody_closes_ends_with_the_program() -> None:
     """Checked by a child: threads that still wait inside gloo would make the interpreter's end a crash."""
     code = (
-        "from tests.runtime.faults.trouble import *\n"
-        "from tests.runtime.faults.traces import rank_processes\n"
+        "from tests.support.trouble import *\n"
+        "from tests.support.traces import rank_processes\n"
         "denoiser = fragile()\n"
         "engine = engine_for(denoiser, plan_for(denoiser))\n"
         "trajectory(engine)\n"
@@ -158,7 +158,7 @@ def test_starts_and_stops_keep_nothing() -> None:
     """
     code = (
         "import gc\n"
-        "from tests.runtime.faults.trouble import engine_for, fragile, plan_for, trajectory\n"
+        "from tests.support.trouble import engine_for, fragile, plan_for, trajectory\n"
         "denoiser = fragile()\n"
         "plan = plan_for(denoiser)\n"
         "def objects_after(starts):\n"
@@ -179,8 +179,8 @@ def test_many_steps_in_one_engine_stay_flat() -> None:
     """Fault 12. In a program of its own: that of pytest, after a thousand tests, takes memory for other things."""
     code = (
         "import os\n"
-        "from tests.runtime.faults.traces import rank_processes\n"
-        "from tests.runtime.faults.trouble import engine_for, fragile, plan_for, trajectory\n"
+        "from tests.support.traces import rank_processes\n"
+        "from tests.support.trouble import engine_for, fragile, plan_for, trajectory\n"
         "denoiser = fragile()\n"
         "plan = plan_for(denoiser, 3)\n"
         "with engine_for(denoiser, plan) as engine:\n"

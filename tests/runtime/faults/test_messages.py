@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from partitioner.ir import TensorMeta
+from partitioner.graph.ir import TensorMeta
 from runtime.engine import Engine
 from runtime.errors import EngineError, MessageError
-from runtime.transport import Expected, GlooMailbox, Key, Rendezvous
-from tests.runtime.faults.trouble import call_until_it_fails, engine_for, fragile, plan_for, trajectory, wait_until
+from runtime.transport.gloo import GlooMailbox
+from runtime.transport.mailbox import Expected, MessageKey
+from runtime.transport.rendezvous import Rendezvous
+from tests.support.trouble import call_until_it_fails, engine_for, fragile, plan_for, trajectory, wait_until
 
 HASH = 7
 
@@ -90,11 +92,11 @@ def test_what_belongs_arrives_however_long_it_takes() -> None:
         sent = torch.arange(6.0).view(3, 2).t()  # another memory order
         for step in range(3):
             time.sleep(1.2 if step == 1 else 0)
-            sender.send([1], Key(0, 0, 0, step), sent + step)
-            sender.send([1], Key(0, 2, 0, step), torch.empty(0, 3, dtype=torch.bfloat16))
+            sender.send([1], MessageKey(0, 0, 0, step), sent + step)
+            sender.send([1], MessageKey(0, 2, 0, step), torch.empty(0, 3, dtype=torch.bfloat16))
             for wire, wanted in ((0, sent + step), (2, torch.empty(0, 3))):
-                receiver.wait(Key(0, wire, 0, step), timeout_s=5)
-                assert torch.equal(receiver.take(Key(0, wire, 0, step)).float(), wanted)
+                receiver.wait(MessageKey(0, wire, 0, step), timeout_s=5)
+                assert torch.equal(receiver.take(MessageKey(0, wire, 0, step)).float(), wanted)
         assert receiver.kept == 0
 
 
@@ -102,7 +104,7 @@ def test_what_was_sent_is_kept_only_until_it_has_arrived() -> None:
     """In one direction receipts say so, and are themselves let go by the next message; in two, the messages do."""
     with pair() as (sender, receiver, errors):
         for step in range(100):
-            sender.send([1], Key(0, 0, 0, step), torch.ones(2, 3))
+            sender.send([1], MessageKey(0, 0, 0, step), torch.ones(2, 3))
             _take(receiver, [step])
         assert sender._channels[1].sent == 100
         assert receiver._channels[0].sent == 100 // 16
@@ -110,9 +112,9 @@ def test_what_was_sent_is_kept_only_until_it_has_arrived() -> None:
         assert receiver._channels[0].kept <= 1
         sender.register(1, [Expected("large", meta(2**18), (0,))])
         receiver.register(1, [Expected("large", meta(2**18), (0,))])
-        sender.send([1], Key(1, 0, 0, 0), torch.ones(2**18))
+        sender.send([1], MessageKey(1, 0, 0, 0), torch.ones(2**18))
         wait_until(lambda: sender._channels[1].kept == 0)
-        assert receiver.ready(Key(1, 0, 0, 0))
+        assert receiver.ready(MessageKey(1, 0, 0, 0))
         assert not errors
 
 
@@ -120,7 +122,7 @@ def test_a_connection_that_breaks_within_a_message_leaves_nothing_waiting() -> N
     """The payload is half written: its reader waits for a table that does not come. The fixture checks what is left."""
     with pair() as (sender, receiver, _):
         sender.register(9, [Expected("large", meta(2**24), (0,))])
-        sender.send([1], Key(9, 0, 0, 0), torch.ones(2**24))
+        sender.send([1], MessageKey(9, 0, 0, 0), torch.ones(2**24))
         begin = time.monotonic()
     assert time.monotonic() - begin < 2
     assert not receiver.kept
@@ -130,15 +132,15 @@ def test_a_receipt_for_what_was_not_sent_is_refused() -> None:
     """Fault 7."""
     with pair() as (sender, receiver, _):
         sender._channels[1].received = 1
-        sender.send([1], Key(0, 0, 0, 0), torch.ones(2, 3))
+        sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 3))
         with pytest.raises(MessageError, match="it tells of 1 messages, 0 were sent"):
             _take(receiver, [0])
 
 
 def _take(receiver: GlooMailbox, steps: Iterable[int]) -> None:
     for step in steps:
-        receiver.wait(Key(0, 0, 0, step), timeout_s=5)
-        receiver.take(Key(0, 0, 0, step))
+        receiver.wait(MessageKey(0, 0, 0, step), timeout_s=5)
+        receiver.take(MessageKey(0, 0, 0, step))
 
 
 def _as(wire: int, other: TensorMeta) -> Callable[[GlooMailbox], None]:
@@ -148,7 +150,7 @@ def _as(wire: int, other: TensorMeta) -> Callable[[GlooMailbox], None]:
         wires = list(WIRES)
         wires[wire] = Expected("a", other)
         sender.register(0, wires)
-        sender.send([1], Key(0, wire, 0, 0), torch.ones(other.shape, dtype=getattr(torch, other.dtype)))
+        sender.send([1], MessageKey(0, wire, 0, 0), torch.ones(other.shape, dtype=getattr(torch, other.dtype)))
 
     return send
 
@@ -156,19 +158,19 @@ def _as(wire: int, other: TensorMeta) -> Callable[[GlooMailbox], None]:
 def _steps(*steps: int) -> Callable[[GlooMailbox], None]:
     def send(sender: GlooMailbox) -> None:
         for step in steps:
-            sender.send([1], Key(0, 0, 0, step), torch.ones(2, 3))
+            sender.send([1], MessageKey(0, 0, 0, step), torch.ones(2, 3))
 
     return send
 
 
 def _lost(sender: GlooMailbox) -> None:
     sender._channels[1].sent += 1
-    sender.send([1], Key(0, 0, 0, 0), torch.ones(2, 3))
+    sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 3))
 
 
 def _of_table_9(sender: GlooMailbox) -> None:
     sender.register(9, WIRES)
-    sender.send([1], Key(9, 0, 0, 0), torch.ones(2, 3))
+    sender.send([1], MessageKey(9, 0, 0, 0), torch.ones(2, 3))
 
 
 STRANGERS: dict[str, tuple[Callable[[GlooMailbox], None], str]] = {
@@ -199,15 +201,15 @@ def test_a_message_that_does_not_belong_is_refused(stranger: str) -> None:
 def test_a_message_of_another_plan_is_refused() -> None:
     """Fault 7."""
     with pair((HASH, HASH + 1)) as (sender, receiver, errors):
-        sender.send([1], Key(0, 0, 0, 0), torch.ones(2, 3))
+        sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 3))
         with pytest.raises(MessageError, match="another plan"):
-            receiver.wait(Key(0, 0, 0, 0), timeout_s=5)
+            receiver.wait(MessageKey(0, 0, 0, 0), timeout_s=5)
         assert isinstance(errors[0], EngineError)
 
 
 def test_a_sender_refuses_to_send_what_the_wire_does_not_carry() -> None:
     with pair() as (sender, _, _), pytest.raises(MessageError, match=r"%a should be float32\[2,3\]"):
-        sender.send([1], Key(0, 0, 0, 0), torch.ones(3, 2))
+        sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(3, 2))
 
 
 def test_in_look_ahead_later_steps_may_overtake() -> None:
@@ -221,11 +223,11 @@ def test_in_look_ahead_later_steps_may_overtake() -> None:
 def test_messages_of_a_forgotten_trajectory_are_dropped_also_when_late() -> None:
     with pair() as (sender, receiver, _):
         _steps(0, 1)(sender)
-        receiver.wait(Key(0, 0, 0, 0), timeout_s=5)
+        receiver.wait(MessageKey(0, 0, 0, 0), timeout_s=5)
         receiver.forget(0, 5)
         _steps(2, 5)(sender)
-        receiver.wait(Key(0, 0, 0, 5), timeout_s=5)
-        receiver.take(Key(0, 0, 0, 5))
+        receiver.wait(MessageKey(0, 0, 0, 5), timeout_s=5)
+        receiver.take(MessageKey(0, 0, 0, 5))
         assert receiver.kept == 0
 
 
@@ -249,7 +251,7 @@ def _odd_message(engine: Engine, kind: str) -> None:
     wires[index] = wire
     was, mailbox._tables[0] = mailbox._tables[0], wires
     mailbox._plan_hash += kind == "plan"
-    mailbox.send([1], Key(0, index, 0, step), torch.ones(wire.meta.shape, dtype=getattr(torch, wire.meta.dtype)))
+    mailbox.send([1], MessageKey(0, index, 0, step), torch.ones(wire.meta.shape, dtype=getattr(torch, wire.meta.dtype)))
     mailbox._plan_hash -= kind == "plan"
     mailbox._tables[0] = was
 

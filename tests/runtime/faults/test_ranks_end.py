@@ -9,10 +9,11 @@ import time
 import pytest
 import torch
 
-from partitioner.program import find_boundaries
+from partitioner.plan.program import find_boundaries
 from runtime.errors import ComponentFailed, EngineClosed, NonFiniteValue, RankDied, RankOutOfMemory, RankStalled
-from tests.runtime.faults.traces import is_gone, rank_processes
-from tests.runtime.faults.trouble import (
+from tests.support.engines import equal, plan_of
+from tests.support.traces import is_gone, rank_processes
+from tests.support.trouble import (
     DEADLINE_S,
     HUGE,
     call_until_it_fails,
@@ -27,7 +28,6 @@ from tests.runtime.faults.trouble import (
     twice,
     wait_until,
 )
-from tests.runtime.helpers import equal, plan_of
 
 FRAGILE = fragile()
 COMPONENTS = 3  # rank 0, the driver's, has component 2; rank 1 has 1; rank 2 has 0

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import StartupError
-from tests.runtime.faults.traces import is_gone, listening, rank_processes
-from tests.runtime.faults.trouble import DEADLINE_S, engine_for, fragile, plan_for, trajectory, wait_until
-from tests.runtime.helpers import equal
+from tests.support.engines import equal
+from tests.support.traces import is_gone, listening, rank_processes
+from tests.support.trouble import DEADLINE_S, engine_for, fragile, plan_for, trajectory, wait_until
 
 FRAGILE = fragile()
 ROOT = Path(__file__).parents[3]
@@ -87,7 +87,7 @@ def test_ports_are_the_systems_choice_and_on_the_loopback_interface() -> None:
 DRIVER = """
 import signal, sys
 phase = sys.argv[1]
-from tests.runtime.faults.trouble import call_until_it_fails, engine_for, fragile, plan_for, trajectory
+from tests.support.trouble import call_until_it_fails, engine_for, fragile, plan_for, trajectory
 
 class Terminated(BaseException):
     pass

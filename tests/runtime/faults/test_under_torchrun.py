@@ -6,11 +6,11 @@ import json
 import re
 from pathlib import Path
 
-from tests.runtime.faults.traces import is_gone
-from tests.runtime.faults.trouble import DEADLINE_S, wait_until
-from tests.runtime.two_agents import agents
+from tests.support.traces import is_gone
+from tests.support.trouble import DEADLINE_S, wait_until
+from tests.support.two_agents import agents
 
-SCRIPT = "tests.runtime.faults.torchrun_script"
+SCRIPT = "tests.support.torchrun_script"
 
 
 def test_ranks_that_die_or_stall_are_named_and_the_next_start_works(tmp_path: Path) -> None:

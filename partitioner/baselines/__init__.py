@@ -1,0 +1,1 @@
+"""Other ways to split the same denoiser, for comparison."""

@@ -1,0 +1,1 @@
+"""What each operator costs: estimated, looked up or measured."""

@@ -1,0 +1,77 @@
+"""Costs of nodes looked up in a measured profile, by signature."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+
+from partitioner.costs.node_costs import GraphCosts, NodeCost
+from partitioner.costs.roofline import estimate
+from partitioner.costs.signature import signature
+from partitioner.errors import UsageError
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.operator_classes import is_free, operator_class
+from profiles.cost_profile import CostProfile
+from profiles.device_sheets import DEFAULT_DEVICE, match_device
+from profiles.json_files import JsonFileError
+
+
+def apply_profile(profile: CostProfile, graph: TracedGraph, device_name: str | None = None) -> GraphCosts:
+    """Measured costs of a graph's nodes, looked up by signature.
+
+    Signatures that the profile lacks get the roofline of device_name (default: the data sheet that the profile's
+    device matches best), scaled for each operator class by what the covered nodes took over their roofline.
+    ``covered`` of the result is the share of the total time that was looked up; where it is 0 the costs are a
+    plain roofline, and labelled so.
+    UsageError for an unknown device.
+    """
+    if device_name is None:
+        device_name = "cpu" if profile.device == "cpu" else match_device(profile.device_name) or DEFAULT_DEVICE
+    roofline = estimate(graph, device_name).nodes
+    measured: dict[str, float] = {}
+    for node in graph.nodes:
+        if is_free(graph, node, profile.mode):
+            measured[node.name] = 0.0
+        elif (found := profile.signatures.get(signature(graph, node))) is not None:
+            measured[node.name] = found.median_ms
+    scales = _scales(graph, measured, roofline)
+    times = {
+        node.name: measured.get(node.name, roofline[node.name].ms * scales[operator_class(node.target)])
+        for node in graph.nodes
+    }
+    total = sum(times.values())
+    covered = sum(measured.values()) / total if total else 0.0
+    return GraphCosts(
+        nodes={name: replace(roofline[name], ms=ms) for name, ms in times.items()},
+        source="measured" if covered else "roofline",
+        device=profile.device_name,
+        covered=covered,
+    )
+
+
+def _scales(
+    graph: TracedGraph, measured: Mapping[str, float], roofline: Mapping[str, NodeCost]
+) -> defaultdict[str, float]:
+    """Operator class -> measured over estimated time of its covered nodes; for other classes that of all."""
+    took: defaultdict[str, float] = defaultdict(float)
+    expected: defaultdict[str, float] = defaultdict(float)
+    for node in graph.nodes:
+        if node.name in measured:
+            kind = operator_class(node.target)
+            took[kind] += measured[node.name]
+            expected[kind] += roofline[node.name].ms
+    all_expected = sum(expected.values())
+    overall = sum(took.values()) / all_expected if all_expected else 1.0
+    scales: defaultdict[str, float] = defaultdict(lambda: overall)
+    scales.update({kind: took[kind] / expected[kind] for kind in took if expected[kind] and took[kind]})
+    return scales
+
+
+def load_profile(path: str | os.PathLike[str]) -> CostProfile:
+    """CostProfile.load with a UsageError for a file that is none."""
+    try:
+        return CostProfile.load(path)
+    except JsonFileError as error:
+        raise UsageError(str(error)) from error

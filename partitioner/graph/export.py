@@ -1,0 +1,100 @@
+"""trace: any denoiser -> TracedGraph, by torch.export under fake tensors; no weight is read or copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from partitioner.errors import TraceError
+from partitioner.graph.arguments import flatten_arguments, role_of
+from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.reader import ExportReader
+from partitioner.graph.torch_private import FakeTensorMode, forgotten_sources
+
+
+def trace(
+    module: nn.Module,
+    example_inputs: Mapping[str, Any],
+    roles: Mapping[str, str | Role],
+    *,
+    model: str = "custom",
+) -> TracedGraph:
+    """Trace ``module(**example_inputs)``.
+
+    example_inputs: keyword arguments; values are tensors (real or fake), nested dicts, lists and tuples of
+    them, or literals (None, bool, int, float, str). Shapes and dtypes are what is traced for.
+    roles: role of each tensor argument by its path ("timestep", "added_cond_kwargs.text_embeds") or by the
+    prefix of its path ("added_cond_kwargs"); the longest match counts. Each tensor argument needs one, and
+    one must be "latent".
+    Raises TraceError: what could not be traced, in which module, and what to do.
+    """
+    tensors, literals = flatten_arguments(example_inputs)
+    input_roles = {path: role_of(path, roles) for path in tensors}
+    if Role.LATENT not in input_roles.values():
+        raise TraceError(
+            f"no tensor argument has the role 'latent' (arguments: {', '.join(tensors) or 'none'}); "
+            "name the noisy sample in roles"
+        )
+    program = _export(module, example_inputs, model)
+    return ExportReader(program, tensors, literals, input_roles, model, type(module).__name__).read()
+
+
+@contextmanager
+def fake_mode() -> Iterator[None]:
+    """Inside it tensors have shapes and dtypes but no storage, so a model of any size can be built and traced.
+
+    Only building takes the model's dtype as default (ModelSpec.build does): a forward that makes tensors without
+    naming a dtype, as SVD's does, makes them float32 in a real call.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        yield
+
+
+def _export(module: nn.Module, example_inputs: Mapping[str, Any], model: str) -> ExportedProgram:
+    if module.training:
+        raise TraceError(f"{model} is in training mode; call .eval() first")
+    failed_in: list[str] = []
+    names = {id(child): name for name, child in module.named_modules()}
+
+    def note(child: nn.Module, _args: Any) -> None:
+        failed_in.append(names.get(id(child), ""))
+
+    def clear(child: nn.Module, _args: Any, _output: Any) -> None:
+        failed_in.pop()
+
+    hooks = []
+    for child in module.modules():
+        hooks += [child.register_forward_pre_hook(note), child.register_forward_hook(clear)]
+    try:
+        with torch.no_grad(), forgotten_sources():
+            return torch.export.export(module, (), dict(example_inputs), strict=False)
+    except Exception as error:
+        where = failed_in[-1] if failed_in else ""
+        child_class = type(module.get_submodule(where)).__name__ if where else type(module).__name__
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TraceError(
+            f"torch.export cannot trace {model}: module {where or '<root>'!s} ({child_class}): "
+            f"{_failing_operator(error)}{type(error).__name__}: {first_line}\n"
+            "What to do: control flow and sizes must not depend on the values of tensors (no .item(), no "
+            "`if tensor:`), every argument must be given as in a real call, and all parameters must be on one "
+            "device. Rewrite that module's forward, or split the model so that it lies outside."
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _failing_operator(error: BaseException) -> str:
+    """'operator aten.x: ' where the message or the error's cause names one."""
+    func = getattr(error, "func", None)
+    if func is not None:
+        return f"operator {func}: "
+    for word in str(error).replace("(", " ").replace(")", " ").split():
+        if word.startswith(("aten.", "torch.ops.aten.")):
+            return f"operator {word.rstrip(',:;')}: "
+    return ""

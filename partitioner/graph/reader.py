@@ -1,0 +1,307 @@
+"""Reads an ExportedProgram into a TracedGraph: strips no-ops, joins roles, names keys."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from partitioner.errors import TraceError
+from partitioner.graph.ir import Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
+from partitioner.graph.torch_private import OpOverload, aliased_argument, is_mutated_argument, tree_unflatten
+
+# Operators that check or mark and compute nothing.
+_DROPPED = {"aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten.sym_constrain_range.default"}
+# Operators that hand their first argument itself on, in eval mode or as exported.
+_IDENTITIES = {"aten.dropout.default", "aten.feature_dropout.default", "aten.detach.default",
+               "aten.detach_.default", "aten.alias.default"}  # fmt: skip
+# Operators that copy their first argument, or hand it on, where they need not change it.
+_CASTS = {"aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten._to_copy.default"}
+
+
+class ExportReader:
+    """Reads an ExportedProgram into a TracedGraph: strips no-ops, joins roles, names keys."""
+
+    def __init__(
+        self,
+        program: ExportedProgram,
+        tensors: Mapping[str, torch.Tensor],
+        literals: Mapping[str, Argument],
+        input_roles: Mapping[str, Role],
+        model: str,
+        class_name: str,
+    ) -> None:
+        self.program = program
+        self.tensors = tensors
+        self.literals = literals
+        self.input_roles = input_roles
+        self.model = model
+        self.class_name = class_name
+        self.replaced: dict[str, Argument] = {}  # fx node name -> what stands for it
+        self.roles: dict[str, Role] = {}
+        self.inputs: list[Input] = []
+        self.parameters: dict[str, Parameter] = {}
+        self.nodes: list[Node] = []
+        self.position: Counter[str] = Counter()
+        self.storage: dict[str, str] = {}  # fx node name -> name of the one that owns its storage
+        self.written: set[str] = set()  # owners of the storages that some node writes to
+
+    def read(self) -> TracedGraph:
+        signature = self.program.graph_signature
+        for spec in signature.output_specs:
+            if spec.kind is not OutputKind.USER_OUTPUT:
+                raise TraceError(
+                    f"{self.model} changes {spec.target or 'an input'} in its forward ({spec.kind.name}); a component "
+                    "cannot share state that changes: compute it from the inputs instead"
+                )
+        self._find_storages()
+        kinds = {spec.arg.name: spec for spec in signature.input_specs}
+        paths = iter(self._user_inputs())
+        results: tuple[Argument, ...] = ()
+        for fx_node in self.program.graph.nodes:
+            if fx_node.op == "placeholder":
+                spec = kinds[fx_node.name]
+                if spec.kind is InputKind.USER_INPUT:
+                    self._read_input(fx_node, next(paths))
+                else:
+                    self._read_parameter(fx_node, spec)
+            elif fx_node.op == "call_function":
+                self._read_call(fx_node)
+            elif fx_node.op == "output":
+                flat = fx_node.args[0] if isinstance(fx_node.args[0], (list, tuple)) else (fx_node.args[0],)
+                results = tuple(self._argument(item) for item in flat)
+            elif fx_node.op != "get_attr":  # an operand of a higher-order operator, which _read_call refuses
+                raise TraceError(
+                    f"{self.model}: node {fx_node.name} is a {fx_node.op}, which has no place in a component"
+                )
+        nodes = self._grouped(_needed(self.nodes, results, self.written, self.storage))
+        read = {name for node in nodes for name in node.reads}
+        return TracedGraph(
+            model=self.model,
+            class_name=self.class_name,
+            inputs=tuple(self.inputs),
+            literals=tuple(self.literals.items()),
+            parameters=tuple(p for name, p in self.parameters.items() if name in read),
+            nodes=nodes,
+            results=results,
+        )
+
+    def _user_inputs(self) -> list[str | None]:
+        """Paths of the user inputs in placeholder order; None for a literal."""
+        return [path if path in self.tensors else None for path in _paths(self.program)]
+
+    def _read_input(self, fx_node: torch.fx.Node, path: str | None) -> None:
+        if path is None:
+            self.replaced[fx_node.name] = None  # literals are burnt in; nothing reads them
+            return
+        role = self.input_roles[path]
+        self.replaced[fx_node.name] = Ref(path)
+        self.roles[path] = role
+        self.inputs.append(Input(path, _meta(fx_node.meta["val"]), role))
+
+    def _read_parameter(self, fx_node: torch.fx.Node, spec: Any) -> None:
+        name = fx_node.name
+        if spec.kind is InputKind.CONSTANT_TENSOR and fx_node.users:
+            module = _module_path(next(iter(fx_node.users)))
+            raise TraceError(
+                f"{self.model}: module {module or '<root>'} reads a tensor that is neither parameter nor buffer "
+                f"({spec.target}), so no rank could load it; register it as a buffer in __init__, or make it in "
+                "forward with torch.full or torch.arange"
+            )
+        self.replaced[name] = Ref(name)
+        self.roles[name] = Role.CONSTANT
+        self.parameters[name] = Parameter(name, str(spec.target), _meta(fx_node.meta["val"]))
+
+    def _argument(self, item: Any) -> Argument:
+        if isinstance(item, torch.fx.Node):
+            return self.replaced[item.name]
+        if isinstance(item, (list, tuple)):
+            return tuple(self._argument(part) for part in item)
+        for kind, cls in _SYMBOLS:
+            if isinstance(item, cls):
+                return Symbol(kind, str(item).removeprefix("torch."))
+        if item is None or isinstance(item, (bool, int, float, str)):
+            return item
+        if isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            raise TraceError(f"{self.model}: a size depends on the values of a tensor ({item}); make it static")
+        raise TraceError(f"{self.model}: an operator takes a {type(item).__name__}, which a plan cannot carry")
+
+    def _read_call(self, fx_node: torch.fx.Node) -> None:
+        target = _target_name(fx_node.target, self.model, _module_path(fx_node))
+        if target in _DROPPED:
+            return
+        value = fx_node.meta.get("val")
+        outputs = _metas(value)
+        args = tuple(self._argument(item) for item in fx_node.args)
+        kwargs = tuple((key, self._argument(item)) for key, item in fx_node.kwargs.items())
+        module = _module_path(fx_node)
+        ordinal = self.position[f"{module}/{target}"]
+        self.position[f"{module}/{target}"] += 1
+        if self._is_identity(fx_node, target, args, kwargs, outputs):
+            self.replaced[fx_node.name] = args[0]
+            return
+        node = Node(
+            name=fx_node.name,
+            key=f"{module}/{target.removeprefix('aten.').removesuffix('.default')}.{ordinal}",
+            target=target,
+            args=args,
+            kwargs=kwargs,
+            module=module,
+            role=Role.CONSTANT,
+            outputs=outputs,
+        )
+        self.nodes.append(node)
+        self.replaced[node.name] = Ref(node.name)
+
+    def _is_identity(
+        self,
+        fx_node: torch.fx.Node,
+        target: str,
+        args: tuple[Argument, ...],
+        kwargs: tuple[tuple[str, Argument], ...],
+        outputs: tuple[TensorMeta, ...],
+    ) -> bool:
+        """Whether the output can be replaced by the first argument."""
+        if target in _IDENTITIES:
+            return True
+        source = self._meta_of(args[0]) if args and isinstance(args[0], Ref) else None
+        if source is None or outputs != (source,):
+            return False
+        if self.written & {self.storage[fx_node.name], self.storage[fx_node.all_input_nodes[0].name]}:
+            return False  # a copy that is written to, or whose source is, must stay a copy
+        if target in _CASTS:
+            copies = dict(kwargs).get("copy", False) or True in args[1:]
+            return not copies and "memory_format" not in dict(kwargs)
+        if target in ("aten.div.Tensor", "aten.mul.Tensor") and not kwargs:
+            # x / 1.0 and x * 1.0 are x, bit for bit; diffusers has one per attention
+            return isinstance(args[1], (int, float)) and args[1] == 1
+        return False
+
+    def _meta_of(self, ref: Ref) -> TensorMeta | None:
+        if ref.name in self.parameters:
+            return self.parameters[ref.name].meta
+        for item in self.inputs:
+            if item.name == ref.name:
+                return item.meta
+        for node in reversed(self.nodes):
+            if node.name == ref.name:
+                return node.outputs[0] if len(node.outputs) == 1 else None
+        return None
+
+    def _find_storages(self) -> None:
+        """Note whose storage each value shares, and which storages are written to."""
+        placeholders = {node.name for node in self.program.graph.find_nodes(op="placeholder")}
+        for fx_node in self.program.graph.nodes:
+            self.storage[fx_node.name] = fx_node.name
+            if fx_node.op != "call_function":
+                continue
+            for position, argument in enumerate(fx_node.args):
+                if not isinstance(argument, torch.fx.Node):
+                    continue
+                owner = self.storage[argument.name]
+                if is_mutated_argument(fx_node.target, position):
+                    if owner in placeholders:
+                        raise TraceError(
+                            f"{self.model}: module {_module_path(fx_node) or '<root>'}: {fx_node.target} writes to "
+                            f"{owner} in place; a component cannot share state that changes: use the out-of-place "
+                            "form of that operator"
+                        )
+                    self.written.add(owner)
+                    self.storage[fx_node.name] = owner
+                elif aliased_argument(fx_node.target) == position:
+                    self.storage[fx_node.name] = owner
+
+    def _grouped(self, nodes: list[Node]) -> tuple[Node, ...]:
+        """Give roles and groups: nodes of a storage that is written to stay together and share a role."""
+        numbers = {owner: number for number, owner in enumerate(sorted(self.written))}
+        group_of = {n.name: numbers.get(self.storage.get(n.name, n.name), -1) for n in nodes}
+        group_role: dict[int, Role] = dict.fromkeys(numbers.values(), Role.CONSTANT)
+        while True:  # a group's role can raise that of earlier nodes, so repeat until it holds
+            before = dict(group_role)
+            for node in nodes:
+                group = group_of[node.name]
+                role = max((self.roles[name] for name in node.reads), default=Role.CONSTANT)
+                if group >= 0:
+                    role = group_role[group] = max(role, group_role[group])
+                self.roles[node.name] = role
+            if before == group_role:
+                break
+        return tuple(
+            Node(n.name, n.key, n.target, n.args, n.kwargs, n.module, self.roles[n.name], n.outputs, group_of[n.name])
+            for n in nodes
+        )
+
+
+_SYMBOLS = (
+    ("dtype", torch.dtype), ("device", torch.device), ("layout", torch.layout), ("memory_format", torch.memory_format),
+)  # fmt: skip
+
+
+def _paths(program: ExportedProgram) -> list[str]:
+    """Argument paths in the order of the flattened inputs."""
+    in_spec = program.call_spec.in_spec
+    assert in_spec is not None
+    count = in_spec.num_leaves
+    _, kwargs = tree_unflatten(list(range(count)), in_spec)
+    paths = [""] * count
+
+    def visit(path: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                visit(f"{path}.{key}", item)
+        elif isinstance(value, (list, tuple)):
+            for position, item in enumerate(value):
+                visit(f"{path}.{position}", item)
+        elif value is not None:
+            paths[value] = path
+
+    for key, value in kwargs.items():
+        visit(key, value)
+    return paths
+
+
+def _needed(
+    nodes: list[Node], results: tuple[Argument, ...], written: set[str], storage: Mapping[str, str]
+) -> list[Node]:
+    """Without the nodes that nothing reads; writes to storage that is read count as read."""
+    wanted = {item.name for item in results if isinstance(item, Ref)}
+    kept: list[Node] = []
+    for node in reversed(nodes):
+        owner = storage.get(node.name, node.name)
+        if node.name in wanted or (owner in written):
+            kept.append(node)
+            wanted.update(node.reads)
+    return kept[::-1]
+
+
+def _module_path(fx_node: torch.fx.Node) -> str:
+    stack = fx_node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def _target_name(target: Any, model: str, module: str) -> str:
+    if isinstance(target, OpOverload):
+        return str(target)
+    if target is operator.getitem:
+        return "operator.getitem"
+    raise TraceError(
+        f"{model}: module {module or '<root>'} calls {getattr(target, '__name__', target)}, a higher-order operator; "
+        "a component holds plain tensor operators only: move autocast, grad modes and control flow out of its forward"
+    )
+
+
+def _meta(value: torch.Tensor) -> TensorMeta:
+    return TensorMeta(tuple(map(int, value.shape)), tuple(map(int, value.stride())), str(value.dtype).split(".")[1])
+
+
+def _metas(value: Any) -> tuple[TensorMeta, ...]:
+    if isinstance(value, torch.Tensor):
+        return (_meta(value),)
+    if isinstance(value, (list, tuple)):
+        return tuple(_meta(item) for item in value if isinstance(item, torch.Tensor))
+    return ()

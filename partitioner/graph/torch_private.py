@@ -1,0 +1,91 @@
+"""The one place that touches torch's private names, so that a new release is met in one file."""
+
+from __future__ import annotations
+
+import linecache
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed import ProcessGroupGloo
+from torch.distributed import Store as Store  # type: ignore[attr-defined] # public, but not in its __all__
+from torch.fx import GraphModule
+from torch.fx.graph_module import _loader
+from torch.utils._pytree import tree_unflatten
+
+__all__ = [
+    "FakeTensorMode",
+    "OpOverload",
+    "aliased_argument",
+    "forget_source_with",
+    "forgotten_sources",
+    "is_mutated_argument",
+    "tree_unflatten",
+]
+
+
+def is_mutated_argument(target: Any, position: int) -> bool:
+    """Whether an operator writes to its positional argument (detach_ changes no element)."""
+    if not isinstance(target, OpOverload) or target._schema.name == "aten::detach_":
+        return False
+    arguments = target._schema.arguments
+    if position >= len(arguments):
+        return False
+    alias = arguments[position].alias_info
+    return alias is not None and alias.is_write
+
+
+def aliased_argument(target: Any) -> int | None:
+    """Position of the argument whose storage the operator's output may share, or None.
+
+    reshape, contiguous, flatten and the casts return their argument itself where they can, without saying so in
+    their schema.
+    """
+    if not isinstance(target, OpOverload):
+        return 0  # operator.getitem
+    for position, argument in enumerate(target._schema.arguments):
+        if argument.alias_info is not None:
+            return position
+    return 0 if target._schema.name in _MAY_ALIAS else None
+
+
+@contextmanager
+def forgotten_sources() -> Iterator[None]:
+    """After the block, forget the source text of the GraphModules that were made in it.
+
+    torch keeps it for ever, for tracebacks: a program that traces again and again would grow.
+    """
+    before = set(_loader.eval_cache)
+    try:
+        yield
+    finally:
+        for name in set(_loader.eval_cache) - before:
+            _forget_source(name)
+
+
+def forget_source_with(module: GraphModule) -> None:
+    """Forget the module's source text when the module goes."""
+    weakref.finalize(module, _forget_source, module.forward.__code__.co_filename)
+
+
+def _forget_source(name: str) -> None:
+    _loader.eval_cache.pop(name, None)
+    linecache.cache.pop(name, None)
+
+
+_MAY_ALIAS = {"aten::reshape", "aten::contiguous", "aten::flatten", "aten::to", "aten::dropout"}
+
+
+def gloo_group(store: Store, rank: int, world: int, *, host: str, timeout: timedelta) -> Any:
+    """A gloo group of its own, apart from torch.distributed's default one, bound to the interface of ``host``.
+
+    timeout: for connecting, and for every wait that names none.
+    """
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._devices = [ProcessGroupGloo.create_device(hostname=host)]
+    options._timeout = timeout
+    return ProcessGroupGloo(store, rank, world, options)

@@ -1,0 +1,24 @@
+"""Which denoisers are known and how they are called; ``register_model`` adds an architecture.
+
+Torch and diffusers are imported only when something is built.
+"""
+
+from partitioner.models import architectures as _architectures  # noqa: F401 # registers what is built in
+from partitioner.models.inputs import ExampleTensor, Inputs, latent, prompt, timestep
+from partitioner.models.registry import Request, model_names, register_model
+from partitioner.models.spec import ModelSpec, live_spec, model_spec, trace_model
+
+__all__ = [
+    "ExampleTensor",
+    "Inputs",
+    "ModelSpec",
+    "Request",
+    "latent",
+    "live_spec",
+    "model_names",
+    "model_spec",
+    "prompt",
+    "register_model",
+    "timestep",
+    "trace_model",
+]

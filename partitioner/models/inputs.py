@@ -1,0 +1,36 @@
+"""Example inputs of a denoiser call: tensors with a shape, a dtype and a role, and literals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from partitioner.graph.ir import Role
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleTensor:
+    """One tensor argument: its role, its shape and its dtype (None: the denoiser's)."""
+
+    role: Role
+    shape: tuple[int, ...]
+    dtype: str | None = None
+
+
+Inputs = Mapping[str, Any]  # argument -> ExampleTensor, literal (bool, int, float, str), or a nested Inputs
+
+
+def latent(*shape: int) -> ExampleTensor:
+    """The noisy sample."""
+    return ExampleTensor(Role.LATENT, shape)
+
+
+def timestep(*shape: int, dtype: str | None = "float32") -> ExampleTensor:
+    """The timestep: no shape for a scalar. float32 also stands for the integers that some schedulers pass."""
+    return ExampleTensor(Role.TIMESTEP, shape, dtype)
+
+
+def prompt(*shape: int, dtype: str | None = None) -> ExampleTensor:
+    """Conditioning that stays the same for a whole trajectory."""
+    return ExampleTensor(Role.PROMPT, shape, dtype)

@@ -1,0 +1,146 @@
+"""find_source: where a model's configuration is: in the repository, in a local folder or on the hub; never weights."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from partitioner.errors import UsageError
+from profiles.json_files import JsonFileError, read_json
+
+_FOLDER = Path(__file__).parent / "data"
+BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
+
+_MAX_BYTES = 1_000_000
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+Reader = Callable[[str], Path | None]  # a path inside a repository -> the local file, None where there is none
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A denoiser's class and configurations.
+
+    name: for plans. config: of the denoiser, with its class's defaults. pipeline: its model_index.json; vae: that of
+    the pipeline's VAE; both empty where they are not known. revision: the commit on the hub.
+    """
+
+    name: str
+    class_name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    pipeline: Mapping[str, Any] = field(default_factory=dict)
+    vae: Mapping[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+
+
+def find_source(model: str) -> ModelSource | None:
+    """The source of a built-in name, a folder or a hub id; None where ``model`` is none of them.
+
+    Raises UsageError: a folder without a configuration, a class that this diffusers lacks, a hub out of reach.
+    """
+    if model in BUILT_IN:
+        document = _read(_FOLDER / f"{model}.json")
+        return ModelSource(model, document["class_name"], _complete(document["class_name"], document["config"]))
+    folder = Path(model)
+    if folder.is_dir():
+        return _from_files(folder.resolve().name, _folder_reader(folder), model)
+    if _HUB_ID.fullmatch(model):
+        return _from_files(model, _hub_reader(model), model)
+    return None
+
+
+def diffusers_class(class_name: str) -> Any:
+    """A model class of diffusers by its name; UsageError where this version has none of that name."""
+    import diffusers
+
+    cls = getattr(diffusers, class_name, None)
+    if not (inspect.isclass(cls) and issubclass(cls, diffusers.ModelMixin)):
+        raise UsageError(f"diffusers {diffusers.__version__} has no model class {class_name}; a newer one may have it")
+    return cls
+
+
+def _from_files(name: str, find: Reader, model: str) -> ModelSource:
+    index_file = find("model_index.json")
+    if index_file is None:
+        config_file = find("config.json")
+        if config_file is None:
+            raise UsageError(f"{model} holds neither a model_index.json (a pipeline) nor a config.json (a model)")
+        return _from_config(name, config_file)
+    index = _read(index_file)
+    part = next((part for part in ("unet", "transformer") if part in index), None)
+    config_file = find(f"{part}/config.json") if part else None
+    if config_file is None:
+        raise UsageError(
+            f"{model} is a {index.get('_class_name', 'pipeline')} without a unet/config.json or transformer/config.json"
+        )
+    vae_file = find("vae/config.json") if "vae" in index else None
+    return _from_config(name, config_file, index, _read(vae_file) if vae_file else {})
+
+
+def _from_config(
+    name: str, config_file: Path, pipeline: Mapping[str, Any] | None = None, vae: Mapping[str, Any] | None = None
+) -> ModelSource:
+    config = _read(config_file)
+    class_name = config.pop("_class_name", None)
+    if not isinstance(class_name, str):
+        raise UsageError(f"{config_file} names no _class_name; expected the configuration of a diffusers model")
+    return ModelSource(name, class_name, _complete(class_name, config), pipeline or {}, vae or {}, _commit(config_file))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = read_json(path, _MAX_BYTES)
+    except JsonFileError as error:
+        raise UsageError(str(error)) from error
+    if not isinstance(document, dict):
+        raise UsageError(f"{path} holds a {type(document).__name__}; expected an object")
+    return document
+
+
+def _complete(class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the class's defaults for what it leaves out, and nothing that the class does not take."""
+    parameters = inspect.signature(diffusers_class(class_name).__init__).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    return {**defaults, **{name: value for name, value in config.items() if name in parameters}}
+
+
+def _folder_reader(folder: Path) -> Reader:
+    def find(path: str) -> Path | None:
+        return folder / path if (folder / path).is_file() else None
+
+    return find
+
+
+def _hub_reader(hub_id: str) -> Reader:
+    def find(path: str) -> Path | None:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(hub_id, path))
+        except LocalEntryNotFoundError as error:
+            raise _unreachable(hub_id, error) from error
+        except EntryNotFoundError:
+            return None
+        except Exception as error:
+            raise _unreachable(hub_id, error) from error
+
+    return find
+
+
+def _unreachable(hub_id: str, error: Exception) -> UsageError:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UsageError(
+        f"there is no folder {hub_id}, and its configuration cannot be had from the hub: {first_line} "
+        "Check the id and the network, or give the folder of a downloaded pipeline"
+    )
+
+
+def _commit(path: Path) -> str | None:
+    """The commit that a file of the hub's local cache belongs to (…/snapshots/<commit>/…)."""
+    parts = path.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else None

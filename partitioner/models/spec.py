@@ -1,0 +1,247 @@
+"""model_spec: a name, folder or hub id -> ModelSpec, how to build a denoiser, its example inputs and their roles.
+
+Torch and diffusers are imported only when something is built.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from partitioner.errors import UsageError
+from partitioner.graph.ir import Role
+from partitioner.models.build import build_denoiser
+from partitioner.models.inputs import ExampleTensor, Inputs
+from partitioner.models.registry import ARCHITECTURES, Architecture, Request, model_names
+from partitioner.models.source import ModelSource, diffusers_class, find_source
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from partitioner.graph.ir import TracedGraph
+
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to build a denoiser, its example inputs and their roles; a value that builds nothing until asked.
+
+    name: what plans call the model. revision: the commit of a hub id, else None. dtype: "float16".
+    halves: 2 where a call holds both halves of the guidance batch, else 1. batch: images or videos per call.
+    inputs: the arguments of a call; branch_inputs: those of one guidance half (the same where halves is 1).
+    make: makes the denoiser with the default dtype. scheduler: the class of the pipeline's sampler, where known.
+    """
+
+    name: str
+    class_name: str
+    inputs: Inputs
+    branch_inputs: Inputs
+    halves: int
+    batch: int
+    dtype: str
+    make: Callable[[], nn.Module]
+    revision: str | None = None
+    scheduler: str | None = None
+
+    def load(self) -> None:
+        """Import what building and tracing need, which takes seconds; ``trace_model`` does it otherwise."""
+        importlib.import_module("partitioner.trace")
+        if self.class_name in ARCHITECTURES and ARCHITECTURES[self.class_name].build is None:
+            diffusers_class(self.class_name)
+
+    def build(self) -> nn.Module:
+        """The denoiser in eval mode, with random weights; inside ``partitioner.trace.fake_mode()``, without any."""
+        import torch
+
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, self.dtype))
+        try:
+            return self.make().eval()
+        finally:
+            torch.set_default_dtype(before)
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """Role of each tensor argument by its path, such as "added_cond_kwargs.text_embeds"."""
+        return dict(_roles("", self.inputs))
+
+    def example_inputs(self, *, branch: bool = False) -> dict[str, Any]:
+        """Arguments of one call, tensors filled with zeros; branch: of one half of the guidance batch.
+
+        Raises UsageError: branch where guidance is not batched.
+        """
+        if branch and self.halves == 1:
+            raise UsageError(f"{self.name} has one branch: its calls hold no guidance batch to split; use --branches 1")
+        return _zeros(self.branch_inputs if branch else self.inputs, self.dtype)
+
+
+def _roles(path: str, inputs: Inputs) -> Iterator[tuple[str, Role]]:
+    for name, value in inputs.items():
+        if isinstance(value, ExampleTensor):
+            yield path + name, value.role
+        elif isinstance(value, Mapping):
+            yield from _roles(f"{path}{name}.", value)
+
+
+def _zeros(inputs: Inputs, dtype: str) -> dict[str, Any]:
+    import torch
+
+    made: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if isinstance(value, ExampleTensor):
+            made[name] = torch.zeros(value.shape, dtype=getattr(torch, value.dtype or dtype))
+        else:
+            made[name] = _zeros(value, dtype) if isinstance(value, Mapping) else value
+    return made
+
+
+def trace_model(spec: ModelSpec, *, branch: bool = False) -> TracedGraph:
+    """Build the denoiser without weights and trace it; branch: with the inputs of one half of the guidance batch.
+
+    Raises TraceError where it cannot be traced, UsageError as example_inputs does.
+    """
+    from partitioner.graph.export import fake_mode, trace
+
+    with fake_mode():
+        return trace(spec.build(), spec.example_inputs(branch=branch), spec.roles, model=spec.name)
+
+
+def model_spec(
+    model: str,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    frames: int | None = None,
+    batch: int = 1,
+    guidance: bool = True,
+    dtype: str | torch.dtype | None = None,
+) -> ModelSpec:
+    """The spec of a denoiser at given sizes; no weight is read.
+
+    model: a built-in or registered name, the folder of a diffusers pipeline or model, or a hub id.
+    height, width: of the images, in pixels; frames: of the video; None: the pipeline's defaults.
+    batch: images or videos per prompt. guidance: whether classifier-free guidance is used.
+    Raises UsageError: an unknown model or class, or a size that it cannot have.
+    """
+    source, architecture = _find(model)
+    return _spec(source, architecture, _Sizes(height, width, frames, batch, guidance), dtype)
+
+
+def live_spec(
+    denoiser: Any,
+    pipeline: Any,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    frames: int | None = None,
+    batch: int = 1,
+    guidance: bool = True,
+) -> ModelSpec:
+    """The spec of a denoiser in memory that belongs to a diffusers pipeline; sizes as for model_spec.
+
+    Raises UsageError: a class whose arguments are not known, or a size that it cannot have.
+    """
+    class_name = type(denoiser).__name__
+    vae = getattr(pipeline, "vae", None)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(str(getattr(pipeline, "name_or_path", ""))).name).strip("-._")
+    source = ModelSource(
+        name=name or class_name,
+        class_name=class_name,
+        config=dict(denoiser.config),
+        pipeline={"_class_name": type(pipeline).__name__, **dict(pipeline.config)},
+        vae=dict(vae.config) if vae is not None else {},
+    )
+    architecture = _known(source, class_name)
+    return _spec(source, architecture, _Sizes(height, width, frames, batch, guidance), denoiser.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    height: int | None
+    width: int | None
+    frames: int | None
+    batch: int
+    guidance: bool
+
+    def check(self, model: str, video: bool) -> None:
+        for option in ("height", "width", "frames", "batch"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise UsageError(f"--{option} is {value}; expected 1 or more")
+        if self.frames is not None and not video:
+            raise UsageError(f"{model} makes images, which have no frames; leave --frames out")
+
+
+def _spec(source: ModelSource, architecture: Architecture, sizes: _Sizes, dtype: str | torch.dtype | None) -> ModelSpec:
+    sizes.check(source.name, architecture.video)
+    config = dict(source.config)
+    batched = sizes.guidance and architecture.batches_guidance and config.get("time_cond_proj_dim") is None
+    halves = 2 if batched else 1  # a guidance-distilled UNet (time_cond_proj_dim) takes the guidance scale as an input
+
+    def describe(rows: int) -> Inputs:
+        request = Request(
+            sizes.height, sizes.width, sizes.frames, sizes.batch, rows, config, source.pipeline, source.vae
+        )
+        inputs = architecture.describe(request)
+        return inputs if architecture.build else {**inputs, "return_dict": False}
+
+    return ModelSpec(
+        name=source.name,
+        class_name=source.class_name,
+        inputs=describe(sizes.batch * halves),
+        branch_inputs=describe(sizes.batch),
+        halves=halves,
+        batch=sizes.batch,
+        dtype=_dtype_name(architecture.dtype if dtype is None else dtype),
+        make=architecture.build or partial(build_denoiser, source.class_name, config),
+        revision=source.revision,
+        scheduler=_scheduler_of(source.pipeline),
+    )
+
+
+def _scheduler_of(pipeline: Mapping[str, Any]) -> str | None:
+    """The scheduler's class in a model_index.json: ["diffusers", "DDIMScheduler"]."""
+    entry = pipeline.get("scheduler")
+    return str(entry[1]) if isinstance(entry, list | tuple) and len(entry) == 2 and entry[1] else None
+
+
+def _dtype_name(dtype: str | torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UsageError(f"--dtype {name} is not one of {', '.join(DTYPES)}")
+    return name
+
+
+def _find(model: str) -> tuple[ModelSource, Architecture]:
+    known = ARCHITECTURES.get(model)
+    if known is not None and known.build is not None:
+        return ModelSource(model, getattr(known.build, "__name__", model)), known
+    source = find_source(model)
+    if source is None:
+        close = difflib.get_close_matches(model, model_names(), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(
+            f"no model named {model!r}{hint}; expected one of {', '.join(model_names())}, the folder of a diffusers "
+            "pipeline or model, or a hub id (owner/name)"
+        )
+    return source, _known(source, model)
+
+
+def _known(source: ModelSource, model: str) -> Architecture:
+    if source.class_name not in ARCHITECTURES:
+        classes = ", ".join(name for name, known in ARCHITECTURES.items() if known.build is None)
+        raise UsageError(
+            f"{model} is a {source.class_name}, whose arguments are not known; known are {classes}. Describe its call "
+            f'with @register_model("{source.class_name}") from partitioner.models, or use '
+            "partitioner.compile(module, example_inputs, roles, devices=...)"
+        )
+    return ARCHITECTURES[source.class_name]

@@ -1,0 +1,1 @@
+"""The plan file, and what follows from a plan: programs and schedules."""

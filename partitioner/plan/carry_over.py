@@ -1,0 +1,154 @@
+"""placement: node key -> component, carried over to a graph that was traced at another size or has extra nodes.
+
+Known nodes keep their component. A node that the plan does not know (a LoRA adds some below the layer that it wraps)
+goes where its module's nodes are, within what its neighbours allow. Nodes that cannot be cut apart stay together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+
+from partitioner.errors import PlanError
+from partitioner.graph.ir import Node, TracedGraph
+
+MIN_COVERED = 0.9  # share of the plan's nodes that a graph must have, and of the graph's that the plan must know
+
+
+def carry_over(placement: Mapping[str, int], graph: TracedGraph, forward_only: bool, origin: str) -> dict[str, int]:
+    """Latent node name -> component, in execution order.
+
+    placement: node key -> component. forward_only: values may only go to components further along the chain.
+    origin: what the plan was made for, named in errors. Raises PlanError if the graph is too different.
+    """
+    _check_coverage(placement, graph, origin)
+    unit_of = _inseparable(graph)
+    component_of_unit: dict[str, int] = {}
+    for node in graph.latent_nodes:
+        if node.key in placement:
+            component_of_unit.setdefault(unit_of[node.name], placement[node.key])
+    if len(component_of_unit) < len(set(unit_of.values())):
+        _place_unknown(placement, graph, forward_only, unit_of, component_of_unit)
+    placed = {node.name: component_of_unit[unit_of[node.name]] for node in graph.latent_nodes}
+    if forward_only:
+        check_forward(graph, placed, origin)
+    return placed
+
+
+def check_forward(graph: TracedGraph, placed: Mapping[str, int], origin: str) -> None:
+    """PlanError if some value goes to an earlier component of the chain."""
+    for node in graph.latent_nodes:
+        for name in node.reads:
+            if placed.get(name, 0) > placed[node.name]:
+                source = graph.node_by_name[name].key
+                raise PlanError(
+                    f"the plan for {origin} does not fit: {node.key} on component {placed[node.name]} reads {source} "
+                    f"from component {placed[name]}, and look-ahead only goes forward; make a plan for this model"
+                )
+
+
+def _check_coverage(placement: Mapping[str, int], graph: TracedGraph, origin: str) -> None:
+    """Both sides must know most of the other: a key counts as known below a module that the other side names."""
+    keys = {node.key for node in graph.latent_nodes}
+    modules = {module for node in graph.latent_nodes for module in _enclosing(node.module)}
+    there = sum(key in keys or (key[0] != "/" and _module(key) in modules) for key in placement)
+    plan_modules = {_module(key) for key in placement} - {""}
+    known = sum(key in placement or any(module in plan_modules for module in _enclosing(_module(key))) for key in keys)
+    if there < MIN_COVERED * len(placement) or known < MIN_COVERED * len(keys):
+        raise PlanError(
+            f"the plan was made for {origin}: {there} of its {len(placement)} nodes are in {graph.model} "
+            f"({graph.class_name}), and it knows {known} of that one's {len(keys)}; make a plan for it: "
+            f"partition-model --model {graph.model} --devices N"
+        )
+
+
+def _inseparable(graph: TracedGraph) -> dict[str, str]:
+    """Latent node name -> the first node of the unit that stays on one component.
+
+    A unit: nodes of one group (shared storage that is written to), and an operator with several outputs together with
+    what reads it, for only single tensors can be sent.
+    """
+    unit_of: dict[str, str] = {}
+    first_of_group: dict[int, str] = {}
+    merged: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while name in merged:
+            name = merged[name]
+        return name
+
+    order = {node.name: position for position, node in enumerate(graph.latent_nodes)}
+    for node in graph.latent_nodes:
+        ties = [name for name in node.reads if name in order and len(graph.node_by_name[name].outputs) != 1]
+        if node.group >= 0:
+            ties.append(first_of_group.setdefault(node.group, node.name))
+        for name in ties:
+            first, second = sorted((root(name), root(node.name)), key=order.__getitem__)
+            if first != second:
+                merged[second] = first
+    for node in graph.latent_nodes:
+        unit_of[node.name] = root(node.name)
+    return unit_of
+
+
+def _place_unknown(
+    placement: Mapping[str, int],
+    graph: TracedGraph,
+    forward_only: bool,
+    unit_of: Mapping[str, str],
+    component_of_unit: dict[str, int],
+) -> None:
+    """Give every unit without a component the one of its module, between its sources and its readers."""
+    last = max(placement.values())
+    ceiling = _ceilings(graph, unit_of, component_of_unit, last)
+    in_module = _components_by_module(placement)
+    members: dict[str, list[Node]] = {}
+    for node in graph.latent_nodes:
+        members.setdefault(unit_of[node.name], []).append(node)
+    before = placement[next(iter(placement))]
+    for unit, nodes in members.items():
+        if unit not in component_of_unit:
+            choice = _of_module(nodes[0], in_module, before)
+            if forward_only:
+                sources = [component_of_unit.get(unit_of.get(name, ""), 0) for node in nodes for name in node.reads]
+                choice = max(min(choice, ceiling[unit]), *sources, 0)
+            component_of_unit[unit] = choice
+        before = component_of_unit[unit]
+
+
+def _ceilings(graph: TracedGraph, unit_of: Mapping[str, str], known: Mapping[str, int], last: int) -> dict[str, int]:
+    """unit -> the smallest component among the known nodes that depend on it."""
+    ceiling = {unit: known.get(unit, last) for unit in unit_of.values()}
+    for node in reversed(graph.latent_nodes):
+        limit = ceiling[unit_of[node.name]]
+        for name in node.reads:
+            if name in unit_of and unit_of[name] not in known:
+                ceiling[unit_of[name]] = min(ceiling[unit_of[name]], limit)
+    return ceiling
+
+
+def _components_by_module(placement: Mapping[str, int]) -> dict[str, set[int]]:
+    """module path -> components of the plan's nodes in it and below it."""
+    found: dict[str, set[int]] = {}
+    for key, component in placement.items():
+        for module in _enclosing(_module(key)):
+            found.setdefault(module, set()).add(component)
+    return found
+
+
+def _of_module(node: Node, in_module: Mapping[str, set[int]], before: int) -> int:
+    """The component of the innermost module that the plan knows; where that has several, the preceding node's."""
+    for module in _enclosing(node.module):
+        components = in_module.get(module)
+        if components:
+            return before if before in components else min(components, key=lambda c: (abs(c - before), c))
+    return before
+
+
+def _module(key: str) -> str:
+    return key.split("/", 1)[0]
+
+
+def _enclosing(module: str) -> list[str]:
+    """'a.b.c' -> ['a.b.c', 'a.b', 'a'], innermost first."""
+    return list(accumulate(module.split("."), lambda a, b: f"{a}.{b}"))[::-1] if module else []

@@ -1,0 +1,326 @@
+"""Plan: which component computes which node, and how to run it. The plan file's specification.
+
+A plan file is UTF-8 JSON, at most MAX_PLAN_BYTES, of the fields below and no others (docs/plan.schema.json is made
+from them). It MUST hold finite numbers only, no key twice, and names that are labels: nothing in it is a path, is
+imported or is evaluated. Every latent node of the traced graph MUST stand in ``placement`` exactly once. The same plan
+is always the same bytes.
+
+Ranks: component k of branch b runs on rank b*N + (N-1-k), so that rank 0, the driver, has the last component of
+branch 0, which makes the output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from partitioner.errors import PlanError
+from partitioner.graph.ir import TracedGraph
+from partitioner.plan.carry_over import carry_over, check_forward
+from partitioner.plan.fields import (
+    ARRAY,
+    KEY_REGEX,
+    Label,
+    ModelName,
+    NodeKey,
+    PlanRecord,
+    PredictorName,
+    Size,
+    as_label,
+    first_error_of,
+    shown_briefly,
+)
+from partitioner.plan.program import build_programs, find_boundaries
+from partitioner.plan.records import Boundary, CostSource, PlanInput, PlanLiteral, Predicted
+from partitioner.plan.speedup import trajectory_speedup
+from partitioner.search.mode import Mode
+from profiles.json_files import JsonFileError, read_json, write_atomic
+
+SCHEMA_VERSION = 1
+MAX_PLAN_BYTES = 4 << 20  # the largest known denoiser, 16,000 nodes, needs 2 MiB
+
+
+def _check_placement(value: object) -> object:
+    """First error only: a hostile file could make a million."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError("expected an object of node keys and component numbers")
+    for key, component in value.items():
+        if not isinstance(key, str) or len(key) > 512 or not KEY_REGEX.fullmatch(key):
+            raise ValueError(f"{shown_briefly(key)} is no node key; expected module.path/operator.number")
+        if type(component) is not int or not 0 <= component < 4096:
+            raise ValueError(
+                f"node {shown_briefly(key)} is on component {shown_briefly(component)}; expected a number from 0"
+            )
+    return value
+
+
+def _check_versions(value: object) -> object:
+    if not isinstance(value, dict) or len(value) > 64:
+        raise ValueError("expected an object of package names and versions")
+    return value
+
+
+class Plan(PlanRecord):
+    """A split of one traced denoiser and how to run it; immutable, prints readably, safe to load from anywhere.
+
+    components: N, the length of the chain. placement: node key -> component 0..N-1, in execution order.
+    branches: 2 if the guidance batch is halved; inputs, fingerprint and placement are then those of one half.
+    periods: every how many steps each component recomputes; period is the largest. warmup: exact first steps.
+    devices: names, entry r is rank r's.
+    """
+
+    schema_version: Literal[1]
+    model: ModelName
+    class_name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+    revision: Label | None
+    versions: Annotated[dict[Label, Label], BeforeValidator(_check_versions)]
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    inputs: Annotated[tuple[PlanInput, ...], Field(min_length=1, max_length=1024), *ARRAY]
+    literals: Annotated[tuple[PlanLiteral, ...], Field(max_length=1024), *ARRAY]
+    components: Size
+    branches: Annotated[int, Field(ge=1, le=2)]
+    period: Size
+    periods: Annotated[tuple[Size, ...], Field(max_length=4096), *ARRAY]
+    warmup: Annotated[int, Field(ge=1, le=2**31)]
+    mode: Mode
+    predictor: PredictorName
+    devices: Annotated[tuple[Label, ...], Field(max_length=8192), *ARRAY]
+    cost_source: CostSource
+    predicted: Predicted
+    boundaries: Annotated[tuple[Boundary, ...], Field(max_length=100_000), *ARRAY]
+    placement: Annotated[dict[NodeKey, Annotated[int, Field(ge=0, lt=4096)]], BeforeValidator(_check_placement)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ranks = self.components * self.branches
+        for name, length, expected in (
+            ("periods", len(self.periods), self.components),
+            ("devices", len(self.devices), ranks),
+            ("predicted.components", len(self.predicted.components), ranks),
+        ):
+            if length != expected:
+                raise ValueError(f"{name} has {length} entries, expected {expected}")
+        if max(self.periods) != self.period:
+            raise ValueError(f"period is {self.period}, the largest of periods is {max(self.periods)}")
+        if set(self.placement.values()) != set(range(self.components)):
+            raise ValueError(f"placement must use every component from 0 to {self.components - 1} and no other")
+        self._check_boundaries()
+        return self
+
+    def _check_boundaries(self) -> None:
+        seen: set[str] = set()
+        for boundary in self.boundaries:
+            key = shown_briefly(boundary.key)
+            if boundary.key in seen:
+                raise ValueError(f"boundary {key} stands twice")
+            seen.add(boundary.key)
+            if self.placement.get(boundary.key) != boundary.source:
+                raise ValueError(f"boundary {key} is not placed on its source, component {boundary.source}")
+            if boundary.readers[-1] >= self.components:
+                raise ValueError(f"boundary {key} is read by component {boundary.readers[-1]} of {self.components}")
+            if self.mode == "lookahead" and boundary.readers[0] < boundary.source:
+                raise ValueError(f"boundary {key} goes back along the chain, which look-ahead cannot do")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a plan file; PlanError in one sentence for anything that is not a valid plan."""
+        try:
+            document = read_json(path, MAX_PLAN_BYTES)
+        except JsonFileError as error:
+            raise PlanError(str(error)) from None
+        return cls.parse(document, str(path))
+
+    @classmethod
+    def parse(cls, document: object, name: str = "the plan") -> Self:
+        """A plan from a JSON document; PlanError names the first field that is wrong."""
+        if not isinstance(document, dict):
+            raise PlanError(f"{name} is no plan: expected an object, got {shown_briefly(document)}")
+        version = document.get("schema_version")
+        if type(version) is not int or version != SCHEMA_VERSION:
+            raise PlanError(
+                f"{name} has plan schema version {shown_briefly(version)}; this release reads version "
+                f"{SCHEMA_VERSION}: make the plan again with partition-model"
+            )
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise PlanError(f"{name} is no valid plan: {first_error_of(error)}") from None
+
+    @classmethod
+    def from_split(
+        cls,
+        graph: TracedGraph,
+        placed: Mapping[str, int],
+        *,
+        components: int,
+        devices: Sequence[str],
+        predicted: Predicted,
+        cost_source: CostSource,
+        versions: Mapping[str, str],
+        revision: str | None = None,
+        branches: int = 1,
+        periods: Sequence[int] | None = None,
+        warmup: int = 1,
+        mode: Mode = "lookahead",
+        predictor: PredictorName = "hold",
+    ) -> Self:
+        """The plan of a split. placed: latent node name -> component. PlanError if it does not hold together."""
+        in_order = {node.name: placed[node.name] for node in graph.latent_nodes}
+        build_programs(graph, in_order, components)
+        periods = tuple(periods) if periods is not None else (1,) * components
+        try:
+            return cls(
+                schema_version=1,
+                model="/".join(map(as_label, graph.model.split("/")[:2])),
+                class_name=graph.class_name,
+                revision=revision,
+                versions=dict(sorted(versions.items())),
+                fingerprint=graph.fingerprint,
+                inputs=_inputs_of(graph),
+                literals=tuple(PlanLiteral(path=path, value=value) for path, value in graph.literals),
+                components=components,
+                branches=branches,
+                period=max(periods, default=1),
+                periods=periods,
+                warmup=warmup,
+                mode=mode,
+                predictor=predictor,
+                devices=tuple(devices),
+                cost_source=cost_source,
+                predicted=predicted,
+                boundaries=boundaries_of(graph, in_order),
+                placement={node.key: in_order[node.name] for node in graph.latent_nodes},
+            )
+        except ValidationError as error:
+            raise PlanError(f"no plan can be made of this split: {first_error_of(error)}") from None
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write the plan file, whole or not at all; PlanError if it exists or cannot be written."""
+        try:
+            write_atomic(path, self.canonical, overwrite)
+        except JsonFileError as error:
+            raise PlanError(str(error)) from None
+
+    @cached_property
+    def canonical(self) -> bytes:
+        """The bytes of the plan's file: fields as in the class, nodes in execution order, one item a line."""
+        text = json.dumps(self.model_dump(mode="json"), ensure_ascii=False, allow_nan=False, indent=1)
+        data = (text + "\n").encode()
+        if len(data) > MAX_PLAN_BYTES:
+            raise PlanError(f"the plan would have {len(data)} bytes; at most {MAX_PLAN_BYTES} are read")
+        return data
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the plan's file: two ranks with the same digest run the same plan."""
+        return hashlib.sha256(self.canonical).hexdigest()
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks run the plan."""
+        return self.components * self.branches
+
+    def speedup(self, steps: int, scheduler: str | None = None) -> float:
+        """Predicted; see ``trajectory_speedup``."""
+        figures = self.predicted
+        return trajectory_speedup(
+            steps,
+            scheduler,
+            self.mode,
+            self.warmup,
+            sequential_ms=figures.sequential_ms,
+            exact_step_ms=figures.exact_step_ms,
+            step_ms=figures.step_ms,
+        )
+
+    @property
+    def origin(self) -> str:
+        """What the plan was made for: 'svd (UNetSpatioTemporalConditionModel)'."""
+        return f"{self.model} ({self.class_name})"
+
+    def same_inputs(self, graph: TracedGraph) -> bool:
+        """Whether the graph was traced for the inputs that the plan was made for."""
+        literals = tuple((item.path, item.value) for item in self.literals)
+        return self.inputs == _inputs_of(graph) and literals == graph.literals
+
+    def check(self, graph: TracedGraph) -> None:
+        """PlanError with the first differences if the graph is not the one that the plan was made for.
+
+        A graph traced for other inputs (another resolution, batch or dtype) passes: ``place`` says whether it fits.
+        """
+        if not self.same_inputs(graph):
+            return
+        differences = self._differences(graph)
+        if graph.fingerprint != self.fingerprint and not differences:
+            differences = [f"operators or shapes (fingerprint {self.fingerprint[:12]}… and {graph.fingerprint[:12]}…)"]
+        if differences:
+            raise PlanError(
+                f"the plan was made for {self.origin} and this is another one: {'; '.join(differences)}; "
+                f"make a plan for it: partition-model --model {graph.model} --devices {self.ranks}"
+            )
+        placed = {node.name: self.placement[node.key] for node in graph.latent_nodes}
+        build_programs(graph, placed, self.components)
+        if self.mode == "lookahead":
+            check_forward(graph, placed, self.origin)
+        if self.boundaries != boundaries_of(graph, placed):
+            raise PlanError(
+                f"the boundaries in the plan for {self.origin} are not those of its placement; "
+                "make the plan again with partition-model"
+            )
+
+    def place(self, graph: TracedGraph) -> dict[str, int]:
+        """Latent node name -> component, in execution order, also for another resolution or batch or with a LoRA.
+
+        PlanError says how to make a plan if the graph is too different.
+        """
+        return carry_over(self.placement, graph, self.mode == "lookahead", self.origin)
+
+    def _differences(self, graph: TracedGraph) -> list[str]:
+        """The first few differences in words: class, nodes that are missing or new."""
+        found = [f"class {graph.class_name}"] if graph.class_name != self.class_name else []
+        keys = {node.key: None for node in graph.latent_nodes}
+        for text, one, other in (
+            ("is not in the model", self.placement, keys),
+            ("is not in the plan", keys, self.placement),
+        ):
+            only = [key for key in one if key not in other]
+            found += [f"node {shown_briefly(key)} {text}" for key in only[:2]]
+            if len(only) > 2:
+                found.append(f"nor are {len(only) - 2} more")
+        return found
+
+
+def boundaries_of(graph: TracedGraph, placed: Mapping[str, int]) -> tuple[Boundary, ...]:
+    """The boundary tensors of a placement (latent node name -> component), in execution order."""
+    found = []
+    for cut in find_boundaries(graph, placed):
+        node = graph.node_by_name[cut.value]
+        found.append(
+            Boundary(
+                key=node.key,
+                source=cut.source,
+                readers=cut.readers,
+                dtype=node.meta.dtype,
+                shape=node.meta.shape,
+                size_bytes=node.meta.size_bytes,
+            )
+        )
+    return tuple(found)
+
+
+def plan_schema() -> dict[str, Any]:
+    """The JSON schema of a plan file, as published in docs/plan.schema.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Plan.model_json_schema(mode="validation")}
+
+
+def _inputs_of(graph: TracedGraph) -> tuple[PlanInput, ...]:
+    return tuple(
+        PlanInput(path=item.name, shape=item.meta.shape, dtype=item.meta.dtype, role=item.role.name.lower())  # type: ignore[arg-type]
+        for item in graph.inputs
+    )

@@ -1,0 +1,102 @@
+"""The records of a plan file: inputs, boundary tensors, predicted figures, where the costs came from."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from partitioner.graph.ir import DTYPE_BYTES
+from partitioner.plan.fields import (
+    ARRAY,
+    ArgumentPath,
+    Count,
+    Dtype,
+    Figure,
+    Label,
+    NodeKey,
+    PlanRecord,
+    RoleName,
+    Shape,
+    shown_briefly,
+)
+
+
+class PlanInput(PlanRecord):
+    """A tensor argument of the denoiser as it was traced; path such as "added_cond_kwargs.text_embeds"."""
+
+    path: ArgumentPath
+    shape: Shape
+    dtype: Dtype
+    role: RoleName
+
+
+class PlanLiteral(PlanRecord):
+    """An argument that is no tensor."""
+
+    path: ArgumentPath
+    value: (
+        bool | Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | float | Annotated[str, Field(max_length=256)] | None
+    )
+
+
+class Boundary(PlanRecord):
+    """A tensor that other components read. key: the node that makes it; source and readers: components."""
+
+    key: NodeKey
+    source: Count
+    readers: Annotated[tuple[Count, ...], Field(min_length=1, max_length=4096), *ARRAY]
+    dtype: Dtype
+    shape: Shape
+    size_bytes: Count
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        expected = math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+        if self.size_bytes != expected:
+            raise ValueError(
+                f"size_bytes of {shown_briefly(self.key)} is {self.size_bytes}, its shape makes {expected}"
+            )
+        if list(self.readers) != sorted(set(self.readers) - {self.source}):
+            raise ValueError(f"readers of {shown_briefly(self.key)} must be ascending, each once, without its source")
+        return self
+
+
+class PredictedComponent(PlanRecord):
+    """What one component of one branch is predicted to cost in a step, and to hold."""
+
+    compute_ms: Figure
+    macs: Count
+    parameters: Count
+    parameter_bytes: Count
+    memory_bytes: Count
+    receive_bytes: Count
+    send_bytes: Count
+
+
+class Predicted(PlanRecord):
+    """Predicted figures: times in ms, sizes in bytes, macs of one denoiser call over all branches.
+
+    sequential_ms: a call on the fastest device alone; exact_step_ms: a warm-up step, component after component.
+    gap: slowest component over lower_bound_ms, minus 1. components: entry branch * N + component.
+    """
+
+    sequential_ms: Figure
+    step_ms: Figure
+    exact_step_ms: Figure
+    lower_bound_ms: Figure
+    gap: Annotated[float, Field(ge=-1, le=1e15)]
+    speedup_step: Figure
+    bytes_per_step: Count
+    staleness: Figure
+    macs: Count
+    components: Annotated[tuple[PredictedComponent, ...], Field(min_length=1, max_length=8192), *ARRAY]
+
+
+class CostSource(PlanRecord):
+    """Where the costs came from. covered: share of the total time that was measured."""
+
+    kind: Literal["measured", "roofline"]
+    device: Label
+    covered: Annotated[float, Field(ge=0, le=1)]

@@ -1,0 +1,26 @@
+"""trajectory_speedup: what a plan gains over a whole trajectory, its exact calls included."""
+
+from __future__ import annotations
+
+from partitioner.models.samplers import denoiser_calls, exact_calls
+from partitioner.search.mode import Mode
+
+
+def trajectory_speedup(
+    steps: int,
+    scheduler: str | None,
+    mode: Mode,
+    warmup: int,
+    *,
+    sequential_ms: float,
+    exact_step_ms: float,
+    step_ms: float,
+) -> float:
+    """Over a trajectory of so many steps, its exact calls at their cost; times of one call.
+
+    scheduler: a class of diffusers; None for one that calls the denoiser once per step.
+    """
+    calls = denoiser_calls(scheduler, steps)
+    exact = min(exact_calls(scheduler, mode, warmup), calls)
+    total = exact * exact_step_ms + (calls - exact) * step_ms
+    return round(sequential_ms * calls / total, 6) if total > 0 else 1.0

@@ -1,0 +1,88 @@
+"""choose: which of the candidates becomes the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from partitioner.errors import InfeasibleError
+from partitioner.fleet import Fleet
+from partitioner.plan.speedup import trajectory_speedup
+from partitioner.planning.candidates import Candidate
+from partitioner.planning.expected_quality import Advice, QualityAdvisor
+from partitioner.planning.options import Options, Prefer, default_warmup
+from partitioner.search.problem import Problem
+
+IDLE_SHARE = 0.25  # of the devices, that quality may leave idle for exact branches: one of five, not one of three
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    device_count: int,
+    options: Options,
+    sequential_ms: float,
+    whole: Problem,
+    fleet: Fleet,
+    advisor: QualityAdvisor | None = None,
+) -> Candidate:
+    """The best candidate under ``options.prefer``; of equal speed or memory, the one of better quality.
+
+    quality: seen to be better than fewer steps on one device in the same time, and by MARGIN_DB (or not seen to be no
+    better), few devices idle, nothing stale, exact branches, no device idle, in this order; where the advisor knows
+    async mode to be better than look-ahead over as many components, the latter counts as stale instead.
+    Raises InfeasibleError if no split over all the devices exists (or all but an odd one), or only slower ones.
+    """
+    with_all = [c for c in candidates if c.components == device_count // c.branches]
+    if all(c.reason for c in with_all):
+        reasons = dict.fromkeys(f"{c.branches} x {c.components}: {c.reason}" for c in with_all)
+        raise InfeasibleError("; ".join(reasons))
+    feasible = [candidate for candidate in candidates if candidate.reason is None]
+
+    def quality(c: Candidate) -> tuple[float, ...]:
+        idle = device_count - c.ranks
+        async_is_better = advisor is not None and advisor.prefers_async(c.components)
+        worse = c.is_stale != async_is_better
+        doubt = _doubt(c, advisor, options, sequential_ms)
+        return doubt, idle > IDLE_SHARE * device_count, worse, -c.branches, idle, c.step_ms
+
+    keys: dict[Prefer, Callable[[Candidate], tuple[float, ...]]] = {
+        "quality": quality,
+        "speed": lambda c: (c.step_ms, *quality(c)),
+        "memory": lambda c: (c.memory_bytes, *quality(c)),
+    }
+    faster = [c for c in feasible if c.step_ms < sequential_ms]
+    chosen = min(feasible if options.force else faster or feasible, key=keys[options.prefer])
+    fits_one = any(whole.item_bytes.sum() + whole.activation_bytes.max() <= device.memory_bytes for device in fleet)
+    if not faster and device_count > 1 and fits_one and not options.force:
+        raise InfeasibleError(
+            f"the best plan for {device_count} devices is predicted to take {chosen.step_ms:.4g} ms per step and one "
+            f"device {sequential_ms:.4g} ms; use one device, faster links, or --force"
+        )
+    return chosen
+
+
+def _doubt(c: Candidate, advisor: QualityAdvisor | None, options: Options, sequential_ms: float) -> int:
+    """Advice.doubt; async mode of which nothing was measured is doubted as look-ahead over as many components is."""
+    advice = advice_on(c, advisor, options, sequential_ms)
+    if advice is not None and advice.margin_db is None and c.is_stale:
+        advice = advice_on(replace(c, mode="lookahead"), advisor, options, sequential_ms)
+    return 0 if advice is None else advice.doubt
+
+
+def advice_on(c: Candidate, advisor: QualityAdvisor | None, options: Options, sequential_ms: float) -> Advice | None:
+    """What was measured of such a plan with the sampler that will be used; None where no sampler is known, the plan is
+    exact, or there is no split."""
+    if advisor is None or advisor.sampling.scheduler is None or c.components == 1 or c.reason is not None:
+        return None
+    warmup = options.warmup or default_warmup(c.components)
+    speedup = trajectory_speedup(
+        advisor.sampling.steps,
+        advisor.sampling.scheduler,
+        c.mode,
+        warmup,
+        sequential_ms=sequential_ms,
+        exact_step_ms=c.evaluation.sequential_ms,
+        step_ms=c.step_ms,
+    )
+    predictor = options.predictor or advisor.hop_predictor(c.components)
+    return advisor.advise(c.components, c.mode, predictor, speedup)

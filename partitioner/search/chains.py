@@ -1,0 +1,109 @@
+"""Exact dynamic program over contiguous splits: component k is the run [p_k, p_{k+1}).
+
+Legend: m nodes, borders 0..m; a state says how many devices of each kind are in use. With equal devices a state is the
+number of components so far. O(states x kinds x m^2).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from partitioner.search.arrays import Floats
+from partitioner.search.devices import Devices
+from partitioner.search.intervals import Pieces, fits
+from partitioner.search.mode import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Borders 0 = p_0 < ... < p_N = m of a contiguous split, and the device of each component."""
+
+    borders: tuple[int, ...]
+    device_of: tuple[int, ...]
+
+
+State = tuple[int, ...]  # devices in use, by kind
+
+
+def device_states(devices: Devices) -> list[State]:
+    """All states, fewest devices first; the first is empty, the last has all."""
+    ranges = [range(len(members) + 1) for members in devices.kinds]
+    return sorted(itertools.product(*ranges), key=lambda state: (sum(state), state))
+
+
+def without(state: State, kind: int) -> State | None:
+    """The state before a device of that kind was taken; None if there was none."""
+    if state[kind] == 0:
+        return None
+    return (*state[:kind], state[kind] - 1, *state[kind + 1 :])
+
+
+class ContiguousSearch:
+    """Contiguous splits of one Problem over given devices."""
+
+    def __init__(self, pieces: Pieces, devices: Devices, mode: Mode) -> None:
+        self._devices = devices
+        self._mode = mode
+        self._figures = pieces.runs()
+        self._size = pieces.size
+        filled = np.triu(np.ones((pieces.size + 1, pieces.size + 1), dtype=np.bool_), 1)
+        self._step_ms = [
+            np.where(filled & fits(self._figures, devices, members[0]),
+                     self._figures.step_ms(devices, members[0], mode), np.inf)
+            for members in devices.kinds
+        ]  # fmt: skip
+        self._states = device_states(devices)
+
+    def fastest_ms(self) -> float:
+        """The least T of any contiguous split; inf if none fits."""
+        return float(self._fill(self._step_ms, np.maximum)[self._states[-1]][self._size])
+
+    def best(self, cap_ms: float, byte_weight: float) -> Chain | None:
+        """The split of the least score among those with T <= cap_ms; None if there is none."""
+        score = self._figures.score(self._mode, byte_weight)
+        tables = [np.where(np.isfinite(table) & (table <= cap_ms), score, np.inf) for table in self._step_ms]
+        filled = self._fill(tables, np.add)
+        if not np.isfinite(filled[self._states[-1]][self._size]):
+            return None
+        return self._trace_back(tables, filled)
+
+    def _fill(self, tables: Sequence[Floats], combine: np.ufunc) -> dict[State, Floats]:
+        """state -> (m+1,) the least combined figure of a split of the nodes before p over the state's devices."""
+        filled: dict[State, Floats] = {}
+        for state in self._states:
+            best = np.full(self._size + 1, np.inf)
+            if sum(state) == 0:
+                best[0] = 0.0
+            for kind, table in enumerate(tables):
+                previous = without(state, kind)
+                if previous is not None:
+                    best = np.minimum(best, combine(filled[previous][:, None], table).min(axis=0))
+            filled[state] = best
+        return filled
+
+    def _trace_back(self, tables: Sequence[Floats], filled: dict[State, Floats]) -> Chain:
+        state, end = self._states[-1], self._size
+        borders, kinds = [end], []
+        while sum(state):
+            for kind, table in enumerate(tables):
+                previous = without(state, kind)
+                if previous is None:
+                    continue
+                candidates = filled[previous] + table[:, end]
+                start = int(np.argmin(candidates))
+                if candidates[start] == filled[state][end]:
+                    state, end = previous, start
+                    break
+            borders.append(end)
+            kinds.append(kind)
+        return Chain(tuple(reversed(borders)), take_devices(self._devices, list(reversed(kinds))))
+
+
+def take_devices(devices: Devices, kinds: Sequence[int]) -> tuple[int, ...]:
+    """The devices that components of these kinds get: of each kind, the first that is left."""
+    left = [list(members) for members in devices.kinds]
+    return tuple(left[kind].pop(0) for kind in kinds)

@@ -1,0 +1,146 @@
+"""Look-ahead: what is known beforehand of a trajectory's calls, and the correction of outputs for what was not.
+
+Legend: call k; x_k the latent that the pipeline passes at call k; α_k, σ_k its scale and noise level;
+z = x/α, s = σ/α. A deterministic sampler moves z linearly in s with slope ε (and x linearly in σ, for flow matching:
+then α = 1 and s = σ). runtime/driver/forecast.py predicts later latents from that.
+Source: measured on small denoisers, see docs/lookahead.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from partitioner.models.samplers import SECOND_SHARES, adds_noise, finish_of
+
+# Variance of clean latents that the correction assumes, once the prompt is known. A multistep sampler extrapolates what
+# it took for the clean latent; for it that is kept as it was made. FLOW_PRIOR: of flow matching with one call per step.
+# See docs/lookahead.md.
+PRIOR, MULTISTEP_PRIOR, FLOW_PRIOR = 0.02, 0.0, 0.005
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The timesteps, scales and levels of a trajectory's calls, call 0 first.
+
+    timesteps: as the scheduler has them; ratio: what the pipeline multiplies them with (Flux: 1/1000).
+    scale: α. level: s. sensitivity: by how much the denoiser's output moves with its latent, were clean latents
+    Gaussian; 0 where the output's meaning is not known. multistep: whether a move depends on several outputs, so that
+    an error in one alternates from move to move. second_share: None where a step is one call; of a sampler of two, the
+    share of the second call's output in the step, which starts at every even call. finish: last calls to run exactly.
+    flow: whether it is flow matching.
+    """
+
+    timesteps: torch.Tensor
+    ratio: float
+    scale: tuple[float, ...]
+    level: tuple[float, ...]
+    sensitivity: tuple[float, ...]
+    multistep: bool = False
+    second_share: float | None = None
+    finish: int = 0
+    flow: bool = False
+
+    @property
+    def calls(self) -> int:
+        return len(self.level)
+
+    def expects(self, call: int, timestep: float) -> bool:
+        """Whether ``timestep`` is what the pipeline was to pass at ``call``."""
+        if call >= self.calls:
+            return False
+        wanted = float(self.timesteps[call]) * self.ratio
+        return abs(timestep - wanted) <= 1e-2 * max(abs(wanted), 1e-3)
+
+    def timestep(self, call: int, like: torch.Tensor) -> torch.Tensor:
+        """The timestep argument of a later call, in the form of the present one."""
+        value = self.timesteps[call].to(device=like.device)
+        if self.ratio != 1.0:
+            value = value.to(torch.float32) * self.ratio
+        return value.to(like.dtype).expand(like.shape).contiguous()
+
+
+def noise_schedule_of(scheduler: Any, first_timestep: float) -> NoiseSchedule | None:
+    """The course of a trajectory whose first call passes ``first_timestep``, read from a diffusers scheduler.
+
+    None where it cannot be known: no scheduler, a stochastic sampler, timesteps that are not the scheduler's.
+    """
+    timesteps = getattr(scheduler, "timesteps", None)
+    if not isinstance(timesteps, torch.Tensor) or timesteps.dim() != 1 or len(timesteps) == 0:
+        return None
+    if is_stochastic(scheduler):
+        return None
+    name = type(scheduler).__name__
+    values = timesteps.detach().to("cpu", torch.float64)
+    second_share = SECOND_SHARES.get(name)
+    found = _start(values, first_timestep, every=1 if second_share is None else 2)
+    if found is None:
+        return None
+    first, ratio = found
+    coordinates = _coordinates(scheduler, values)
+    if coordinates is None:
+        return None
+    scale, level = (tuple(values[first:]) for values in coordinates)
+    multistep = "Multistep" in name and getattr(scheduler.config, "solver_order", 2) > 1
+    flow = is_flow(scheduler)
+    prior = MULTISTEP_PRIOR if multistep else FLOW_PRIOR if flow and second_share is None else PRIOR
+    sensitivity = tuple(_sensitivity(scheduler, a, s, prior) for a, s in zip(scale, level, strict=True))
+    timesteps = timesteps.detach().cpu()[first:]
+    return NoiseSchedule(timesteps, ratio, scale, level, sensitivity, multistep, second_share, finish_of(name), flow)
+
+
+def is_stochastic(scheduler: Any) -> bool:
+    """Whether a diffusers scheduler, as it is configured, adds fresh noise in every step."""
+    return adds_noise(type(scheduler).__name__) or "sde" in str(getattr(scheduler.config, "algorithm_type", ""))
+
+
+def _start(values: torch.Tensor, timestep: float, every: int) -> tuple[int, float] | None:
+    """(index of the first call, ratio): a start in the middle (img2img) is at the first equal timestep that is the
+    first of its step. every: calls per step.
+
+    Where both ratios fit (flow matching's last timestep is its first one over 1000), the earlier start counts.
+    """
+    found = []
+    for ratio in (1.0, 1e-3):
+        near = (values * ratio - timestep).abs() <= 1e-2 * max(abs(timestep), 1e-3)
+        starts = near[::every].nonzero()
+        if len(starts):
+            found.append((every * int(starts[0]), ratio))
+    return min(found, default=None)
+
+
+def _coordinates(scheduler: Any, timesteps: torch.Tensor) -> tuple[list[float], list[float]] | None:
+    """(α, s) of every call."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    if isinstance(sigmas, torch.Tensor) and len(sigmas) > len(timesteps) - 1:
+        level = sigmas.detach().to("cpu", torch.float64)[: len(timesteps)].clone()
+        between = getattr(scheduler, "sigmas_interpol", None)  # where the second calls of DPM2 are
+        if between is not None:
+            level[1::2] = between.detach().to("cpu", torch.float64)[1 : len(timesteps) : 2]
+        scale = torch.ones_like(level) if is_flow(scheduler) else (1 + level**2).rsqrt()
+        return scale.tolist(), level.tolist()
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(alphas, torch.Tensor):
+        return None
+    kept = alphas.detach().to("cpu", torch.float64)[timesteps.round().long().clamp(0, len(alphas) - 1)]
+    return kept.sqrt().tolist(), ((1 - kept) / kept).sqrt().tolist()
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a diffusers scheduler, as it is configured, expects a denoiser that predicts a flow."""
+    return "FlowMatch" in type(scheduler).__name__ or bool(getattr(scheduler.config, "use_flow_sigmas", False))
+
+
+def _sensitivity(scheduler: Any, scale: float, level: float, prior: float) -> float:
+    """d(output)/d(latent) for clean latents of variance ``prior``: of E[ε|x] = σx/(α²s²+σ²) and its like."""
+    if is_flow(scheduler):  # x = (1-σ)x0 + σε, output ε - x0
+        clean, noise = 1 - level, level
+        shared = noise - clean * prior
+    else:
+        clean, noise = scale, scale * level
+        outputs = {"epsilon": noise, "v_prediction": clean * noise * (1 - prior), "sample": clean * prior}
+        shared = outputs.get(getattr(scheduler.config, "prediction_type", ""), 0.0)
+    spread = clean**2 * prior + noise**2
+    return shared / spread if spread > 0 else 0.0

@@ -1,0 +1,1 @@
+"""Where ranks run: emulated, threads, processes, or under torchrun."""

@@ -1,0 +1,126 @@
+"""launch: where the processes of ranks come from: this machine, or what torchrun has started (torchrun.py)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from runtime.devices.memory import Place, local_places
+
+LOOPBACK = "127.0.0.1"
+
+
+class RankProcess(Protocol):
+    """A rank's process, as its driver sees it; ``str`` names it."""
+
+    def ending(self, timeout_s: float = 0.0) -> str | None:
+        """How it ended, in words; None if it has not ended ``timeout_s`` from now."""
+
+    def kill(self) -> None:
+        """End it, at once and whatever it does."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A process that has begun. line: the driver's end of its connection. host: the address whose network interface
+    it is to use."""
+
+    process: RankProcess
+    line: socket.socket
+    host: str
+
+
+class Launcher(ABC):
+    """Begins the processes of ranks. host: the address whose network interface the driver is to use."""
+
+    host: str
+
+    @abstractmethod
+    def begin(self, rank: int, timeout_s: float) -> Launched:
+        """Begin a rank's process; OSError says why it cannot begin."""
+
+    @abstractmethod
+    def places(self, devices: Sequence[str], timeout_s: float) -> list[Place]:
+        """rank -> where it is, for ranks on these devices."""
+
+    @abstractmethod
+    def readable(self, rank: int, files: Mapping[str, Path], timeout_s: float) -> dict[str, Path]:
+        """Those of the files, by the tensor that is wanted of each, that hold the same tensor where the rank is."""
+
+
+class LocalLauncher(Launcher):
+    """Begins them on this machine; they talk over the loopback interface. module: what such a process runs."""
+
+    host = LOOPBACK
+
+    def __init__(self, module: str = "runtime.ranks.rank_process") -> None:
+        self._module = module
+
+    def begin(self, rank: int, timeout_s: float) -> Launched:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = start_process(theirs, self._module)
+            except BaseException:
+                ours.close()
+                raise
+        return Launched(LocalProcess(process), ours, LOOPBACK)
+
+    def places(self, devices: Sequence[str], timeout_s: float) -> list[Place]:
+        return local_places(devices)
+
+    def readable(self, rank: int, files: Mapping[str, Path], timeout_s: float) -> dict[str, Path]:
+        return dict(files)
+
+
+class LocalProcess:
+    """A process that this one has started."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def __str__(self) -> str:
+        return str(self._process.pid)
+
+    def ending(self, timeout_s: float = 0.0) -> str | None:
+        try:
+            return status_in_words(self._process.wait(timeout=timeout_s))
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def start_process(line: socket.socket, module: str = "runtime.ranks.rank_process") -> subprocess.Popen[bytes]:
+    """A rank's process, which talks to its driver over ``line`` and ends when that, or this process, does."""
+    # the rank shall find every module where this process does; -P keeps the current folder out
+    places = [*filter(None, sys.path), str(Path(__file__).resolve().parents[1])]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, str(line.fileno()), str(os.getpid())],
+        pass_fds=[line.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # stdout is for results
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(places)),
+        start_new_session=True,  # a terminal's Ctrl-C and Ctrl-Z are for the driver
+    )
+
+
+def status_in_words(status: int) -> str:
+    """How a process ended, by its exit status."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = "unknown"
+    hint = "; the system does so when memory runs out" if -status == signal.SIGKILL else ""
+    return f"was killed by signal {-status} ({name}{hint})"

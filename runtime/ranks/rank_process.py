@@ -1,0 +1,40 @@
+"""rank_process: where a rank's process begins, as ``python -P -m runtime.ranks.rank_process DESCRIPTOR PARENT``.
+
+DESCRIPTOR: of the inherited socket to the driver. PARENT: the id of the process that began this one, the driver's or
+one that torchrun began. The watch over both starts before torch is imported, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+
+
+def main() -> None:
+    """Serve the driver; never returns."""
+    descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends its ranks
+    threading.Thread(target=_end_with, args=(parent, descriptor), name="driver watch", daemon=True).start()
+    from runtime.ranks.rank_main import serve
+
+    serve(Connection(descriptor))
+
+
+def _end_with(parent: int, descriptor: int) -> None:
+    """End this process when the driver's end of the socket closes, or when another process becomes our parent.
+
+    The second matters where a child that the driver forked holds a copy of the socket.
+    """
+    poll = select.poll()
+    poll.register(descriptor, getattr(select, "POLLRDHUP", 0))  # a socket pair's hang-up is always reported
+    while not poll.poll(1000) and os.getppid() == parent:
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

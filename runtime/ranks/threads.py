@@ -1,0 +1,128 @@
+"""ThreadRanks: one thread per rank, with a stream of its own on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from runtime.devices.cuda_stream import CudaDeviceStream, lanes_on
+from runtime.devices.stream import DeviceStream
+from runtime.errors import EngineError, RankError
+from runtime.ranks.base import Ranks, T, begin_work, local_workers
+from runtime.ranks.rank_report import Report, diagnose, report
+from runtime.transport.stream_mailbox import StreamMailbox
+from runtime.worker.commands import Build, Evaluate, Load, Setup, Stop
+from runtime.worker.worker import Waiting, Worker, run_to_end
+
+CAPTURE_S = 10.0  # much longer than the capture of one rank's CUDA graphs takes
+
+
+class ThreadRanks(Ranks):
+    """One thread per rank; messages are handed over in memory, or copied from GPU to GPU.
+
+    green_contexts: ranks that share a GPU get equal, disjoint shares of it. A rank on a GPU queues its work on
+    streams of its own (runtime.devices.cuda_stream): the deadline is for its thread, which a kernel does not hold up.
+    """
+
+    def __init__(self, setups: Sequence[Setup], step_timeout_s: float, *, green_contexts: bool = False) -> None:
+        self._lanes = lanes_on([setup.device for setup in setups], green_contexts=green_contexts)
+        if any(isinstance(lane, CudaDeviceStream) for lane in self._lanes):
+            self._workers = _stream_workers(setups, self._lanes)
+        else:
+            self._workers = local_workers(setups)
+        self.worker = self._workers[0]
+        self._step_timeout_s = step_timeout_s
+        self._queues: list[SimpleQueue[Any]] = [SimpleQueue() for _ in setups]
+        self._idle = threading.Condition()
+        self._pending = [0] * len(setups)
+        self._torch_threads = torch.get_num_threads()
+        self._threads = [
+            threading.Thread(target=self._serve, args=(rank,), name=f"rank {rank}", daemon=True)
+            for rank in range(1, len(setups))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def lane(self) -> DeviceStream:
+        return self._lanes[0]
+
+    def command(self, rank: int, command: Build | Load | Evaluate) -> None:
+        with self._idle:
+            self._pending[rank] += 1
+        self._queues[rank].put(command)
+
+    def _serve(self, rank: int) -> None:
+        worker = self._workers[rank]
+        # a new thread has OpenMP's own default until it is told; another count could change the last bits
+        torch.set_num_threads(self._torch_threads)
+        try:
+            with self._lanes[rank].entered():
+                while not isinstance(command := self._queues[rank].get(), Stop):
+                    work = begin_work(worker, command)
+                    if work is not None:
+                        run_to_end(work, worker.mailbox)
+                    with self._idle:
+                        self._pending[rank] -= 1
+                        self._idle.notify_all()
+        except BaseException as error:
+            if not isinstance(error, EngineError):
+                component = worker.setup.component
+                wrapped = RankError(
+                    f"{type(error).__name__}: {error}", rank=rank, component=component, step=worker.step
+                )
+                wrapped.__cause__ = error
+                error = wrapped
+            for other in self._workers:
+                other.mailbox.fail(error)
+            with self._idle:
+                self._idle.notify_all()
+
+    def run(self, work: Waiting[T]) -> T:
+        try:
+            value = run_to_end(work, self.worker.mailbox, self._step_timeout_s)
+            if not all(worker.is_settled for worker in self._workers):
+                # the caller must not meet the capture of a CUDA graph, see runtime.devices.cuda_graphs
+                self._wait_idle(CAPTURE_S)
+            return value
+        except TimeoutError:
+            components = [worker.setup.component for worker in self._workers]
+            raise diagnose(dict(enumerate(self.reports())), components, self._step_timeout_s) from None
+
+    def wait_loaded(self) -> None:
+        self._wait_idle()
+
+    def _wait_idle(self, timeout_s: float | None = None) -> None:
+        """Wait until every rank's thread has done its commands; raises their failures."""
+        with self._idle:
+            self._idle.wait_for(
+                lambda: not any(self._pending) or self.worker.mailbox.failure is not None, timeout=timeout_s
+            )
+        if self.worker.mailbox.failure is not None:
+            raise self.worker.mailbox.failure
+
+    def reports(self) -> list[Report]:
+        return [report(worker) for worker in self._workers]
+
+    def close(self) -> None:
+        for queue in self._queues:
+            queue.put(Stop())
+        for worker in self._workers:
+            worker.mailbox.close()
+        for thread in self._threads:
+            thread.join()
+        for lane in self._lanes:
+            with contextlib.suppress(RuntimeError):  # a GPU that failed has said so to a rank
+                lane.synchronize()
+
+
+def _stream_workers(setups: Sequence[Setup], lanes: Sequence[DeviceStream]) -> list[Worker]:
+    peers: list[StreamMailbox] = []
+    for lane in lanes:
+        peers.append(StreamMailbox(peers, lane))
+    return [Worker(setup, mailbox) for setup, mailbox in zip(setups, peers, strict=True)]

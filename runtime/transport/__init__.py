@@ -1,0 +1,1 @@
+"""How tensors and weights get from one rank to another."""

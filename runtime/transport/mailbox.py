@@ -1,0 +1,169 @@
+"""Mailbox: one rank's side of the transport: messages by key, whoever delivers them.
+
+Every message has a key (table, wire, context, step). Its sender says who reads it; its reader takes it by key,
+so that which value is read never depends on timing. A mailbox keeps a rank's arrived messages.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from partitioner.graph.ir import TensorMeta
+from runtime.errors import MessageError
+
+
+class MessageKey(NamedTuple):
+    """Names one message. table: which graph or parameter list; wire: its index there."""
+
+    table: int
+    wire: int
+    context: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a wire carries: its value's name (for messages to people), its meta, and who may send it to this rank."""
+
+    value: str
+    meta: TensorMeta
+    senders: tuple[int, ...] = ()
+
+
+class PeerLost(Exception):
+    """The connection to ``peer`` broke: the end of some rank, which its supervisor sees and names."""
+
+    def __init__(self, rank: int, peer: int, cause: BaseException) -> None:
+        super().__init__(f"rank {rank} lost its connection to rank {peer}: {cause}")
+        self.peer = peer
+
+
+class Mailbox(ABC):
+    """One rank's side of the transport. Thread-safe."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.sent_bytes = 0
+        self.wait_seconds = 0.0
+        self.waiting_for: MessageKey | None = None
+        self._tables: dict[int, Sequence[Expected]] = {}
+        self._arrived: dict[MessageKey, torch.Tensor] = {}
+        self._forgotten: dict[int, int] = {}  # context -> messages of earlier steps are dropped
+        self._ahead: dict[int, int] = {}  # context -> messages of this step and later may overtake earlier ones
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
+
+    @abstractmethod
+    def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
+        """Send to each of the ranks ``readers``; returns at once. The tensor must not be written to again."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End every thread and connection of this mailbox; what is still under way is lost."""
+
+    def register(self, table: int, wires: Sequence[Expected]) -> None:
+        """Say what the messages of ``table`` are, before any of them is sent or taken."""
+        with self._changed:
+            self._tables[table] = wires
+            self._changed.notify_all()
+
+    def expected(self, key: MessageKey) -> Expected:
+        """What the message of ``key`` was said to be."""
+        return self._tables[key.table][key.wire]
+
+    @property
+    def kept(self) -> int:
+        """How many messages have arrived and were not taken yet."""
+        return len(self._arrived)
+
+    def ready(self, key: MessageKey) -> bool:
+        """Whether the message has arrived; raises the failure where the mailbox has failed."""
+        with self._changed:
+            self._raise_failure()
+            return key in self._arrived
+
+    def wait(self, key: MessageKey, timeout_s: float | None = None) -> None:
+        """Wait until the message is there. TimeoutError after ``timeout_s``; raises the mailbox's failure.
+
+        MessageError when a message of another step comes on the same wire instead: each wire has one sender, whose
+        messages keep their order.
+        """
+        start = time.perf_counter()
+        self.waiting_for = key
+        try:
+            with self._changed:
+                there = self._changed.wait_for(
+                    lambda: key in self._arrived or self._failure is not None or self._stray(key) is not None,
+                    timeout=timeout_s,
+                )
+                self._raise_failure()
+                stray = self._stray(key) if key not in self._arrived else None
+                if there:
+                    self.waiting_for = None  # else it stays, to be asked for
+        finally:
+            self.wait_seconds += time.perf_counter() - start
+        if stray is not None:
+            raise MessageError(
+                f"%{self.expected(key).value} of step {stray} came where that of step {key.step} belongs",
+                rank=self.rank,
+                step=key.step,
+            )
+        if not there:
+            raise TimeoutError(f"no message {key} within {timeout_s} s")
+
+    def _stray(self, key: MessageKey) -> int | None:
+        """The step of a message that can only have come in place of ``key``'s, or None."""
+        ahead = self._ahead.get(key.context)
+        for other in self._arrived:
+            if other[:3] == key[:3] and other.step != key.step:
+                overtakes = ahead is not None and key.step < ahead <= other.step
+                if not overtakes:
+                    return other.step
+        return None
+
+    def take(self, key: MessageKey) -> torch.Tensor:
+        """Hand over an arrived message and forget it."""
+        with self._changed:
+            return self._arrived.pop(key)
+
+    def forget(self, context: int, before_step: int, ahead: int | None = None) -> None:
+        """Drop what arrived or will arrive in ``context`` of steps before ``before_step``.
+
+        ahead: from now on messages of this step and later may overtake those of earlier ones (look-ahead).
+        """
+        with self._changed:
+            self._forgotten[context] = before_step
+            self._ahead.pop(context, None)
+            if ahead is not None:
+                self._ahead[context] = ahead
+            stale = [key for key in self._arrived if key.context == context and key.step < before_step]
+            for key in stale:
+                del self._arrived[key]
+
+    def fail(self, error: BaseException) -> None:
+        """Make everyone who waits here, now or later, raise ``error``; the first failure wins."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self._failure
+
+    def deliver(self, key: MessageKey, tensor: torch.Tensor) -> None:
+        """Put an arrived message in; called by whoever received it."""
+        with self._changed:
+            if key.step >= self._forgotten.get(key.context, key.step):
+                self._arrived[key] = tensor
+                self._changed.notify_all()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure

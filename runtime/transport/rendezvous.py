@@ -1,0 +1,70 @@
+"""Rendezvous: how the processes of a job find each other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed.rendezvous import rendezvous
+
+from partitioner.graph.torch_private import Store
+
+
+def launcher_store(timeout_s: float) -> Store:
+    """The store that the processes which torchrun has started share. timeout_s: for it and for what is read of it."""
+    store, _rank, _world = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    return store  # type: ignore[no-any-return]
+
+
+class Rendezvous(Store):
+    """Where the ranks of a gloo group find each other's addresses, without a server or a port.
+
+    What is set here is announced to the other ranks by the supervisor's connections, and put in there.
+    """
+
+    def __init__(self, announce: Callable[[str, bytes], None], timeout_s: float) -> None:
+        super().__init__()
+        self._announce = announce
+        self._deadline = time.monotonic() + timeout_s
+        self._known: dict[str, bytes] = {}
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
+
+    def put(self, key: str, value: bytes) -> None:
+        """Take what another rank has set."""
+        with self._changed:
+            self._known[key] = value
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Make everyone who waits here raise."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def set(self, key: str, value: Any) -> None:
+        self.put(key, bytes(value))
+        self._announce(key, bytes(value))
+
+    def get(self, key: str) -> bytes:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: key in self._known or self._failure is not None,
+                timeout=max(0.0, self._deadline - time.monotonic()),
+            )
+            if self._failure is not None:
+                raise ConnectionError(str(self._failure))
+            if key not in self._known:
+                raise TimeoutError(f"no rank has said {key} in time")
+            return self._known[key]
+
+    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
+        for key in keys:
+            self.get(key)
+
+    def check(self, keys: list[str]) -> bool:
+        with self._changed:
+            return all(key in self._known for key in keys)

@@ -1,0 +1,54 @@
+"""StreamMailbox: messages between ranks that are threads of one process, some of them on GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from runtime.devices.stream import DeviceStream, Event
+from runtime.transport.layout import pack, unpack
+from runtime.transport.local import LocalMailbox
+from runtime.transport.mailbox import MessageKey
+
+
+class StreamMailbox(LocalMailbox):
+    """A LocalMailbox whose messages may be there on the host before they are on the device.
+
+    Sends and takes are called by the rank's own thread, inside its lane.
+    """
+
+    def __init__(self, peers: list[StreamMailbox], lane: DeviceStream) -> None:
+        super().__init__(lane.rank, [], lane.device)
+        self.lane = lane
+        self._others = peers
+        self._there: dict[MessageKey, Event] = {}
+
+    def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
+        meta = self.expected(key).meta
+        laid_out = unpack(pack(tensor, meta), meta)
+        made = self.lane.now()
+        for reader in readers:
+            self.sent_bytes += tensor.nbytes
+            peer = self._others[reader]
+            peer.deliver_at(key, *peer.lane.fetch(laid_out, made, self.lane))
+
+    def deliver_at(self, key: MessageKey, tensor: torch.Tensor, there: Event | None) -> None:
+        """Put in a message that is there from a moment on."""
+        with self._changed:
+            self.deliver(key, tensor)
+            if there is not None and key in self._arrived:
+                self._there[key] = there
+
+    def take(self, key: MessageKey) -> torch.Tensor:
+        with self._changed:
+            tensor = super().take(key)
+            there = self._there.pop(key, None)
+        if there is not None:
+            self.lane.accept(tensor, there)
+        return tensor
+
+    def forget(self, context: int, before_step: int, ahead: int | None = None) -> None:
+        with self._changed:
+            super().forget(context, before_step, ahead)
+            self._there = {key: there for key, there in self._there.items() if key in self._arrived}

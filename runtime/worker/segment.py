@@ -1,0 +1,146 @@
+"""Segment: a run of nodes, lowered to a torch.fx GraphModule for one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from partitioner.graph.ir import Node
+from partitioner.graph.operators import bind, resolve
+from partitioner.graph.torch_private import forget_source_with
+from partitioner.plan.program import Hoisted
+from runtime.devices.cuda_graphs import GraphedRun, Pool
+from runtime.worker.compiled import compiled
+
+
+class Segment:
+    """A run of nodes as one GraphModule: values in (``reads``), values out (``keeps``)."""
+
+    def __init__(self, nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> None:
+        self.reads = tuple(reads)
+        self.keeps = tuple(keeps)
+        self.module = lower(nodes, self.reads, self.keeps, device)
+        self._run: Callable[..., Sequence[torch.Tensor]] = self.module
+        self._writes = any(node.group >= 0 for node in nodes)
+        ends = list(dict.fromkeys(node.module or node.key for node in (nodes[0], nodes[-1])))
+        self.name = " .. ".join(ends)  # for people
+        self._key_of = {name: node.key for name, node in _fx_names(nodes).items()}
+
+    def __call__(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run it; ``values`` holds at least ``reads``. Returns ``keeps`` by name."""
+        outputs = self._run(*[values[name] for name in self.reads])
+        return dict(zip(self.keeps, outputs, strict=True))
+
+    def compile(self) -> None:
+        """Run what torch.compile makes of it from now on; the next call compiles it."""
+        self._run = compiled(self.module)
+
+    def replay(self, fixed: Collection[str], pool: Pool) -> None:
+        """Replay it from a CUDA graph after some calls. fixed: what it reads that is the same tensor in every call.
+
+        One that writes to its nodes' storage stays as it is: another segment may read it, and a graph has its own.
+        """
+        if not self._writes:
+            self._run = GraphedRun(self._run, [name in fixed for name in self.reads], pool)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether calls to come do what the last one did; a CUDA graph is captured first."""
+        return not isinstance(self._run, GraphedRun) or self._run.is_captured
+
+    def first_node(self, values: Mapping[str, torch.Tensor], wanted: Callable[[torch.Tensor], bool]) -> str | None:
+        """The key of the first node that makes a ``wanted`` tensor: runs the segment again, node by node."""
+        finder = _Finder(self.module, wanted)
+        finder.run(*[values[name] for name in self.reads])
+        return self._key_of.get(finder.found)
+
+    def failing_node(self, error: BaseException, values: Mapping[str, torch.Tensor]) -> str | None:
+        """The key of the node in which the call on ``values`` raised ``error``, read from the traceback.
+
+        Compiled code has no lines of its own nodes: the segment runs again, as it was lowered, to fail at one.
+        """
+        key = self._node_in(error)
+        if key is None and self._run is not self.module:
+            try:
+                self.module(*[values[name] for name in self.reads])
+            except Exception as again:
+                key = self._node_in(again)
+        return key
+
+    def _node_in(self, error: BaseException) -> str | None:
+        lines = self.module.code.splitlines()
+        key = None
+        traceback = error.__traceback__
+        while traceback is not None:
+            if traceback.tb_frame.f_code.co_filename.startswith("<eval_with_key>"):
+                line = lines[traceback.tb_lineno - 1] if traceback.tb_lineno <= len(lines) else ""
+                key = self._key_of.get(line.split("=")[0].split(":")[0].strip(), key)
+            traceback = traceback.tb_next
+        return key
+
+
+class _Finder(fx.Interpreter):
+    """Notes the name of the first node whose value, or one of them, is wanted."""
+
+    def __init__(self, module: fx.GraphModule, wanted: Callable[[torch.Tensor], bool]) -> None:
+        super().__init__(module)
+        self.found = ""
+        self._wanted = wanted
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        if n.op == "call_function" and not self.found:
+            tensors = made if isinstance(made, (list, tuple)) else (made,)
+            if any(isinstance(tensor, torch.Tensor) and self._wanted(tensor) for tensor in tensors):
+                self.found = n.name
+        return made
+
+
+class HoistedSegments:
+    """The hoisted nodes of one rank as segments, None where there are no such nodes.
+
+    later: values that latent nodes, or other ranks, read.
+    """
+
+    def __init__(self, hoisted: Hoisted, by_name: Mapping[str, Node], later: set[str], device: torch.device) -> None:
+        reads = {v for name in hoisted.timestep for v in by_name[name].reads}
+        prompt_reads = {v for name in hoisted.prompt for v in by_name[name].reads}
+        self.timestep = _segment(hoisted.timestep, by_name, later, device)
+        self.prompt = _segment(hoisted.prompt, by_name, later | reads, device)
+        self.constant = _segment(hoisted.constant, by_name, later | reads | prompt_reads, device)
+
+
+def _segment(
+    names: Sequence[str], by_name: Mapping[str, Node], later: set[str], device: torch.device
+) -> Segment | None:
+    if not names:
+        return None
+    nodes = [by_name[name] for name in names]
+    made = set(names)
+    reads = dict.fromkeys(v for node in nodes for v in node.reads if v not in made)
+    return Segment(nodes, list(reads), [name for name in names if name in later], device)
+
+
+def lower(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> fx.GraphModule:
+    """Nodes -> a GraphModule of the positional inputs ``reads`` that returns the tuple ``keeps``.
+
+    Device arguments that were traced for another device become ``device``.
+    """
+    graph = fx.Graph()
+    values: dict[str, fx.Node] = {name: graph.placeholder(f"arg{i}") for i, name in enumerate(reads)}
+    for fx_name, node in _fx_names(nodes).items():
+        args = tuple(bind(argument, values, device) for argument in node.args)
+        kwargs = {key: bind(argument, values, device) for key, argument in node.kwargs}
+        values[node.name] = graph.create_node("call_function", resolve(node.target), args, kwargs, name=fx_name)
+    graph.output(tuple(values[name] for name in keeps))
+    module = fx.GraphModule({}, graph)
+    forget_source_with(module)
+    return module
+
+
+def _fx_names(nodes: Sequence[Node]) -> dict[str, Node]:
+    """Names that cannot clash with Python's or with placeholders, for the generated code."""
+    return {f"v{index}": node for index, node in enumerate(nodes)}

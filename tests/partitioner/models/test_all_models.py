@@ -1,0 +1,34 @@
+"""Every built-in model over 2, 3, 4 and 8 devices, at a low resolution to be quick: plans load and are balanced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from partitioner.costs.roofline import estimate
+from partitioner.fleet import known_device
+from partitioner.models.spec import BUILT_IN, model_spec, trace_model
+from partitioner.plan.plan import Plan
+from partitioner.planning.options import Options
+from partitioner.planning.planner import plan_graphs
+
+SIZE = {"svd": (64, 128, 4), "animatediff": (64, 64, 4), "wan": (64, 64, 5)}  # height, width, frames
+
+
+@pytest.mark.parametrize("model", BUILT_IN)
+def test_plans_load_and_are_balanced(model: str, tmp_path: Path) -> None:
+    height, width, frames = SIZE.get(model, (256, 256, None))
+    graph = trace_model(model_spec(model, height=height, width=width, frames=frames))
+    for count in (2, 3, 4, 8):
+        fleet = (known_device("a100"),) * count
+        plan = plan_graphs(graph, None, fleet, estimate, Options(force=True)).plan
+        path = tmp_path / f"{count}.json"
+        plan.save(path)
+        again = Plan.load(path)
+        assert again == plan
+        again.check(graph)
+        assert plan.components == count
+        loads = [component.compute_ms for component in plan.predicted.components]
+        allowed = max(1.05, plan.predicted.lower_bound_ms / (sum(loads) / count) * 1.05)
+        assert max(loads) / (sum(loads) / count) <= allowed

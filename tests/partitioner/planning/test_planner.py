@@ -1,0 +1,364 @@
+"""The planner on a small chain whose costs are known: what it considers, chooses, predicts and refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import partitioner
+from partitioner.costs.node_costs import GraphCosts, NodeCost
+from partitioner.errors import InfeasibleError, UsageError
+from partitioner.fleet import Device, Fleet
+from partitioner.graph.export import trace
+from partitioner.graph.ir import TracedGraph
+from partitioner.plan.plan import Plan
+from partitioner.plan.ranks import rank_of
+from partitioner.planning.options import Options, default_warmup
+from partitioner.planning.planner import Planning, compile, plan_graphs
+
+WIDTH, LAYERS = 8, 24
+ROLES = {"sample": "latent", "timestep": "timestep"}
+
+
+class Chain(nn.Module):
+    """LAYERS linear layers of the same cost, each with the timestep added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, WIDTH)
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS))
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        shift = self.embed(timestep.reshape(1, 1))
+        for layer in self.layers:
+            sample = layer(sample + shift)
+        return sample
+
+
+class Skipping(Chain):
+    """The same between two wide layers, of which the last also reads what the first made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.Linear(WIDTH, 64 * WIDTH)
+        self.contract = nn.Linear(64 * WIDTH, WIDTH)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        wide = self.expand(sample)
+        narrow = super().forward(self.contract(wide), timestep)
+        return self.contract(wide * self.expand(narrow))
+
+
+def _arguments(rows: int) -> dict[str, Any]:
+    return {"sample": torch.zeros(rows, WIDTH), "timestep": torch.zeros(())}
+
+
+@pytest.fixture(scope="module")
+def graphs() -> tuple[TracedGraph, TracedGraph]:
+    """The graphs of a full call with two rows and of one half of it."""
+    module = Chain().eval()
+    return trace(module, _arguments(2), ROLES), trace(module, _arguments(1), ROLES)
+
+
+def costs_of(graph: TracedGraph) -> GraphCosts:
+    """1 ms a row for each layer, nothing for the rest."""
+    rows = graph.input_by_name["sample"].meta.shape[0]
+
+    def cost(target: str) -> NodeCost:
+        return NodeCost(ms=float(rows), macs=10 * rows, read_bytes=0, write_bytes=0) if "linear" in target else free
+
+    free = NodeCost(0.0, 0, 0, 0)
+    return GraphCosts({node.name: cost(node.target) for node in graph.nodes}, "roofline", "toy", 0.0)
+
+
+def fleet_of(*speeds: float, memory: float = 1e12, link: float = 100.0, latency: float = 0.0) -> Fleet:
+    return tuple(Device(f"speed{speed:g}", memory, link, latency, speed) for speed in speeds)
+
+
+def plan_for(graphs: tuple[TracedGraph, TracedGraph | None], fleet: Fleet | None = None, **options: Any) -> Planning:
+    return plan_graphs(graphs[0], graphs[1], fleet or fleet_of(1, 1, 1, 1), costs_of, Options(**options))
+
+
+def shape_of(planning: Planning) -> tuple[int, int]:
+    return planning.plan.branches, planning.plan.components
+
+
+def test_exact_branches_come_first_and_every_candidate_is_listed(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    planning = plan_for(graphs)
+    assert shape_of(planning) == (2, 2)
+    assert [(c.branches, c.components, c.mode, c.reason) for c in planning.candidates] == [
+        (1, 4, "lookahead", None), (1, 4, "async", None), (1, 3, "lookahead", None), (1, 2, "lookahead", None),
+        (2, 2, "lookahead", None), (2, 2, "async", None), (2, 1, "lookahead", None),
+    ]  # fmt: skip
+    assert planning.plan.mode == "lookahead"
+    for c in planning.candidates:
+        assert (c.evaluation.staleness > 0) == c.is_stale == (c.mode == "async")
+    assert planning.plan.fingerprint == graphs[1].fingerprint
+    assert planning.plan.inputs[0].shape == (1, WIDTH)
+    planning.plan.check(graphs[1])
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "expected"),
+    [
+        (1, {}, (1, 1)),
+        (2, {}, (2, 1)),
+        (3, {}, (1, 3)),
+        (4, {"branches": 1}, (1, 4)),
+        (5, {"branches": 2}, (2, 2)),
+        (5, {}, (2, 2)),
+        (8, {}, (2, 4)),
+        (4, {"mode": "async"}, (2, 2)),
+        (4, {"period": 2}, (2, 2)),
+        (3, {"prefer": "speed"}, (1, 3)),
+    ],
+)
+def test_what_is_chosen(
+    graphs: tuple[TracedGraph, TracedGraph], count: int, options: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    assert shape_of(plan_for(graphs, fleet_of(*[1] * count), **options)) == expected
+
+
+def test_each_mode_can_be_asked_for(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    for mode in ("lookahead", "async"):
+        planning = plan_for(graphs, mode=mode)
+        assert planning.plan.mode == mode
+        assert {c.mode for c in planning.candidates} == {mode}
+
+
+def test_speed_takes_the_fastest_candidate_and_quality_one_that_is_not_stale() -> None:
+    """A fold keeps a long skip connection on one device, which no balanced chain can."""
+    graph = trace(Skipping().eval(), _arguments(2), ROLES)
+    slow = fleet_of(1, 1, link=1e-4)  # 41 ms for what is skipped, 0.64 ms for what a layer makes
+    quality, speed = (plan_for((graph, None), slow, prefer=prefer) for prefer in ("quality", "speed"))
+    assert quality.plan.mode == "lookahead"
+    assert speed.plan.mode == "async"
+    assert speed.chosen.step_ms == min(c.step_ms for c in speed.candidates) < quality.chosen.step_ms
+
+
+def test_unequal_devices_may_be_left_idle_the_slowest_first(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    planning = plan_for((graphs[0], None), fleet_of(1, 0.01, 2), prefer="speed")
+    assert {c.components: c.device_of for c in planning.candidates if c.mode == "lookahead"}[2] in {(0, 2), (2, 0)}
+
+
+def test_without_a_guidance_batch_there_is_one_branch(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    assert shape_of(plan_for((graphs[0], None))) == (1, 4)
+    with pytest.raises(UsageError, match="one branch"):
+        plan_for((graphs[0], None), branches=2)
+
+
+def test_memory_prefers_what_holds_the_least_on_one_device(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    planning = plan_for(graphs, prefer="memory")
+    assert planning.chosen.memory_bytes == min(c.memory_bytes for c in planning.candidates)
+
+
+def test_predicted_figures(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    predicted = plan_for(graphs).plan.predicted
+    embed = 2.0  # the timestep's own layer, which each component computes for itself
+    assert predicted.sequential_ms == 2 * LAYERS + embed
+    assert predicted.step_ms == LAYERS / 2 + embed / 2
+    assert predicted.exact_step_ms == LAYERS + embed / 2
+    assert predicted.speedup_step == pytest.approx(predicted.sequential_ms / predicted.step_ms)
+    assert predicted.lower_bound_ms == (LAYERS + embed / 2) / 2
+    assert predicted.bytes_per_step == 2 * WIDTH * 4
+    assert predicted.macs == 20 * (LAYERS + 1)
+    assert len(predicted.components) == 4
+    for number, component in enumerate(predicted.components):
+        embedding = 2 * WIDTH if number == 1 else 0  # the driver's, which has the last component of branch 0
+        assert component.parameters == LAYERS / 2 * (WIDTH * WIDTH + WIDTH) + embedding
+        assert component.parameter_bytes == 4 * component.parameters
+        assert component.memory_bytes > component.parameter_bytes
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 6, 8])
+def test_components_are_balanced(graphs: tuple[TracedGraph, TracedGraph], count: int) -> None:
+    for branches in (1, 2):
+        loads = [
+            c.compute_ms for c in plan_for(graphs, fleet_of(*[1] * count), branches=branches).plan.predicted.components
+        ]
+        assert max(loads) <= 1.05 * sum(loads) / len(loads)
+
+
+def test_unequal_devices_get_what_they_can_do(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    plan = plan_for((graphs[0], None), fleet_of(1, 3, 1)).plan
+    assert sorted(plan.devices) == ["speed1", "speed1", "speed3"]
+    for k in range(3):
+        share = sum(component == k for component in plan.placement.values()) / len(plan.placement)
+        fast = plan.devices[rank_of(0, k, 3)] == "speed3"
+        assert share == pytest.approx(0.6 if fast else 0.2, abs=0.07)
+    loads = [component.compute_ms for component in plan.predicted.components]
+    assert max(loads) <= 1.15 * min(loads)
+
+
+def test_branches_pair_devices_of_like_speed(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    plan = plan_for(graphs, fleet_of(1, 3, 1, 3), branches=2).plan
+    for k in range(2):
+        assert plan.devices[rank_of(0, k, 2)] == plan.devices[rank_of(1, k, 2)]
+    assert sorted(plan.devices) == ["speed1", "speed1", "speed3", "speed3"]
+
+
+def test_a_plan_slower_than_one_device_is_refused_unless_forced(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    slow = fleet_of(1, 1, latency=500.0)
+    with pytest.raises(InfeasibleError, match="--force"):
+        plan_for((graphs[0], None), slow)
+    planning = plan_for((graphs[0], None), slow, force=True)
+    assert planning.plan.predicted.speedup_step < 1
+
+
+def test_a_slower_plan_is_made_where_one_device_is_too_small(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    small = fleet_of(1, 1, latency=500.0, memory=6000.0)
+    assert shape_of(plan_for((graphs[0], None), small)) == (1, 2)
+
+
+def test_too_little_memory_is_refused_with_numbers(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    with pytest.raises(InfeasibleError, match="GB"):
+        plan_for(graphs, memory_limit_bytes=100.0)
+
+
+def test_more_devices_than_parts_is_refused(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    with pytest.raises(InfeasibleError, match="fewer devices"):
+        plan_for((graphs[0], None), fleet_of(*[1] * 200))
+
+
+def test_a_period_gives_the_inner_components_more_work(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    plan = plan_for((graphs[0], None), fleet_of(1, 1, 1), period=2).plan
+    assert (plan.period, plan.periods, plan.mode) == (2, (2, 2, 1), "async")
+    loads = [component.compute_ms for component in plan.predicted.components]
+    assert plan.predicted.step_ms >= max(loads[0] / 2, loads[1] / 2, loads[2])
+    assert plan.predicted.speedup_step > 4
+
+
+def test_refining_moves_the_borders_to_where_time_is_really_spent(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    graph = graphs[0]
+    first_half = {node.name for node in graph.latent_nodes[: len(graph.latent_nodes) // 2]}
+
+    def timer(timed: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
+        """Really the first half of the layers takes twice as long as their costs say."""
+        times = [0.0] * components
+        for node in timed.latent_nodes:
+            ms = costs_of(timed).nodes[node.name].ms
+            times[placed[node.name]] += 2 * ms if node.name in first_half else ms
+        return times
+
+    planning = plan_graphs(graph, None, fleet_of(1, 1), costs_of, Options(), timer=timer)
+    assert planning.refinement is not None
+    rounds = planning.refinement.rounds
+    assert rounds[0].error == pytest.approx(0.5)
+    assert rounds[-1].error < 0.12
+    really = timer(graph, planning.chosen.placed, 2)
+    best = rounds[planning.refinement.best]
+    assert list(best.measured_ms) == really
+    assert best.slowest == pytest.approx(2 * max(really) / sum(really)) == min(taken.slowest for taken in rounds)
+    assert best.slowest <= 1.1
+    assert planning.chosen.compute_ms == pytest.approx(max(really), rel=0.1)  # timestep nodes on top
+    assert planning.plan.predicted.sequential_ms == pytest.approx(sum(really), rel=0.1)
+    unrefined = timer(graph, plan_for((graph, None), fleet_of(1, 1)).chosen.placed, 2)
+    assert max(really) < max(unrefined)
+
+
+def test_refining_ends_when_the_components_are_even(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    calls = []
+
+    def timer(timed: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
+        calls.append(placed)
+        return [1.0, 1.019]
+
+    planning = plan_graphs(graphs[0], None, fleet_of(1, 1), costs_of, Options(), timer=timer)
+    assert len(calls) == 1
+    assert planning.refinement is not None
+    assert planning.refinement.rounds[0].slowest == pytest.approx(1.019 / 1.0095)
+
+
+def test_refining_ends_when_nothing_improves_and_takes_the_best_that_was_measured(
+    graphs: tuple[TracedGraph, TracedGraph],
+) -> None:
+    calls: list[Mapping[str, int]] = []
+
+    def timer(timed: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
+        """Any other split than the first turns out worse."""
+        calls.append(placed)
+        return [20.0, 30.0] if len(calls) == 1 else [35.0, 30.0]
+
+    planning = plan_graphs(graphs[0], None, fleet_of(1, 1), costs_of, Options(), timer=timer)
+    assert planning.refinement is not None
+    assert (len(calls), planning.refinement.best) == (2, 0)
+    assert calls[0] != calls[1]
+    assert planning.chosen.placed == calls[0]
+    assert planning.chosen.compute_ms == pytest.approx(30.0, rel=0.1)  # timestep nodes on top
+
+
+def test_refining_weighs_components_by_the_speed_of_their_device(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    def timer(timed: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
+        """The costs are right."""
+        times = [0.0] * components
+        for node in timed.latent_nodes:
+            times[placed[node.name]] += costs_of(timed).nodes[node.name].ms
+        return times
+
+    planning = plan_graphs(graphs[0], None, fleet_of(3, 1), costs_of, Options(), timer=timer)
+    assert planning.refinement is not None
+    (only,) = planning.refinement.rounds
+    assert max(only.measured_ms) > 2 * min(only.measured_ms)
+    assert 1.0 <= only.slowest < 1.3
+
+
+def test_a_proof_bounds_the_step(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    pytest.importorskip("highspy")
+    certificate = plan_for((graphs[0], None), fleet_of(1, 1), prove=True).certificate
+    assert certificate is not None
+    assert certificate.bound_ms <= certificate.step_ms
+    assert certificate.gap < 0.05
+
+
+def test_the_same_input_gives_the_same_bytes(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    assert plan_for(graphs).plan.canonical == plan_for(graphs).plan.canonical
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"branches": 3},
+        {"period": 0},
+        {"period": 65},
+        {"warmup": 0},
+        {"memory_limit_bytes": 0.0},
+        {"memory_limit_bytes": float("nan")},
+        {"period": 2, "mode": "lookahead"},
+    ],
+)
+def test_options_that_make_no_sense_are_usage_errors(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Options(**options)
+
+
+def test_two_branches_need_two_devices(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    with pytest.raises(UsageError, match="two devices"):
+        plan_for(graphs, fleet_of(1), branches=2)
+
+
+def test_warm_up_fills_the_chain() -> None:
+    assert [default_warmup(components) for components in (1, 2, 4, 8)] == [1, 4, 4, 8]
+
+
+def test_compile_plans_any_module(tmp_path: Any) -> None:
+    module = Chain().eval()
+    plan = compile(module, _arguments(2), ROLES, devices=4, model="my net", options=Options(force=True))
+    assert (plan.model, plan.branches, plan.components) == ("my-net", 1, 4)
+    plan.save(tmp_path / "plan.json")
+    graph = trace(module, _arguments(2), ROLES)
+    Plan.load(tmp_path / "plan.json").check(graph)
+    other = trace(module, _arguments(5), ROLES)
+    assert set(plan.place(other).values()) == {0, 1, 2, 3}
+    assert partitioner.compile is compile
+
+
+def test_compile_splits_the_guidance_batch_where_it_is_given() -> None:
+    module = Chain().eval()
+    plan = compile(
+        module, _arguments(2), ROLES, devices="h200,h200", branch_inputs=_arguments(1), options=Options(force=True)
+    )
+    assert (plan.branches, plan.components, plan.devices) == (2, 1, ("h200", "h200"))

@@ -1,0 +1,200 @@
+"""Forecasts of later latents, against schedulers of diffusers that are really stepped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from runtime.driver.forecast import forecast_of
+from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
+from tests.support.schedulers import DETERMINISTIC, scheduler_of
+
+
+def drive(scheduler: Any, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(latent as passed to the denoiser, timestep) of every call, for the exact denoiser of the data set {target}.
+
+    Its ε does not change along a trajectory, so that every deterministic sampler follows a straight line.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(target.shape, generator=generator)
+    flow = "FlowMatch" in type(scheduler).__name__
+    x = noise.clone() if flow else noise * scheduler.init_noise_sigma
+    calls = []
+    for call, timestep in enumerate(scheduler.timesteps):
+        scaled = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
+        calls.append((scaled, timestep))
+        if flow:
+            level = float(timestep) / 1000
+            output = (x - target) / level
+        else:
+            # not from the timestep where there are levels: those of Euler's timesteps are interpolated
+            levels = getattr(scheduler, "sigmas", None)
+            if call % 2 and hasattr(scheduler, "sigmas_interpol"):  # the second call of the midpoint method
+                levels = scheduler.sigmas_interpol
+            kept = scheduler.alphas_cumprod[timestep.long()] if levels is None else 1 / (1 + levels[call] ** 2)
+            output = (scaled - kept.sqrt() * target) / (1 - kept).sqrt()
+        x = scheduler.step(output, timestep, x, return_dict=False)[0]
+    return calls
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("reach", [1, 3])
+def test_a_straight_trajectory_is_foreseen_exactly(name: str, reach: int) -> None:
+    scheduler = scheduler_of(name, DETERMINISTIC[name], 20)
+    calls = drive(scheduler, torch.full((2, 4, 8, 8), 0.3))
+    course = noise_schedule_of(scheduler, float(calls[0][1]))
+    assert course is not None
+    assert course.calls == len(calls)
+    forecast = forecast_of(course, reach)
+    compared = 0
+    for call, (latent, timestep) in enumerate(calls):
+        assert course.expects(call, float(timestep))
+        forecast.observe(latent)
+        # PNDM's first calls repeat a timestep on a latent that it has kept: no line goes through them
+        if call >= (3 if name == "PNDMScheduler" else 1) and call + reach < len(calls):
+            predicted = forecast.predict(call + reach)
+            torch.testing.assert_close(predicted, calls[call + reach][0], atol=2e-3, rtol=2e-3)
+            later = course.timestep(call + reach, timestep)
+            assert later.dtype == timestep.dtype
+            assert float(later) == float(calls[call + reach][1])
+            compared += 1
+    assert compared > 10
+
+
+def _course(levels: list[float], multistep: bool = False) -> NoiseSchedule:
+    count = len(levels)
+    return NoiseSchedule(
+        torch.arange(count, 0, -1).float(), 1.0, (1.0,) * count, tuple(levels), (0.0,) * count, multistep=multistep
+    )
+
+
+def test_what_does_not_change_is_taken_to_stay() -> None:
+    forecast = forecast_of(
+        NoiseSchedule(torch.tensor([3.0, 2.0, 1.0]), 1.0, (0.2, 0.5, 0.9), (4.0, 2.0, 0.5), (0.0,) * 3), 1
+    )
+    image = torch.randn(1, 2, 4)
+    for noisy in (1.0, 0.8):
+        forecast.observe(torch.cat([torch.full((1, 2, 4), noisy), image], dim=1))
+    predicted = forecast.predict(2)
+    assert torch.equal(predicted[:, 2:], image)
+    assert not torch.equal(predicted[:, :2], torch.full((1, 2, 4), 0.8))
+
+
+def test_slope_change_is_damped_per_row() -> None:
+    """Row 0 moves on a parabola, so its slope's change continues; row 1 zigzags, so it does not."""
+    forecast = forecast_of(_course([float(8 - k) for k in range(9)]), 1)
+    for k in range(7):
+        forecast.observe(torch.tensor([[float(k * k)], [float(k % 2)]]))
+    predicted = forecast.predict(7)
+    assert float(predicted[0]) == pytest.approx(49.0, abs=1e-4)  # undamped: 36 + 11 + 2
+    held = 0.0 + (0.0 - 1.0)  # the last move, repeated: row 1 went from 1 to 0
+    assert float(predicted[1]) == pytest.approx(held, abs=1e-4)
+
+
+@pytest.mark.parametrize("reach", [1, 2, 3])
+def test_what_alternates_is_not_carried_on_by_a_multistep_forecast(reach: int) -> None:
+    """Slopes alternate around 1; without smoothing the last one would be carried on, and its change even amplified."""
+    course = _course([float(20 - k) for k in range(21)], multistep=True)
+    forecast = forecast_of(course, reach)
+    for k in range(10):
+        forecast.observe(torch.tensor([[k + 0.3 * (k % 2)]]))
+        if k >= 2 and k + reach < 21:
+            ahead = float(forecast.predict(k + reach))
+            assert ahead == pytest.approx(k + 0.3 * (k % 2) + reach, abs=1e-5)
+
+
+@pytest.mark.parametrize("multistep", [False, True])
+def test_a_parabola_is_foreseen_as_far_as_the_damping_lets_it(multistep: bool) -> None:
+    forecast = forecast_of(_course([float(20 - k) for k in range(21)], multistep), 1)
+    for k in range(10):
+        forecast.observe(torch.tensor([[float(k * k)]]))
+    # slopes are 1, 3, 5, ..., 17; the next is 19: the last and 2, or the mean of two, 16, and half of 1.5 times 2
+    assert float(forecast.predict(10)) == pytest.approx(81 + (17.5 if multistep else 19), abs=1e-3)
+
+
+@pytest.mark.parametrize("reach", [1, 3])
+def test_a_slope_that_changes_with_the_level_is_foreseen_from_three_latents_on(reach: int) -> None:
+    """Levels are unevenly spaced; z is a parabola of them, so that slopes are on a line in the middle of the moves."""
+    levels = [14.6 * 0.8**k for k in range(16)]
+    forecast = forecast_of(_course(levels), reach)
+    for call in range(10):
+        forecast.observe(torch.tensor([[levels[call] ** 2, -0.3 * levels[call] ** 2 + levels[call]]]))
+        if call >= 2:
+            s = levels[call + reach]
+            torch.testing.assert_close(forecast.predict(call + reach), torch.tensor([[s**2, -0.3 * s**2 + s]]))
+
+
+def two_call_latents(levels: list[float], share: float) -> list[torch.Tensor]:
+    """Latents of every call of a sampler of two calls, of a denoiser whose output is 3 - s/2 at level s."""
+    z, passed = torch.tensor([[5.0]]), []
+    for call in range(0, len(levels) - 2, 2):
+        first, second = 3 - levels[call] / 2, 3 - levels[call + 1] / 2
+        passed += [z, z + first * (levels[call + 1] - levels[call])]
+        z = z + ((1 - share) * first + share * second) * (levels[call + 2] - levels[call])
+    return [*passed, z]
+
+
+def test_of_a_flow_the_last_slope_is_kept_until_more_is_known() -> None:
+    levels = [1 - k / 20 for k in range(12)]
+    forecast = forecast_of(replace(_course(levels), flow=True), 1)
+    for call in range(6):
+        forecast.observe(torch.tensor([[levels[call] ** 2]]))
+        if call >= 1:
+            last = (levels[call] ** 2 - levels[call - 1] ** 2) / (levels[call] - levels[call - 1])
+            kept = levels[call] ** 2 + last * (levels[call + 1] - levels[call])
+            wanted = kept if call < 3 else levels[call + 1] ** 2
+            assert float(forecast.predict(call + 1)) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("reach", [1, 2, 3])
+def test_a_step_of_two_calls_is_made_of_foreseen_outputs(share: float, reach: int) -> None:
+    """Heun's method and the midpoint method: neither's latents are on a line, nor on a parabola."""
+    steps = [14.6 * 0.7**k for k in range(9)]
+    between = [b if share == 0.5 else (a * b) ** 0.5 for a, b in pairwise(steps)]
+    levels = [level for pair in zip(steps, between, strict=False) for level in pair]
+    latents = two_call_latents([*levels, steps[-1]], share)
+    count = len(latents)
+    course = NoiseSchedule(
+        torch.arange(count, 0, -1).float(), 1.0, (1.0,) * count, (*levels, steps[-1]), (0.0,) * count,
+        second_share=share, finish=2,
+    )  # fmt: skip
+    forecast = forecast_of(course, reach)
+    for call in range(count - reach):
+        forecast.observe(latents[call])
+        if call >= 3:
+            torch.testing.assert_close(forecast.predict(call + reach), latents[call + reach], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("options", "most"), [({}, 6), ({"multistep": True}, 8), ({"second_share": 0.5}, 9)])
+def test_memory_is_bounded(options: dict[str, Any], most: int) -> None:
+    course = replace(_course([float(200 - k) for k in range(200)]), **options)
+    forecast = forecast_of(course, 3)
+    for k in range(150):
+        forecast.observe(torch.full((1, 2), float(k)))
+        if k > 0:
+            forecast.predict(k + 3)
+    assert len(forecast._latents) == len(forecast._z) == len(forecast._slope) == most
+
+
+def test_two_calls_at_one_level_keep_the_slope() -> None:
+    forecast = forecast_of(_course([4.0, 3.0, 3.0, 2.0]), 1)
+    for value in (0.0, 1.0, 1.0):
+        forecast.observe(torch.tensor([[value, value + 0.5]]))
+    assert torch.isfinite(forecast.predict(3)).all()
+
+
+def test_what_was_foreseen_first_is_what_was_missed() -> None:
+    forecast = forecast_of(_course([4.0, 3.0, 2.0, 1.0, 0.5]), 2)
+    for value in (4.0, 3.0):
+        forecast.observe(torch.full((1, 1), value))
+    assert forecast.missed() is None
+    assert forecast.predict(3).item() == pytest.approx(1.0)
+    forecast.observe(torch.full((1, 1), 1.0))
+    forecast.predict(3)  # anew, by what is known now; the first component has done with the earlier one
+    forecast.observe(torch.full((1, 1), 1.5))
+    assert forecast.missed().item() == pytest.approx(0.5)

@@ -1,0 +1,167 @@
+"""Look-ahead through the engine, in a real pipeline: what is read belongs to one call, on every transport."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from partitioner.costs.roofline import estimate
+from partitioner.fleet import parse_fleet
+from partitioner.models.spec import live_spec
+from partitioner.plan.plan import Plan
+from partitioner.planning.planner import Options, plan_model
+from runtime import parallelize
+from runtime.driver.forecast import Forecast
+from runtime.engine import Engine
+from tests.support import pipelines
+
+STEPS = 9
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("lookahead")
+    return pipelines.load(pipelines.saved("stable_diffusion", folder))
+
+
+@pytest.fixture(scope="module")
+def plans(pipe: Any) -> dict[int, Plan]:
+    """components -> a look-ahead plan of one branch."""
+    spec = live_spec(pipe.unet, pipe, height=32, width=32)
+    made = {}
+    for components in (2, 3):
+        options = Options(branches=1, mode="lookahead", force=True, warmup=3)
+        fleet = parse_fleet(str(components), "cpu")
+        made[components] = plan_model(spec, fleet, lambda graph: estimate(graph, "cpu"), options).plan
+        assert made[components].components == components
+    return made
+
+
+@pytest.fixture(autouse=True)
+def own_scheduler(pipe: Any) -> Iterator[None]:
+    before = pipe.scheduler
+    yield
+    pipe.scheduler = before
+
+
+def mode_of(engine: Engine) -> str:
+    (trajectory,) = engine._trajectories.values()
+    return trajectory.schedule.mode
+
+
+def latents_passed(pipe: Any) -> list[torch.Tensor]:
+    """What the unmodified pipeline passes to its denoiser, call by call."""
+    passed = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _module, args: passed.append(args[0].clone()))
+    try:
+        pipelines.call(pipe, steps=STEPS)
+    finally:
+        hook.remove()
+    return passed
+
+
+@pytest.mark.parametrize("components", [2, 3])
+def test_with_true_latents_foreseen_the_output_is_the_pipelines_own(
+    pipe: Any, plans: dict[int, Plan], components: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So everything that a component reads belongs to its call: all that can be wrong is the prediction."""
+    expected = pipelines.call(pipe, steps=STEPS)
+    truth = latents_passed(pipe)
+    asked = []
+
+    def predict(_self: Forecast, call: int) -> torch.Tensor:
+        asked.append(call)
+        return truth[call]
+
+    monkeypatch.setattr(Forecast, "predict", predict)
+    with parallelize(pipe, plans[components], transport="emulation") as engine:
+        assert torch.equal(pipelines.call(pipe, steps=STEPS), expected)
+        assert mode_of(engine) == "lookahead"
+        stats = engine.stats
+    warmup = max(3, components)
+    assert (stats.steps, stats.exact_steps) == (STEPS, warmup)
+    assert set(asked) == set(range(warmup, STEPS))
+
+
+@pytest.mark.parametrize("components", [2, 3])
+def test_every_transport_gives_the_same_bits_again_and_again(
+    pipe: Any, plans: dict[int, Plan], components: int
+) -> None:
+    outputs = []
+    for transport in ("emulation", "threads", "processes"):
+        with parallelize(pipe, plans[components], transport=transport) as engine:
+            outputs += [pipelines.call(pipe, steps=STEPS), pipelines.call(pipe, steps=STEPS)]
+            assert mode_of(engine) == "lookahead"
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+    exact = pipelines.call(pipe, steps=STEPS)
+    assert not torch.equal(outputs[0], exact)
+    with parallelize(pipe, plans[components], transport="emulation", mode="async", predictor="hold"):
+        held = pipelines.call(pipe, steps=STEPS)
+    # random weights are no denoiser, whose sensitivity the correction takes
+    with parallelize(pipe, plans[components], transport="emulation", correct=False):
+        ahead = pipelines.call(pipe, steps=STEPS)
+    assert float((ahead - exact).norm()) < 0.5 * float((held - exact).norm())
+
+
+@pytest.mark.parametrize("components", [2, 3])
+def test_the_last_calls_of_a_sampler_of_two_calls_are_exact(pipe: Any, plans: dict[int, Plan], components: int) -> None:
+    import diffusers
+
+    pipe.scheduler = diffusers.HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    outputs = []
+    for transport in ("emulation", "processes"):
+        with parallelize(pipe, plans[components], transport=transport) as engine:
+            outputs += [pipelines.call(pipe, steps=STEPS), pipelines.call(pipe, steps=STEPS)]
+            assert mode_of(engine) == "lookahead"
+            assert engine.stats.steps == 2 * (2 * STEPS - 1)
+            assert engine.stats.exact_steps == 2 * (3 + 2)
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+@pytest.mark.parametrize("name", ["EulerAncestralDiscreteScheduler", "LCMScheduler"])
+def test_a_sampler_that_adds_noise_runs_async(pipe: Any, plans: dict[int, Plan], name: str) -> None:
+    import diffusers
+
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    with parallelize(pipe, plans[2], transport="emulation") as engine:
+        output = pipelines.call(pipe, steps=STEPS)
+        assert mode_of(engine) == "async"
+    assert torch.isfinite(output).all()
+
+
+def test_an_abandoned_trajectory_leaves_nothing_to_the_next(pipe: Any, plans: dict[int, Plan]) -> None:
+    def stop(running: Any, step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        running._interrupt = step >= 4
+        return values
+
+    with parallelize(pipe, plans[3], transport="threads"):
+        expected = pipelines.call(pipe, steps=STEPS)
+        pipelines.call(pipe, steps=STEPS, seed=5, callback_on_step_end=stop)
+        assert torch.equal(pipelines.call(pipe, steps=STEPS), expected)
+
+
+def test_a_denoiser_without_a_scheduler_runs_async(pipe: Any, plans: dict[int, Plan]) -> None:
+    with Engine(pipe.unet, plans[2]) as engine:
+        for timestep in (900, 700, 500, 300):
+            engine(torch.randn(2, 4, 16, 16), timestep, encoder_hidden_states=torch.zeros(2, 16, 32))
+        assert mode_of(engine) == "async"
+
+
+def test_another_timestep_than_foreseen_starts_over(pipe: Any, plans: dict[int, Plan]) -> None:
+    scheduler = pipe.scheduler
+    scheduler.set_timesteps(8)
+    prompt = torch.randn(2, 16, 32)
+    latents = [torch.randn(2, 4, 16, 16) for _ in range(6)]
+    with Engine(pipe.unet, plans[2], scheduler=lambda: scheduler) as engine, torch.no_grad():
+        for call in range(5):
+            engine(latents[call], scheduler.timesteps[call], encoder_hidden_states=prompt)
+        assert engine.stats.exact_steps == 3
+        strange = scheduler.timesteps[7] - 20
+        output = engine(latents[5], strange, encoder_hidden_states=prompt)[0]
+        assert engine.stats.exact_steps == 4
+    with torch.no_grad():
+        expected = pipe.unet(latents[5], strange, encoder_hidden_states=prompt, return_dict=False)[0]
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)

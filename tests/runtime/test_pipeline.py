@@ -1,0 +1,397 @@
+"""parallelize in real diffusers pipelines: the unmodified pipeline's output, lagged output, and what is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from partitioner.costs.roofline import estimate
+from partitioner.fleet import parse_fleet
+from partitioner.graph.arguments import flatten_arguments
+from partitioner.models.spec import model_spec, trace_model
+from partitioner.plan.plan import Plan
+from partitioner.plan.ranks import seat_of
+from partitioner.planning.planner import Options, plan_graphs
+from runtime import parallelize
+from runtime.errors import InputError, PlanMismatch
+from runtime.pipeline import DistributedDenoiser, denoiser_name
+from runtime.worker.specs import build_specs
+from tests.support import pipelines
+from tests.support.engines import plan_of
+
+SIZES: dict[str, dict[str, int]] = {
+    "stable_diffusion": {"height": 32, "width": 32},
+    "stable_diffusion_xl": {"height": 32, "width": 32},
+    "stable_video_diffusion": {"height": 32, "width": 32, "frames": 2},
+    "animatediff": {"height": 32, "width": 32, "frames": 2},
+    "stable_diffusion_3": {"height": 32, "width": 32},
+    "flux": {"height": 32, "width": 32},
+}
+STEPS, WARMUP = 5, 2
+
+
+@dataclass
+class Case:
+    """A pipeline, loaded from its folder, and plans for it; all made when first used."""
+
+    name: str
+    parent: Path
+    _plans: dict[tuple[int, int], Plan] = field(default_factory=dict)
+
+    @cached_property
+    def folder(self) -> Path:
+        return pipelines.saved(self.name, self.parent)
+
+    @cached_property
+    def pipe(self) -> Any:
+        return self.load()
+
+    def load(self) -> Any:
+        return pipelines.load(self.folder)
+
+    @property
+    def denoiser(self) -> nn.Module:
+        denoiser: nn.Module = getattr(self.pipe, denoiser_name(self.pipe))
+        return denoiser
+
+    @cached_property
+    def _spec(self) -> Any:
+        return model_spec(str(self.folder), dtype="float32", **SIZES[self.name])
+
+    @cached_property
+    def _whole(self) -> Any:
+        return trace_model(self._spec)
+
+    @cached_property
+    def _half(self) -> Any:
+        return trace_model(self._spec, branch=True)
+
+    def plan(self, devices: int, branches: int = 1) -> Plan:
+        """In async mode."""
+        if (devices, branches) not in self._plans:
+            self._plans[devices, branches] = self._make_plan(devices, branches)
+        return self._plans[devices, branches]
+
+    def _make_plan(self, devices: int, branches: int) -> Plan:
+        """Solved for one branch; the planner's own choice of branches is tested with it."""
+        graph, components = (self._whole, devices) if branches == 1 else (self._half, devices // 2)
+        options = Options(branches=1, mode="async", force=True)
+        fleet = parse_fleet(str(components), "cpu")
+        solved = plan_graphs(graph, None, fleet, lambda graph: estimate(graph, "cpu"), options).chosen
+        assert solved.components == components
+        return plan_of(graph, solved.placed, branches=branches, warmup=WARMUP, predictor="adaptive")
+
+    def call(self, **options: Any) -> torch.Tensor:
+        return pipelines.call(self.pipe, **{"steps": STEPS, **options})
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    return {name: Case(name, tmp_path_factory.mktemp(name)) for name in pipelines.MAKERS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trace_once() -> Iterator[None]:
+    """Engines of the same folder trace the same graphs again and again; that takes most of their start."""
+    import runtime.engine
+
+    traced: dict[str, Any] = {}
+    trace = runtime.engine.trace
+
+    def remembered(denoiser: Any, arguments: Any, roles: Any, *, model: str) -> Any:
+        tensors, literals = flatten_arguments(arguments)
+        shapes = sorted((path, tensor.shape, tensor.dtype) for path, tensor in tensors.items())
+        key = repr((denoiser.config._name_or_path, shapes, literals, model))
+        if key not in traced:
+            traced[key] = trace(denoiser, arguments, roles, model=model)
+        return traced[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime.engine, "trace", remembered)
+        yield
+
+
+@pytest.fixture(scope="module", params=[f"{name} {ranks}" for name in pipelines.MAKERS for ranks in (2, 3)])
+def planned(request: pytest.FixtureRequest, cases: dict[str, Case]) -> tuple[Case, Plan]:
+    name, ranks = request.param.split()
+    return cases[name], cases[name].plan(int(ranks))
+
+
+def test_every_pipeline_runs_exactly_and_lagged_over_processes_as_emulated(
+    planned: tuple[Case, Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One engine of each kind for all that is asked of both: starting processes is what takes time."""
+    case, plan = planned
+    own, exact_only = case.call(), case.call(steps=WARMUP)
+    with parallelize(case.pipe, plan, transport="emulation") as engine:
+        assert torch.equal(case.call(steps=WARMUP), exact_only), "warm-up is the unmodified pipeline, bit for bit"
+        emulated = case.call()
+        assert torch.equal(case.call(), emulated), "a second call equals the first, without a reset"
+        other_seed = case.call(seed=1)
+        assert engine.stats.steps == WARMUP + 3 * STEPS
+    with parallelize(case.pipe, plan) as engine:
+        difference = float((case.call(steps=WARMUP) - exact_only).abs().max())
+        assert torch.equal(case.call(), emulated), "bit-equal to emulation"
+        assert torch.equal(case.call(seed=1), other_seed)
+        assert torch.equal(case.call(), emulated)
+        stats = engine.stats
+    with capsys.disabled():
+        print(
+            f"\n{case.name}, {plan.ranks} ranks: exact over processes differs by {difference:.1e} at most, "
+            f"async by {float((emulated - own).abs().max()):.1e}",
+            end="",
+        )
+    assert difference < 1e-4
+    assert not torch.equal(emulated, own), "nothing was lagged"
+    assert (stats.steps, stats.exact_steps) == (WARMUP + 3 * STEPS, 4 * WARMUP)
+    _check_parameters(case, plan, [report.parameter_bytes for report in stats.ranks])
+
+
+def _check_parameters(case: Case, plan: Plan, held: list[int]) -> None:
+    """Each rank holds what its component's nodes read, the driver the preamble's besides, and nobody more."""
+    graph = case._whole
+    specs, preamble = build_specs(graph, plan.place(graph), plan.components)
+    paths = [{p.path for p in specs[seat_of(rank, plan.components)[1]].parameters} for rank in range(plan.ranks)]
+    paths[0] |= {p.path for p in preamble.parameters}
+    state = {**dict(case.denoiser.named_parameters()), **dict(case.denoiser.named_buffers())}
+    for size, found in zip(held, paths, strict=True):
+        read = sum(state[path].nbytes for path in found)
+        assert read <= size < read + 64 * len(found)  # where a tensor begins may take a cache line
+    assert sum(held) <= 1.02 * sum(tensor.nbytes for tensor in state.values())
+    assert set().union(*paths) >= {path for path, _ in case.denoiser.named_parameters()}
+
+
+@pytest.mark.parametrize("name", pipelines.MAKERS)
+def test_exact_mode_is_the_unmodified_pipeline_for_all_steps(cases: dict[str, Case], name: str) -> None:
+    case = cases[name]
+    own, other = case.call(), case.call(steps=3, seed=1)
+    with parallelize(case.pipe, case.plan(3), transport="emulation", exact=True) as engine:
+        assert torch.equal(case.call(), own)
+        assert torch.equal(case.call(steps=3, seed=1), other)
+        assert engine.stats.exact_steps == engine.stats.steps == STEPS + 3
+
+
+# ---- what a user may change from call to call, on one pipeline
+
+
+@pytest.fixture(scope="module")
+def case(cases: dict[str, Case]) -> Case:
+    return cases["stable_diffusion"]
+
+
+@pytest.fixture(scope="module")
+def exactly(case: Case) -> Iterator[Any]:
+    """Another pipeline of the case, in exact mode: whatever it is asked for, the unmodified one is its oracle."""
+    pipe = case.load()
+    with parallelize(pipe, case.plan(2), transport="emulation", exact=True):
+        yield pipe
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 1.0, "num_images_per_prompt": 2},
+        {"height": 64, "width": 32},
+        {"height": 48, "width": 48},
+        {"num_images_per_prompt": 2},
+        {"prompt": "a blue dog on the moon"},
+        {"negative_prompt": "red"},
+        {"eta": 0.5},
+        {"guidance_rescale": 0.5},
+    ],
+    ids=str,
+)
+def test_other_calls_than_the_plans_are_traced_and_placed_alike(
+    case: Case, exactly: Any, options: dict[str, Any]
+) -> None:
+    assert torch.equal(pipelines.call(exactly, steps=3, **options), case.call(steps=3, **options))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler",
+        "DPMSolverMultistepScheduler", "PNDMScheduler",
+    ],
+)  # fmt: skip
+def test_another_scheduler_may_be_put_in(case: Case, exactly: Any, name: str) -> None:
+    """Their timesteps differ in type: int64, float32, float64."""
+    import diffusers
+
+    before = case.pipe.scheduler
+    try:
+        for pipe in (case.pipe, exactly):
+            pipe.scheduler = getattr(diffusers, name).from_config(before.config)
+        assert torch.equal(pipelines.call(exactly, steps=4), case.call(steps=4))
+    finally:
+        case.pipe.scheduler = exactly.scheduler = before
+
+
+def test_image_to_image_starts_in_the_middle_of_the_schedule(case: Case) -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    pipe = StableDiffusionImg2ImgPipeline(**case.load().components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    options = {"image": torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32), "strength": 0.6, "steps": 10}
+    own = pipelines.call(pipe, **options)
+    with parallelize(pipe, case.plan(2), transport="emulation") as engine:
+        first = pipelines.call(pipe, **options)
+        assert (engine.stats.steps, engine.stats.exact_steps) == (6, WARMUP)
+        assert torch.equal(pipelines.call(pipe, **options), first)
+    assert not torch.equal(first, own)
+    with parallelize(pipe, case.plan(2), transport="emulation", warmup=6):
+        assert torch.equal(pipelines.call(pipe, **options), own)
+
+
+def test_what_changes_between_lagged_calls_is_noticed(case: Case) -> None:
+    """Guidance, size, prompt and seed in turns; each call gives what it gives alone."""
+    calls: list[dict[str, Any]] = [
+        {}, {"guidance_scale": 1.0}, {"prompt": "a blue dog"}, {"height": 48}, {"num_images_per_prompt": 2},
+        {"steps": 3},
+    ]  # fmt: skip
+    pipe, plan = case.load(), case.plan(2)
+    with parallelize(pipe, plan, transport="emulation") as engine:
+        first = [pipelines.call(pipe, **options) for options in calls]
+        again = [pipelines.call(pipe, **options) for options in reversed(calls)]
+        assert engine.stats.exact_steps == 2 * len(calls) * WARMUP
+    for one, other in zip(first, reversed(again), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_two_branches_are_exact_and_the_same_over_processes(cases: dict[str, Case]) -> None:
+    for name in pipelines.MAKERS:
+        if name == "flux":  # it has no second branch
+            continue
+        case = cases[name]
+        pipe, plan = case.load(), case.plan(2, branches=2)
+        assert (plan.branches, plan.components) == (2, 1)
+        own = pipelines.call(pipe)
+        with parallelize(pipe, plan, transport="emulation"):
+            emulated = pipelines.call(pipe)
+        assert float((emulated - own).abs().max()) < 1e-4 * max(1.0, float(own.abs().max()))
+        if name == "stable_diffusion":
+            with parallelize(pipe, plan):
+                assert torch.equal(pipelines.call(pipe), emulated)
+                without_guidance = pipelines.call(pipe, guidance_scale=1.0)
+            assert torch.equal(without_guidance, pipelines.call(pipe, guidance_scale=1.0)), "one branch does all of it"
+
+
+def test_two_branches_of_two_components_lag_within_each(case: Case) -> None:
+    pipe, plan = case.load(), case.plan(4, branches=2)
+    assert (plan.branches, plan.components) == (2, 2)
+    own = pipelines.call(pipe)
+    with parallelize(pipe, plan, transport="threads"):
+        lagged = pipelines.call(pipe)
+        assert torch.equal(pipelines.call(pipe), lagged)
+    assert not torch.equal(lagged, own)
+    with parallelize(pipe, plan, transport="threads", warmup=STEPS):
+        assert float((pipelines.call(pipe) - own).abs().max()) < 1e-4
+    with parallelize(pipe, plan, transport="emulation"):
+        assert torch.equal(pipelines.call(pipe), lagged)
+
+
+# ---- the denoiser's place
+
+
+def test_the_denoiser_looks_the_same_and_is_put_back(case: Case, tmp_path: Path) -> None:
+    pipe, plan = case.load(), case.plan(2)
+    plan.save(tmp_path / "a.plan.json")
+    denoiser = pipe.unet
+    with parallelize(pipe, tmp_path / "a.plan.json", transport="emulation"):
+        standing_in = pipe.unet
+        assert isinstance(standing_in, DistributedDenoiser)
+        assert standing_in.config is denoiser.config
+        assert (standing_in.dtype, standing_in.device) == (denoiser.dtype, denoiser.device)
+        assert standing_in.conv_in is denoiser.conv_in
+        assert list(standing_in.parameters()) == []
+        assert not hasattr(standing_in, "no_such_attribute")
+    assert pipe.unet is denoiser
+
+
+def test_the_denoiser_is_put_back_when_the_body_raises(case: Case) -> None:
+    pipe = case.load()
+    denoiser = pipe.unet
+    with pytest.raises(ZeroDivisionError), parallelize(pipe, case.plan(2), transport="emulation"):
+        raise ZeroDivisionError
+    assert pipe.unet is denoiser
+
+
+def test_return_dict_and_timesteps_are_as_the_denoiser_takes_them(exactly: Any, case: Case) -> None:
+    sample, prompt = torch.randn(2, 4, 16, 16), torch.randn(2, 16, 32)
+    with torch.no_grad():
+        for timestep in (981, 981.0, torch.tensor(981), torch.tensor(981.0), torch.tensor(981.0, dtype=torch.float64)):
+            expected = case.denoiser(sample, timestep, prompt)
+            got = exactly.unet(sample, timestep, prompt)
+            assert type(got) is type(expected)
+            assert torch.equal(got.sample, expected.sample)
+            plain = exactly.unet(sample, timestep, encoder_hidden_states=prompt, return_dict=False)
+            assert isinstance(plain, tuple)
+            assert torch.equal(plain[0], expected.sample)
+        positional = exactly.unet(sample, 981, prompt, None, None, None, None, None, None, None, None, None, False)
+        assert isinstance(positional, tuple)
+
+
+def test_a_call_with_another_argument_is_refused_in_words(exactly: Any) -> None:
+    arguments = {"sample": torch.randn(2, 4, 16, 16), "timestep": 1, "encoder_hidden_states": torch.randn(2, 16, 32)}
+    with pytest.raises(
+        InputError, match=r"encoder_attention_mask not in it\. Make a plan for such calls: partition-mod"
+    ):
+        exactly.unet(**arguments, encoder_attention_mask=torch.ones(2, 16))
+    with pytest.raises(InputError, match=r"does not fit this call.*partition-model.*--height"):
+        exactly.unet(**{**arguments, "sample": torch.randn(2, 3, 16, 16)})
+
+
+def test_cache_contexts_of_the_pipeline_reach_the_engine(case: Case) -> None:
+    """As WanPipeline does: the conditional and the unconditional call of a step under names of their own."""
+    pipe, plan = case.load(), case.plan(2)
+    sample = {name: torch.randn(STEPS, 2, 4, 16, 16) for name in ("cond", "uncond")}
+    prompt = {name: torch.randn(2, 16, 32) for name in sample}
+
+    def run(names: tuple[str, ...]) -> dict[str, list[torch.Tensor]]:
+        got: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        with torch.no_grad(), parallelize(pipe, plan, transport="emulation"):
+            pipe.scheduler.set_timesteps(STEPS)
+            for step, timestep in enumerate(pipe.scheduler.timesteps):
+                for name in names:
+                    with pipe.unet.cache_context(name):
+                        got[name] += pipe.unet(sample[name][step], timestep, prompt[name], return_dict=False)
+        return got
+
+    together, alone = run(("cond", "uncond")), {**run(("cond",)), **run(("uncond",))}
+    for name in together:
+        assert all(torch.equal(a, b) for a, b in zip(together[name], alone[name], strict=True))
+
+
+# ---- what is refused
+
+
+def test_a_plan_for_another_pipeline_is_refused_before_it_is_touched(cases: dict[str, Case]) -> None:
+    plan = cases["stable_diffusion"].plan(2)
+    for name in cases.keys() - {"stable_diffusion"}:
+        pipe = cases[name].load()
+        denoiser = getattr(pipe, denoiser_name(pipe))
+        with pytest.raises(PlanMismatch, match=r"made for .*UNet2DConditionModel.*partition-model") as caught:
+            parallelize(pipe, plan).__enter__()
+        assert "\n" not in str(caught.value)
+        assert getattr(pipe, denoiser_name(pipe)) is denoiser
+
+
+def test_a_pipeline_is_parallelized_once_at_a_time(exactly: Any, case: Case) -> None:
+    with pytest.raises(InputError, match="already inside a parallelize block"):
+        parallelize(exactly, case.plan(2)).__enter__()
+
+
+def test_something_without_a_denoiser_is_refused() -> None:
+    class Empty:
+        vae = nn.Linear(1, 1)
+
+    with pytest.raises(InputError, match="a Empty has neither; expected a diffusers pipeline with one denoiser"):
+        denoiser_name(Empty())

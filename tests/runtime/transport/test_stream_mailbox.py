@@ -1,0 +1,126 @@
+"""Messages that are there on the host before they are on a device: whoever reads them waits for the right moment.
+
+A lane of this file stands for a GPU: its moments are numbers, and what it is told to wait for is noted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from partitioner.graph.ir import TensorMeta
+from runtime.devices.cuda_stream import CudaDeviceStream, check_acceleration, lanes_on
+from runtime.devices.stream import DeviceStream
+from runtime.engine import Engine
+from runtime.errors import InputError
+from runtime.options import EngineOptions
+from runtime.transport.mailbox import Expected, MessageKey
+from runtime.transport.stream_mailbox import StreamMailbox
+from tests.support.engines import toy, toy_plan
+
+CPU = torch.device("cpu")
+META = TensorMeta((2, 3), (1, 2), "float32")
+
+
+class NotedLane(DeviceStream):
+    """Work is counted; a fetched tensor is a copy, there one moment after it was made."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(rank, CPU)
+        self.done = 10 * rank
+        self.accepted: list[tuple[float, int]] = []
+
+    def now(self) -> Any:
+        self.done += 1
+        return self.done
+
+    def fetch(self, tensor: torch.Tensor, made: Any, sender: DeviceStream) -> Any:
+        assert made == sender.done, "recorded after the tensor was laid out, before it is fetched"  # type: ignore[attr-defined]
+        return tensor.clone(), made + 100
+
+    def accept(self, tensor: torch.Tensor, there: Any) -> None:
+        self.accepted.append((float(tensor[0, 0]), there))
+
+
+def mailboxes(*lanes: DeviceStream) -> list[StreamMailbox]:
+    peers: list[StreamMailbox] = []
+    for lane in lanes:
+        peers.append(StreamMailbox(peers, lane))
+    for peer in peers:
+        peer.register(0, [Expected("value", META, (0,))])
+    return peers
+
+
+def message(value: float) -> torch.Tensor:
+    return torch.full((2, 3), value)
+
+
+def test_a_reader_waits_for_the_moment_of_the_message_that_it_takes() -> None:
+    sender, reader = NotedLane(0), NotedLane(1)
+    first, second = mailboxes(sender, reader)
+    first.send([1], MessageKey(0, 0, 0, 1), message(1.0))
+    first.send([1], MessageKey(0, 0, 0, 2), message(2.0))
+    assert reader.accepted == [], "not before it is taken"
+    assert second.take(MessageKey(0, 0, 0, 2)).stride() == META.stride
+    assert second.take(MessageKey(0, 0, 0, 1))[1, 2] == 1.0
+    assert reader.accepted == [(2.0, 102), (1.0, 101)]
+    assert first.sent_bytes == 2 * 24
+
+
+def test_a_message_has_one_moment_for_each_reader() -> None:
+    lanes = [NotedLane(rank) for rank in range(3)]
+    boxes = mailboxes(*lanes)
+    boxes[0].send([1, 2], MessageKey(0, 0, 0, 0), message(5.0))
+    boxes[2].take(MessageKey(0, 0, 0, 0))
+    boxes[1].take(MessageKey(0, 0, 0, 0))
+    assert lanes[1].accepted == lanes[2].accepted == [(5.0, 101)]
+    assert lanes[0].done == 1
+
+
+def test_what_is_forgotten_leaves_no_moment_behind() -> None:
+    boxes = mailboxes(NotedLane(0), NotedLane(1))
+    boxes[0].send([1], MessageKey(0, 0, 0, 1), message(1.0))
+    boxes[1].forget(0, before_step=5)
+    boxes[0].send([1], MessageKey(0, 0, 0, 2), message(2.0))  # of the trajectory before
+    boxes[0].send([1], MessageKey(0, 0, 0, 5), message(5.0))
+    assert list(boxes[1]._there) == [MessageKey(0, 0, 0, 5)]
+
+
+def test_what_the_driver_puts_in_itself_has_no_moment() -> None:
+    lane = NotedLane(0)
+    (box,) = mailboxes(lane)
+    box.deliver(MessageKey(0, 0, 0, 0), message(1.0))
+    box.take(MessageKey(0, 0, 0, 0))
+    assert lane.accepted == []
+
+
+def test_ranks_on_cpus_need_no_streams() -> None:
+    lanes = lanes_on(["cpu", "cpu"])
+    assert [(lane.rank, lane.device) for lane in lanes] == [(0, CPU), (1, CPU)]
+    assert not any(isinstance(lane, CudaDeviceStream) for lane in lanes)
+    boxes = mailboxes(*lanes)
+    boxes[0].send([1], MessageKey(0, 0, 0, 0), message(1.0))
+    assert torch.equal(boxes[1].take(MessageKey(0, 0, 0, 0)), message(1.0))
+    assert boxes[1]._there == {}
+
+
+@pytest.mark.parametrize(
+    ("transport", "options", "expected"),
+    [
+        ("threads", {"cuda_graphs": True}, "CUDA graphs need GPUs, and the devices are cpu, cpu"),
+        ("emulation", {"cuda_graphs": True}, "CUDA graphs need GPUs"),
+        ("threads", {"green_contexts": True}, "none of cpu, cpu is shared"),
+        ("processes", {"green_contexts": True}, "use transport 'threads', not 'processes'"),
+    ],
+)
+def test_what_only_gpus_can_do_is_refused(transport: str, options: dict[str, bool], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        Engine(toy(), toy_plan(toy(), 2), EngineOptions(transport=transport, **options))
+
+
+def test_graphs_are_for_gpus_only_among_the_devices() -> None:
+    check_acceleration("threads", ["cuda:0", "cuda"], cuda_graphs=True, green_contexts=True)
+    with pytest.raises(InputError, match="cuda:0, cpu"):
+        check_acceleration("threads", ["cuda:0", "cpu"], cuda_graphs=True, green_contexts=False)

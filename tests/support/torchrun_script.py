@@ -1,0 +1,74 @@
+"""A script for torchrun with two ranks: meets faults and prints a line of JSON for each.
+
+Argument: ``driver`` to kill this process while an engine runs, or ``keeper`` to end, after other faults, the one that
+torchrun has started for rank 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from runtime import torchrun
+from runtime.engine import Engine
+from tests.support.engines import equal
+from tests.support.traces import is_gone, rank_processes
+from tests.support.trouble import call_until_it_fails, engine_for, fragile, plan_for, soon, trajectory
+
+
+def say(**words: Any) -> None:
+    print(json.dumps(words), flush=True)
+
+
+def main() -> None:
+    denoiser = fragile()
+    plan = plan_for(denoiser)
+
+    def sound() -> None:
+        with engine_for(denoiser, plan, exact=True) as engine:
+            say(fault="none", equal=equal(trajectory(engine), trajectory(denoiser)))
+
+    if sys.argv[1] == "driver":
+        with engine_for(denoiser, plan) as engine:
+            trajectory(engine)
+            say(pids=[os.getpid(), keeper(), *rank_processes(keeper())])
+            os.kill(os.getpid(), signal.SIGKILL)
+    sound()
+    fault(engine_for(denoiser, plan), lambda rank: os.kill(rank, signal.SIGKILL))
+    fault(engine_for(denoiser, plan), lambda rank: os.kill(rank, signal.SIGSTOP))
+    sound()
+    fault(engine_for(denoiser, plan), lambda _: os.kill(keeper(), signal.SIGTERM))
+    sys.exit(5)
+
+
+def keeper() -> int:
+    """The process that torchrun has started for rank 1."""
+    assert torchrun._door is not None
+    return torchrun._door._keepers[1].introduction.pid
+
+
+def fault(engine: Engine, act: Callable[[int], None]) -> None:
+    """Do something to rank 1 and say what comes of it."""
+    with engine:
+        trajectory(engine)
+        (rank,) = rank_processes(keeper())
+        with soon(lambda: act(rank)) as done:
+            error: Any = call_until_it_fails(engine, begin=6)
+        seconds = time.monotonic() - done[0]
+    say(
+        error=type(error).__name__,
+        rank=error.rank,
+        value=getattr(error, "value", None),
+        text=str(error),
+        seconds=seconds,
+        gone=is_gone(rank),
+    )
+
+
+if __name__ == "__main__":
+    main()
