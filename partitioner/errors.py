@@ -29,3 +29,15 @@ class InfeasibleError(PartitionerError):
     """No split satisfies what was asked."""
 
     exit_code = 4
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not empty; the name of its class where it has no message.
+
+    >>> first_line(ValueError("\\nbad value\\nmore"))
+    'bad value'
+    >>> first_line(KeyboardInterrupt())
+    'KeyboardInterrupt'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

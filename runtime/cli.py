@@ -196,15 +196,16 @@ def _write_trace(engine: Any, plan: Any, options: argparse.Namespace) -> None:
 
 
 def _devices(text: str, torch: Any) -> list[str]:
-    from partitioner.errors import UsageError
+    from partitioner.errors import UsageError, first_line
 
     devices = [name.strip() for name in text.split(",")]
     for name in devices:
         try:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-            first = str(error).strip().splitlines()[0]
-            raise UsageError(f"--devices {text}: {name or 'an empty name'} cannot be used here ({first})") from error
+            raise UsageError(
+                f"--devices {text}: {name or 'an empty name'} cannot be used here ({first_line(error)})"
+            ) from error
     return devices
 
 
@@ -215,7 +216,7 @@ def _default_dtype(plan: Any, devices: list[str] | None) -> str:
 
 
 def _load(options: argparse.Namespace, dtype: Any) -> Any:
-    from partitioner.errors import UsageError
+    from partitioner.errors import UsageError, first_line
     from runtime.pipeline import load_pipeline
 
     local = Path(options.pipeline)
@@ -226,8 +227,7 @@ def _load(options: argparse.Namespace, dtype: Any) -> Any:
     try:
         return load_pipeline(options.pipeline, dtype)
     except (OSError, ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"--pipeline {options.pipeline} cannot be loaded: {first}") from error
+        raise UsageError(f"--pipeline {options.pipeline} cannot be loaded: {first_line(error)}") from error
 
 
 def _generate(pipe: Any, options: argparse.Namespace, torch: Any) -> list[Any]:

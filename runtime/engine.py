@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from partitioner.errors import PartitionerError, TraceError
+from partitioner.errors import PartitionerError, TraceError, first_line
 from partitioner.graph.export import trace
 from partitioner.graph.ir import Parameter, Ref, Role
 from partitioner.plan.plan import Plan
@@ -87,7 +87,7 @@ class Engine:
         except TraceError as error:
             raise PlanMismatch(
                 f"the plan was made for {plan.origin}, and this {type(denoiser).__name__} cannot be traced with its "
-                f"arguments ({_first_line(error)}); make a plan for this one: partition-model --model FOLDER "
+                f"arguments ({first_line(error).rstrip('.')}); make a plan for this one: partition-model --model FOLDER "
                 f"--devices {plan.ranks}"
             ) from error
         except PartitionerError as error:
@@ -286,7 +286,7 @@ class Engine:
                 built = self._trace(lambda: self._calls.example(tensors, literals))
             except PartitionerError as error:
                 raise InputError(
-                    f"the plan does not fit this call ({_first_line(error)}). Make a plan for it: partition-model "
+                    f"the plan does not fit this call ({first_line(error).rstrip('.')}). Make a plan for it: partition-model "
                     f"--model {self.plan.model} --devices {self.plan.ranks} with its --height, --width, --frames or "
                     "--batch"
                 ) from error
@@ -423,7 +423,3 @@ class Engine:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n", 1)[0].rstrip(".")

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from partitioner.costs.model import choose_cost_model
-from partitioner.errors import PartitionerError, UsageError
+from partitioner.errors import PartitionerError, UsageError, first_line
 from partitioner.fleet import parse_fleet
 from partitioner.graph.arguments import bind_arguments
 from partitioner.graph.export import trace
@@ -294,8 +294,7 @@ def loaded(folder: str, prompts: Sequence[str], samples: int, guidance: float | 
     try:
         pipe = load_pipeline(folder, torch.float32)
     except (OSError, ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"--pipeline {folder} cannot be loaded: {first}") from error
+        raise UsageError(f"--pipeline {folder} cannot be loaded: {first_line(error)}") from error
     named = [prompts[number % len(prompts)] for number in range(samples)]
     return Subject(pipe, Path(folder).name, named, chunk=1, guidance=guidance)
 

@@ -29,9 +29,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from partitioner.costs.operator_calls import Call, compiled_node, extent, first_line, first_run, make_call
+from partitioner.costs.operator_calls import Call, compiled_node, extent, first_run, make_call
 from partitioner.costs.signature import signature
-from partitioner.errors import MeasureError
+from partitioner.errors import MeasureError, first_line
 from partitioner.graph.ir import Node, TracedGraph
 from partitioner.graph.operator_classes import is_free, value_metas
 from partitioner.process import keep_freed_memory

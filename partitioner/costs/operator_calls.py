@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from partitioner.errors import MeasureError
+from partitioner.errors import MeasureError, first_line
 from partitioner.graph.ir import Node, Role, TensorMeta, TracedGraph
 from partitioner.graph.operator_classes import value_metas
 from partitioner.graph.operators import bind, lowered, resolve
@@ -139,7 +139,3 @@ def extent(meta: TensorMeta) -> int:
     if meta.numel == 0:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(meta.shape, meta.stride, strict=True))
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

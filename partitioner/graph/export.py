@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from partitioner.errors import TraceError
+from partitioner.errors import TraceError, first_line
 from partitioner.graph.arguments import flatten_arguments, role_of
 from partitioner.graph.ir import Role, TracedGraph
 from partitioner.graph.reader import ExportReader
@@ -76,10 +76,10 @@ def _export(module: nn.Module, example_inputs: Mapping[str, Any], model: str) ->
     except Exception as error:
         where = failed_in[-1] if failed_in else ""
         child_class = type(module.get_submodule(where)).__name__ if where else type(module).__name__
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise TraceError(
             f"torch.export cannot trace {model}: module {where or '<root>'!s} ({child_class}): "
-            f"{_failing_operator(error)}{type(error).__name__}: {first_line}\n"
+            f"{_failing_operator(error)}{type(error).__name__}: {reason}\n"
             "What to do: control flow and sizes must not depend on the values of tensors (no .item(), no "
             "`if tensor:`), every argument must be given as in a real call, and all parameters must be on one "
             "device. Rewrite that module's forward, or split the model so that it lies outside."

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from partitioner.errors import UsageError
+from partitioner.errors import UsageError, first_line
 from profiles.json_files import JsonFileError, read_json
 
 _FOLDER = Path(__file__).parent / "data"
@@ -133,9 +133,9 @@ def _hub_reader(hub_id: str) -> Reader:
 
 
 def _unreachable(hub_id: str, error: Exception) -> UsageError:
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return UsageError(
-        f"there is no folder {hub_id}, and its configuration cannot be had from the hub: {first_line} "
+        f"there is no folder {hub_id}, and its configuration cannot be had from the hub: {reason} "
         "Check the id and the network, or give the folder of a downloaded pipeline"
     )
 

@@ -1,7 +1,8 @@
 """Forecasts: the latents of later denoiser calls from those of past ones.
 
 Legend as in runtime/driver/noise_schedule.py: call k passes the latent x_k, z = x/α, and z moves linearly
-in the level s. The slope of a move is the effective ε, guidance and solver order included, so that nothing of the sampler's insides is needed.
+in the level s. The slope of a move is the effective ε, guidance and solver order included, so that nothing of the
+sampler's insides is needed.
 """
 
 from __future__ import annotations
