@@ -87,8 +87,8 @@ class Engine:
         except TraceError as error:
             raise PlanMismatch(
                 f"the plan was made for {plan.origin}, and this {type(denoiser).__name__} cannot be traced with its "
-                f"arguments ({first_line(error).rstrip('.')}); make a plan for this one: partition-model --model FOLDER "
-                f"--devices {plan.ranks}"
+                f"arguments ({first_line(error).rstrip('.')}); make a plan for this one: partition-model "
+                f"--model FOLDER --devices {plan.ranks}"
             ) from error
         except PartitionerError as error:
             raise PlanMismatch(str(error)) from error
@@ -286,9 +286,9 @@ class Engine:
                 built = self._trace(lambda: self._calls.example(tensors, literals))
             except PartitionerError as error:
                 raise InputError(
-                    f"the plan does not fit this call ({first_line(error).rstrip('.')}). Make a plan for it: partition-model "
-                    f"--model {self.plan.model} --devices {self.plan.ranks} with its --height, --width, --frames or "
-                    "--batch"
+                    f"the plan does not fit this call ({first_line(error).rstrip('.')}). Make a plan for it: "
+                    f"partition-model --model {self.plan.model} --devices {self.plan.ranks} with its --height, "
+                    "--width, --frames or --batch"
                 ) from error
             self._distribute(built)
             self._graphs[signature] = built
