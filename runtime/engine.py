@@ -95,7 +95,7 @@ class Engine:
         give_back()  # what tracing took
         self._ranks = self._start(devices or ["cpu"] * plan.ranks)
         try:
-            self._ranks.lane.call(lambda: self._distribute(first))
+            self._ranks.stream.call(lambda: self._distribute(first))
             if self._releases:
                 self._weights.release(self._loaded[0])
         except BaseException:
@@ -217,7 +217,7 @@ class Engine:
             tensors, literals = self._calls.read(args, kwargs)
             try:
                 with torch.no_grad():
-                    return self._ranks.lane.call(lambda: self._call(tensors, literals))
+                    return self._ranks.stream.call(lambda: self._call(tensors, literals))
             except InputError:
                 raise
             except BaseException as error:  # also an interrupt: ranks may be halfway, so nothing can go on

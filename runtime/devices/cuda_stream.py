@@ -24,7 +24,7 @@ not be freed while another stream may still use it. Who uses what on another str
 - results are allocated on the driver's compute stream and used on the caller's: recorded on them;
 - static buffers and the memory of CUDA graphs belong to one rank's compute stream, and nothing leaves but copies
   (runtime.devices.cuda_graphs).
-When the ranks end, every lane is waited for, so that streams, graphs and parameters go when nothing uses them.
+When the ranks end, every device stream is waited for, so that streams, graphs and parameters go when nothing uses them.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def check_acceleration(transport: str, devices: Sequence[str], *, cuda_graphs: b
         )
 
 
-def lanes_on(devices: Sequence[str], *, green_contexts: bool = False) -> list[DeviceStream]:
-    """A lane for each rank. green_contexts: ranks that share a GPU get equal, disjoint shares of it.
+def streams_on(devices: Sequence[str], *, green_contexts: bool = False) -> list[DeviceStream]:
+    """A device stream for each rank. green_contexts: ranks that share a GPU get equal, disjoint shares of it.
 
     InputError where no two ranks share one.
     """
@@ -67,17 +67,17 @@ def lanes_on(devices: Sequence[str], *, green_contexts: bool = False) -> list[De
             f"green contexts divide a GPU between ranks that share it, and none of {', '.join(devices)} is shared; "
             "name one several times, as in cuda:0,cuda:0, or leave them out"
         )
-    lanes: list[DeviceStream] = []
+    streams: list[DeviceStream] = []
     placed: Counter[torch.device] = Counter()
     for rank, device in enumerate(whole):
         if device.type != "cuda":
-            lanes.append(DeviceStream(rank, device))
+            streams.append(DeviceStream(rank, device))
         elif green_contexts and ranks_on[device] > 1:
-            lanes.append(CudaDeviceStream(rank, device, share_streams(device.index, ranks_on[device])[placed[device]]))
+            streams.append(CudaDeviceStream(rank, device, share_streams(device.index, ranks_on[device])[placed[device]]))
         else:
-            lanes.append(CudaDeviceStream(rank, device, _stream(device)))
+            streams.append(CudaDeviceStream(rank, device, _stream(device)))
         placed[device] += 1
-    return lanes
+    return streams
 
 
 def _stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
@@ -98,7 +98,7 @@ def _with_index(device: torch.device) -> torch.device:
 
 
 class CudaDeviceStream(DeviceStream):
-    """The lane of a rank on a GPU. compute: its compute stream."""
+    """The device stream of a rank on a GPU. compute: its compute stream."""
 
     def __init__(self, rank: int, device: torch.device, compute: torch.cuda.Stream) -> None:
         super().__init__(rank, device)

@@ -1,4 +1,4 @@
-"""Lane: where a rank's work is queued, so that all that differs between devices stands behind one face.
+"""DeviceStream: where a rank's work is queued, so that all that differs between devices stands behind one face.
 
 On a CPU work is done when its call returns, and there is nothing to order. On a GPU it is queued on streams: see
 runtime.devices.cuda_stream.
@@ -18,7 +18,7 @@ Event = torch.cuda.Event  # when what was queued so far is done
 
 
 class DeviceStream:
-    """The lane of a rank on a CPU."""
+    """The device stream of a rank on a CPU."""
 
     def __init__(self, rank: int, device: torch.device) -> None:
         self.rank = rank

@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 
 class Ranks(ABC):
-    """The ranks of one engine. ``worker`` is rank 0's own, which lives in the driver's thread and on ``lane``."""
+    """The ranks of one engine. ``worker`` is rank 0's own, which lives in the driver's thread and on ``stream``."""
 
     worker: Worker
 
     @property
-    def lane(self) -> DeviceStream:
+    def stream(self) -> DeviceStream:
         return DeviceStream(0, self.worker.device)
 
     @abstractmethod

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from runtime.devices.cuda_stream import CudaDeviceStream, lanes_on
+from runtime.devices.cuda_stream import CudaDeviceStream, streams_on
 from runtime.devices.stream import DeviceStream
 from runtime.errors import EngineError, RankError
 from runtime.ranks.base import Ranks, T, begin_work, local_workers
@@ -30,9 +30,9 @@ class ThreadRanks(Ranks):
     """
 
     def __init__(self, setups: Sequence[Setup], step_timeout_s: float, *, green_contexts: bool = False) -> None:
-        self._lanes = lanes_on([setup.device for setup in setups], green_contexts=green_contexts)
-        if any(isinstance(lane, CudaDeviceStream) for lane in self._lanes):
-            self._workers = _stream_workers(setups, self._lanes)
+        self._streams = streams_on([setup.device for setup in setups], green_contexts=green_contexts)
+        if any(isinstance(stream, CudaDeviceStream) for stream in self._streams):
+            self._workers = _stream_workers(setups, self._streams)
         else:
             self._workers = local_workers(setups)
         self.worker = self._workers[0]
@@ -49,8 +49,8 @@ class ThreadRanks(Ranks):
             thread.start()
 
     @property
-    def lane(self) -> DeviceStream:
-        return self._lanes[0]
+    def stream(self) -> DeviceStream:
+        return self._streams[0]
 
     def command(self, rank: int, command: Build | Load | Evaluate) -> None:
         with self._idle:
@@ -62,7 +62,7 @@ class ThreadRanks(Ranks):
         # a new thread has OpenMP's own default until it is told; another count could change the last bits
         torch.set_num_threads(self._torch_threads)
         try:
-            with self._lanes[rank].entered():
+            with self._streams[rank].entered():
                 while not isinstance(command := self._queues[rank].get(), Stop):
                     work = begin_work(worker, command)
                     if work is not None:
@@ -116,13 +116,13 @@ class ThreadRanks(Ranks):
             worker.mailbox.close()
         for thread in self._threads:
             thread.join()
-        for lane in self._lanes:
+        for stream in self._streams:
             with contextlib.suppress(RuntimeError):  # a GPU that failed has said so to a rank
-                lane.synchronize()
+                stream.synchronize()
 
 
-def _stream_workers(setups: Sequence[Setup], lanes: Sequence[DeviceStream]) -> list[Worker]:
+def _stream_workers(setups: Sequence[Setup], streams: Sequence[DeviceStream]) -> list[Worker]:
     peers: list[StreamMailbox] = []
-    for lane in lanes:
-        peers.append(StreamMailbox(peers, lane))
+    for stream in streams:
+        peers.append(StreamMailbox(peers, stream))
     return [Worker(setup, mailbox) for setup, mailbox in zip(setups, peers, strict=True)]

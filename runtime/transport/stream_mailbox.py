@@ -15,23 +15,23 @@ from runtime.transport.mailbox import MessageKey
 class StreamMailbox(LocalMailbox):
     """A LocalMailbox whose messages may be there on the host before they are on the device.
 
-    Sends and takes are called by the rank's own thread, inside its lane.
+    Sends and takes are called by the rank's own thread, inside its device stream.
     """
 
-    def __init__(self, peers: list[StreamMailbox], lane: DeviceStream) -> None:
-        super().__init__(lane.rank, [], lane.device)
-        self.lane = lane
+    def __init__(self, peers: list[StreamMailbox], stream: DeviceStream) -> None:
+        super().__init__(stream.rank, [], stream.device)
+        self.stream = stream
         self._others = peers
         self._there: dict[MessageKey, Event] = {}
 
     def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
         meta = self.expected(key).meta
         laid_out = unpack(pack(tensor, meta), meta)
-        made = self.lane.now()
+        made = self.stream.now()
         for reader in readers:
             self.sent_bytes += tensor.nbytes
             peer = self._others[reader]
-            peer.deliver_at(key, *peer.lane.fetch(laid_out, made, self.lane))
+            peer.deliver_at(key, *peer.stream.fetch(laid_out, made, self.stream))
 
     def deliver_at(self, key: MessageKey, tensor: torch.Tensor, there: Event | None) -> None:
         """Put in a message that is there from a moment on."""
@@ -45,7 +45,7 @@ class StreamMailbox(LocalMailbox):
             tensor = super().take(key)
             there = self._there.pop(key, None)
         if there is not None:
-            self.lane.accept(tensor, there)
+            self.stream.accept(tensor, there)
         return tensor
 
     def forget(self, context: int, before_step: int, ahead: int | None = None) -> None:

@@ -15,7 +15,7 @@ import partitioner
 from partitioner.plan.plan import Plan
 from runtime.devices.cuda_graphs import EAGER_CALLS, GraphedRun, graph_pool
 from runtime.devices.cuda_shares import share_size, share_streams
-from runtime.devices.cuda_stream import CudaDeviceStream, lanes_on
+from runtime.devices.cuda_stream import CudaDeviceStream, streams_on
 from runtime.engine import Engine
 from runtime.errors import ComponentFailed, NonFiniteValue
 from runtime.options import EngineOptions
@@ -252,20 +252,20 @@ def test_ranks_on_shares_of_one_gpu_equal_emulation(branches: int) -> None:
 
 
 def test_every_rank_has_streams_of_its_own() -> None:
-    lanes = lanes_on(["cuda:0", "cuda", "cpu"])
-    streams = {lane.compute.cuda_stream for lane in lanes if isinstance(lane, CudaDeviceStream)}
-    assert len(streams) == 2
-    assert torch.cuda.default_stream().cuda_stream not in streams
+    streams = streams_on(["cuda:0", "cuda", "cpu"])
+    handles = {stream.compute.cuda_stream for stream in streams if isinstance(stream, CudaDeviceStream)}
+    assert len(handles) == 2
+    assert torch.cuda.default_stream().cuda_stream not in handles
     seen = []
-    thread = threading.Thread(target=lambda: seen.append(_current_in(lanes[0])))
+    thread = threading.Thread(target=lambda: seen.append(_current_in(streams[0])))
     thread.start()
     thread.join()
-    assert seen == [lanes[0].compute]  # type: ignore[attr-defined]
+    assert seen == [streams[0].compute]  # type: ignore[attr-defined]
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
 
 
-def _current_in(lane: Any) -> torch.cuda.Stream:
-    with lane.entered():
+def _current_in(stream: Any) -> torch.cuda.Stream:
+    with stream.entered():
         return torch.cuda.current_stream()
 
 

@@ -1,6 +1,6 @@
 """Messages that are there on the host before they are on a device: whoever reads them waits for the right moment.
 
-A lane of this file stands for a GPU: its moments are numbers, and what it is told to wait for is noted.
+A device stream of this file stands for a GPU: its moments are numbers, and what it is told to wait for is noted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from partitioner.graph.ir import TensorMeta
-from runtime.devices.cuda_stream import CudaDeviceStream, check_acceleration, lanes_on
+from runtime.devices.cuda_stream import CudaDeviceStream, check_acceleration, streams_on
 from runtime.devices.stream import DeviceStream
 from runtime.engine import Engine
 from runtime.errors import InputError
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 META = TensorMeta((2, 3), (1, 2), "float32")
 
 
-class NotedLane(DeviceStream):
+class NotedStream(DeviceStream):
     """Work is counted; a fetched tensor is a copy, there one moment after it was made."""
 
     def __init__(self, rank: int) -> None:
@@ -44,10 +44,10 @@ class NotedLane(DeviceStream):
         self.accepted.append((float(tensor[0, 0]), there))
 
 
-def mailboxes(*lanes: DeviceStream) -> list[StreamMailbox]:
+def mailboxes(*streams: DeviceStream) -> list[StreamMailbox]:
     peers: list[StreamMailbox] = []
-    for lane in lanes:
-        peers.append(StreamMailbox(peers, lane))
+    for stream in streams:
+        peers.append(StreamMailbox(peers, stream))
     for peer in peers:
         peer.register(0, [Expected("value", META, (0,))])
     return peers
@@ -58,7 +58,7 @@ def message(value: float) -> torch.Tensor:
 
 
 def test_a_reader_waits_for_the_moment_of_the_message_that_it_takes() -> None:
-    sender, reader = NotedLane(0), NotedLane(1)
+    sender, reader = NotedStream(0), NotedStream(1)
     first, second = mailboxes(sender, reader)
     first.send([1], MessageKey(0, 0, 0, 1), message(1.0))
     first.send([1], MessageKey(0, 0, 0, 2), message(2.0))
@@ -70,17 +70,17 @@ def test_a_reader_waits_for_the_moment_of_the_message_that_it_takes() -> None:
 
 
 def test_a_message_has_one_moment_for_each_reader() -> None:
-    lanes = [NotedLane(rank) for rank in range(3)]
-    boxes = mailboxes(*lanes)
+    streams = [NotedStream(rank) for rank in range(3)]
+    boxes = mailboxes(*streams)
     boxes[0].send([1, 2], MessageKey(0, 0, 0, 0), message(5.0))
     boxes[2].take(MessageKey(0, 0, 0, 0))
     boxes[1].take(MessageKey(0, 0, 0, 0))
-    assert lanes[1].accepted == lanes[2].accepted == [(5.0, 101)]
-    assert lanes[0].done == 1
+    assert streams[1].accepted == streams[2].accepted == [(5.0, 101)]
+    assert streams[0].done == 1
 
 
 def test_what_is_forgotten_leaves_no_moment_behind() -> None:
-    boxes = mailboxes(NotedLane(0), NotedLane(1))
+    boxes = mailboxes(NotedStream(0), NotedStream(1))
     boxes[0].send([1], MessageKey(0, 0, 0, 1), message(1.0))
     boxes[1].forget(0, before_step=5)
     boxes[0].send([1], MessageKey(0, 0, 0, 2), message(2.0))  # of the trajectory before
@@ -89,18 +89,18 @@ def test_what_is_forgotten_leaves_no_moment_behind() -> None:
 
 
 def test_what_the_driver_puts_in_itself_has_no_moment() -> None:
-    lane = NotedLane(0)
-    (box,) = mailboxes(lane)
+    stream = NotedStream(0)
+    (box,) = mailboxes(stream)
     box.deliver(MessageKey(0, 0, 0, 0), message(1.0))
     box.take(MessageKey(0, 0, 0, 0))
-    assert lane.accepted == []
+    assert stream.accepted == []
 
 
 def test_ranks_on_cpus_need_no_streams() -> None:
-    lanes = lanes_on(["cpu", "cpu"])
-    assert [(lane.rank, lane.device) for lane in lanes] == [(0, CPU), (1, CPU)]
-    assert not any(isinstance(lane, CudaDeviceStream) for lane in lanes)
-    boxes = mailboxes(*lanes)
+    streams = streams_on(["cpu", "cpu"])
+    assert [(stream.rank, stream.device) for stream in streams] == [(0, CPU), (1, CPU)]
+    assert not any(isinstance(stream, CudaDeviceStream) for stream in streams)
+    boxes = mailboxes(*streams)
     boxes[0].send([1], MessageKey(0, 0, 0, 0), message(1.0))
     assert torch.equal(boxes[1].take(MessageKey(0, 0, 0, 0)), message(1.0))
     assert boxes[1]._there == {}
