@@ -18,7 +18,7 @@ from partitioner.plan.ranks import rank_of, seat_of
 from partitioner.plan.schedule import Run
 from partitioner.plan.timeline import Timeline
 from partitioner.search.problem import KEPT_MESSAGES
-from runtime.devices.cuda_stream import check_acceleration
+from runtime.devices.acceleration import check_acceleration
 from runtime.devices.memory import check_memory, give_back, local_places
 from runtime.driver.call_arguments import CallReader, Literals, Signature, Tensors, call_signature, graph_signature
 from runtime.driver.dispatch import Batch

@@ -29,72 +29,28 @@ When the ranks end, every device stream is waited for, so that streams, graphs a
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
 
-from runtime.devices.cuda_shares import share_streams
 from runtime.devices.stream import DeviceStream, Event
-from runtime.errors import InputError
 
 T = TypeVar("T")
 
 COPIES_FIRST = -1  # priority of copy streams; torch takes them from another set than compute streams
 
 
-def check_acceleration(transport: str, devices: Sequence[str], *, cuda_graphs: bool, green_contexts: bool) -> None:
-    """InputError where CUDA graphs or green contexts are asked for and the ranks cannot have them."""
-    if cuda_graphs and not all(torch.device(device).type == "cuda" for device in devices):
-        raise InputError(f"CUDA graphs need GPUs, and the devices are {', '.join(devices)}; leave cuda_graphs out")
-    if green_contexts and transport != "threads":
-        raise InputError(
-            f"green contexts need ranks that are threads of one process; use transport 'threads', not {transport!r}"
-        )
-
-
-def streams_on(devices: Sequence[str], *, green_contexts: bool = False) -> list[DeviceStream]:
-    """A device stream for each rank. green_contexts: ranks that share a GPU get equal, disjoint shares of it.
-
-    InputError where no two ranks share one.
-    """
-    whole = [_with_index(torch.device(device)) for device in devices]
-    ranks_on = Counter(device for device in whole if device.type == "cuda")
-    if green_contexts and max(ranks_on.values(), default=0) < 2:
-        raise InputError(
-            f"green contexts divide a GPU between ranks that share it, and none of {', '.join(devices)} is shared; "
-            "name one several times, as in cuda:0,cuda:0, or leave them out"
-        )
-    streams: list[DeviceStream] = []
-    placed: Counter[torch.device] = Counter()
-    for rank, device in enumerate(whole):
-        if device.type != "cuda":
-            streams.append(DeviceStream(rank, device))
-        elif green_contexts and ranks_on[device] > 1:
-            streams.append(CudaDeviceStream(rank, device, share_streams(device.index, ranks_on[device])[placed[device]]))
-        else:
-            streams.append(CudaDeviceStream(rank, device, _stream(device)))
-        placed[device] += 1
-    return streams
-
-
-def _stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
+def new_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
+    """A CUDA stream of its own on this GPU."""
     stream: torch.cuda.Stream = torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]
     return stream
 
 
-def _moment(stream: torch.cuda.Stream) -> Event:
-    moment: Event = stream.record_event()
-    return moment
-
-
-def _with_index(device: torch.device) -> torch.device:
-    """ "cuda" is the current GPU."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
+def _event(stream: torch.cuda.Stream) -> Event:
+    event: Event = stream.record_event()
+    return event
 
 
 class CudaDeviceStream(DeviceStream):
@@ -123,7 +79,7 @@ class CudaDeviceStream(DeviceStream):
         return value
 
     def now(self) -> Event | None:
-        return _moment(self.compute)
+        return _event(self.compute)
 
     def fetch(
         self, tensor: torch.Tensor, made: Event | None, sender: DeviceStream
@@ -134,17 +90,17 @@ class CudaDeviceStream(DeviceStream):
         if not isinstance(sender, CudaDeviceStream) or made is None:
             with torch.cuda.stream(arriving):
                 here = tensor.to(self.device)
-            return here, _moment(arriving)
+            return here, _event(arriving)
         leaving = sender._copy_stream(sender._to, self.rank)
         leaving.wait_event(made)
         with torch.cuda.stream(leaving), torch.cuda.stream(arriving):
             here = tensor.to(self.device, non_blocking=True)
         tensor.record_stream(leaving)
-        return here, _moment(arriving)
+        return here, _event(arriving)
 
     def _copy_stream(self, streams: dict[int, torch.cuda.Stream], peer: int) -> torch.cuda.Stream:
         if peer not in streams:
-            streams[peer] = _stream(self.device, COPIES_FIRST)
+            streams[peer] = new_stream(self.device, COPIES_FIRST)
         return streams[peer]
 
     def accept(self, tensor: torch.Tensor, there: Event) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from runtime.devices.cuda_stream import CudaDeviceStream, streams_on
+from runtime.devices.acceleration import device_streams
+from runtime.devices.cuda_stream import CudaDeviceStream
 from runtime.devices.stream import DeviceStream
 from runtime.errors import EngineError, RankError
 from runtime.ranks.base import Ranks, T, begin_work, local_workers
@@ -30,7 +31,7 @@ class ThreadRanks(Ranks):
     """
 
     def __init__(self, setups: Sequence[Setup], step_timeout_s: float, *, green_contexts: bool = False) -> None:
-        self._streams = streams_on([setup.device for setup in setups], green_contexts=green_contexts)
+        self._streams = device_streams([setup.device for setup in setups], green_contexts=green_contexts)
         if any(isinstance(stream, CudaDeviceStream) for stream in self._streams):
             self._workers = _stream_workers(setups, self._streams)
         else:

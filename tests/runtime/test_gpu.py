@@ -13,9 +13,10 @@ from torch import nn
 
 import partitioner
 from partitioner.plan.plan import Plan
+from runtime.devices.acceleration import device_streams
 from runtime.devices.cuda_graphs import EAGER_CALLS, GraphedRun, graph_pool
 from runtime.devices.cuda_shares import share_size, share_streams
-from runtime.devices.cuda_stream import CudaDeviceStream, streams_on
+from runtime.devices.cuda_stream import CudaDeviceStream
 from runtime.engine import Engine
 from runtime.errors import ComponentFailed, NonFiniteValue
 from runtime.options import EngineOptions
@@ -252,7 +253,7 @@ def test_ranks_on_shares_of_one_gpu_equal_emulation(branches: int) -> None:
 
 
 def test_every_rank_has_streams_of_its_own() -> None:
-    streams = streams_on(["cuda:0", "cuda", "cpu"])
+    streams = device_streams(["cuda:0", "cuda", "cpu"])
     handles = {stream.compute.cuda_stream for stream in streams if isinstance(stream, CudaDeviceStream)}
     assert len(handles) == 2
     assert torch.cuda.default_stream().cuda_stream not in handles

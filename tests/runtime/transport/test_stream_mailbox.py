@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from partitioner.graph.ir import TensorMeta
-from runtime.devices.cuda_stream import CudaDeviceStream, check_acceleration, streams_on
+from runtime.devices.acceleration import check_acceleration, device_streams
+from runtime.devices.cuda_stream import CudaDeviceStream
 from runtime.devices.stream import DeviceStream
 from runtime.engine import Engine
 from runtime.errors import InputError
@@ -97,7 +98,7 @@ def test_what_the_driver_puts_in_itself_has_no_moment() -> None:
 
 
 def test_ranks_on_cpus_need_no_streams() -> None:
-    streams = streams_on(["cpu", "cpu"])
+    streams = device_streams(["cpu", "cpu"])
     assert [(stream.rank, stream.device) for stream in streams] == [(0, CPU), (1, CPU)]
     assert not any(isinstance(stream, CudaDeviceStream) for stream in streams)
     boxes = mailboxes(*streams)
