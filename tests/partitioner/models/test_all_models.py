@@ -8,7 +8,8 @@ import pytest
 
 from partitioner.costs.roofline import estimate
 from partitioner.fleet import known_device
-from partitioner.models.spec import BUILT_IN, model_spec, trace_model
+from partitioner.models.source import BUILT_IN
+from partitioner.models.spec import model_spec, trace_model
 from partitioner.plan.plan import Plan
 from partitioner.planning.options import Options
 from partitioner.planning.planner import plan_graphs

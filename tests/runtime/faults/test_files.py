@@ -1,7 +1,7 @@
 """Fault 15: plan and profile files that are damaged or hostile.
 
-What each is refused for, and the fuzzing of both, is in tests/partitioner/test_plan.py,
-tests/profiles/test_strict_json.py and tests/profiles/test_cost_profile.py; here is what it costs to refuse them.
+What each is refused for, and the fuzzing of both, is in tests/partitioner/plan/test_plan.py,
+tests/profiles/test_json_files.py and tests/profiles/test_cost_profile.py; here is what it costs to refuse them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.partitioner.test_plan import HOSTILE as PLANS
-from tests.partitioner.test_plan import LARGE
+from tests.partitioner.plan.test_plan import HOSTILE as PLANS
+from tests.partitioner.plan.test_plan import LARGE
 from tests.profiles.test_cost_profile import HOSTILE as PROFILES
 
 ROOT = Path(__file__).parents[3]
@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[3]
 LOADER = """
 import json, pathlib, re, sys, time
 from partitioner.errors import PartitionerError
-from partitioner.plan import Plan
+from partitioner.plan.plan import Plan
 from profiles.cost_profile import CostProfile
-from profiles.strict_json import JsonFileError
+from profiles.json_files import JsonFileError
 
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     load = Plan.load if path.name.startswith("plan") else CostProfile.load
