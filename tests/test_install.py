@@ -144,7 +144,7 @@ def test_importing_the_packages_stays_free_of_torch(python: Path, tmp_path: Path
 
 def test_the_package_gives_functions_even_after_their_submodules_are_imported(python: Path, tmp_path: Path) -> None:
     code = (
-        "import partitioner.trace, partitioner.plan.plan\n"
+        "import partitioner.graph.export, partitioner.plan.plan\n"
         "from partitioner import Plan, compile, trace\n"
         "from runtime import Engine, parallelize\n"
         "print(Plan.__name__, compile.__name__, trace.__name__, Engine.__name__, parallelize.__name__)"

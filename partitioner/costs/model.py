@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from partitioner.costs.lookup import apply_profile, load_profile
 from partitioner.costs.node_costs import GraphCosts
@@ -13,16 +14,26 @@ from partitioner.errors import UsageError
 from partitioner.fleet import known_device, parse_fleet
 from partitioner.graph.ir import TracedGraph
 from profiles.cost_profile import CostProfile
-from profiles.device_sheets import DEFAULT_DEVICE, device_specs, match_device
+from profiles.device_sheets import DEFAULT_DEVICE, device_spec, device_specs, match_device
 from profiles.json_files import JsonFileError
+
+CostKind = Literal["measured", "profile", "data sheet", "given"]
 
 _LIVE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 class CostModel:
-    """Costs of any traced graph, by one source.
+    """Gives the costs of any traced graph's nodes, all from one source.
 
-    reference: the known device that they hold for. live: the device that is measured on, None if nothing is measured.
+    Attributes:
+        reference: Name of the known device that the costs hold for.
+        live: The torch device that operators are measured on, such as "cuda:0"; None if nothing is measured.
+        driver_ms: The pipeline's own work between two calls of the denoiser (guidance, a step of the sampler), in ms
+            on the reference device. It comes in every step on top of the nodes' costs.
+
+    >>> cost_model = CostModel("a5000")
+    >>> cost_model.kind, cost_model.driver_ms
+    ('data sheet', 0.5)
     """
 
     def __init__(
@@ -34,14 +45,39 @@ class CostModel:
         command: str = "",
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """Choose a source; nothing is measured or estimated yet.
+
+        Args:
+            reference: Name of a device with a data sheet, or the start of one that is unique ("a100"). What the
+                source lacks is estimated for it.
+            profile: Measured times to look up.
+            live: A torch device here, to measure the signatures of every graph on ("cpu", "cuda:0").
+            command: What a measured profile notes as its origin.
+            progress: Called with a sentence while operators are measured.
+
+        Raises:
+            UsageError: No data sheet has that name.
+        """
         self.reference = known_device(reference).name
         self.live = live
+        self.driver_ms = device_spec(self.reference).driver_ms
         self._profile = profile
         self._command = command
         self._progress = progress
 
+    @property
+    def kind(self) -> CostKind:
+        """Where the costs come from: measured here, a saved profile, or a data sheet (roofline)."""
+        if self.live is not None:
+            return "measured"
+        return "data sheet" if self._profile is None else "profile"
+
     def __call__(self, graph: TracedGraph) -> GraphCosts:
-        """Costs of the graph's nodes; measures first, where it is to be measured. MeasureError if it cannot be."""
+        """Costs of the graph's nodes; operators are measured first where the source is a device here.
+
+        Raises:
+            MeasureError: The device is not there, or does not support one of the operators.
+        """
         if self.live is not None:
             self._measure(graph)
         if self._profile is None:
@@ -49,14 +85,24 @@ class CostModel:
         return apply_profile(self._profile, graph, self.reference)
 
     def time_components(self, graph: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
-        """Times in ms of whole components on the device that is measured on; see component_timing."""
+        """Times in ms of whole components, run on the device that is measured on; see costs.components.
+
+        Args:
+            graph: The graph that is split.
+            placed: Latent node name -> component.
+            components: How many there are.
+        """
         from partitioner.costs.components import time_components
 
         assert self.live is not None
         return time_components(graph, placed, components, self.live)
 
     def save(self, path: Path, overwrite: bool = False) -> None:
-        """Write what was measured; UsageError if that cannot be."""
+        """Write what was measured as a cost profile.
+
+        Raises:
+            UsageError: Nothing was measured, the file exists and may not be overwritten, or it cannot be written.
+        """
         if self._profile is None:
             raise UsageError("nothing was measured that could be saved")
         try:
@@ -78,6 +124,35 @@ class CostModel:
         self._profile = fresh
 
 
+class GivenCosts(CostModel):
+    """Costs that a function gives, for whoever has a source of their own."""
+
+    def __init__(
+        self, costs_of: Callable[[TracedGraph], GraphCosts], reference: str, *, driver_ms: float = 0.0
+    ) -> None:
+        """Take the costs from a function.
+
+        Args:
+            costs_of: Gives the costs of a graph's nodes.
+            reference: What the device that they hold for is called; it needs no data sheet.
+            driver_ms: The pipeline's own work between two calls of the denoiser, in ms.
+        """
+        self.reference = reference
+        self.live = None
+        self.driver_ms = driver_ms
+        self._profile = None
+        self._costs_of = costs_of
+
+    @property
+    def kind(self) -> CostKind:
+        """A function of the caller's."""
+        return "given"
+
+    def __call__(self, graph: TracedGraph) -> GraphCosts:
+        """What the function gives for the graph."""
+        return self._costs_of(graph)
+
+
 def choose_cost_model(
     profile: str | None,
     device: str | None,
@@ -86,11 +161,20 @@ def choose_cost_model(
     command: str = "",
     progress: Callable[[str], None] = lambda _: None,
 ) -> CostModel:
-    """The source that the options ask for.
+    """The cost model that the command's options ask for.
 
-    profile: "cpu", "cuda:0" or the file of a saved profile. device: a data sheet's name. devices: as for parse_fleet.
-    Without profile and device: the first of ``devices`` if they are named; else measured on the GPU if there is one;
-    else the roofline of the default device.
+    Without profile and device it is the data sheet of the first of ``devices`` if they are named, else a measurement
+    on the GPU if there is one here, else the data sheet of the default device.
+
+    Args:
+        profile: "cpu" or "cuda:0" to measure there, or the file of a saved profile.
+        device: Name of the data sheet to estimate from, and for what a profile lacks.
+        devices: The devices that are planned for, as for parse_fleet.
+        command: What a measured profile notes as its origin.
+        progress: Called with a sentence while operators are measured.
+
+    Raises:
+        UsageError: A file, device or data sheet is not there.
     """
     if profile is None and device is None:
         named = not devices.strip().lstrip("+-").isdigit()

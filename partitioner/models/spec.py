@@ -54,12 +54,12 @@ class ModelSpec:
 
     def load(self) -> None:
         """Import what building and tracing need, which takes seconds; ``trace_model`` does it otherwise."""
-        importlib.import_module("partitioner.trace")
+        importlib.import_module("partitioner.graph.export")
         if self.class_name in ARCHITECTURES and ARCHITECTURES[self.class_name].build is None:
             diffusers_class(self.class_name)
 
     def build(self) -> nn.Module:
-        """The denoiser in eval mode, with random weights; inside ``partitioner.trace.fake_mode()``, without any."""
+        """The denoiser in eval mode with random weights; without any inside ``graph.export.fake_mode()``."""
         import torch
 
         before = torch.get_default_dtype()

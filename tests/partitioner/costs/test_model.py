@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from partitioner.costs import model as cost_model
-from partitioner.costs.model import CostModel, choose_cost_model
+from partitioner.costs.model import CostModel, GivenCosts, choose_cost_model
 from partitioner.costs.roofline import estimate
 from partitioner.errors import UsageError
 from partitioner.graph.ir import Input, Node, Ref, Role, TensorMeta, TracedGraph
@@ -74,7 +74,8 @@ def test_what_was_measured_is_kept_for_both_graphs_and_saved(tmp_path: Path) -> 
     price.save(tmp_path / "p.json")
     saved = CostProfile.load(tmp_path / "p.json")
     assert len(saved.signatures) == 2
-    assert CostModel("cpu", profile=saved)(_relu(8)).nodes == first.nodes
+    reread = CostModel("cpu", profile=saved)
+    assert (reread.kind, reread(_relu(8)).nodes) == ("profile", first.nodes)
     with pytest.raises(UsageError, match="exists"):
         price.save(tmp_path / "p.json")
 
@@ -82,3 +83,16 @@ def test_what_was_measured_is_kept_for_both_graphs_and_saved(tmp_path: Path) -> 
 def test_a_roofline_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing was measured"):
         CostModel("h200").save(tmp_path / "p.json")
+
+
+def test_a_source_says_its_kind_and_the_drivers_work() -> None:
+    assert (CostModel("a5000").kind, CostModel("a5000").driver_ms) == ("data sheet", 0.5)
+    assert (CostModel("cpu", live="cpu").kind, CostModel("cpu", live="cpu").driver_ms) == ("measured", 0.12)
+
+
+def test_costs_of_ones_own_need_no_data_sheet() -> None:
+    given = GivenCosts(lambda graph: estimate(graph, "cpu"), "my board", driver_ms=2.0)
+    assert (given.kind, given.reference, given.driver_ms) == ("given", "my board", 2.0)
+    assert given(_relu(8)) == estimate(_relu(8), "cpu")
+    with pytest.raises(UsageError, match="nothing was measured"):
+        given.save(Path("p.json"))
