@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from runtime.ranks.rank_report import Report
@@ -9,11 +10,59 @@ from runtime.ranks.rank_report import Report
 
 @dataclass(frozen=True)
 class Stats:
-    """What has been done since the start. steps: denoiser calls of the engine, exact_steps those without lag;
-    exact_ms, async_ms: mean time of an exact and of another call, None where there was none. ranks: by rank."""
+    """What an engine has done since its start. A step is one call of the denoiser.
+
+    Attributes:
+        steps: denoiser calls, of all modes.
+        exact_steps: calls whose output was the denoiser's own: warm-up, the last calls of some samplers, exact mode.
+        lookahead_steps: calls that were run in look-ahead.
+        async_steps: calls that were run async: in async mode, or where look-ahead was not possible.
+        exact_ms: mean wall time of an exact call; None where there was none.
+        lookahead_ms: of a look-ahead call.
+        async_ms: of an async call.
+        ranks: what each rank has done, by rank.
+    """
 
     steps: int
     exact_steps: int
+    lookahead_steps: int
+    async_steps: int
     exact_ms: float | None
+    lookahead_ms: float | None
     async_ms: float | None
     ranks: tuple[Report, ...]
+
+    @property
+    def mode(self) -> str:
+        """How the calls after the exact ones were run: "lookahead", "async", "lookahead and async"; else "exact"."""
+        run = [name for name, steps in (("lookahead", self.lookahead_steps), ("async", self.async_steps)) if steps]
+        return " and ".join(run) or "exact"
+
+
+class CallTimes:
+    """The number of an engine's calls and their time, by mode: "exact", "lookahead" or "async"."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, int] = defaultdict(int)
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    def add(self, mode: str, seconds: float) -> None:
+        """Count a call that was run in a mode and took so long."""
+        self._calls[mode] += 1
+        self._seconds[mode] += seconds
+
+    def stats(self, ranks: tuple[Report, ...]) -> Stats:
+        """The figures so far, with what the ranks report."""
+        return Stats(
+            steps=sum(self._calls.values()),
+            exact_steps=self._calls["exact"],
+            lookahead_steps=self._calls["lookahead"],
+            async_steps=self._calls["async"],
+            exact_ms=self._mean_ms("exact"),
+            lookahead_ms=self._mean_ms("lookahead"),
+            async_ms=self._mean_ms("async"),
+            ranks=ranks,
+        )
+
+    def _mean_ms(self, mode: str) -> float | None:
+        return 1e3 * self._seconds[mode] / self._calls[mode] if self._calls[mode] else None

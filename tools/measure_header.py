@@ -38,7 +38,7 @@ def start(module: torch.nn.Module, plan: Plan, *, checked: bool) -> Engine:
     options = EngineOptions(step_timeout_s=600)
     if checked:
         return Engine(module, plan, options)
-    with mock.patch("runtime.engine.LocalLauncher", return_value=LocalLauncher("tools.unchecked_rank")):
+    with mock.patch("runtime.ranks.start.LocalLauncher", return_value=LocalLauncher("tools.unchecked_rank")):
         engine = Engine(module, plan, options)
     believe(engine._ranks.worker.mailbox)
     return engine

@@ -1,19 +1,95 @@
-"""Traced graphs that the ranks have built."""
+"""TracedGraphs: the traced graph of every kind of call that a denoiser is given, each traced and split once.
+
+Two calls are of one kind if their shapes, dtypes and literal arguments are the same (``call_signature``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from torch import nn
+
+from partitioner.errors import PartitionerError, TraceError, first_line
+from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
-from runtime.worker.specs import ComponentSpec, PreambleSpec
+from partitioner.plan.plan import Plan
+from runtime.driver.call_arguments import CallReader, Literals, Signature, Tensors, call_signature, graph_signature
+from runtime.errors import InputError, PlanMismatch
+from runtime.transport.weights import Weights
+from runtime.worker.specs import ComponentSpec, PreambleSpec, build_specs
 
 
 @dataclass(frozen=True)
 class BuiltGraph:
-    """A traced graph that the ranks have built, under the number ``table``."""
+    """A traced graph, split by the plan.
+
+    Attributes:
+        table: its number, by which commands and messages name it.
+        graph: the traced graph.
+        specs: by component, what its ranks need to know.
+        preamble_spec: what the driver computes for all components.
+    """
 
     table: int
     graph: TracedGraph
     specs: Sequence[ComponentSpec]
     preamble_spec: PreambleSpec
+
+
+class TracedGraphs:
+    """Traces a denoiser for the calls that it is given, checks each graph against the plan, and keeps it."""
+
+    def __init__(self, denoiser: nn.Module, plan: Plan, calls: CallReader, weights: Weights) -> None:
+        self._denoiser = denoiser
+        self._plan = plan
+        self._calls = calls
+        self._weights = weights
+        self._graphs: dict[Signature, BuiltGraph] = {}
+
+    def planned(self) -> BuiltGraph:
+        """The graph of the call that the plan was made for.
+
+        Raises:
+            PlanMismatch: the denoiser cannot be traced with the plan's arguments, or its graph is not the plan's.
+        """
+        try:
+            built = self._trace(self._calls.planned_example)
+        except TraceError as error:
+            raise PlanMismatch(
+                f"the plan was made for {self._plan.origin}, and this {type(self._denoiser).__name__} cannot be traced "
+                f"with its arguments ({first_line(error).rstrip('.')}); make a plan for this one: partition-model "
+                f"--model FOLDER --devices {self._plan.ranks}"
+            ) from error
+        except PartitionerError as error:
+            raise PlanMismatch(str(error)) from error
+        self._graphs[graph_signature(built.graph)] = built
+        return built
+
+    def graph_of(self, tensors: Tensors, literals: Literals) -> BuiltGraph:
+        """The graph of a call with such arguments; traced if no such call has been seen.
+
+        Raises:
+            InputError: the denoiser cannot be traced with them, or the plan does not fit the graph.
+        """
+        signature = call_signature(tensors, literals)
+        if signature not in self._graphs:
+            try:
+                self._graphs[signature] = self._trace(lambda: self._calls.example(tensors, literals))
+            except PartitionerError as error:
+                raise InputError(
+                    f"the plan does not fit this call ({first_line(error).rstrip('.')}). Make a plan for it: "
+                    f"partition-model --model {self._plan.model} --devices {self._plan.ranks} with its --height, "
+                    "--width, --frames or --batch"
+                ) from error
+        return self._graphs[signature]
+
+    def _trace(self, example: Callable[[], Mapping[str, Any]]) -> BuiltGraph:
+        roles = {item.path: item.role for item in self._plan.inputs}
+        with self._weights.traceable():
+            graph = trace(self._denoiser, example(), roles, model=self._plan.model)
+        if not getattr(self._denoiser, "peft_config", None):
+            self._plan.check(graph)  # a LoRA changes the graph; its layers follow those that they wrap
+        placement = self._plan.place(graph)
+        return BuiltGraph(len(self._graphs), graph, *build_specs(graph, placement, self._plan.components))

@@ -1,7 +1,24 @@
-"""Trajectory: what the driver remembers of one cache context, from call to call.
+"""Trajectory: what the driver keeps of one cache context from call to call, and what it has the components run.
 
-diffusers' pipelines without contexts have one; those that call the denoiser several times per step under
-``cache_context`` have one for each name, and their lagged values never mix.
+Pipelines of diffusers without cache contexts have one trajectory at a time; those that call the denoiser several times
+per step under ``cache_context`` have one for each context name, whose messages and forecasts never mix.
+
+Look-ahead with N = 3 components, warmup = 3, a trajectory of 7 calls (0 to 6). Under each call of the pipeline stand
+the calls that a component then computes, in this order; ``.`` is nothing:
+
+    call of the pipeline   0    1    2    3    4    5    6
+    component 0            0    1,3  2,4  5    6    .    .
+    component 1            0    1    2,3  4    5    6    .
+    component 2            0    1    2    3    4    5    6
+                           (1)  (2)  (2)  (3)  (3)  (4)  (4)
+
+(1) exact: every component computes the pipeline's own call.
+(2) exact too, and the pipe fills: component i begins call c + N-1-i on a latent that the forecast predicts. The first
+    of these, call 3 at call 1, needs one move of the latent, so that warmup is at least N.
+(3) the pipe is full: component i computes call c + N-1-i. It reads what component j < i computed for the same call,
+    i - j calls of the pipeline ago: at call 3, component 2 reads for call 3 what component 1 made at call 2 and
+    component 0 at call 1. The last component's output is the pipeline's, corrected for the forecast's error.
+(4) the trajectory ends, and the pipe drains.
 """
 
 from __future__ import annotations
@@ -18,109 +35,67 @@ from runtime.driver.call_arguments import Tensors
 from runtime.driver.correction import corrected
 from runtime.driver.forecast import Forecast, forecast_of
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
+from runtime.driver.prompt_inputs import PromptInputs
 
 
 @dataclass(frozen=True)
 class RunMode:
-    """How trajectories are run. mode: "exact", "async" or "lookahead"."""
+    """How trajectories are run.
+
+    Attributes:
+        components: how many components a branch has.
+        mode: "exact", "async" or "lookahead".
+        warmup: how many first calls are exact.
+        periods: by component, every how many calls it computes.
+        correct: whether look-ahead's outputs are corrected for the error of the predicted latent.
+    """
 
     components: int
     mode: str
     warmup: int
     periods: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A prompt input as it was last seen: the caller's tensor, its version then, and what it held."""
-
-    tensor: torch.Tensor
-    version: int
-    copy: torch.Tensor
+    correct: bool = True
 
 
 @dataclass
 class Trajectory:
     """The present trajectory of one cache context.
 
-    number: of the context, in message keys; the next ``micro-batches`` numbers are theirs. call: the next call of this
-    trajectory. base: the step number of its call 0; step numbers never fall within a context.
+    Calls are counted from the trajectory's start, steps from the engine's: step = base + call, and steps never fall
+    within a context.
+
+    Attributes:
+        number: of the context, in message keys; the numbers that follow are those of its micro-batches.
+        run_mode: how its trajectories are run.
+        call: the present call, or the next one between two calls.
+        base: the step of call 0.
     """
 
     number: int
-    manner: RunMode
+    run_mode: RunMode
     call: int = 0
     base: int = 0
     _next_base: int = 0
-    _what: object = None  # the graph and the number of branches of its calls
-    _marker: object = None  # the scheduler's timesteps, which every run of a pipeline makes anew
+    _graph_and_branches: tuple[int, int] | None = None  # of its calls: id of the graph, number of branches
+    _timesteps: object = None  # the scheduler's, a tensor that every run of a pipeline makes anew
     _timestep: float | None = None
-    _prompts: dict[str, _Seen] = field(default_factory=dict)
+    _prompts: PromptInputs = field(default_factory=PromptInputs)
     _unannounced: list[list[list[int]]] = field(default_factory=list)  # [reader][source] -> steps
     _schedule: Schedule | None = None
-    _course: NoiseSchedule | None = None
+    _noise_schedule: NoiseSchedule | None = None  # in look-ahead
     _forecasts: dict[str, Forecast] = field(default_factory=dict)  # by latent input
     _begun: set[tuple[int, int]] = field(default_factory=set)  # (context, component) that have run in it
 
     @property
     def schedule(self) -> Schedule:
+        """Which components run which calls, of the present trajectory."""
         assert self._schedule is not None, "no call has been made"
         return self._schedule
 
-    def advance(self, graph: TracedGraph, branches: int, tensors: Tensors, scheduler: Any) -> None:
-        """Take the inputs of the next call.
-
-        A trajectory starts when the pipeline's scheduler has new timesteps, the timestep rises or is not the one that
-        was looked ahead to, the graph is another, or a prompt input has changed.
-        """
-        fresh = self._take_prompts(graph, tensors)
-        timestep = _timestep_of(graph, tensors)
-        marker = getattr(scheduler, "timesteps", None)
-        rose = timestep is None or self._timestep is None or timestep > self._timestep
-        astray = self._course is not None and not self._course.expects(self.call, timestep or 0.0)
-        what = (id(graph), branches)
-        start = rose or astray or fresh or marker is not self._marker or what != self._what
-        self._marker, self._timestep, self._what = marker, timestep, what
-        if start:
-            self._start(graph, timestep, scheduler)
-        for path, forecast in self._forecasts.items():
-            forecast.observe(tensors[path])
-
-    def _start(self, graph: TracedGraph, timestep: float | None, scheduler: Any) -> None:
-        """Choose the mode: look-ahead where the trajectory's course is known, else async."""
-        manner = self.manner
-        mode, warmup, reach = manner.mode, manner.warmup, manner.components - 1
-        self.call, self.base = 0, self._next_base
-        self._unannounced = [[[] for _ in range(manner.components)] for _ in range(manner.components)]
-        self._course, self._forecasts = None, {}
-        self._begun.clear()
-        if mode == "lookahead" and reach > 0:
-            self._course = noise_schedule_of(scheduler, timestep) if timestep is not None else None
-            if self._course is None:
-                mode = "async"
-            else:
-                # the first prediction needs the slope of one move, and is made ``reach`` calls ahead
-                warmup = max(warmup, reach + 1)
-                latents = [item.name for item in graph.inputs if item.role is Role.LATENT]
-                self._forecasts = {name: forecast_of(self._course, reach) for name in latents}
-        course = self._course
-        calls, finish = (course.calls, course.finish) if course is not None else (None, 0)
-        self._schedule = Schedule(manner.components, mode, warmup, manner.periods, calls=calls, finish=finish)
-
-    def runs(self, heard: bool = True) -> list[Run]:
-        """What to run at this call; remembered as announced to nobody yet where its messages will be ``heard`` of."""
-        runs = self.schedule.runs(self.call)
-        if self.is_lagged and heard:
-            for run in runs:
-                for reader in self._unannounced:
-                    reader[run.component].append(self.base + run.call)
-        return runs
-
-    def begin(self, context: int, component: int) -> bool:
-        """Whether a component is now told for the first time in this trajectory to run in a context."""
-        first = (context, component) not in self._begun
-        self._begun.add((context, component))
-        return first
+    @property
+    def mode_now(self) -> str:
+        """How the present call is run: "exact", "async" or "lookahead"."""
+        return "exact" if self.schedule.is_exact(self.call) else self.schedule.mode
 
     @property
     def is_lagged(self) -> bool:
@@ -129,67 +104,128 @@ class Trajectory:
 
     @property
     def ahead(self) -> int | None:
-        """In look-ahead the first step that is not run exactly."""
+        """In look-ahead the first step that is not exact; None in other modes."""
         return self.base + self.schedule.warmup if self.schedule.mode == "lookahead" else None
 
+    def advance(self, graph: TracedGraph, branches: int, tensors: Tensors, scheduler: Any) -> None:
+        """Take the inputs of the next call, and notice whether a new trajectory starts with it.
+
+        One starts when the scheduler has new timesteps, the timestep rises or is not the one that look-ahead expected,
+        the graph or the number of branches is another, or a prompt input has changed.
+
+        Args:
+            graph: of the call.
+            branches: how many branches the call's rows are split over.
+            tensors: the call's inputs by path.
+            scheduler: the pipeline's; None where there is none.
+        """
+        new_prompt = self._prompts.changed(graph, tensors)
+        timestep = _timestep_of(graph, tensors)
+        timesteps = getattr(scheduler, "timesteps", None)
+        rose = timestep is None or self._timestep is None or timestep > self._timestep
+        expected = self._noise_schedule is None or self._noise_schedule.expects(self.call, timestep or 0.0)
+        graph_and_branches = (id(graph), branches)
+        other = timesteps is not self._timesteps or graph_and_branches != self._graph_and_branches
+        start = rose or not expected or new_prompt or other
+        self._timesteps, self._timestep, self._graph_and_branches = timesteps, timestep, graph_and_branches
+        if start:
+            self._start(graph, timestep, scheduler)
+        for path, forecast in self._forecasts.items():
+            forecast.observe(tensors[path])
+
+    def _start(self, graph: TracedGraph, timestep: float | None, scheduler: Any) -> None:
+        """Begin a trajectory: look-ahead where the noise schedule of its calls is known, async where it is not."""
+        components, mode, warmup = self.run_mode.components, self.run_mode.mode, self.run_mode.warmup
+        self.call, self.base = 0, self._next_base
+        self._unannounced = [[[] for _ in range(components)] for _ in range(components)]
+        self._noise_schedule, self._forecasts = None, {}
+        self._begun.clear()
+        if mode == "lookahead" and components > 1:
+            self._noise_schedule = noise_schedule_of(scheduler, timestep) if timestep is not None else None
+            if self._noise_schedule is None:
+                mode = "async"
+            else:
+                warmup = max(warmup, components)  # (2)
+                latents = [item.name for item in graph.inputs if item.role is Role.LATENT]
+                self._forecasts = {name: forecast_of(self._noise_schedule, components - 1) for name in latents}
+        known = self._noise_schedule
+        calls, finish = (known.calls, known.finish) if known is not None else (None, 0)
+        self._schedule = Schedule(components, mode, warmup, self.run_mode.periods, calls=calls, finish=finish)
+
+    def runs(self, *, announced: bool = True) -> list[Run]:
+        """What to run at this call.
+
+        Args:
+            announced: whether predictors will observe the messages that these runs send; then ``announce`` will name
+                them to every reader. Messages of micro-batches that no later call reads are not observed.
+        """
+        runs = self.schedule.runs(self.call)
+        if self.is_lagged and announced:
+            for run in runs:
+                for reader in self._unannounced:
+                    reader[run.component].append(self.base + run.call)
+        return runs
+
     def announce(self, component: int) -> tuple[tuple[int, ...], ...]:
-        """Per source, the steps that a component has not been told of yet; none where nothing is lagged."""
+        """Per source, the steps whose messages the component will observe and was not told of; none unless async."""
         news = tuple(map(tuple, self._unannounced[component])) if self.is_lagged else ()
         self._unannounced[component] = [[] for _ in news]
         return news
 
-    def correct(self, output: Any) -> Any:
-        """This call's output; of components that worked on a predicted latent, what the true one would have given."""
-        if self.schedule.is_exact(self.call) or self._course is None or not isinstance(output, torch.Tensor):
-            return output
-        for forecast in self._forecasts.values():
-            missed = forecast.missed()
-            if missed is not None:
-                output = corrected(output, missed, self._course.sensitivity[self.call])
-        return output
-
-    def done(self, runs: Sequence[Run]) -> None:
-        """The call is over."""
-        self.call += 1
-        self._next_base = self.base + max(self.call, *(run.call + 1 for run in runs))
+    def begin(self, context: int, component: int) -> bool:
+        """Whether this is a component's first run in a context in this trajectory; from now on it is not."""
+        first = (context, component) not in self._begun
+        self._begun.add((context, component))
+        return first
 
     def inputs_at(self, call: int, graph: TracedGraph, tensors: Tensors) -> Mapping[str, torch.Tensor]:
-        """The inputs of this or a later call: predicted latents and that call's timestep; all else as now."""
+        """The inputs of this or a later call: of a later one predicted latents, its timestep, and all else as now."""
         if call == self.call:
             return tensors
-        assert self._course is not None, "only look-ahead runs later calls"
+        assert self._noise_schedule is not None, "only look-ahead runs later calls"
         later = dict(tensors)
         for item in graph.inputs:
             if item.role is Role.LATENT:
                 later[item.name] = self._forecasts[item.name].predict(call)
             elif item.role is Role.TIMESTEP:
-                later[item.name] = self._course.timestep(call, tensors[item.name])
+                later[item.name] = self._noise_schedule.timestep(call, tensors[item.name])
         return later
 
-    def _take_prompts(self, graph: TracedGraph, tensors: Tensors) -> bool:
-        """Whether a prompt input is not what it was at the last call, even if changed in place."""
-        fresh = False
-        for item in graph.inputs:
-            if item.role > Role.PROMPT:
-                continue
-            tensor = tensors[item.name]
-            # an inference tensor counts no versions, so that its values must be compared
-            version = -1 if tensor.is_inference() else tensor._version
-            known = self._prompts.get(item.name)
-            if known is not None and known.tensor is tensor and known.version == version != -1:
-                continue
-            if known is None or not _same(known.copy, tensor):
-                fresh = True
-                self._prompts[item.name] = _Seen(tensor, version, tensor.detach().clone())
-            else:
-                self._prompts[item.name] = _Seen(tensor, version, known.copy)
-        return fresh
+    def correct(self, output: Any) -> Any:
+        """This call's output, corrected to first order for the error of the latent that look-ahead predicted."""
+        noise_schedule = self._noise_schedule
+        if not self.run_mode.correct or self.mode_now == "exact" or noise_schedule is None:
+            return output
+        if not isinstance(output, torch.Tensor):
+            return output
+        for forecast in self._forecasts.values():
+            missed = forecast.missed()
+            if missed is not None:
+                output = corrected(output, missed, noise_schedule.sensitivity[self.call])
+        return output
+
+    def done(self, runs: Sequence[Run]) -> None:
+        """End the present call. runs: what was run at it."""
+        self.call += 1
+        self._next_base = self.base + max(self.call, *(run.call + 1 for run in runs))
+
+
+class Trajectories:
+    """The trajectories of an engine, by the name of their cache context."""
+
+    def __init__(self, run_mode: RunMode, microbatches: int) -> None:
+        self._run_mode = run_mode
+        self._numbers_each = 1 + microbatches
+        self._by_context: dict[str, Trajectory] = {}
+
+    def of(self, context_name: str) -> Trajectory:
+        """The trajectory of a cache context, made when it is first asked for."""
+        if context_name not in self._by_context:
+            number = self._numbers_each * len(self._by_context)
+            self._by_context[context_name] = Trajectory(number, self._run_mode)
+        return self._by_context[context_name]
 
 
 def _timestep_of(graph: TracedGraph, tensors: Tensors) -> float | None:
     path = next((item.name for item in graph.inputs if item.role is Role.TIMESTEP), None)
     return float(tensors[path].flatten()[0]) if path is not None else None
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)

@@ -552,7 +552,7 @@ def test_a_shape_is_traced_once_in_an_engines_life(monkeypatch: pytest.MonkeyPat
         rows.append(arguments["x"].shape[0])
         return trace(denoiser, arguments, roles, model=model)
 
-    monkeypatch.setattr("runtime.engine.trace", counted)
+    monkeypatch.setattr("runtime.driver.traced_graphs.trace", counted)
     with Engine(DENOISER, toy_plan(DENOISER, 2), EngineOptions(transport="emulation")) as engine:
         for count in (2, 4, 2, 4, 2):
             Trajectory(calls=3, rows=count).through(engine)

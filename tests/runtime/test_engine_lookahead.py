@@ -47,11 +47,6 @@ def own_scheduler(pipe: Any) -> Iterator[None]:
     pipe.scheduler = before
 
 
-def mode_of(engine: Engine) -> str:
-    (trajectory,) = engine._trajectories.values()
-    return trajectory.schedule.mode
-
-
 def latents_passed(pipe: Any) -> list[torch.Tensor]:
     """What the unmodified pipeline passes to its denoiser, call by call."""
     passed = []
@@ -79,10 +74,10 @@ def test_with_true_latents_foreseen_the_output_is_the_pipelines_own(
     monkeypatch.setattr(Forecast, "predict", predict)
     with parallelize(pipe, plans[components], transport="emulation") as engine:
         assert torch.equal(pipelines.call(pipe, steps=STEPS), expected)
-        assert mode_of(engine) == "lookahead"
+        assert engine.stats.mode == "lookahead"
         stats = engine.stats
     warmup = max(3, components)
-    assert (stats.steps, stats.exact_steps) == (STEPS, warmup)
+    assert (stats.steps, stats.exact_steps, stats.lookahead_steps) == (STEPS, warmup, STEPS - warmup)
     assert set(asked) == set(range(warmup, STEPS))
 
 
@@ -94,7 +89,7 @@ def test_every_transport_gives_the_same_bits_again_and_again(
     for transport in ("emulation", "threads", "processes"):
         with parallelize(pipe, plans[components], transport=transport) as engine:
             outputs += [pipelines.call(pipe, steps=STEPS), pipelines.call(pipe, steps=STEPS)]
-            assert mode_of(engine) == "lookahead"
+            assert engine.stats.mode == "lookahead"
     assert all(torch.equal(output, outputs[0]) for output in outputs)
     exact = pipelines.call(pipe, steps=STEPS)
     assert not torch.equal(outputs[0], exact)
@@ -115,7 +110,7 @@ def test_the_last_calls_of_a_sampler_of_two_calls_are_exact(pipe: Any, plans: di
     for transport in ("emulation", "processes"):
         with parallelize(pipe, plans[components], transport=transport) as engine:
             outputs += [pipelines.call(pipe, steps=STEPS), pipelines.call(pipe, steps=STEPS)]
-            assert mode_of(engine) == "lookahead"
+            assert engine.stats.mode == "lookahead"
             assert engine.stats.steps == 2 * (2 * STEPS - 1)
             assert engine.stats.exact_steps == 2 * (3 + 2)
     assert all(torch.equal(output, outputs[0]) for output in outputs)
@@ -128,7 +123,7 @@ def test_a_sampler_that_adds_noise_runs_async(pipe: Any, plans: dict[int, Plan],
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
     with parallelize(pipe, plans[2], transport="emulation") as engine:
         output = pipelines.call(pipe, steps=STEPS)
-        assert mode_of(engine) == "async"
+        assert engine.stats.mode == "async"
     assert torch.isfinite(output).all()
 
 
@@ -147,7 +142,7 @@ def test_a_denoiser_without_a_scheduler_runs_async(pipe: Any, plans: dict[int, P
     with Engine(pipe.unet, plans[2]) as engine:
         for timestep in (900, 700, 500, 300):
             engine(torch.randn(2, 4, 16, 16), timestep, encoder_hidden_states=torch.zeros(2, 16, 32))
-        assert mode_of(engine) == "async"
+        assert engine.stats.mode == "async"
 
 
 def test_another_timestep_than_foreseen_starts_over(pipe: Any, plans: dict[int, Plan]) -> None:

@@ -100,10 +100,10 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 @pytest.fixture(scope="module", autouse=True)
 def _trace_once() -> Iterator[None]:
     """Engines of the same folder trace the same graphs again and again; that takes most of their start."""
-    import runtime.engine
+    from runtime.driver import traced_graphs
 
     traced: dict[str, Any] = {}
-    trace = runtime.engine.trace
+    trace = traced_graphs.trace
 
     def remembered(denoiser: Any, arguments: Any, roles: Any, *, model: str) -> Any:
         tensors, literals = flatten_arguments(arguments)
@@ -114,7 +114,7 @@ def _trace_once() -> Iterator[None]:
         return traced[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime.engine, "trace", remembered)
+        patch.setattr(traced_graphs, "trace", remembered)
         yield
 
 

@@ -1,0 +1,85 @@
+"""start_ranks: checks that a plan's ranks can be had, and starts them as the options say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from partitioner.plan.plan import Plan
+from partitioner.plan.ranks import rank_of, seat_of
+from runtime.devices.acceleration import check_acceleration
+from runtime.devices.memory import check_memory, local_places
+from runtime.errors import InputError, PlanMismatch
+from runtime.options import TRANSPORTS, EngineOptions
+from runtime.ranks.base import Ranks
+from runtime.ranks.emulated import EmulatedRanks
+from runtime.ranks.launch import Launcher, LocalLauncher
+from runtime.ranks.processes import ProcessRanks
+from runtime.ranks.threads import ThreadRanks
+from runtime.ranks.torchrun_driver import torchrun_launcher
+from runtime.worker.commands import Setup
+
+
+def start_ranks(plan: Plan, options: EngineOptions, devices: Sequence[str], held_on: str | None) -> Ranks:
+    """Start the ranks of a plan.
+
+    Args:
+        plan: says how many ranks there are, and what each needs.
+        options: ``transport`` says what a rank is: a process, a thread, or emulated in the caller's thread.
+        devices: rank -> the device that it computes on.
+        held_on: the device that holds the denoiser's parameters already; None where it has none.
+
+    Returns:
+        The ranks, ready for commands.
+
+    Raises:
+        InputError: there is no such transport, or the devices cannot do what the options want.
+        PlanMismatch: there are too few or too many devices, or too little memory. Nothing was started.
+        StartupError: a rank did not start.
+    """
+    if options.transport not in TRANSPORTS:
+        raise InputError(f"transport is one of {', '.join(TRANSPORTS)}; got {options.transport!r}")
+    if len(devices) != plan.ranks:
+        raise PlanMismatch(
+            f"the plan needs {plan.ranks} devices ({plan.branches} branches of {plan.components} components), "
+            f"got {len(devices)}: {', '.join(devices)}; make a plan with --devices {len(devices)}"
+        )
+    check_acceleration(
+        options.transport, devices, cuda_graphs=options.cuda_graphs, green_contexts=options.green_contexts
+    )
+    launcher: Launcher | None = None
+    places = local_places(devices)
+    if options.transport == "processes":
+        launcher = torchrun_launcher(plan.ranks) or LocalLauncher()
+        places = launcher.places(devices, options.startup_timeout_s)
+        held_on = None  # a rank's process has a copy of its own
+    check_memory(plan, places, held_on=held_on)
+    setups = [_setup_of(rank, plan, options, device) for rank, device in enumerate(devices)]
+    if options.transport == "emulation":
+        return EmulatedRanks(setups)
+    if launcher is None:
+        return ThreadRanks(setups, options.step_timeout_s, green_contexts=options.green_contexts)
+    return ProcessRanks(
+        setups,
+        launcher,
+        plan_hash=int(plan.digest[:15], 16),
+        threads=options.threads,
+        startup_timeout_s=options.startup_timeout_s,
+        step_timeout_s=options.step_timeout_s,
+    )
+
+
+def _setup_of(rank: int, plan: Plan, options: EngineOptions, device: str) -> Setup:
+    branch, component = seat_of(rank, plan.components)
+    other_results = tuple(rank_of(b, component, plan.components) for b in range(1, plan.branches))
+    return Setup(
+        rank=rank,
+        component=component,
+        ranks_of=tuple(rank_of(branch, k, plan.components) for k in range(plan.components)),
+        device=device,
+        predictor=options.predictor or plan.predictor,
+        check_finite=options.check_finite,
+        record=options.record,
+        compile=options.compile,
+        cuda_graphs=options.cuda_graphs,
+        result_ranks=other_results if rank == 0 else (),
+    )
