@@ -1,4 +1,4 @@
-"""A denoiser call's arguments: checked against the plan, made uniform, split over branches."""
+"""CallReader: checks a denoiser call's arguments against the plan, makes them uniform and splits them over branches."""
 
 from __future__ import annotations
 
@@ -30,10 +30,20 @@ class CallReader:
         self._latent = next(item for item in plan.inputs if item.role == "latent")
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], Literals]:
-        """Tensors and literals by path; arguments that are None are left out.
+        """Read a call's arguments.
 
-        A timestep that is a number, or of an integer type where the plan has float32, takes the plan's form, since
-        schedulers differ in it (lossless below 2**24). Raises InputError for what does not fit.
+        A timestep that is a number, or of an integer type where the plan has float32, is converted to the plan's form,
+        since schedulers differ in it (lossless below 2**24).
+
+        Args:
+            args: positional arguments, as the denoiser takes them.
+            kwargs: keyword arguments; those that are None are left out, and so is return_dict.
+
+        Returns:
+            The tensors and the literals, each by path, such as "added_cond_kwargs.text_embeds".
+
+        Raises:
+            InputError: an argument is unknown or missing, or its dtype or number of dimensions is not the plan's.
         """
         try:
             arguments = bind_arguments(self._denoiser, args, kwargs)
@@ -77,11 +87,11 @@ class CallReader:
                 )
 
     def halves(self, tensors: Tensors) -> list[dict[str, torch.Tensor]]:
-        """The inputs of each branch; one branch takes all rows where they cannot be split evenly."""
+        """The inputs of each branch, by path; one branch takes all rows where they cannot be split evenly."""
         return self.parts(tensors, self._plan.branches)
 
     def parts(self, tensors: Tensors, count: int) -> list[dict[str, torch.Tensor]]:
-        """The inputs split into ``count`` parts of as many rows each; one part where that is not possible."""
+        """Split the inputs into ``count`` parts of equally many rows; one part where that is not possible."""
         rows = tensors[self._latent.path].shape[0]
         if count == 1 or rows % count:
             return [dict(tensors)]
@@ -97,7 +107,7 @@ class CallReader:
         return parts
 
     def example(self, tensors: Tensors, literals: Literals) -> dict[str, Any]:
-        """Arguments to trace such a call with, tensors filled with zeros."""
+        """Arguments to trace such a call with, by name; their tensors are zeros."""
         arguments: dict[str, Any] = {}
         for path, tensor in tensors.items():
             put_at(arguments, path, torch.zeros(tensor.shape, dtype=tensor.dtype))
@@ -108,7 +118,7 @@ class CallReader:
         return arguments
 
     def planned_example(self) -> dict[str, Any]:
-        """Arguments to trace the plan's own call with, in the denoiser's dtype, should that be another."""
+        """Arguments to trace the call that the plan was made for, in the denoiser's own floating dtype."""
         dtype = self._dtype()
         arguments: dict[str, Any] = {}
         for item in self._plan.inputs:
@@ -124,12 +134,12 @@ class CallReader:
 
 
 def call_signature(tensors: Tensors, literals: Literals) -> Signature:
-    """What the traced graph of a call depends on: shapes, dtypes and literals."""
+    """What the traced graph of a call depends on, as a key: shapes, dtypes and literals."""
     return _signature(((p, tuple(t.shape), str(t.dtype)) for p, t in tensors.items()), literals.items())
 
 
 def graph_signature(graph: TracedGraph) -> Signature:
-    """The signature of the calls that a traced graph serves."""
+    """The ``call_signature`` of the calls that a traced graph is of."""
     return _signature(((i.name, i.meta.shape, f"torch.{i.meta.dtype}") for i in graph.inputs), graph.literals)
 
 

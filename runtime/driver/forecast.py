@@ -1,8 +1,12 @@
-"""Forecasts: the latents of later denoiser calls from those of past ones.
+"""Forecasts: predict the latents of later denoiser calls from those of past ones.
 
-Legend as in runtime/driver/noise_schedule.py: call k passes the latent x_k, z = x/α, and z moves linearly
-in the level s. The slope of a move is the effective ε, guidance and solver order included, so that nothing of the
-sampler's insides is needed.
+Legend as in runtime.driver.noise_schedule: x_k is the latent that the pipeline passes at call k, z = x/α, s = σ/α the
+level, and a deterministic sampler moves z linearly in s:
+
+    z_{k+1} = z_k + slope_{k+1}·(s_{k+1} - s_k)
+
+The slope of a move is the noise ε that the sampler used for it, with guidance and solver order in it, and is read off
+the latents that were passed. So a forecast needs nothing of the sampler's insides.
 """
 
 from __future__ import annotations
@@ -12,32 +16,39 @@ import torch
 from runtime.driver.noise_schedule import NoiseSchedule
 
 
-def forecast_of(course: NoiseSchedule, reach: int) -> Forecast:
-    """The forecast that suits a course's sampler. reach: how many calls ahead it is asked for at most."""
-    if course.second_share is not None:
-        return TwoCallForecast(course, reach)
-    if course.multistep:
-        return MultistepForecast(course, reach)
-    return FlowForecast(course, reach) if course.flow else Forecast(course, reach)
+def forecast_of(noise_schedule: NoiseSchedule, reach: int) -> Forecast:
+    """The forecast for the sampler that has this noise schedule. reach: how many calls ahead it must predict."""
+    if noise_schedule.second_share is not None:
+        return TwoCallForecast(noise_schedule, reach)
+    if noise_schedule.multistep:
+        return MultistepForecast(noise_schedule, reach)
+    return FlowForecast(noise_schedule, reach) if noise_schedule.flow else Forecast(noise_schedule, reach)
 
 
 class Forecast:
     """Predicts one latent input of later calls from those of past calls.
 
-    The slope of later moves is that of the last one plus γ times what it changes by, at the rate per level that the
-    last two show. γ, one per row of the batch, is what would have predicted the last latents best, as far ahead as now
-    (least squares, between 0 and 1; 1 until that is known, for the first latents are exact).
+    The slopes of later moves are extrapolated linearly in the level from the slopes of the last two moves, and the
+    extrapolated change is multiplied by a damping factor γ. There is one γ per row of the batch: the one that would
+    have predicted the last ``checked`` latents best, at the same distance (least squares, clamped to [0, limit]).
+    Until that many latents are known γ is ``unknown``.
 
-    Elements that did not change in the last move (an image or a mask beside the latent) are taken to stay.
+    Elements that did not change in the last move (an image or a mask beside the latent) are predicted to stay.
     """
 
-    limit, unknown = 1.0, 1.0  # of γ: its largest value, and what it is until known
-    checked = 2  # how many of the last latents decide on γ
-    needs = 3  # how many latents the slope and its change need
+    limit, unknown = 1.0, 1.0  # γ: its largest value, and its value until it is known (the first latents are exact)
+    checked = 2  # how many of the last latents γ is fitted to
+    needs = 3  # how many latents a slope and its change are computed from
 
-    def __init__(self, course: NoiseSchedule, reach: int) -> None:
-        """reach: how many calls ahead ``predict`` is asked for at most; as much of the past is kept."""
-        self._course = course
+    def __init__(self, noise_schedule: NoiseSchedule, reach: int) -> None:
+        """Start without latents.
+
+        Args:
+            noise_schedule: of the trajectory's calls.
+            reach: how many calls ahead ``predict`` will be asked for at most; so much more of the past is kept.
+        """
+        self._scale, self._level = noise_schedule.scale, noise_schedule.level  # by call
+        self._second_share = noise_schedule.second_share
         self._kept = reach + self.checked + self.needs - 2
         self._calls = 0
         self._latents: dict[int, torch.Tensor] = {}  # by call, as passed
@@ -47,10 +58,10 @@ class Forecast:
         self._predicted: dict[int, torch.Tensor] = {}  # by call, the earliest prediction
 
     def observe(self, latent: torch.Tensor) -> None:
-        """Take the latent of the next call."""
+        """Take the latent of the next call, as the pipeline passes it: rows first."""
         call = self._calls
-        self._z[call] = latent.float() / self._course.scale[call]
-        if call > 0 and _apart(self._course.level[call] - self._course.level[call - 1]):
+        self._z[call] = latent.float() / self._scale[call]
+        if call > 0 and _apart(self._level[call] - self._level[call - 1]):
             self._before = self._latents[call - 1]
         self._latents[call] = latent.detach().clone()
         self._slope[call] = self._slope_to(call) if call > 0 else torch.zeros_like(self._z[call])
@@ -59,11 +70,11 @@ class Forecast:
         self._calls += 1
 
     def predict(self, call: int) -> torch.Tensor:
-        """The latent of a later call; at least one has been observed."""
+        """The latent of a later call, in the shape and dtype of the last one; one must have been observed."""
         now = self._calls - 1
         fixed, change = self._terms(now, call)
         z = fixed + self._damping(now, call - now) * change
-        predicted = (z * self._course.scale[call]).to(self._latents[now].dtype)
+        predicted = (z * self._scale[call]).to(self._latents[now].dtype)
         if self._before is not None:
             same = self._latents[now] == self._before
             predicted = torch.where(same, self._latents[now], predicted)
@@ -71,36 +82,36 @@ class Forecast:
         return predicted
 
     def missed(self) -> torch.Tensor | None:
-        """The latent observed last minus its earliest prediction, which the first component worked on; None without."""
+        """The last latent minus its earliest prediction, which the first component worked on; None if not predicted."""
         now = self._calls - 1
         predicted = self._predicted.get(now)
         return None if predicted is None else self._latents[now].float() - predicted.float()
 
     def _slope_to(self, call: int) -> torch.Tensor:
-        """The slope of the move to a call from the one before it; of no move, the last one."""
-        distance = self._course.level[call] - self._course.level[call - 1]
+        """The slope of the move to a call from the one before it; if both are at one level, the slope before that."""
+        distance = self._level[call] - self._level[call - 1]
         return (self._z[call] - self._z[call - 1]) / distance if _apart(distance) else self._slope[call - 1]
 
     def _terms(self, now: int, call: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """ẑ_call = fixed + γ·change, from what was known at call ``now``."""
+        """(fixed, change) such that z of ``call`` is predicted as fixed + γ·change, from what call ``now`` knew."""
         slope, at, rate = self._slopes(now)
-        level = self._course.level
+        level = self._level
         fixed = self._z[now] + slope * (level[call] - level[now])
         return fixed, rate * sum((level[k + 1] - level[k]) * (self._place(k + 1) - at) for k in range(now, call))
 
     def _slopes(self, now: int) -> tuple[torch.Tensor, float, torch.Tensor]:
-        """(slope, its place, its change per unit of place), as known at call ``now``; 0 for no change."""
+        """(slope, the place where it holds, its change per unit of place), as known at call ``now``."""
         last, at = self._slope[now], self._place(now)
         if now < 2:
             return last, at, torch.zeros_like(last)
         return last, at, _rate(last - self._slope[now - 1], at - self._place(now - 1))
 
     def _place(self, call: int) -> float:
-        """Where the slope of the move to a call is taken to hold: at the level in the middle of the move."""
-        return (self._course.level[max(call - 1, 0)] + self._course.level[call]) / 2
+        """Where the slope of the move to a call is taken to hold: the level in the middle of the move."""
+        return (self._level[max(call - 1, 0)] + self._level[call]) / 2
 
     def _damping(self, now: int, ahead: int) -> torch.Tensor:
-        """γ."""
+        """γ for predictions ``ahead`` calls ahead, one per row, in a shape that multiplies the latent."""
         rows = self._latents[now].shape[0]
         shape = (rows,) + (1,) * (self._latents[now].dim() - 1)
         shared = torch.zeros(rows, device=self._latents[now].device)
@@ -117,16 +128,17 @@ class Forecast:
 
 
 class FlowForecast(Forecast):
-    """Of flow matching: γ is 0 until known, for the first slopes change fast and not steadily."""
+    """The forecast for flow matching: γ is 0 until known, because the first slopes change fast and irregularly."""
 
     unknown = 0.0
 
 
 class MultistepForecast(Forecast):
-    """Of a sampler whose moves are made of several outputs.
+    """The forecast for multistep samplers (DPM-Solver++, UniPC), whose moves combine several outputs.
 
-    The slope is the mean of the last two, and its change, per move, is from the mean of the two before them: what
-    alternates cancels in both. γ is at most 1/2, and 0 until known.
+    An error in one output comes back in the next move with the opposite sign, so that slopes alternate around their
+    mean. Therefore the slope is the mean of the last two, and its change, per move, is the difference from the mean of
+    the two before them: the alternation cancels in both. γ is at most 1/2, and 0 until known.
     """
 
     limit, unknown = 0.5, 0.0
@@ -146,12 +158,18 @@ class MultistepForecast(Forecast):
 
 
 class TwoCallForecast(Forecast):
-    """Of a sampler that calls the denoiser twice per step: at even calls on the step's latent, at odd ones on what the
-    first output alone would make of it (Heun's method, the midpoint method).
+    """The forecast for samplers that call the denoiser twice per step (Heun's method, the midpoint method).
 
-    What is kept as the slope to a call is the output of the call before it, which the latent that came shows: of the
-    first call by the move to the second, of the second by the step without the first's share. Outputs of later calls
-    are foreseen, the steps are made of them.
+    A step from level s_k to s_{k+2}, with w the second output's share of it (``second_share``; all z at the levels of
+    their calls):
+
+        call k   (even, first)    on z_k                               gives output e_k
+        call k+1 (odd, second)    on z_k + e_k·(s_{k+1} - s_k)         gives output e_{k+1}
+        call k+2 (the next step)  on z_k + ((1-w)·e_k + w·e_{k+1})·(s_{k+2} - s_k)
+
+    The latents lie on no smooth curve, but the outputs do, and each latent shows the output of the call before it:
+    z_{k+1} shows e_k, and z_{k+2}, with e_k known, shows e_{k+1}. So the outputs are extrapolated, and later latents
+    are computed from them as the sampler will. ``_slope[k]`` holds the output of call k-1.
     """
 
     checked, needs = 4, 4
@@ -159,19 +177,19 @@ class TwoCallForecast(Forecast):
     def _slope_to(self, call: int) -> torch.Tensor:
         if call % 2:
             return super()._slope_to(call)
-        share = self._course.second_share
+        share = self._second_share
         assert share is not None
-        whole = (self._z[call] - self._z[call - 2]) / (self._course.level[call] - self._course.level[call - 2])
+        whole = (self._z[call] - self._z[call - 2]) / (self._level[call] - self._level[call - 2])
         made: torch.Tensor = (whole - (1 - share) * self._slope[call - 1]) / share
         return made
 
     def _terms(self, now: int, call: int) -> tuple[torch.Tensor, torch.Tensor]:
-        level, share = self._course.level, self._course.second_share
+        level, share = self._level, self._second_share
         assert share is not None
         output, at, rate = self._slopes(now)
 
         def later(k: int) -> tuple[torch.Tensor, float]:
-            """(known part, factor of the rate) of the output of call k."""
+            """(part without γ, factor of the rate) of the output of call k, observed or extrapolated."""
             return (self._slope[k + 1], 0.0) if k < now else (output, level[k] - at)
 
         start = now - now % 2  # the first call of the present step
@@ -190,13 +208,15 @@ class TwoCallForecast(Forecast):
         return known, rate * factor
 
     def _slopes(self, now: int) -> tuple[torch.Tensor, float, torch.Tensor]:
-        """(output of the last call, its level, its change per level): the change is from the last first call of a step
-        at another level."""
-        last, at = self._slope[now], self._course.level[max(now - 1, 0)]
+        """(output of the last call that has shown it, its level, its change per level).
+
+        The change is taken to the first call of a step that came before and was at another level.
+        """
+        last, at = self._slope[now], self._level[max(now - 1, 0)]
         older = now - 2 if now % 2 == 0 else now - 3
         if older < 0:
             return last, at, torch.zeros_like(last)
-        return last, at, _rate(last - self._slope[older + 1], at - self._course.level[older])
+        return last, at, _rate(last - self._slope[older + 1], at - self._level[older])
 
 
 def _rate(change: torch.Tensor, distance: float) -> torch.Tensor:
@@ -204,5 +224,5 @@ def _rate(change: torch.Tensor, distance: float) -> torch.Tensor:
 
 
 def _apart(distance: float) -> bool:
-    """Whether two calls are at different levels, or places."""
+    """Whether a distance between two levels or places is not zero, up to rounding."""
     return abs(distance) > 1e-9

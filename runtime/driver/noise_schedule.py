@@ -1,9 +1,8 @@
-"""Look-ahead: what is known beforehand of a trajectory's calls, and the correction of outputs for what was not.
+"""NoiseSchedule: the timesteps and noise levels of a trajectory's calls, read from the scheduler before they are made.
 
-Legend: call k; x_k the latent that the pipeline passes at call k; α_k, σ_k its scale and noise level;
-z = x/α, s = σ/α. A deterministic sampler moves z linearly in s with slope ε (and x linearly in σ, for flow matching:
-then α = 1 and s = σ). runtime/driver/forecast.py predicts later latents from that.
-Source: measured on small denoisers, see docs/lookahead.md.
+Legend: x_k is the latent that the pipeline passes at call k; α_k and σ_k are its scale and noise level;
+z = x/α, and s = σ/α is the level. A deterministic sampler moves z linearly in s, with the slope ε. For flow matching
+α = 1 and s = σ. runtime.driver.forecast predicts later latents from that.
 """
 
 from __future__ import annotations
@@ -15,22 +14,28 @@ import torch
 
 from partitioner.models.samplers import SECOND_SHARES, adds_noise, finish_of
 
-# Variance of clean latents that the correction assumes, once the prompt is known. A multistep sampler extrapolates what
-# it took for the clean latent; for it that is kept as it was made. FLOW_PRIOR: of flow matching with one call per step.
-# See docs/lookahead.md.
+# The variance of clean latents, given the prompt, that the correction of outputs assumes; measured on small denoisers,
+# see docs/lookahead.md. MULTISTEP_PRIOR: a multistep sampler extrapolates its estimates of the clean latent, so the
+# correction must leave the estimate as it is. FLOW_PRIOR: flow matching with one call per step.
 PRIOR, MULTISTEP_PRIOR, FLOW_PRIOR = 0.02, 0.0, 0.005
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The timesteps, scales and levels of a trajectory's calls, call 0 first.
+    """The timesteps, scales and noise levels of a trajectory's calls, call 0 first.
 
-    timesteps: as the scheduler has them; ratio: what the pipeline multiplies them with (Flux: 1/1000).
-    scale: α. level: s. sensitivity: by how much the denoiser's output moves with its latent, were clean latents
-    Gaussian; 0 where the output's meaning is not known. multistep: whether a move depends on several outputs, so that
-    an error in one alternates from move to move. second_share: None where a step is one call; of a sampler of two, the
-    share of the second call's output in the step, which starts at every even call. finish: last calls to run exactly.
-    flow: whether it is flow matching.
+    Attributes:
+        timesteps: as the scheduler has them.
+        ratio: what the pipeline multiplies them by before it passes them on (Flux: 1/1000).
+        scale: α of each call.
+        level: s of each call.
+        sensitivity: for each call the derivative of the denoiser's output by its latent, if clean latents were
+            Gaussian; 0 where it is not known what the output means.
+        multistep: whether a move of the latent combines several outputs, as DPM-Solver++ and UniPC do.
+        second_share: None where a step is one call. For samplers of two calls per step, which begin steps at even
+            calls, the weight of the second call's output in the step: 1/2 for Heun, 1 for the midpoint method.
+        finish: how many last calls are to be run exactly, because they cannot be predicted well.
+        flow: whether it is flow matching.
     """
 
     timesteps: torch.Tensor
@@ -45,17 +50,18 @@ class NoiseSchedule:
 
     @property
     def calls(self) -> int:
+        """How many calls the trajectory has."""
         return len(self.level)
 
     def expects(self, call: int, timestep: float) -> bool:
-        """Whether ``timestep`` is what the pipeline was to pass at ``call``."""
+        """Whether ``timestep`` is what the pipeline passes at ``call`` by this schedule."""
         if call >= self.calls:
             return False
         wanted = float(self.timesteps[call]) * self.ratio
         return abs(timestep - wanted) <= 1e-2 * max(abs(wanted), 1e-3)
 
     def timestep(self, call: int, like: torch.Tensor) -> torch.Tensor:
-        """The timestep argument of a later call, in the form of the present one."""
+        """The timestep argument of a call, with the shape, dtype and device of ``like``."""
         value = self.timesteps[call].to(device=like.device)
         if self.ratio != 1.0:
             value = value.to(torch.float32) * self.ratio
@@ -63,9 +69,21 @@ class NoiseSchedule:
 
 
 def noise_schedule_of(scheduler: Any, first_timestep: float) -> NoiseSchedule | None:
-    """The course of a trajectory whose first call passes ``first_timestep``, read from a diffusers scheduler.
+    """Read the noise schedule of a trajectory from a diffusers scheduler.
 
-    None where it cannot be known: no scheduler, a stochastic sampler, timesteps that are not the scheduler's.
+    Args:
+        scheduler: after its set_timesteps.
+        first_timestep: what the trajectory's first call passes; in image-to-image it is not the scheduler's first.
+
+    Returns:
+        The schedule; None where there is none to rely on: no scheduler, a sampler that adds noise, or a timestep that
+        is not one of the scheduler's.
+
+    >>> from diffusers import DDIMScheduler
+    >>> scheduler = DDIMScheduler()
+    >>> scheduler.set_timesteps(4)
+    >>> noise_schedule_of(scheduler, 500.0).timesteps
+    tensor([500, 250,   0])
     """
     timesteps = getattr(scheduler, "timesteps", None)
     if not isinstance(timesteps, torch.Tensor) or timesteps.dim() != 1 or len(timesteps) == 0:
@@ -97,10 +115,10 @@ def is_stochastic(scheduler: Any) -> bool:
 
 
 def _start(values: torch.Tensor, timestep: float, every: int) -> tuple[int, float] | None:
-    """(index of the first call, ratio): a start in the middle (img2img) is at the first equal timestep that is the
-    first of its step. every: calls per step.
+    """(index of the first call, ratio) of a trajectory that may start in the middle, as in image-to-image.
 
-    Where both ratios fit (flow matching's last timestep is its first one over 1000), the earlier start counts.
+    It starts at the first equal timestep that is the first of its step. If both ratios fit (the last timestep of flow
+    matching may equal its first one over 1000), the earlier start counts. every: calls per step.
     """
     found = []
     for ratio in (1.0, 1e-3):
@@ -112,7 +130,7 @@ def _start(values: torch.Tensor, timestep: float, every: int) -> tuple[int, floa
 
 
 def _coordinates(scheduler: Any, timesteps: torch.Tensor) -> tuple[list[float], list[float]] | None:
-    """(α, s) of every call."""
+    """(α, s) of every call; None where the scheduler has neither sigmas nor alphas_cumprod."""
     sigmas = getattr(scheduler, "sigmas", None)
     if isinstance(sigmas, torch.Tensor) and len(sigmas) > len(timesteps) - 1:
         level = sigmas.detach().to("cpu", torch.float64)[: len(timesteps)].clone()
@@ -134,7 +152,10 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def _sensitivity(scheduler: Any, scale: float, level: float, prior: float) -> float:
-    """d(output)/d(latent) for clean latents of variance ``prior``: of E[ε|x] = σx/(α²s²+σ²) and its like."""
+    """d(output)/d(latent) of the optimal denoiser for Gaussian clean latents of variance p = ``prior``.
+
+    The optimal output is linear in x. Predicting ε: E[ε|x] = σ·x / (α²·p + σ²); v, the clean sample and flow likewise.
+    """
     if is_flow(scheduler):  # x = (1-σ)x0 + σε, output ε - x0
         clean, noise = 1 - level, level
         shared = noise - clean * prior

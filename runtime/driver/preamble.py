@@ -1,4 +1,9 @@
-"""PreambleRunner: the driver's share of the hoisted nodes, computed once for all the components that read it."""
+"""PreambleRunner: computes on the driver what several components would otherwise each compute for themselves.
+
+These are nodes that depend on a parameter and on the prompt or the timestep, not on the latent, and that several
+components need, such as the timestep's embedding: see partitioner.plan.program.Preamble. Their values are sent to the
+ranks like inputs, so that the parameters are held once.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +16,16 @@ from runtime.worker.specs import PreambleSpec
 
 
 class PreambleRunner:
-    """Computes the preamble's values on the driver's device. parameters: by path; kept, not copied."""
+    """Computes the preamble of one traced graph."""
 
     def __init__(self, spec: PreambleSpec, parameters: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        """Lower the preamble's nodes.
+
+        Args:
+            spec: the nodes, and the values that components read.
+            parameters: by path in the denoiser's state; kept, not copied.
+            device: the driver's.
+        """
         self.values = spec.program.values
         by_name = {node.name: node for node in spec.nodes}
         self._segments = HoistedSegments(spec.program.hoisted, by_name, set(self.values), device)
@@ -23,12 +35,12 @@ class PreambleRunner:
         self._prompt: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
 
     def refresh(self, context: int, branch: int, inputs: Mapping[str, torch.Tensor]) -> None:
-        """Take new prompt inputs of a cache context and branch."""
+        """Compute what depends on the prompt inputs of a cache context and branch, at a trajectory's start."""
         segment = self._segments.prompt
         self._prompt[context, branch] = segment({**self._static, **inputs}) if segment is not None else {}
 
     def compute(self, context: int, branch: int, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The values for one evaluation, by name; ``inputs`` are that evaluation's."""
+        """The preamble's values for one evaluation, by name; ``inputs`` are that evaluation's, by name."""
         known = {**self._static, **inputs, **self._prompt[context, branch]}
         if self._segments.timestep is not None:
             known |= self._segments.timestep(known)

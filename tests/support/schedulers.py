@@ -1,4 +1,4 @@
-"""Schedulers of diffusers, as forecasts and courses are tested with."""
+"""Schedulers of diffusers that forecasts and noise schedules are tested with."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ DETERMINISTIC: dict[str, Any] = {
 
 
 def scheduler_of(name: str, config: dict[str, Any], steps: int) -> Any:
+    """The scheduler of that name and configuration, with the timesteps of so many steps."""
     scheduler = getattr(diffusers, name)(**config)
     scheduler.set_timesteps(steps)
     return scheduler

@@ -46,26 +46,26 @@ def drive(scheduler: Any, target: torch.Tensor) -> list[tuple[torch.Tensor, torc
 def test_a_straight_trajectory_is_foreseen_exactly(name: str, reach: int) -> None:
     scheduler = scheduler_of(name, DETERMINISTIC[name], 20)
     calls = drive(scheduler, torch.full((2, 4, 8, 8), 0.3))
-    course = noise_schedule_of(scheduler, float(calls[0][1]))
-    assert course is not None
-    assert course.calls == len(calls)
-    forecast = forecast_of(course, reach)
+    noise_schedule = noise_schedule_of(scheduler, float(calls[0][1]))
+    assert noise_schedule is not None
+    assert noise_schedule.calls == len(calls)
+    forecast = forecast_of(noise_schedule, reach)
     compared = 0
     for call, (latent, timestep) in enumerate(calls):
-        assert course.expects(call, float(timestep))
+        assert noise_schedule.expects(call, float(timestep))
         forecast.observe(latent)
         # PNDM's first calls repeat a timestep on a latent that it has kept: no line goes through them
         if call >= (3 if name == "PNDMScheduler" else 1) and call + reach < len(calls):
             predicted = forecast.predict(call + reach)
             torch.testing.assert_close(predicted, calls[call + reach][0], atol=2e-3, rtol=2e-3)
-            later = course.timestep(call + reach, timestep)
+            later = noise_schedule.timestep(call + reach, timestep)
             assert later.dtype == timestep.dtype
             assert float(later) == float(calls[call + reach][1])
             compared += 1
     assert compared > 10
 
 
-def _course(levels: list[float], multistep: bool = False) -> NoiseSchedule:
+def _noise_schedule(levels: list[float], multistep: bool = False) -> NoiseSchedule:
     count = len(levels)
     return NoiseSchedule(
         torch.arange(count, 0, -1).float(), 1.0, (1.0,) * count, tuple(levels), (0.0,) * count, multistep=multistep
@@ -86,7 +86,7 @@ def test_what_does_not_change_is_taken_to_stay() -> None:
 
 def test_slope_change_is_damped_per_row() -> None:
     """Row 0 moves on a parabola, so its slope's change continues; row 1 zigzags, so it does not."""
-    forecast = forecast_of(_course([float(8 - k) for k in range(9)]), 1)
+    forecast = forecast_of(_noise_schedule([float(8 - k) for k in range(9)]), 1)
     for k in range(7):
         forecast.observe(torch.tensor([[float(k * k)], [float(k % 2)]]))
     predicted = forecast.predict(7)
@@ -98,8 +98,8 @@ def test_slope_change_is_damped_per_row() -> None:
 @pytest.mark.parametrize("reach", [1, 2, 3])
 def test_what_alternates_is_not_carried_on_by_a_multistep_forecast(reach: int) -> None:
     """Slopes alternate around 1; without smoothing the last one would be carried on, and its change even amplified."""
-    course = _course([float(20 - k) for k in range(21)], multistep=True)
-    forecast = forecast_of(course, reach)
+    noise_schedule = _noise_schedule([float(20 - k) for k in range(21)], multistep=True)
+    forecast = forecast_of(noise_schedule, reach)
     for k in range(10):
         forecast.observe(torch.tensor([[k + 0.3 * (k % 2)]]))
         if k >= 2 and k + reach < 21:
@@ -109,7 +109,7 @@ def test_what_alternates_is_not_carried_on_by_a_multistep_forecast(reach: int) -
 
 @pytest.mark.parametrize("multistep", [False, True])
 def test_a_parabola_is_foreseen_as_far_as_the_damping_lets_it(multistep: bool) -> None:
-    forecast = forecast_of(_course([float(20 - k) for k in range(21)], multistep), 1)
+    forecast = forecast_of(_noise_schedule([float(20 - k) for k in range(21)], multistep), 1)
     for k in range(10):
         forecast.observe(torch.tensor([[float(k * k)]]))
     # slopes are 1, 3, 5, ..., 17; the next is 19: the last and 2, or the mean of two, 16, and half of 1.5 times 2
@@ -120,7 +120,7 @@ def test_a_parabola_is_foreseen_as_far_as_the_damping_lets_it(multistep: bool) -
 def test_a_slope_that_changes_with_the_level_is_foreseen_from_three_latents_on(reach: int) -> None:
     """Levels are unevenly spaced; z is a parabola of them, so that slopes are on a line in the middle of the moves."""
     levels = [14.6 * 0.8**k for k in range(16)]
-    forecast = forecast_of(_course(levels), reach)
+    forecast = forecast_of(_noise_schedule(levels), reach)
     for call in range(10):
         forecast.observe(torch.tensor([[levels[call] ** 2, -0.3 * levels[call] ** 2 + levels[call]]]))
         if call >= 2:
@@ -140,7 +140,7 @@ def two_call_latents(levels: list[float], share: float) -> list[torch.Tensor]:
 
 def test_of_a_flow_the_last_slope_is_kept_until_more_is_known() -> None:
     levels = [1 - k / 20 for k in range(12)]
-    forecast = forecast_of(replace(_course(levels), flow=True), 1)
+    forecast = forecast_of(replace(_noise_schedule(levels), flow=True), 1)
     for call in range(6):
         forecast.observe(torch.tensor([[levels[call] ** 2]]))
         if call >= 1:
@@ -159,11 +159,11 @@ def test_a_step_of_two_calls_is_made_of_foreseen_outputs(share: float, reach: in
     levels = [level for pair in zip(steps, between, strict=False) for level in pair]
     latents = two_call_latents([*levels, steps[-1]], share)
     count = len(latents)
-    course = NoiseSchedule(
+    noise_schedule = NoiseSchedule(
         torch.arange(count, 0, -1).float(), 1.0, (1.0,) * count, (*levels, steps[-1]), (0.0,) * count,
         second_share=share, finish=2,
     )  # fmt: skip
-    forecast = forecast_of(course, reach)
+    forecast = forecast_of(noise_schedule, reach)
     for call in range(count - reach):
         forecast.observe(latents[call])
         if call >= 3:
@@ -172,8 +172,8 @@ def test_a_step_of_two_calls_is_made_of_foreseen_outputs(share: float, reach: in
 
 @pytest.mark.parametrize(("options", "most"), [({}, 6), ({"multistep": True}, 8), ({"second_share": 0.5}, 9)])
 def test_memory_is_bounded(options: dict[str, Any], most: int) -> None:
-    course = replace(_course([float(200 - k) for k in range(200)]), **options)
-    forecast = forecast_of(course, 3)
+    noise_schedule = replace(_noise_schedule([float(200 - k) for k in range(200)]), **options)
+    forecast = forecast_of(noise_schedule, 3)
     for k in range(150):
         forecast.observe(torch.full((1, 2), float(k)))
         if k > 0:
@@ -182,14 +182,14 @@ def test_memory_is_bounded(options: dict[str, Any], most: int) -> None:
 
 
 def test_two_calls_at_one_level_keep_the_slope() -> None:
-    forecast = forecast_of(_course([4.0, 3.0, 3.0, 2.0]), 1)
+    forecast = forecast_of(_noise_schedule([4.0, 3.0, 3.0, 2.0]), 1)
     for value in (0.0, 1.0, 1.0):
         forecast.observe(torch.tensor([[value, value + 0.5]]))
     assert torch.isfinite(forecast.predict(3)).all()
 
 
 def test_what_was_foreseen_first_is_what_was_missed() -> None:
-    forecast = forecast_of(_course([4.0, 3.0, 2.0, 1.0, 0.5]), 2)
+    forecast = forecast_of(_noise_schedule([4.0, 3.0, 2.0, 1.0, 0.5]), 2)
     for value in (4.0, 3.0):
         forecast.observe(torch.full((1, 1), value))
     assert forecast.missed() is None

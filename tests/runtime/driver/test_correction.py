@@ -1,0 +1,81 @@
+"""Correction of outputs: with the noise schedule's sensitivity it gives what the true latent would have given."""
+
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+
+from runtime.driver.correction import corrected
+from runtime.driver.noise_schedule import FLOW_PRIOR, PRIOR, noise_schedule_of
+from tests.support.schedulers import BETAS, scheduler_of
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_gaussians_output_is_corrected_to_that_of_the_true_latent(kind: str) -> None:
+    """The best guess of a denoiser for Gaussian data of variance PRIOR is linear in its latent."""
+    scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", prediction_type=kind)
+    scheduler.set_timesteps(20)
+    noise_schedule = noise_schedule_of(scheduler, float(scheduler.timesteps[0]))
+    assert noise_schedule is not None
+
+    def denoise(x: torch.Tensor, call: int) -> torch.Tensor:
+        a, noise = noise_schedule.scale[call], noise_schedule.scale[call] * noise_schedule.level[call]
+        clean = a * PRIOR * x / (a**2 * PRIOR + noise**2)
+        epsilon = (x - a * clean) / noise
+        return {"epsilon": epsilon, "v_prediction": a * epsilon - noise * clean, "sample": clean}[kind]
+
+    true, foreseen = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double().unbind(0)
+    for call in (0, 7, 19):
+        output = corrected(denoise(foreseen, call), true - foreseen, noise_schedule.sensitivity[call])
+        torch.testing.assert_close(output, denoise(true, call))
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_of_a_multistep_sampler_the_clean_latent_is_kept(name: str) -> None:
+    scheduler = scheduler_of(name, BETAS, 20)
+    noise_schedule = noise_schedule_of(scheduler, float(scheduler.timesteps[0]))
+    assert noise_schedule is not None
+    assert noise_schedule.multistep
+    true, foreseen, output = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)).double().unbind(0)
+    for call in (0, 7, 19):
+        noise = noise_schedule.scale[call] * noise_schedule.level[call]
+        made = corrected(output, true - foreseen, noise_schedule.sensitivity[call])
+        torch.testing.assert_close(true - noise * made, foreseen - noise * output)
+    first_order = getattr(diffusers, name)(**BETAS, solver_order=1)
+    first_order.set_timesteps(20)
+    plain = noise_schedule_of(first_order, float(first_order.timesteps[0]))
+    assert plain is not None
+    assert not plain.multistep
+
+
+def test_a_flows_output_is_corrected_too() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(10)
+    noise_schedule = noise_schedule_of(scheduler, float(scheduler.timesteps[0]))
+    assert noise_schedule is not None
+    for call in (1, 5, 9):
+        sigma = noise_schedule.level[call]
+        spread = (1 - sigma) ** 2 * FLOW_PRIOR + sigma**2
+        assert noise_schedule.sensitivity[call] == pytest.approx((sigma - (1 - sigma) * FLOW_PRIOR) / spread)
+
+
+def test_an_output_of_unknown_meaning_is_left() -> None:
+    scheduler = diffusers.DDIMScheduler()
+    scheduler.register_to_config(prediction_type="something")
+    scheduler.set_timesteps(5)
+    noise_schedule = noise_schedule_of(scheduler, float(scheduler.timesteps[0]))
+    assert noise_schedule is not None
+    assert noise_schedule.sensitivity == (0.0,) * 5
+
+
+def test_channels_that_an_output_and_a_latent_do_not_share_are_left() -> None:
+    output, missed = torch.zeros(2, 8, 3, 3), torch.ones(2, 4, 3, 3)
+    wider = corrected(output, missed, 0.5)  # learned variances behind the output
+    assert wider[:, :4].eq(0.5).all()
+    assert wider[:, 4:].eq(0.0).all()
+    narrower = corrected(missed, output + 1, 0.5)  # an image behind the latent
+    assert narrower.eq(1.5).all()
+    assert corrected(output, torch.ones(2, 5), 0.5) is output
+    assert output.eq(0).all()
+    assert missed.eq(1).all()
