@@ -1,6 +1,6 @@
 """Run time: executes a plan on several devices, and puts the engine in a diffusers pipeline.
 
-``Engine`` and ``parallelize`` are loaded when they are first used.
+``Engine``, ``EngineOptions`` and ``parallelize`` are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
+    from runtime.options import EngineOptions
     from runtime.pipeline import parallelize
 
 _runpy.run_path(str(_Path(__file__).parents[1] / "profiles" / "import_guard.py"))
 
-__all__ = ["Engine", "parallelize"]
+__all__ = ["Engine", "EngineOptions", "parallelize"]
 
-_HOMES = {"Engine": "runtime.engine", "parallelize": "runtime.pipeline"}
+_HOMES = {
+    "Engine": "runtime.engine",
+    "EngineOptions": "runtime.options",
+    "parallelize": "runtime.pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:

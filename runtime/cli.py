@@ -217,7 +217,7 @@ def _default_dtype(plan: Any, devices: list[str] | None) -> str:
 
 def _load(options: argparse.Namespace, dtype: Any) -> Any:
     from partitioner.errors import UsageError, first_line
-    from runtime.pipeline import load_pipeline
+    from runtime.loading import load_pipeline
 
     local = Path(options.pipeline)
     if not local.exists() and options.pipeline.count("/") != 1:

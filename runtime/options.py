@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TRANSPORTS = ("processes", "threads", "emulation")
+TRANSPORTS = ("processes", "threads", "emulation")  # what a rank is
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to run a plan; None: as the plan says.
+    """How to run a plan. None means: as the plan says.
 
-    exact: every step exact (the plan's split, no lag). microbatches: an exact step's rows are computed in so many
-    parts, one component working on one while another has the next, where they divide evenly; results then differ in
-    the last bits from those of the whole batch. correct: in look-ahead, correct the output for what the latent was
-    foreseen wrong (docs/lookahead.md). keep_weights: do not let go, until ``close``, of parameters
-    that only other processes need and that the files of the denoiser can give back. threads: torch threads per rank
-    process (0: torch's own default). compile: run what torch.compile makes of each rank's segments; the first calls
-    take minutes, and results differ in the last bits. cuda_graphs: replay segments from CUDA graphs, on GPUs.
-    green_contexts: ranks that share a GPU each get an equal share of its multiprocessors (transport "threads").
-    record: keep what every rank did and when, for ``timeline``. step_timeout_s:
-    longest wait in a step before the engine ends with RankStalled.
+    Attributes:
+        transport: what a rank is: "processes" (a process each), "threads" (threads of this process, which
+            ``parallelize`` chooses for GPUs) or "emulation" (all in the caller's thread, in turn; for tests).
+        exact: run every step exactly: by the plan's split, but without lag or look-ahead.
+        microbatches: compute an exact step's rows in so many parts, so that one component works on one part while
+            another has the next; only where the rows divide evenly. Results then differ in the last bits.
+        warmup: how many first steps of a trajectory are exact.
+        predictor: what lagged reads are estimated by: "hold", "linear" or "adaptive".
+        mode: how steps after the warm-up are run: "lookahead" or "async".
+        correct: in look-ahead, correct the output for the error of the predicted latent (docs/lookahead.md).
+        check_finite: stop with NonFiniteValue at the first NaN or Inf, naming the node that made it. Slow.
+        keep_weights: keep in this process, while the engine runs, the parameters that only other ranks need. By
+            default those that the denoiser's files can give back are released until ``close``.
+        compile: compile each rank's segments by torch.compile. The first calls take minutes, and results differ in
+            the last bits.
+        cuda_graphs: replay each rank's segments from CUDA graphs, on GPUs.
+        green_contexts: give each of the ranks that share a GPU an equal share of its multiprocessors; with transport
+            "threads".
+        record: keep what every rank did and when, for ``Engine.timeline``.
+        threads: torch threads per rank process; 0: torch's own default.
+        step_timeout_s: seconds that a step may take before the engine ends with RankStalled.
+        startup_timeout_s: seconds that the ranks may take to start before the engine ends with StartupError.
+
+    >>> EngineOptions(transport="threads", warmup=4).correct
+    True
     """
 
     transport: str = "processes"

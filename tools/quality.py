@@ -41,8 +41,10 @@ from partitioner.search.mode import Mode
 from partitioner.staleness.measured import measure_module
 from profiles.json_files import JsonFileError
 from profiles.quality_profile import FEWER_STEPS, MeasuredDrift, QualityProfile, QualityRow
+from runtime.denoiser import denoiser_name
 from runtime.driver.noise_schedule import is_flow, is_stochastic
-from runtime.pipeline import denoiser_name, load_pipeline, parallelize
+from runtime.loading import load_pipeline
+from runtime.pipeline import parallelize
 from tools.classifier import Classifier, frechet, frechet_noise
 from tools.figures import psnr, ssim
 from tools.shapes import Pictures, draw, draw_labels

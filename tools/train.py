@@ -42,7 +42,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from runtime.pipeline import denoiser_name
+from runtime.denoiser import denoiser_name
 from tools.classifier import Classifier
 from tools.shapes import Pictures, draw, draw_labels
 from tools.vocabulary import TOKENS, clip_tokenizer, t5_tokenizer

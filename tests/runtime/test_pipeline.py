@@ -20,8 +20,8 @@ from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import seat_of
 from partitioner.planning.planner import Options, plan_graphs
 from runtime import parallelize
+from runtime.denoiser import DistributedDenoiser, denoiser_name
 from runtime.errors import InputError, PlanMismatch
-from runtime.pipeline import DistributedDenoiser, denoiser_name
 from runtime.worker.specs import build_specs
 from tests.support import pipelines
 from tests.support.engines import plan_of

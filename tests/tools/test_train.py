@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.pipeline import denoiser_name, load_pipeline
+from runtime.denoiser import denoiser_name
+from runtime.loading import load_pipeline
 from tools.classifier import Classifier
 from tools.shapes import draw, draw_labels
 from tools.train import DENOISERS, EMPTY_TOKENS, LONG_EVERY, TRAINED, condition, main
