@@ -1,4 +1,4 @@
-"""run-plan: run a saved plan on a pipeline from the shell; writes the image or the video."""
+"""run-plan: the command that runs a saved plan on a diffusers pipeline and writes the image or the video."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from partitioner.errors import PartitionerError, UsageError, first_line
+from runtime.errors import EngineError
+
+if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --help is quick
+    from partitioner.plan.plan import Plan
+    from runtime.engine import Engine
+    from runtime.stats import Stats
 
 EXIT_TERMINATED = 143
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -18,7 +26,7 @@ VIDEO_SUFFIXES = (".gif", ".mp4")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's options."""
+    """The parser of the command's arguments."""
     made = argparse.ArgumentParser(
         prog="run-plan",
         description="Generate an image or a video with the denoiser split over several devices by a plan.",
@@ -62,20 +70,25 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code (0 done, 2 usage, 3 invalid plan, 5 a rank failed)."""
+    """Run the command.
+
+    Args:
+        argv: its arguments; None: those of the process.
+
+    Returns:
+        The exit code: 0 done, 2 usage, 3 invalid plan, 5 a rank failed.
+    """
     options = parser().parse_args(argv)
     previous = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _terminated)
-    from partitioner.errors import PartitionerError
     from partitioner.process import interrupted
-    from runtime.errors import EngineError
 
     try:
         if "TORCHELASTIC_RUN_ID" in os.environ and options.transport in (None, "processes"):
             from runtime.torchrun import join
 
             join(options.startup_timeout)
-        result = _run(options)
+        result, stats = _run(options)
     except (EngineError, PartitionerError) as error:
         print(f"run-plan: {error}", file=sys.stderr)
         return error.exit_code
@@ -89,46 +102,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(result, indent=1))
     else:
-        _print_table(result)
+        _print_table(result, stats)
     return 0
 
 
 class _Terminated(BaseException):
-    """SIGTERM, so that everything is closed on the way out."""
+    """Raised at SIGTERM, so that everything is closed on the way out."""
 
 
 def _terminated(_signal: int, _frame: Any) -> None:
     raise _Terminated
 
 
-def _run(options: argparse.Namespace) -> dict[str, Any]:
-    from partitioner.errors import UsageError
+def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:
+    """Run the plan as the options say; returns the result as ``--json`` prints it, and the figures behind it."""
     from partitioner.plan.plan import Plan
 
-    output = Path(options.output)
-    if output.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
-        raise UsageError(f"--output {output}: expected one of {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
-    if output.exists() and not options.force:
-        raise UsageError(f"{output} exists; choose another --output or add --force")
-    if not output.parent.is_dir():
-        raise UsageError(f"the folder {output.parent} does not exist; make it or choose another --output")
-    if options.trace is not None and Path(options.trace).exists() and not options.force:
-        raise UsageError(f"{options.trace} exists; choose another --trace or add --force")
-    for name in ("steps", "warmup", "threads", "height", "width", "frames"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} is {value}; expected 1 or more")
+    _check(options)
     plan = Plan.load(options.plan)
     if options.image is not None and not Path(options.image).is_file():
         raise UsageError(f"--image {options.image} is no file")
 
     import torch
 
+    from runtime import generation
     from runtime.pipeline import parallelize
 
     torch.set_num_threads(options.threads)
-    devices = _devices(options.devices, torch) if options.devices else None
-    pipe = _load(options, getattr(torch, options.dtype or _default_dtype(plan, devices)))
+    devices = _devices(options.devices) if options.devices else None
+    pipe = generation.load(options, getattr(torch, options.dtype or generation.default_dtype(plan, devices)))
     if devices:
         pipe.to(devices[0])
     overrides = {"transport": options.transport} if options.transport else {}
@@ -151,21 +153,47 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     ) as engine:
         print(f"run-plan: {plan.ranks} ranks ready", file=sys.stderr)
         start = time.perf_counter()
-        media = _generate(pipe, options, torch)
+        media = generation.generate(pipe, options)
         seconds = time.perf_counter() - start
         stats = engine.stats
         if options.trace is not None:
             _write_trace(engine, plan, options)
-    _write(media, output)
+    generation.write(media, Path(options.output))
+    result = {"output": options.output, "plan": options.plan, "ranks": plan.ranks, "seconds": seconds}
+    return {**result, **_figures(stats)}, stats
+
+
+def _check(options: argparse.Namespace) -> None:
+    """UsageError for what is wrong with the options by themselves, before anything is loaded."""
+    output = Path(options.output)
+    if output.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
+        raise UsageError(f"--output {output}: expected one of {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
+    if output.exists() and not options.force:
+        raise UsageError(f"{output} exists; choose another --output or add --force")
+    if not output.parent.is_dir():
+        raise UsageError(f"the folder {output.parent} does not exist; make it or choose another --output")
+    if options.trace is not None and Path(options.trace).exists() and not options.force:
+        raise UsageError(f"{options.trace} exists; choose another --trace or add --force")
+    for name in ("steps", "warmup", "threads", "height", "width", "frames"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; expected 1 or more")
+
+
+def _figures(stats: Stats) -> dict[str, Any]:
+    """The part of the result that says what was run, and how fast."""
+    split = stats.lookahead_steps + stats.async_steps
+    split_ms = stats.lookahead_steps * (stats.lookahead_ms or 0) + stats.async_steps * (stats.async_ms or 0)
     return {
-        "output": str(output),
-        "plan": options.plan,
-        "ranks": plan.ranks,
+        "mode": stats.mode,
         "steps": stats.steps,
         "exact_steps": stats.exact_steps,
+        "lookahead_steps": stats.lookahead_steps,
+        "async_steps": stats.async_steps,
         "exact_ms_per_step": stats.exact_ms,
-        "async_ms_per_step": stats.async_ms,
-        "seconds": seconds,
+        "lookahead_ms_per_step": stats.lookahead_ms,
+        # as it always was: of all steps that are not exact, look-ahead's included
+        "async_ms_per_step": split_ms / split if split else None,
         "per_rank": [
             {
                 "rank": rank,
@@ -179,8 +207,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _write_trace(engine: Any, plan: Any, options: argparse.Namespace) -> None:
-    from partitioner.errors import UsageError
+def _write_trace(engine: Engine, plan: Plan, options: argparse.Namespace) -> None:
+    """Write what every rank did, as a trace for ui.perfetto.dev."""
     from partitioner.plan.ranks import seat_of
     from partitioner.plan.timeline import chrome_trace, write_trace
     from profiles.json_files import JsonFileError
@@ -195,8 +223,9 @@ def _write_trace(engine: Any, plan: Any, options: argparse.Namespace) -> None:
         raise UsageError(str(error)) from error
 
 
-def _devices(text: str, torch: Any) -> list[str]:
-    from partitioner.errors import UsageError, first_line
+def _devices(text: str) -> list[str]:
+    """The devices of a list such as "cuda:0,cuda:1"; UsageError where one cannot be used."""
+    import torch
 
     devices = [name.strip() for name in text.split(",")]
     for name in devices:
@@ -209,106 +238,28 @@ def _devices(text: str, torch: Any) -> list[str]:
     return devices
 
 
-def _default_dtype(plan: Any, devices: list[str] | None) -> str:
-    """What pipelines are saved in says little: parts differ, and half precision is slow on a CPU."""
-    on_cpu = devices is None or devices[0].startswith("cpu")
-    return "float32" if on_cpu else next(item.dtype for item in plan.inputs if item.role == "latent")
+def _print_table(result: Mapping[str, Any], stats: Stats) -> None:
+    from partitioner.tables import table_text
 
-
-def _load(options: argparse.Namespace, dtype: Any) -> Any:
-    from partitioner.errors import UsageError, first_line
-    from runtime.loading import load_pipeline
-
-    local = Path(options.pipeline)
-    if not local.exists() and options.pipeline.count("/") != 1:
-        raise UsageError(f"--pipeline {options.pipeline} is neither a folder nor a hub id (owner/name)")
-    if local.exists() and not (local / "model_index.json").is_file():
-        raise UsageError(f"--pipeline {options.pipeline} has no model_index.json: expected a saved diffusers pipeline")
-    try:
-        return load_pipeline(options.pipeline, dtype)
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(f"--pipeline {options.pipeline} cannot be loaded: {first_line(error)}") from error
-
-
-def _generate(pipe: Any, options: argparse.Namespace, torch: Any) -> list[Any]:
-    """Call the pipeline with those options that it takes; the images, or the frames of the first video."""
-    import inspect
-
-    from partitioner.errors import UsageError
-
-    wanted = {
-        "prompt": options.prompt,
-        "negative_prompt": options.negative_prompt,
-        "height": options.height,
-        "width": options.width,
-        "num_frames": options.frames,
-        "guidance_scale": options.guidance_scale,
-    }
-    if options.image is not None:
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            wanted["image"] = Image.open(options.image).convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise UsageError(f"--image {options.image} cannot be read as an image") from error
-    given = {name: value for name, value in wanted.items() if value is not None}
-    parameters = inspect.signature(pipe.__call__).parameters
-    if "use_resolution_binning" in parameters:  # PixArt would run at another size than was asked and planned for
-        given["use_resolution_binning"] = False
-    if "guidance_scale" in given and "max_guidance_scale" in parameters:  # SVD ramps it over the frames
-        given["max_guidance_scale"] = given.pop("guidance_scale")
-    refused = [name for name in given if name not in parameters]
-    needed = [
-        name for name in ("prompt", "image") if name in parameters and name not in given
-        and parameters[name].default is inspect.Parameter.empty
-    ]  # fmt: skip
-    if "prompt" in parameters and "image" not in parameters and "prompt" not in given:
-        needed.append("prompt")
-    for names, what in ((refused, "takes no"), (needed, "needs")):
-        if names:
-            named = ", ".join(
-                "--" + name.replace("num_frames", "frames").replace("_", "-") for name in dict.fromkeys(names)
-            )
-            raise UsageError(f"a {type(pipe).__name__} {what} {named}")
-    generator = torch.Generator("cpu").manual_seed(options.seed)
-    try:
-        result = pipe(**given, num_inference_steps=options.steps, generator=generator)
-    except ValueError as error:  # as pipelines refuse their arguments
-        raise UsageError(f"the {type(pipe).__name__} refuses this call: {error}") from error
-    return list(result.frames[0] if hasattr(result, "frames") else result.images)
-
-
-def _write(media: list[Any], output: Path) -> None:
-    """One image as it is; frames as a video; frames as an image file: the first."""
-    from partitioner.errors import UsageError
-
-    if output.suffix.lower() == ".gif":
-        media[0].save(output, save_all=True, append_images=media[1:], duration=125, loop=0)
-    elif output.suffix.lower() == ".mp4":
-        from diffusers.utils import export_to_video
-
-        try:
-            export_to_video(media, str(output), fps=8)
-        except ImportError as error:
-            raise UsageError(f"writing .mp4 needs another package ({error}); --output as .gif needs none") from error
-    else:
-        media[0].save(output)
-
-
-def _print_table(result: dict[str, Any]) -> None:
-    def ms(value: float | None) -> str:
-        return f"{value:.1f} ms" if value is not None else "none"
-
-    lagged = result["steps"] - result["exact_steps"]
     print(f"wrote {result['output']} in {result['seconds']:.1f} s on {result['ranks']} ranks")
-    print(f"exact steps  {result['exact_steps']:4d}  {ms(result['exact_ms_per_step'])} per step")
-    print(f"async steps  {lagged:4d}  {ms(result['async_ms_per_step'])} per step")
-    print("rank    sent MB   wait ms   parameters MB   resident MB")
-    for row in result["per_rank"]:
-        print(
-            f"{row['rank']:4d} {row['sent_bytes'] / 1e6:10.2f} {row['wait_ms']:9.1f} "
-            f"{row['parameter_bytes'] / 1e6:15.2f} {row['resident_bytes'] / 1e6:13.1f}"
-        )
+    modes = (
+        ("exact", stats.exact_steps, stats.exact_ms),
+        ("look-ahead", stats.lookahead_steps, stats.lookahead_ms),
+        ("async", stats.async_steps, stats.async_ms),
+    )
+    rows = [[name, str(steps), f"{ms:.1f}"] for name, steps, ms in modes if ms is not None]
+    print(table_text(["mode", "steps", "ms per step"], rows, left={0}))
+    rows = [
+        [
+            str(rank),
+            f"{report.sent_bytes / 1e6:.2f}",
+            f"{report.wait_seconds * 1e3:.1f}",
+            f"{report.parameter_bytes / 1e6:.2f}",
+            f"{report.resident_bytes / 1e6:.1f}",
+        ]
+        for rank, report in enumerate(stats.ranks)
+    ]
+    print(table_text(["rank", "sent MB", "wait ms", "parameters MB", "resident MB"], rows))
 
 
 if __name__ == "__main__":

@@ -92,8 +92,10 @@ def test_an_image_is_written_and_described(run: Run, tmp_path: Path) -> None:
     with Image.open(output) as image:
         assert image.size == (32, 32)
     assert out.startswith(f"wrote {output} in ")
-    assert "exact steps     2" in out
-    assert "async steps     1" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[1] == ["mode", "steps", "ms", "per", "step"]
+    assert [row[:2] for row in rows[2:4]] == [["exact", "2"], ["async", "1"]]
+    assert rows[4][:3] == ["rank", "sent", "MB"]
     assert "run-plan: 2 ranks ready" in err
 
 
@@ -108,8 +110,10 @@ def test_the_shipped_denoisers_draw_what_is_asked_for(kind: str, run: Run, tmp_p
     output = tmp_path / "shape.png"
     arguments = ["--prompt", "a yellow circle on black middle", "--transport", "emulation", "--guidance-scale", "3"]
     arguments += ["--steps", "20", "--output", str(output)]
-    code, _, err = run(kind, *arguments, plan=tmp_path / "two.plan.json", pipeline=str(folder))
+    code, out, err = run(kind, *arguments, plan=tmp_path / "two.plan.json", pipeline=str(folder))
     assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["exact", "look-ahead"]
+    assert "async" not in out
     with Image.open(output) as image:
         assert image.size == (32, 32)
         red, green, blue = image.getpixel((16, 16))
@@ -167,6 +171,8 @@ def test_exact_is_the_unmodified_pipeline_and_json_is_all_of_stdout(run: Run, ho
     result = json.loads(out)
     assert (result["output"], result["ranks"], result["steps"], result["exact_steps"]) == (str(output), 2, 3, 3)
     assert result["exact_ms_per_step"] > 0
+    assert (result["mode"], result["lookahead_steps"], result["async_steps"]) == ("exact", 0, 0)
+    assert result["lookahead_ms_per_step"] is None
     assert result["async_ms_per_step"] is None
     assert [row["rank"] for row in result["per_rank"]] == [0, 1]
     assert all(row["parameter_bytes"] > 0 and row["sent_bytes"] > 0 for row in result["per_rank"])

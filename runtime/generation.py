@@ -1,0 +1,109 @@
+"""What run-plan does with a pipeline: load it, call it with the command's options, and write what it makes."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from partitioner.errors import UsageError, first_line
+from partitioner.plan.plan import Plan
+from runtime.loading import load_pipeline
+
+
+def default_dtype(plan: Plan, devices: list[str] | None) -> str:
+    """The dtype to run a pipeline in: float32 on a CPU, where half precision is slow, else the plan's.
+
+    The dtype that a pipeline is saved in says little, because its parts may differ.
+    """
+    on_cpu = devices is None or devices[0].startswith("cpu")
+    return "float32" if on_cpu else next(item.dtype for item in plan.inputs if item.role == "latent")
+
+
+def load(options: argparse.Namespace, dtype: torch.dtype) -> Any:
+    """The pipeline that ``--pipeline`` names.
+
+    Raises:
+        UsageError: there is no such folder or hub id, or it holds no pipeline that can be loaded.
+    """
+    local = Path(options.pipeline)
+    if not local.exists() and options.pipeline.count("/") != 1:
+        raise UsageError(f"--pipeline {options.pipeline} is neither a folder nor a hub id (owner/name)")
+    if local.exists() and not (local / "model_index.json").is_file():
+        raise UsageError(f"--pipeline {options.pipeline} has no model_index.json: expected a saved diffusers pipeline")
+    try:
+        return load_pipeline(options.pipeline, dtype)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(f"--pipeline {options.pipeline} cannot be loaded: {first_line(error)}") from error
+
+
+def generate(pipe: Any, options: argparse.Namespace) -> list[Any]:
+    """Call the pipeline with those of the options that it takes.
+
+    Returns:
+        The images, or the frames of the first video.
+
+    Raises:
+        UsageError: the pipeline takes no such option, needs one that is not given, or refuses its value.
+    """
+    wanted = {
+        "prompt": options.prompt,
+        "negative_prompt": options.negative_prompt,
+        "height": options.height,
+        "width": options.width,
+        "num_frames": options.frames,
+        "guidance_scale": options.guidance_scale,
+    }
+    if options.image is not None:
+        try:
+            wanted["image"] = Image.open(options.image).convert("RGB")
+        except (UnidentifiedImageError, OSError) as error:
+            raise UsageError(f"--image {options.image} cannot be read as an image") from error
+    given = {name: value for name, value in wanted.items() if value is not None}
+    parameters = inspect.signature(pipe.__call__).parameters
+    if "use_resolution_binning" in parameters:  # PixArt would run at another size than was asked and planned for
+        given["use_resolution_binning"] = False
+    if "guidance_scale" in given and "max_guidance_scale" in parameters:  # SVD ramps it over the frames
+        given["max_guidance_scale"] = given.pop("guidance_scale")
+    refused = [name for name in given if name not in parameters]
+    needed = [
+        name for name in ("prompt", "image") if name in parameters and name not in given
+        and parameters[name].default is inspect.Parameter.empty
+    ]  # fmt: skip
+    if "prompt" in parameters and "image" not in parameters and "prompt" not in given:
+        needed.append("prompt")
+    for names, what in ((refused, "takes no"), (needed, "needs")):
+        if names:
+            named = ", ".join(
+                "--" + name.replace("num_frames", "frames").replace("_", "-") for name in dict.fromkeys(names)
+            )
+            raise UsageError(f"a {type(pipe).__name__} {what} {named}")
+    generator = torch.Generator("cpu").manual_seed(options.seed)
+    try:
+        result = pipe(**given, num_inference_steps=options.steps, generator=generator)
+    except ValueError as error:  # as pipelines refuse their arguments
+        raise UsageError(f"the {type(pipe).__name__} refuses this call: {error}") from error
+    return list(result.frames[0] if hasattr(result, "frames") else result.images)
+
+
+def write(media: list[Any], output: Path) -> None:
+    """Write images or frames to a file: as a video where its suffix is one's, else the first of them as an image.
+
+    Raises:
+        UsageError: the format needs a package that is not installed.
+    """
+    if output.suffix.lower() == ".gif":
+        media[0].save(output, save_all=True, append_images=media[1:], duration=125, loop=0)
+    elif output.suffix.lower() == ".mp4":
+        from diffusers.utils import export_to_video
+
+        try:
+            export_to_video(media, str(output), fps=8)
+        except ImportError as error:
+            raise UsageError(f"writing .mp4 needs another package ({error}); --output as .gif needs none") from error
+    else:
+        media[0].save(output)
