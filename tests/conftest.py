@@ -1,4 +1,8 @@
-"""What every test shares: no network, one thread, fixed seeds, and no CUDA tests where there is no CUDA device."""
+"""What every test shares: no network, one thread, fixed seeds, no CUDA tests where there is no CUDA device.
+
+Tests are marked ``processes`` or ``slow`` (pyproject.toml says what for), by file or one by one; a test with a
+parameter that names the transport "processes" is marked here.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,12 @@ hypothesis.settings.register_profile("project", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("project")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
+        if any(isinstance(value, str) and value.split()[:1] == ["processes"] for value in parameters):
+            item.add_marker(pytest.mark.processes)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

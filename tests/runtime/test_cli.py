@@ -85,6 +85,7 @@ def run(home: Home, capsys: pytest.CaptureFixture[str]) -> Run:
 # ---- results
 
 
+@pytest.mark.processes
 def test_an_image_is_written_and_described(run: Run, tmp_path: Path) -> None:
     output = tmp_path / "cat.png"
     code, out, err = run("stable_diffusion", "--prompt", "a red cat", "--output", str(output))
@@ -120,6 +121,7 @@ def test_the_shipped_denoisers_draw_what_is_asked_for(kind: str, run: Run, tmp_p
     assert min(red, green) > blue + 40  # yellow
 
 
+@pytest.mark.processes
 def test_check_finite_names_step_component_and_node(run: Run, home: Home, tmp_path: Path) -> None:
     """Fault 10. Unasked, the same weights make a picture."""
     broken = tmp_path / "broken"
@@ -137,6 +139,7 @@ def test_check_finite_names_step_component_and_node(run: Run, home: Home, tmp_pa
     assert code == 0, err
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("option", "text"),
     [("--step-timeout", r"rank \d .*step 0.* 0\.001 s"), ("--startup-timeout", r"within 0\.001 s.*--startup-timeout")],
@@ -371,6 +374,7 @@ def endless(home: Home, tmp_path: Path) -> Iterator[Endless]:
         process.wait()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("number", "to_group", "code", "word"),
     [(signal.SIGINT, True, 130, "interrupted"), (signal.SIGTERM, False, 143, "terminated")],

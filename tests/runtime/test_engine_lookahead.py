@@ -81,6 +81,7 @@ def test_with_true_latents_foreseen_the_output_is_the_pipelines_own(
     assert set(asked) == set(range(warmup, STEPS))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("components", [2, 3])
 def test_every_transport_gives_the_same_bits_again_and_again(
     pipe: Any, plans: dict[int, Plan], components: int
@@ -101,6 +102,7 @@ def test_every_transport_gives_the_same_bits_again_and_again(
     assert float((ahead - exact).norm()) < 0.5 * float((held - exact).norm())
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("components", [2, 3])
 def test_the_last_calls_of_a_sampler_of_two_calls_are_exact(pipe: Any, plans: dict[int, Plan], components: int) -> None:
     import diffusers
@@ -138,6 +140,7 @@ def test_an_abandoned_trajectory_leaves_nothing_to_the_next(pipe: Any, plans: di
         assert torch.equal(pipelines.call(pipe, steps=STEPS), expected)
 
 
+@pytest.mark.processes
 def test_a_denoiser_without_a_scheduler_runs_async(pipe: Any, plans: dict[int, Plan]) -> None:
     with Engine(pipe.unet, plans[2]) as engine:
         for timestep in (900, 700, 500, 300):
@@ -145,6 +148,7 @@ def test_a_denoiser_without_a_scheduler_runs_async(pipe: Any, plans: dict[int, P
         assert engine.stats.mode == "async"
 
 
+@pytest.mark.processes
 def test_another_timestep_than_foreseen_starts_over(pipe: Any, plans: dict[int, Plan]) -> None:
     scheduler = pipe.scheduler
     scheduler.set_timesteps(8)

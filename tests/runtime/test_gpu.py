@@ -25,7 +25,7 @@ from runtime.worker.segment import Segment
 from tests.support.engines import Trajectory, contiguous, equal, folded, largest_difference, plan_of, toy, toy_plan
 from tests.support.pipelines import call, load, saved
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.processes]
 
 OPTIONS = EngineOptions(transport="threads")
 CLOSE = 1e-4  # of values of order 1 in float32, where other kernels or another order of sums may be chosen

@@ -124,6 +124,7 @@ def planned(request: pytest.FixtureRequest, cases: dict[str, Case]) -> tuple[Cas
     return cases[name], cases[name].plan(int(ranks))
 
 
+@pytest.mark.processes
 def test_every_pipeline_runs_exactly_and_lagged_over_processes_as_emulated(
     planned: tuple[Case, Plan], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +267,7 @@ def test_what_changes_between_lagged_calls_is_noticed(case: Case) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.processes
 def test_two_branches_are_exact_and_the_same_over_processes(cases: dict[str, Case]) -> None:
     for name in pipelines.MAKERS:
         if name == "flux":  # it has no second branch

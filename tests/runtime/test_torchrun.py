@@ -32,6 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return Home(tmp_path_factory.mktemp("home"))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("files", ["on every machine", "on the driver's"])
 def test_two_machines_give_the_bytes_of_the_engines_own_launch(
     home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str], files: str

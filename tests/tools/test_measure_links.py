@@ -12,6 +12,7 @@ from partitioner.simulator.machine import Link
 from tools import measure_links
 
 
+@pytest.mark.processes
 def test_every_ordered_pair_is_measured_and_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "devices.json"
     assert measure_links.main(["--ranks", "2", "--output", str(path), "--json"]) == 0

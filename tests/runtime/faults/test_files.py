@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.partitioner.plan.test_plan import HOSTILE as PLANS
 from tests.partitioner.plan.test_plan import LARGE
 from tests.profiles.test_cost_profile import HOSTILE as PROFILES
@@ -37,6 +39,7 @@ print(json.dumps(int(peak[1])))
 """
 
 
+@pytest.mark.processes
 def test_every_hostile_file_is_refused_in_a_sentence_a_second_and_200_mb(tmp_path: Path) -> None:
     files = {f"plan {name}": data for name, (data, _) in PLANS.items()}
     files |= {f"plan large {name}": make() for name, make in LARGE.items()}

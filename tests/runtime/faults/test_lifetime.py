@@ -18,6 +18,8 @@ from tests.support.engines import equal
 from tests.support.traces import Traces, rank_processes
 from tests.support.trouble import Fragile, engine_for, fragile, inputs, plan_for, trajectory
 
+pytestmark = pytest.mark.processes
+
 FRAGILE = fragile()
 
 MISFITS: dict[str, dict[str, Any]] = {

@@ -256,6 +256,7 @@ def _odd_message(engine: Engine, kind: str) -> None:
     mailbox._tables[0] = was
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["step", "tensor", "shape", "dtype", "plan"])
 def test_a_rank_refuses_a_message_that_does_not_belong(kind: str) -> None:
     """Fault 7."""

@@ -29,6 +29,8 @@ from tests.support.trouble import (
     wait_until,
 )
 
+pytestmark = pytest.mark.processes
+
 FRAGILE = fragile()
 COMPONENTS = 3  # rank 0, the driver's, has component 2; rank 1 has 1; rank 2 has 0
 

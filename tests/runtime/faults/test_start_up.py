@@ -18,6 +18,8 @@ from tests.support.engines import equal
 from tests.support.traces import is_gone, listening, rank_processes
 from tests.support.trouble import DEADLINE_S, engine_for, fragile, plan_for, trajectory, wait_until
 
+pytestmark = pytest.mark.processes
+
 FRAGILE = fragile()
 ROOT = Path(__file__).parents[3]
 LOOPBACK = "0100007F"  # 127.0.0.1, as /proc/net/tcp has it

@@ -6,9 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.support.traces import is_gone
 from tests.support.trouble import DEADLINE_S, wait_until
 from tests.support.two_agents import agents
+
+pytestmark = pytest.mark.processes
 
 SCRIPT = "tests.support.torchrun_script"
 

@@ -147,6 +147,7 @@ class Everything(nn.Module):
         return (total,)
 
 
+@pytest.mark.processes
 @pytest.mark.filterwarnings("ignore:Casting complex")
 def test_every_dtype_and_layout_arrives_as_it_was_sent() -> None:
     module = Everything().eval()
