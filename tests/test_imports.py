@@ -40,7 +40,7 @@ NEED_TORCH = TOUCH_TORCH - {
 }
 
 PRIVATE_NAMES = {"partitioner.graph.torch_private"}
-DISTRIBUTED = {"runtime.transport.rendezvous", "partitioner.graph.torch_private", "tools.asyncdiff_policy"}
+DISTRIBUTED = {"runtime.transport.rendezvous", "partitioner.graph.torch_private", "tools.bench.policy_ranks"}
 
 
 def _module_name(path: Path) -> str:

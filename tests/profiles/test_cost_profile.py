@@ -26,7 +26,7 @@ def a_profile(**changes: Any) -> CostProfile:
         "dtype": "float32",
         "mode": "eager",
         "date": "2025-11-20T12:00:00+00:00",
-        "command": "python -m tools.record_profile --model x",
+        "command": "python -m tools.measure profile --model x",
         "signatures": {"aten.add.Tensor(float32[2], 1)": SignatureCost(median_ms=0.25, iqr_ms=0.5, launch_ms=0)},
         "checks": (WholeCheck(model="x", fingerprint="ab", summed_ms=9, whole_ms=10, whole_iqr_ms=1, module_ms=None),),
     }
@@ -45,7 +45,7 @@ GOLDEN = """{
   }
  ],
  "clock_mhz": 0.5,
- "command": "python -m tools.record_profile --model x",
+ "command": "python -m tools.measure profile --model x",
  "date": "2025-11-20T12:00:00+00:00",
  "device": "cpu",
  "device_name": "Abacus",

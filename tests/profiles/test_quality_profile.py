@@ -9,7 +9,7 @@ import pytest
 
 from profiles.json_files import JsonFileError
 from profiles.quality_profile import MeasuredDrift, QualityProfile, QualityRow
-from tools.train import DENOISERS
+from tools.pictures.pipelines import DENOISERS
 
 
 def row(**fields: Any) -> QualityRow:

@@ -26,7 +26,7 @@ from partitioner.models.spec import model_spec
 from partitioner.planning.planner import Options, plan_model
 from runtime.cli import main
 from tests.support import pipelines
-from tools.train import DENOISERS, TRAINED
+from tools.pictures.pipelines import DENOISERS, TRAINED
 
 ROOT = Path(__file__).parents[2]
 

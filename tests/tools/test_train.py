@@ -10,9 +10,10 @@ import torch
 
 from runtime.denoiser import denoiser_name
 from runtime.loading import load_pipeline
-from tools.classifier import Classifier
-from tools.shapes import draw, draw_labels
-from tools.train import DENOISERS, EMPTY_TOKENS, LONG_EVERY, TRAINED, condition, main
+from tools.pictures.classifier import Classifier
+from tools.pictures.pipelines import DENOISERS, TRAINED
+from tools.pictures.shapes import draw, draw_labels
+from tools.train import EMPTY_TOKENS, LONG_EVERY, condition, main
 
 MOST_BYTES = 8e6
 

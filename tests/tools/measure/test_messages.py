@@ -1,0 +1,55 @@
+"""The cost of checking messages: measured between engines that do and that do not, and give the same bits."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from runtime.transport.mailbox import MessageKey
+from tests.support.engines import ROLES, Trajectory, equal, toy, toy_plan
+from tools.measure import messages as measure_header
+
+
+def test_an_engine_that_believes_gives_the_same_and_checks_nothing() -> None:
+    denoiser = toy()
+    plan = toy_plan(denoiser)
+    outputs = []
+    for checked in (True, False):
+        with measure_header.start(denoiser, plan, checked=checked) as engine:
+            outputs.append(Trajectory().through(engine))
+            mailbox: Any = engine._ranks.worker.mailbox
+            words = [0, 0, 0, 0, *MessageKey(0, 0, 0, 0), 0, 0, 0, *[0] * 12]  # no header of ours
+            if checked:
+                with pytest.raises(Exception, match="does not belong"):
+                    mailbox._check_header(words, 1, 0)
+            else:
+                assert mailbox._check_header(words, 1, 0)[0] == MessageKey(0, 0, 0, 0)
+    assert equal(*outputs)
+
+
+def test_the_command_prints_its_figures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def small() -> Any:
+        inputs = {"x": torch.zeros(2, 5, 8), "timestep": torch.tensor(1.0), "context": torch.zeros(2, 6)}
+        return Renamed(), inputs, {**ROLES, "timestep": "timestep"}
+
+    class Renamed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.toy = toy()
+            self.eval()
+
+        def forward(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> Any:
+            return self.toy(x, timestep, context)
+
+    monkeypatch.setitem(measure_header.DENOISERS, "sd15-like", small)
+    assert measure_header.main(["--rounds", "2", "--calls", "2", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["boundary_tensors"] > 0
+    assert result["checked_ms"] / result["unchecked_ms"] == pytest.approx(result["ratio"])
+    assert 0 < result["drivers_checks_ms"] < result["checked_ms"]
+    with pytest.raises(SystemExit) as refused:
+        measure_header.main(["--rounds", "1"])
+    assert refused.value.code == 2

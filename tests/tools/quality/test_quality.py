@@ -1,0 +1,127 @@
+"""tools.quality: rows of the engine beside the sequential output and fewer steps."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from partitioner.costs.model import choose_cost_model
+from partitioner.errors import UsageError
+from partitioner.fleet import parse_fleet
+from partitioner.models.spec import model_spec
+from partitioner.plan.plan import Plan
+from partitioner.planning.expected_quality import QualityAdvisor
+from partitioner.planning.options import Options
+from partitioner.planning.planner import plan_model
+from profiles.quality_profile import QualityProfile
+from tests.support.pipelines import saved
+from tools.quality.__main__ import main
+from tools.quality.engine_config import Way, parse_way
+from tools.quality.samplers import Case, cases
+
+KEYS = {
+    "devices", "branches", "components", "period", "split", "predictor", "scheduler", "steps", "warmup", "samples",
+    "psnr_db", "ssim", "agreement", "frechet", "frechet_noise", "speedup", "speedup_source",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved("stable_diffusion", tmp_path_factory.mktemp("pipelines"))
+
+
+def plan_with(profile: QualityProfile | None, folder: Path) -> Plan:
+    """The plan of a folder's denoiser in async mode, with what a profile holds."""
+    advisor = None if profile is None else QualityAdvisor(profile)
+    options = Options(branches=1, mode="async", force=True)
+    fleet, cost_model = parse_fleet("2", "cpu"), choose_cost_model(None, "cpu", "2")
+    return plan_model(model_spec(str(folder)), fleet, cost_model, options, advisor=advisor).plan
+
+
+def test_rows_of_a_users_pipeline(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--pipeline", str(folder), "--prompt", "a red cat", "--samples", "2", "--steps", "8", "--json"]
+    options += ["--scheduler", "ddim", "--ways", "2:2,2:1:chain:hold,2:1:chain", "--threads", "1"]
+    files = ["--picture", str(tmp_path / "samples.png"), "--calibrate", str(tmp_path / "quality.json")]
+    assert main([*options, *files]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document) == {"environment", "command", "denoiser", "rows"}
+    assert all(set(row) >= KEYS for row in document["rows"])
+    by_name = {row["predictor"]: row for row in document["rows"]}
+    assert list(by_name) == ["sequential", "exact", "hold", "lookahead", "fewer_steps"]
+    assert by_name["sequential"]["psnr_db"] == 100.0
+    assert by_name["exact"]["psnr_db"] > 90
+    assert by_name["lookahead"]["psnr_db"] > by_name["fewer_steps"]["psnr_db"]
+    assert 1 < by_name["hold"]["speedup"] < 2
+    assert (tmp_path / "samples.png").stat().st_size > 0
+    measured = QualityProfile.load(tmp_path / "quality.json")
+    assert measured.expected(2, "hold", 8, "DDIMScheduler") == by_name["hold"]["psnr_db"]
+    assert measured.expected(2, "lookahead", 8, None) == by_name["lookahead"]["psnr_db"]
+    assert plan_with(measured, folder).predicted.staleness != plan_with(None, folder).predicted.staleness
+    fewer = by_name["fewer_steps"]
+    assert measured.fewer_steps(fewer["speedup"], 8, None) == fewer["psnr_db"]
+
+
+def test_ways_as_they_are_written() -> None:
+    assert parse_way("4") == Way(4)
+    assert parse_way("4:1:free:hold") == Way(4, 1, "free", "hold")
+    assert parse_way("4:1:free:adaptive:2") == Way(4, 1, "free", "adaptive", 2)
+    for wrong in ("", "x", "0", "2:3", "2:1:round", "2:1:chain:guess", "2:1:free:hold:0", "2:1:free:hold:2:3"):
+        with pytest.raises(UsageError, match="--ways"):
+            parse_way(wrong)
+
+
+def test_cases_are_every_sampler_with_every_number_of_steps() -> None:
+    assert cases(None, "50") == [Case(None, 50)]
+    assert cases("ddim,unipc", "25,50") == [Case(s, n) for s in ("ddim", "unipc") for n in (25, 50)]
+    for schedulers, steps in (("ddpm", "50"), ("ddim", "1"), ("ddim", "many")):
+        with pytest.raises(UsageError):
+            cases(schedulers, steps)
+
+
+def test_a_flow_sampler_is_for_denoisers_that_predict_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--prompt", "a red cat", "--samples", "1", "--steps", "8", "--ways", "1"]
+    assert main(["--pipeline", str(folder), *options, "--scheduler", "flow"]) == 2
+    assert "predicts no flow" in capsys.readouterr().err
+    assert main(["--denoiser", "mmdit", "--samples", "1", "--ways", "1", "--scheduler", "ddim"]) == 2
+    assert "predicts a flow" in capsys.readouterr().err
+
+
+def test_fewer_steps_of_a_sampler_of_two_calls_are_counted_by_calls(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--pipeline", str(folder), "--prompt", "a red cat", "--samples", "1", "--steps", "10", "--json"]
+    options += ["--scheduler", "heun", "--ways", "2:1:chain", "--threads", "1"]
+    assert main([*options, "--calibrate", str(tmp_path / "quality.json")]) == 0
+    _, ahead, fewer = json.loads(capsys.readouterr().out)["rows"]
+    assert ahead["predictor"] == "lookahead"
+    assert fewer["speedup"] == pytest.approx(19 / (2 * fewer["steps"] - 1), abs=1e-3)
+    assert fewer["speedup"] == pytest.approx(ahead["speedup"], rel=0.15)
+    measured = QualityProfile.load(tmp_path / "quality.json")
+    assert measured.fewer_steps(fewer["speedup"], 10, "HeunDiscreteScheduler") == fewer["psnr_db"]
+
+
+def test_a_plot_without_its_library_is_refused_before_anything_is_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr("tools.quality.command.loaded", None)  # so that to go on would be another error
+    assert main(["--pipeline", str(folder), "--prompt", "a red cat", "--plot", str(tmp_path / "plot.png")]) == 2
+    assert "pip install matplotlib" in capsys.readouterr().err
+
+
+def test_a_plot_has_a_panel_for_every_case(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    options = ["--prompt", "a red cat", "--samples", "1", "--steps", "6,8", "--ways", "2:1:chain,2:1:chain:hold"]
+    assert main(["--pipeline", str(folder), *options, "--plot", str(tmp_path / "plot.png")]) == 0
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.width > 2 * image.height
+
+
+@pytest.mark.parametrize("options", [["--samples", "0"], ["--ways", "many"], []])
+def test_bad_options_are_refused(options: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--pipeline", str(folder), *options]) == 2
+    assert "tools.quality:" in capsys.readouterr().err

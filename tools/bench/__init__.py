@@ -1,0 +1,1 @@
+"""The engine beside the unmodified denoiser and AsyncDiff's policy, timed by turns on this machine."""

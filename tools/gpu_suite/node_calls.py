@@ -1,0 +1,39 @@
+"""call_of: runs some nodes of a traced graph on random values."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from partitioner.costs.operator_calls import random_value
+from partitioner.graph.ir import Node, TracedGraph
+from runtime.worker.compiled import compiled
+from runtime.worker.segment import lower
+
+
+def call_of(
+    graph: TracedGraph, nodes: Sequence[Node], device: torch.device, *, compile: bool = False
+) -> Callable[[], Any]:
+    """A call of some nodes of a graph, whatever they read from others being random."""
+    made = {node.name for node in nodes}
+    reads = list(dict.fromkeys(name for node in nodes for name in node.reads if name not in made))
+    results = set(graph.result_values)
+    keeps = [
+        node.name
+        for node in nodes
+        if node.name in results or any(reader not in made for reader in graph.readers.get(node.name, ()))
+    ]
+    module = lower(nodes, reads, keeps, device)
+    values = [random_value(graph, name, device) for name in reads]
+    run = compiled(module) if compile else module
+    return lambda: run(*values)
+
+
+def free() -> None:
+    """Give the memory of what is no longer held back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

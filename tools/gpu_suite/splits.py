@@ -1,0 +1,41 @@
+"""gpu_subject: what tools.gpu_suite measures: denoisers with random parameters, their graphs, calls of them, splits.
+
+Traced graphs and profiles are kept in the suite's folder, so that each denoiser is traced and profiled once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from partitioner.costs.measure import TimingMode, measuring_device
+from partitioner.costs.model import CostModel, choose_cost_model
+from partitioner.costs.relative_speed import with_speeds
+from partitioner.fleet import parse_fleet
+from partitioner.planning.build_problem import build_problem
+from partitioner.planning.candidates import Candidate, solve_candidate
+from partitioner.planning.options import Options
+from partitioner.search.solver import Solver
+from tools.gpu_suite.denoisers import Graphs
+
+
+def modes_of(device: str) -> tuple[TimingMode, ...]:
+    return ("eager", "cuda_graph") if measuring_device(device, "eager").type == "cuda" else ("eager",)
+
+
+def profile_path(name: str, mode: TimingMode, folder: Path) -> Path:
+    return folder / f"{name}.{mode}.profile.json"
+
+
+def cost_model_of(name: str, device: str, folder: Path) -> CostModel:
+    """Costs by the recorded profile of kernels alone, which is what CUDA graphs replay, or else by the eager one."""
+    paths = [profile_path(name, mode, folder) for mode in reversed(modes_of(device))]
+    return choose_cost_model(str(next((path for path in paths if path.exists()), paths[-1])), None, "1")
+
+
+def split(name: str, graphs: Graphs, branches: int, components: int, device: str, folder: Path) -> Candidate:
+    """The solver's split for equal devices like this one."""
+    graph, cost_model = graphs.of(branches), cost_model_of(name, device, folder)
+    fleet = with_speeds(parse_fleet(str(branches * components), cost_model.reference), graph, cost_model.reference)
+    options = Options(branches=branches, mode="async", force=True)
+    solver = Solver(build_problem(graph, cost_model(graph)))
+    return solve_candidate(solver, branches, components, "async", fleet, options)

@@ -1,0 +1,30 @@
+"""Measures this machine: links (us, GB/s), operators (ms), and what costs and message checks are worth.
+
+python -m tools.measure links --ranks 2
+python -m tools.measure profile --model sd15-like --output sd15-like.json
+python -m tools.measure costs
+python -m tools.measure messages
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tools.measure import costs, links, messages, profile
+from tools.subcommands import run_subcommand
+
+COMMANDS = {
+    "links": (links.main, "latency (us) and bandwidth (GB/s) between every ordered pair of ranks"),
+    "profile": (profile.main, "time (ms) of every distinct operator call of a denoiser, as a cost profile"),
+    "costs": (costs.main, "error (%) of times that are predicted from operator costs"),
+    "messages": (messages.main, "time (ms) of a step with and without checks of its messages"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one measurement; its exit code."""
+    return run_subcommand("python -m tools.measure", __doc__.split("\n")[0], COMMANDS, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

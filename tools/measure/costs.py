@@ -1,0 +1,180 @@
+"""check_costs: are costs true? Node times against the measured whole, components as predicted against as measured.
+
+python -m tools.measure costs [--denoiser svd-like] [--ranks 2] [--json]
+
+Measures the small denoisers of tools.denoisers on one CPU thread: every distinct operator call, the whole, and, for
+each number of ranks, the components of the solver's split before and after refinement. Other work on the machine
+spoils it. A machine that has another speed when components are measured than when operators were does not: the whole
+takes turns with the components, and predictions are for the speed that it shows ("pace": its time then over before).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+
+from partitioner.costs.components import component_runs
+from partitioner.costs.lookup import apply_profile
+from partitioner.costs.measure import measure_by_turns, summarise
+from partitioner.costs.relative_speed import with_speeds
+from partitioner.errors import PartitionerError
+from partitioner.fleet import parse_fleet
+from partitioner.graph.export import trace
+from partitioner.graph.ir import TracedGraph
+from partitioner.planning.build_problem import build_problem
+from partitioner.planning.candidates import solve_candidate
+from partitioner.planning.options import Options
+from partitioner.planning.remeasure import Refinement, refine_split
+from partitioner.search.mode import Mode
+from partitioner.search.solver import Solver
+from profiles.cost_profile import CostProfile
+from tools.denoisers import DENOISERS
+from tools.measure.profile import record, whole_run
+
+RANKS = (2, 3, 4)
+TARGETS = {"summed": 0.10, "predicted": 0.10, "slowest": 0.05}
+
+
+def check(
+    name: str, ranks: Sequence[int], mode: Mode, progress: Callable[[str], None]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The figures of one denoiser: of its whole, and of its components for each number of ranks; times in ms."""
+    profile = record(name, "cpu", "eager", "python -m tools.measure costs")
+    module, inputs, roles = DENOISERS[name]()
+    graph = trace(module, inputs, roles, model=name)
+    run = whole_run(graph, module, inputs, torch.device("cpu"))
+    (whole,) = profile.checks
+    head = {
+        "denoiser": name,
+        "summed_ms": whole.summed_ms,
+        "whole_ms": whole.whole_ms,
+        "whole_iqr_ms": whole.whole_iqr_ms,
+        "error": whole.error,
+    }
+    return head, list(component_rows(graph, profile, run, ranks, mode, progress))
+
+
+class TimerBesideWhole:
+    """Times components by turns with the whole; ``whole_ms``: of each measurement. As refine_split's timer."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self._run = run
+        self.whole_ms: list[float] = []
+
+    def __call__(self, graph: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
+        runs = [*(make() for make in component_runs(graph, placed, components, "cpu")), self._run]
+        *parts, whole = (summarise(samples).median_ms for samples in measure_by_turns(runs))
+        self.whole_ms.append(whole)
+        return parts
+
+
+def component_rows(
+    graph: TracedGraph,
+    profile: CostProfile,
+    run: Callable[[], Any],
+    ranks: Sequence[int],
+    mode: Mode,
+    progress: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:
+    """For each number of ranks, what refining the solver's split found. run: calls the whole."""
+    costs = apply_profile(profile, graph)
+    solver = Solver(build_problem(graph, costs))
+    (then,) = profile.checks
+    options = Options(branches=1, mode=mode, force=True)
+    for count in ranks:
+        progress(f"{graph.model}: {count} ranks")
+        fleet = with_speeds(parse_fleet(str(count), "cpu"), graph, "cpu")
+        chosen = solve_candidate(solver, 1, count, mode, fleet, options)
+        timer = TimerBesideWhole(run)
+        refinement = refine_split(graph, costs, chosen, fleet, options, timer, progress)
+        pace = timer.whole_ms[0] / then.whole_ms
+        yield {"denoiser": graph.model, "ranks": count, "mode": mode, **_figures(refinement, pace)}
+
+
+def _figures(refinement: Refinement, pace: float) -> dict[str, Any]:
+    """First round: components as predicted from node times alone, for the ``pace`` that the whole showed then; best
+    round: those of the split that is taken."""
+    first, best = refinement.rounds[0], refinement.rounds[refinement.best]
+    first = dataclasses.replace(first, predicted_ms=tuple(pace * ms for ms in first.predicted_ms))
+    return {
+        "predicted_ms": list(first.predicted_ms),
+        "measured_ms": list(first.measured_ms),
+        "error": first.error,
+        "pace": pace,
+        "slowest_over_mean": first.slowest,
+        "refined_ms": list(best.measured_ms),
+        "refined_slowest_over_mean": best.slowest,
+        "rounds": len(refinement.rounds),
+    }
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        f"targets: nodes sum to the whole within {TARGETS['summed']:.0%}, components are as predicted within "
+        f"{TARGETS['predicted']:.0%}, the slowest of refined components within {TARGETS['slowest']:.0%} of the mean",
+        "",
+        f"{'denoiser':12}{'nodes sum to':>14}{'whole':>11}{'error':>9}",
+    ]
+    for row in document["whole"]:
+        lines.append(f"{row['denoiser']:12}{row['summed_ms']:11.1f} ms{row['whole_ms']:8.1f} ms{row['error']:+9.1%}")
+    lines += ["", f"{'denoiser':12}{'ranks':>6}{'error of components':>22}{'slowest over mean':>20}{'refined':>10}"]
+    lines[-1] += f"{'rounds':>8}{'pace':>7}"
+    for row in document["components"]:
+        signed = " ".join(f"{p / m - 1:+.1%}" for p, m in zip(row["predicted_ms"], row["measured_ms"], strict=True))
+        lines.append(
+            f"{row['denoiser']:12}{row['ranks']:6}{row['error']:22.1%}{row['slowest_over_mean'] - 1:20.1%}"
+            f"{row['refined_slowest_over_mean'] - 1:10.1%}{row['rounds']:8}{row['pace']:7.3f}   {signed}"
+        )
+    return "\n".join([*lines, "", *_verdict(document)])
+
+
+def _verdict(document: Mapping[str, Any]) -> Iterator[str]:
+    missed = misses(document)
+    yield "all targets met" if not missed else "missed: " + "; ".join(missed)
+
+
+def misses(document: Mapping[str, Any]) -> list[str]:
+    """The targets that were not met, for people."""
+    found = [
+        f"{row['denoiser']}'s nodes {row['error']:+.1%}"
+        for row in document["whole"]
+        if abs(row["error"]) > TARGETS["summed"]
+    ]
+    for row in document["components"]:
+        name = f"{row['denoiser']} on {row['ranks']}"
+        if row["error"] > TARGETS["predicted"]:
+            found.append(f"{name} predicted {row['error']:.1%} off")
+        if row["refined_slowest_over_mean"] - 1 > TARGETS["slowest"]:
+            found.append(f"{name} slowest {row['refined_slowest_over_mean'] - 1:.1%} above the mean")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 if all targets are met, 1 if not, 2 for a wrong option."""
+    parser = argparse.ArgumentParser(prog="python -m tools.measure costs", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--denoiser", action="append", choices=tuple(DENOISERS), help="may be repeated (default: all)")
+    parser.add_argument("--ranks", action="append", type=int, metavar="N", help="may be repeated (default: 2, 3, 4)")
+    parser.add_argument("--mode", default="lookahead", choices=get_args(Mode), help="default: lookahead")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    options = parser.parse_args(arguments)
+    ranks = options.ranks or RANKS
+    if min(ranks) < 2:
+        parser.error(f"--ranks {min(ranks)}: expected 2 or more")
+    document: dict[str, list[dict[str, Any]]] = {"whole": [], "components": []}
+    try:
+        for name in options.denoiser or DENOISERS:
+            head, rows = check(name, ranks, options.mode, lambda text: print(text, file=sys.stderr, flush=True))
+            document["whole"].append(head)
+            document["components"] += rows
+    except PartitionerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(document, indent=1) if options.json else table(document))
+    return 1 if misses(document) else 0

@@ -1,0 +1,221 @@
+"""measure_links: latency and bandwidth between every ordered pair of ranks, through the engine's own transport.
+
+python -m tools.measure links --ranks 2 [--output devices.json] [--name cpu] [--json]
+
+Starts one process per rank on this machine, joined by GlooMailbox as the engine's are. In turn, each rank of a pair
+sends messages to the other, which answers each with a few bytes: half of the fastest exchange of a small message is
+the latency, and what a large one takes longer is due to its bytes. --output writes a description of the ranks as
+devices, as `partition-model --devices` takes it; the other figures of a device are those of the data sheet --name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from partitioner.errors import PartitionerError, UsageError
+from partitioner.fleet import known_device
+from partitioner.graph.ir import TensorMeta
+from partitioner.simulator.machine import Link
+from profiles.json_files import JsonFileError, write_atomic
+from runtime.transport.gloo import GlooMailbox
+from runtime.transport.mailbox import Expected, Mailbox, MessageKey
+from runtime.transport.rendezvous import Rendezvous
+
+SMALL, LARGE = 4, 16 << 20  # bytes
+REPEATS = 15
+TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a rank has set in the rendezvous; the parent tells the others."""
+
+    key: str
+    value: bytes
+
+
+def measure_links(ranks: int) -> dict[tuple[int, int], Link]:
+    """(sender, reader) -> what was measured of the way between them. RuntimeError where a rank fails."""
+    if ranks < 2:
+        raise ValueError(f"links join two ranks at least; got {ranks}")
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in range(ranks)]
+    processes = [
+        context.Process(target=_rank, args=(rank, ranks, pipes[rank][1]), daemon=True) for rank in range(ranks)
+    ]
+    for process, (_, theirs) in zip(processes, pipes, strict=True):
+        process.start()
+        theirs.close()
+    found: dict[tuple[int, int], Link] = {}
+    running = [ours for ours, _ in pipes]
+    try:
+        while running:
+            ready = wait(running, timeout=TIMEOUT_S)
+            if not ready:
+                raise RuntimeError(f"no rank has said anything for {TIMEOUT_S:g} s")
+            for ours in ready:
+                assert isinstance(ours, Connection)
+                try:
+                    said = ours.recv()
+                except EOFError:
+                    raise RuntimeError("a rank ended before its links were measured") from None
+                if isinstance(said, _Said):
+                    for other, _ in pipes:
+                        if other is not ours:
+                            other.send(said)
+                else:
+                    found |= said
+                    running.remove(ours)
+        for ours, _ in pipes:
+            ours.send(None)  # everyone is done: a mailbox may close now
+        for process in processes:
+            process.join(timeout=TIMEOUT_S)
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+    return dict(sorted(found.items()))
+
+
+def _rank(rank: int, ranks: int, pipe: Connection) -> None:
+    """One process: joins the others, measures what it sends, and says so."""
+    torch.set_num_threads(1)
+    rendezvous = Rendezvous(lambda key, value: pipe.send(_Said(key, value)), TIMEOUT_S)
+    ended = threading.Event()
+
+    def listen() -> None:
+        while (said := pipe.recv()) is not None:
+            rendezvous.put(said.key, said.value)
+        ended.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    mailbox = GlooMailbox(
+        rank,
+        ranks,
+        rendezvous,
+        plan_hash=0,
+        host="127.0.0.1",
+        timeout_s=TIMEOUT_S,
+        announce_timeout_s=TIMEOUT_S,
+        on_error=lambda error: None if ended.is_set() else mailbox.fail(error),
+    )
+    mailbox.register(0, [Expected(f"{size} bytes", _meta(size), (r,)) for r in range(ranks) for size in (SMALL, LARGE)])
+    found = {}
+    for context, (sender, reader) in enumerate(permutations(range(ranks), 2)):
+        exchange = _Exchange(sender, reader, context)
+        if rank == sender:
+            found[sender, reader] = _time(mailbox, exchange)
+        elif rank == reader:
+            _answer(mailbox, exchange)
+    pipe.send(found)
+    ended.wait(TIMEOUT_S)
+    os._exit(0)  # gloo's threads would wait for the other ranks' ends
+
+
+def _meta(size_bytes: int) -> TensorMeta:
+    return TensorMeta((size_bytes // 4,), (1,), "float32")
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """Messages from ``sender`` and the answers of ``reader``; ``context`` keeps them apart from other pairs'."""
+
+    sender: int
+    reader: int
+    context: int
+
+    def message(self, number: int) -> MessageKey:
+        """Small and large ones by turns."""
+        return MessageKey(0, 2 * self.sender + number % 2, self.context, number)
+
+    def answer(self, number: int) -> MessageKey:
+        return MessageKey(0, 2 * self.reader, self.context, number)
+
+
+def _time(mailbox: Mailbox, exchange: _Exchange) -> Link:
+    """The sender's side: time messages and their answers."""
+    took: list[list[float]] = [[], []]
+    for number in range(2 * REPEATS):
+        tensor = torch.zeros((SMALL, LARGE)[number % 2] // 4)
+        start = time.perf_counter()
+        mailbox.send([exchange.reader], exchange.message(number), tensor)
+        _take(mailbox, exchange.answer(number))
+        took[number % 2].append((time.perf_counter() - start) * 1e3)
+    short, long = map(min, took)  # whatever else runs on the machine only adds to it
+    return Link(latency_ms=short / 2, gb_per_s=LARGE / (max(long - short, 1e-6) * 1e6))
+
+
+def _answer(mailbox: Mailbox, exchange: _Exchange) -> None:
+    """The reader's side."""
+    for number in range(2 * REPEATS):
+        _take(mailbox, exchange.message(number))
+        mailbox.send([exchange.sender], exchange.answer(number), torch.zeros(SMALL // 4))
+
+
+def _take(mailbox: Mailbox, key: MessageKey) -> torch.Tensor:
+    mailbox.wait(key, TIMEOUT_S)
+    return mailbox.take(key)
+
+
+def describe(links: Mapping[tuple[int, int], Link], name: str) -> dict[str, Any]:
+    """The ranks as devices: each as fast as the slowest way to it."""
+    sheet = known_device(name)
+    devices = []
+    for rank in sorted({reader for _, reader in links}):
+        ways = [wire for (_, reader), wire in links.items() if reader == rank]
+        devices.append({
+            "name": sheet.name,
+            "link_gb_per_s": round(min(wire.gb_per_s for wire in ways), 3),
+            "latency_us": round(max(wire.latency_ms for wire in ways) * 1e3, 1),
+        })  # fmt: skip
+    return {"devices": devices}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0; 2 for a wrong option or a file that cannot be written; 5 if a rank failed."""
+    parser = argparse.ArgumentParser(prog="python -m tools.measure links", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--ranks", type=int, default=2, help="default: 2")
+    parser.add_argument("--name", default="cpu", help="data sheet of the ranks' device; default: cpu")
+    parser.add_argument("--output", type=Path, help="write the ranks as devices, for partition-model --devices")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    options = parser.parse_args(arguments)
+    if options.ranks < 2:
+        parser.error(f"--ranks {options.ranks}: links join two ranks at least")
+    try:
+        known_device(options.name)
+        if options.output is not None and options.output.exists():
+            raise UsageError(f"{options.output} exists already; choose another name")
+        links = measure_links(options.ranks)
+        if options.output is not None:
+            text = json.dumps(describe(links, options.name), indent=1) + "\n"
+            write_atomic(options.output, text.encode(), False)
+    except (PartitionerError, JsonFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 5
+    rows = [
+        {"sender": a, "reader": b, "latency_us": wire.latency_ms * 1e3, "gb_per_s": wire.gb_per_s}
+        for (a, b), wire in links.items()
+    ]
+    if options.json:
+        print(json.dumps({"links": rows}, indent=1, allow_nan=False))
+    else:
+        for row in rows:
+            print("{sender} to {reader}: {latency_us:7.1f} us, {gb_per_s:6.2f} GB/s".format(**row))
+    return 0

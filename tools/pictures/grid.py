@@ -1,0 +1,16 @@
+"""picture_grid: many pictures as one."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+
+
+def picture_grid(pixels: torch.Tensor, columns: int = 8, enlarge: int = 3) -> Image.Image:
+    """(count, 3, height, width) in [-1, 1] as one picture, row by row."""
+    count, _, height, width = pixels.shape
+    rows = count // columns
+    grid = pixels[: rows * columns].view(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2)
+    flat = grid.reshape(rows * height, columns * width, 3)
+    picture = Image.fromarray(((flat + 1) * 127.5).round().clamp(0, 255).byte().numpy())
+    return picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST)

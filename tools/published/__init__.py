@@ -1,0 +1,1 @@
+"""Comparisons with what AsyncDiff's paper and code publish: speed-ups and splits."""

@@ -1,0 +1,23 @@
+"""The machine of AsyncDiff's paper: RTX A5000s, NVLink bridges between pairs of cards, PCIe between the pairs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from partitioner.simulator.machine import Link, Machine
+from profiles.device_sheets import DeviceSpec
+
+
+def wire_of(spec: DeviceSpec, name: str) -> Link:
+    """One direction of a device's link."""
+    link = spec.link(name)
+    return Link(link.latency_us * 1e-3, link.duplex_gb_per_s / 2 * link.efficiency)
+
+
+def machine_of(spec: DeviceSpec, ranks: int, link: str) -> Machine:
+    """Equal GPUs over PCIe; with link "nvlink" a bridge joins ranks 0 and 1, 2 and 3, and so on."""
+    machine = Machine.uniform(ranks, wire_of(spec, "pcie"), launch_ms=spec.launch_us * 1e-3, driver_ms=spec.driver_ms)
+    if link == "pcie":
+        return machine
+    bridges = {(a, b): wire_of(spec, link) for a, b in machine.wires if a // 2 == b // 2}
+    return replace(machine, wires={**machine.wires, **bridges})
