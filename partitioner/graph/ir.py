@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import networkx
 
 DTYPE_BYTES = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2,
@@ -155,6 +158,18 @@ def _refs(argument: Argument) -> Iterator[str]:
             yield from _refs(item)
 
 
+class _Cost(Protocol):
+    @property
+    def ms(self) -> float: ...
+
+
+class _Costs(Protocol):
+    """What GraphCosts is; the package of costs builds on this one."""
+
+    @property
+    def nodes(self) -> Mapping[str, _Cost]: ...
+
+
 @dataclass(frozen=True)
 class TracedGraph:
     """A traced denoiser.
@@ -240,8 +255,91 @@ class TracedGraph:
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def to_networkx(self, costs: _Costs | None = None, placement: Mapping[str, int] | None = None) -> networkx.DiGraph:
+        """The graph as a networkx.DiGraph, for analysis and drawing: a DAG of inputs and operators by value name.
+
+        Every node has the attributes
+
+        - ``kind``: "input" or "operator".
+        - ``op``: the operator ("aten.linear.default"); ``module``: the path of the module that calls it; ``key``: the
+          node's name in plans. Of an input ``op`` is "input", ``module`` empty and ``key`` its path.
+        - ``role``: "latent", "timestep", "prompt" or "constant".
+        - ``shape`` and ``dtype``: of its tensor, of the first where an operator makes several (as ``chunk`` does).
+        - ``size_bytes``: of all that it makes; ``parameter_bytes``: of the parameters that it reads, which are no nodes
+          of their own.
+        - ``cost_ms``: time of one call; only where ``costs`` are given. 0 for an input.
+        - ``component``: only of the operators that ``placement`` names. Those of other roles than latent are in no
+          plan: whoever reads them computes them.
+
+        An edge leads from a value to an operator that reads it. Its ``size_bytes`` are those of the value; its
+        ``cost_ms`` is that of the reader, so that the longest path by ``cost_ms`` is the critical path.
+
+        Args:
+            costs: Costs of the nodes, as a CostModel or ``estimate`` gives them.
+            placement: Component by node name (as Plan.place gives it) or by node key (as Plan.placement has it).
+
+        >>> import networkx, torch
+        >>> from partitioner import trace
+        >>> from partitioner.costs.roofline import estimate
+        >>> module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.SiLU(), torch.nn.Linear(8, 8)).eval()
+        >>> graph = trace(module, {"input": torch.zeros(2, 8)}, {"input": "latent"})
+        >>> dag = graph.to_networkx(estimate(graph, "cpu"), {"linear": 0, "silu": 0, "linear_1": 1})
+        >>> networkx.dag_longest_path(dag, weight="cost_ms")
+        ['input', 'linear', 'silu', 'linear_1']
+        >>> [(name, op) for name, op in dag.nodes(data="op") if dag.nodes[name].get("component") == 0]
+        [('linear', 'aten.linear.default'), ('silu', 'aten.silu.default')]
+        """
+        import networkx
+
+        dag = networkx.DiGraph(model=self.model)
+        for item in self.inputs:
+            dag.add_node(
+                item.name,
+                kind="input",
+                op="input",
+                module="",
+                key=item.name,
+                parameter_bytes=0,
+                **_attributes(item.role, (item.meta,)),
+            )
+        for node in self.nodes:
+            parameters = [self.parameter_by_name[name] for name in node.reads if name in self.parameter_by_name]
+            dag.add_node(
+                node.name,
+                kind="operator",
+                op=node.target,
+                module=node.module,
+                key=node.key,
+                parameter_bytes=sum(parameter.meta.size_bytes for parameter in parameters),
+                **_attributes(node.role, node.outputs),
+            )
+            for name in node.reads:
+                if name in dag:
+                    dag.add_edge(name, node.name, size_bytes=dag.nodes[name]["size_bytes"])
+            for name in (node.name, node.key):
+                if placement is not None and name in placement:
+                    dag.nodes[node.name]["component"] = placement[name]
+        if costs is not None:
+            cost_ms = {
+                **dict.fromkeys(self.input_by_name, 0.0),
+                **{name: cost.ms for name, cost in costs.nodes.items()},
+            }
+            networkx.set_node_attributes(dag, cost_ms, "cost_ms")
+            networkx.set_edge_attributes(dag, {edge: cost_ms[edge[1]] for edge in dag.edges}, "cost_ms")
+        return dag
+
     def __str__(self) -> str:
         lines = [f"{self.model} ({self.class_name}), {len(self.nodes)} nodes"]
         lines += [f"input %{i.name}: {i.meta} {i.role.name.lower()}" for i in self.inputs]
         lines += [str(node) for node in self.nodes]
         return "\n".join([*lines, f"return {self.results!r}"])
+
+
+def _attributes(role: Role, metas: tuple[TensorMeta, ...]) -> dict[str, Any]:
+    """The attributes that inputs and operators share in a networkx graph."""
+    return {
+        "role": role.name.lower(),
+        "shape": metas[0].shape if metas else (),
+        "dtype": metas[0].dtype if metas else "",
+        "size_bytes": sum(meta.size_bytes for meta in metas),
+    }

@@ -1,9 +1,8 @@
-"""The traced graph as a networkx DAG, and as the numbers that the solver works on."""
+"""The traced graph as the numbers that the solver works on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +14,6 @@ from partitioner.search.arrays import Floats, Ints
 from partitioner.search.problem import Problem
 from partitioner.staleness.flow import flow_weights
 
-if TYPE_CHECKING:
-    import networkx
-
-
 # Operators that cost little, by name: not worth a cut before them, and neither are views.
 _LIGHT = {
     "to", "_to_copy", "type_as", "contiguous", "clone", "copy", "reshape", "flatten", "fill", "zeros_like", "ones_like",
@@ -28,20 +23,6 @@ _LIGHT = {
     "maximum", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or",
     "floor", "round",
 }  # fmt: skip
-
-
-def dag(graph: TracedGraph) -> networkx.DiGraph:
-    """The latent nodes as a networkx.DiGraph: node attribute ``node``, edge attribute ``size_bytes``."""
-    import networkx
-
-    result = networkx.DiGraph()
-    placed = {node.name: node for node in graph.latent_nodes}
-    for name, node in placed.items():
-        result.add_node(name, node=node)
-        for read in node.reads:
-            if read in placed:
-                result.add_edge(read, name, size_bytes=sum(meta.size_bytes for meta in placed[read].outputs))
-    return result
 
 
 def build_problem(
