@@ -1,0 +1,69 @@
+"""register_model adds an architecture by one decorated function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from torch import nn
+
+from partitioner.errors import UsageError
+from partitioner.graph.ir import Role
+from partitioner.models.inputs import Inputs, latent, prompt, timestep
+from partitioner.models.registry import ARCHITECTURES, Request, model_names, register_model
+from partitioner.models.spec import model_spec, trace_model
+from tests.support.small_models import shapes
+
+
+class TinyDenoiser(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor, scale: float) -> torch.Tensor:
+        return self.inside(x) * t + context.mean(1, keepdim=True) * scale
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    before = dict(ARCHITECTURES)
+    yield
+    ARCHITECTURES.clear()
+    ARCHITECTURES.update(before)
+
+
+def test_one_decorated_function_adds_an_architecture() -> None:
+    @register_model("tiny-denoiser", build=TinyDenoiser, dtype="float32")
+    def tiny(request: Request) -> Inputs:
+        height, width = request.pixels((16, 16), 4)
+        rows = request.rows
+        return {"x": latent(rows, height, width // 2), "t": timestep(), "context": prompt(rows, 3, 8), "scale": 0.5}
+
+    assert model_names()[-1] == "tiny-denoiser"
+    spec = model_spec("tiny-denoiser")
+    assert spec.roles == {"x": Role.LATENT, "t": Role.TIMESTEP, "context": Role.PROMPT}
+    graph = trace_model(spec)
+    assert [p.path for p in graph.parameters] == ["inside.weight", "inside.bias"]
+    assert graph.class_name == "TinyDenoiser"
+    assert dict(graph.literals) == {"scale": 0.5}
+    with pytest.raises(UsageError, match="registered already"):
+        register_model("tiny-denoiser")(lambda request: {})
+    with pytest.raises(UsageError, match="registered already"):
+        register_model("sdxl")(tiny)
+
+
+def test_the_readme_s_example_adds_a_diffusers_class(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    (example,) = [block for block in readme.split("```python\n") if "@register_model" in block.split("```")[0]]
+    exec(example.split("```")[0], {})
+    denoiser = diffusers.AuraFlowTransformer2DModel(
+        sample_size=16, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=16, caption_projection_dim=16, pos_embed_max_size=64,
+    )  # fmt: skip
+    denoiser.save_config(tmp_path)
+    assert shapes(tmp_path)["hidden_states"] == (2, 4, 16, 16)
+    assert trace_model(model_spec(str(tmp_path))).latent_nodes

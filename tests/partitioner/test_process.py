@@ -1,0 +1,117 @@
+"""What a command does as a process: keeps freed memory, ends on Ctrl-C, and does work in a forked process beside it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from partitioner.process import beside
+
+ROOT = Path(__file__).parents[2]
+
+FAULTS = """
+import resource
+import torch
+from partitioner.process import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(4 << 20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+before = faults()
+keep_freed_memory()
+torch.ones(4 << 20, dtype=torch.uint8)
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have rules of their own")
+def test_memory_is_faulted_in_once() -> None:
+    ended = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
+    _, after = map(int, ended.stdout.split())
+    assert after < 200  # 20 times 1024 pages otherwise
+
+
+@pytest.mark.parametrize("raised", ['exec("raise KeyboardInterrupt")', "raise KeyboardInterrupt"])
+def test_exit_code_of_a_process_wherever_it_was_interrupted(tmp_path: Path, raised: str) -> None:
+    (tmp_path / "command.py").write_text(
+        "import sys\nfrom partitioner.process import interrupted\n"
+        f"try:\n    {raised}\nexcept KeyboardInterrupt:\n    sys.exit(interrupted('command'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "command"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "command: interrupted\n")
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forks even where earlier tests have left threads of torch's: what is done in the child needs none of them."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+
+
+forking = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+@forking
+@pytest.mark.usefixtures("forks")
+def test_the_value_comes_from_another_process() -> None:
+    waiting = beside(os.getpid)
+    assert waiting() != os.getpid()
+
+
+@forking
+@pytest.mark.usefixtures("forks")
+def test_a_large_value_comes_whole() -> None:
+    assert beside(lambda: b"x" * 5_000_000)() == b"x" * 5_000_000
+
+
+@forking
+@pytest.mark.usefixtures("forks")
+def test_an_error_is_met_here() -> None:
+    def fail() -> None:
+        raise KeyError(os.getpid())
+
+    waiting = beside(fail)
+    with pytest.raises(KeyError, match=str(os.getpid())):
+        waiting()
+
+
+@forking
+@pytest.mark.usefixtures("forks")
+def test_a_value_that_cannot_be_sent_is_made_here() -> None:
+    assert callable(beside(lambda: lambda: 1)())
+
+
+@forking
+@pytest.mark.usefixtures("forks")
+def test_a_child_that_hangs_is_replaced() -> None:
+    parent = os.getpid()
+
+    def hang() -> int:
+        if os.getpid() != parent:
+            threading.Event().wait()
+        return os.getpid()
+
+    assert beside(hang, timeout_s=0.2)() == parent
+
+
+def test_a_process_with_threads_is_not_forked() -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        assert beside(os.getpid)() == os.getpid()
+    finally:
+        stop.set()
+        thread.join()
