@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 import partitioner
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
 from partitioner.graph.operators import resolve
 from partitioner.plan.program import Compute
-from runtime.driver.preamble import PreambleRunner
 from runtime.worker.component import Component
 from runtime.worker.segment import Segment, lower
 from runtime.worker.specs import build_specs
@@ -61,25 +60,6 @@ def test_every_latent_node_is_in_one_component_and_every_parameter_on_one_rank(
         assert spec.wires == specs[0].wires, "a wire's number means the same on every rank"
     held = [p.path for spec in specs for p in spec.parameters] + [p.path for p in preamble.parameters]
     assert sorted(held) == sorted(p.path for p in graph.parameters)
-
-
-def test_what_several_components_need_of_the_timestep_is_computed_by_the_driver(graph: TracedGraph) -> None:
-    specs, preamble = build_specs(graph, contiguous(graph, 3), 3)
-    assert {p.path for p in preamble.parameters} == {"time.weight", "time.bias", "prompt.weight", "prompt.bias"}
-    roles = {graph.node_by_name[name].role for name in preamble.program.values}
-    assert roles == {Role.TIMESTEP, Role.PROMPT}
-    runner = PreambleRunner(preamble, dict(toy().named_parameters()), CPU)
-    inputs = Trajectory().inputs(0)
-    runner.refresh(0, 0, inputs)
-    with torch.no_grad():
-        values = runner.compute(0, 0, inputs)
-        time = nn.functional.silu(toy().time(inputs["t"].reshape(1, 1) / 1000))
-        prompt = toy().prompt(inputs["context"])
-    expected = {Role.TIMESTEP: time, Role.PROMPT: prompt}
-    for name, value in values.items():
-        assert torch.equal(value, expected[graph.node_by_name[name].role])
-    for spec in specs:
-        assert set(preamble.program.values) & {wire.value for wire in spec.wires} == set(preamble.program.values)
 
 
 def test_a_spec_is_small_plain_data(graph: TracedGraph) -> None:
