@@ -8,11 +8,11 @@ from runtime.stats import CallTimes
 def test_calls_are_counted_by_mode() -> None:
     times = CallTimes()
     assert times.stats(()).mode == "exact"
-    for mode, seconds in (("exact", 0.2), ("lookahead", 0.1), ("lookahead", 0.3), ("exact", 0.4)):
+    for mode, seconds in (("exact", 0.25), ("lookahead", 0.5), ("lookahead", 0.25), ("exact", 0.75)):
         times.add(mode, seconds)
     stats = times.stats(())
     assert (stats.steps, stats.exact_steps, stats.lookahead_steps, stats.async_steps) == (4, 2, 2, 0)
-    assert (stats.exact_ms, stats.lookahead_ms, stats.async_ms) == (300.0, 200.0, None)
+    assert (stats.exact_ms, stats.lookahead_ms, stats.async_ms) == (500.0, 375.0, None)
     assert stats.mode == "lookahead"
     times.add("async", 0.5)
     assert (times.stats(()).async_ms, times.stats(()).mode) == (500.0, "lookahead and async")
