@@ -16,9 +16,12 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate", "huggingface_hub", 
 # The only modules of profiles and partitioner that touch torch or diffusers at all.
 TOUCH_TORCH = {
     "partitioner.costs.components",
+    "partitioner.costs.device_description",
     "partitioner.costs.measure",
     "partitioner.costs.model",
     "partitioner.costs.operator_calls",
+    "partitioner.costs.random_tensors",
+    "partitioner.costs.timing",
     "partitioner.graph.arguments",
     "partitioner.graph.export",
     "partitioner.graph.operators",

@@ -1,7 +1,7 @@
 """time_components: run each component of a split whole, on random tensors, and time it.
 
-Node times are measured one by one; whole components show what that misses: caches that neighbours share, the host's
-overhead, the clock under load. The planner rescales the costs by the difference and solves again.
+Times of single nodes miss what only a whole component shows: caches that neighbours share, the host's overhead, the
+clock under load. The planner rescales the costs by the difference and solves again.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from partitioner.costs.measure import TimingMode, measure_by_turns, measure_whole, summarise
-from partitioner.costs.operator_calls import random_value
+from partitioner.costs.random_tensors import random_value
+from partitioner.costs.timing import TimingMode, measure_by_turns, measure_whole, summarise
 from partitioner.graph.ir import Node, TracedGraph
 from partitioner.graph.operators import lowered
 
@@ -21,10 +21,19 @@ from partitioner.graph.operators import lowered
 def time_components(
     graph: TracedGraph, placed: Mapping[str, int], components: int, device: str, *, mode: TimingMode = "eager"
 ) -> list[float]:
-    """Median time in ms of each component's latent nodes, run in order with a warm device.
+    """Median time in ms of each component's latent nodes, run in order on a warm device.
 
-    placed: latent node name -> component. On a CPU the components take turns; on a GPU they come one after the other,
-    so that only one at a time needs to fit. Raises MeasureError as measure_whole does.
+    On a CPU the components take turns; on a GPU they come one after the other, so that only one at a time needs to fit.
+
+    Args:
+        graph: The graph that is split.
+        placed: Latent node name -> component.
+        components: How many there are.
+        device: "cpu" (one thread) or a GPU such as "cuda:0".
+        mode: How the nodes are run; see TimingMode.
+
+    Raises:
+        MeasureError: The device is not there, or the components do not run on it.
     """
     made = component_runs(graph, placed, components, device)
     if torch.device(device).type == "cpu":
@@ -37,7 +46,10 @@ def time_components(
 def component_runs(
     graph: TracedGraph, placed: Mapping[str, int], components: int, device: str
 ) -> list[Callable[[], Callable[[], Any]]]:
-    """What makes a call of each component's latent nodes, in order, on random tensors, which the call holds."""
+    """For each component a function that makes a call of its latent nodes, in order, on random tensors.
+
+    The call holds its tensors: a caller that makes one at a time has the memory of one at a time.
+    """
     target = torch.device(device)
     return [
         partial(_runner, graph, [node for node in graph.latent_nodes if placed[node.name] == component], target)
@@ -46,7 +58,7 @@ def component_runs(
 
 
 def _runner(graph: TracedGraph, nodes: list[Node], device: torch.device) -> Callable[[], Any]:
-    """A call of the nodes; what they read from outside are random tensors, which writes in place may change."""
+    """A call of the nodes. What they read from others are random tensors, which operators in place may change."""
     made = {node.name for node in nodes}
     external = list(dict.fromkeys(name for node in nodes for name in node.reads if name not in made))
     module = lowered(nodes, external, _kept(graph, made), device)
@@ -55,7 +67,7 @@ def _runner(graph: TracedGraph, nodes: list[Node], device: torch.device) -> Call
 
 
 def _kept(graph: TracedGraph, made: set[str]) -> list[str]:
-    """The values that others read: they outlive the component."""
+    """The nodes whose values others read, or that make a result: what the component must keep to its end."""
     results = set(graph.result_values)
     return [
         node.name

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from partitioner.costs.measure import measuring_device
+from partitioner.costs.timing import measuring_device
 from partitioner.fleet import parse_fleet
 from partitioner.graph.ir import Role
 from partitioner.plan.plan import Plan

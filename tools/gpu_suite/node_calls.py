@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from partitioner.costs.operator_calls import random_value
+from partitioner.costs.random_tensors import random_value
 from partitioner.graph.ir import Node, TracedGraph
 from runtime.worker.compiled import compiled
 from runtime.worker.segment import lower

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from partitioner.costs.measure import measuring_device
+from partitioner.costs.timing import measuring_device
 from runtime.devices.cuda_shares import share_size, share_streams
 from tools.gpu_suite.denoisers import graphs_of
 from tools.gpu_suite.node_calls import call_of, free

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from partitioner.costs.measure import TimingMode, measuring_device
 from partitioner.costs.model import CostModel, choose_cost_model
 from partitioner.costs.relative_speed import with_speeds
+from partitioner.costs.timing import TimingMode, measuring_device
 from partitioner.fleet import parse_fleet
 from partitioner.planning.build_problem import build_problem
 from partitioner.planning.candidates import Candidate, solve_candidate

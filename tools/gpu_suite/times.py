@@ -12,7 +12,8 @@ import torch
 
 from partitioner.costs.components import time_components
 from partitioner.costs.lookup import apply_profile, load_profile
-from partitioner.costs.measure import TimingMode, measure, measure_whole, measuring_device, summarise
+from partitioner.costs.measure import measure
+from partitioner.costs.timing import TimingMode, measure_whole, measuring_device, summarise
 from partitioner.errors import MeasureError
 from profiles.cost_profile import CostProfile, WholeCheck
 from tools.gpu_suite.denoisers import Graphs, graphs_of

@@ -21,8 +21,8 @@ import torch
 
 from partitioner.costs.components import component_runs
 from partitioner.costs.lookup import apply_profile
-from partitioner.costs.measure import measure_by_turns, summarise
 from partitioner.costs.relative_speed import with_speeds
+from partitioner.costs.timing import measure_by_turns, summarise
 from partitioner.errors import PartitionerError
 from partitioner.fleet import parse_fleet
 from partitioner.graph.export import trace

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from partitioner.costs.lookup import apply_profile
-from partitioner.costs.measure import TimingMode, measure, measure_whole, measuring_device, summarise
-from partitioner.costs.operator_calls import random_value
+from partitioner.costs.measure import measure
+from partitioner.costs.random_tensors import random_value
+from partitioner.costs.timing import TimingMode, measure_whole, measuring_device, summarise
 from partitioner.errors import PartitionerError
 from partitioner.graph.arguments import flatten_arguments
 from partitioner.graph.export import trace

@@ -12,12 +12,12 @@ from torch import nn
 import partitioner.costs.measure
 import partitioner.costs.operator_calls
 from partitioner.costs.lookup import apply_profile
-from partitioner.costs.measure import _is_known, _Sample, distinct_calls, measure, measure_whole, quietest, summarise
-from partitioner.costs.operator_calls import random_tensor
+from partitioner.costs.measure import distinct_calls, measure
 from partitioner.costs.signature import signature
+from partitioner.costs.timing import measure_whole
 from partitioner.errors import MeasureError
 from partitioner.graph.export import trace
-from partitioner.graph.ir import TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
 from profiles.cost_profile import CostProfile
 
 
@@ -161,60 +161,6 @@ def test_unsupported_operator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_impossible_devices_are_refused(device: str, mode: Any, expected: str) -> None:
     with pytest.raises(MeasureError, match=expected):
         measure(mixture_graph(), device, mode=mode)
-
-
-@pytest.mark.parametrize(
-    "meta",
-    [
-        TensorMeta((2, 3), (3, 1), "float32"),
-        TensorMeta((2, 3), (1, 2), "bfloat16"),
-        TensorMeta((2, 4, 8, 8), (256, 1, 32, 4), "float16"),
-        TensorMeta((5, 3), (0, 1), "float64"),
-        TensorMeta((3,), (2,), "complex64"),
-        TensorMeta((4,), (1,), "int64"),
-        TensorMeta((4,), (1,), "bool"),
-        TensorMeta((0, 3), (3, 1), "float32"),
-        TensorMeta((), (), "float32"),
-        TensorMeta((3, 700_001), (700_001, 1), "float32"),
-        TensorMeta((2, 2), (2, 1), "float8_e4m3fn"),
-    ],
-)
-def test_random_tensors_have_the_layout_asked_for(meta: TensorMeta) -> None:
-    tensor = random_tensor(meta, torch.device("cpu"))
-    assert (tuple(tensor.shape), tensor.stride(), str(tensor.dtype)) == (meta.shape, meta.stride, f"torch.{meta.dtype}")
-    if meta.dtype == "float32" and meta.numel > 1000:
-        assert tensor.std() == pytest.approx(1, abs=0.01)
-
-
-def test_summary_is_median_and_quartiles() -> None:
-    cost = summarise([5.0, 1.0, 2.0, 3.0, 4.0], 0.5)
-    assert (cost.median_ms, cost.iqr_ms, cost.launch_ms) == (3.0, 2.0, 0.5)
-
-
-def test_whole_calls_are_warmed_up_and_counted() -> None:
-    calls: list[int] = []
-    samples = measure_whole(lambda: calls.append(torch.get_num_threads()), calls=4)
-    assert set(calls) == {1}
-    assert len(samples) >= 4
-    assert 2 + len(samples) <= len(calls) <= 2 + 5 * 4  # two to warm up; more than four where they differ
-
-
-def test_calls_are_enough_when_their_median_is_known() -> None:
-    close = [_Sample(100.0 + i, 0.1) for i in range(3)]
-    apart = [_Sample(100.0 + 4 * i, 0.1) for i in range(5)]
-    assert _is_known(close, 3)
-    assert not _is_known(close, 4)
-    assert not _is_known([*close[:2], _Sample(102.0, 50.0)], 3)
-    assert not _is_known(apart, 3)
-    assert _is_known(16 * apart, 3)
-
-
-def test_disturbed_samples_do_not_count_where_others_are_enough() -> None:
-    quiet = [_Sample(10.0 + i, 0.1) for i in range(3)]
-    disturbed = [_Sample(20.0, 10.0), _Sample(15.0, 5.0)]
-    assert quietest([*disturbed, *quiet], 3) == [10.0, 11.0, 12.0]
-    assert sorted(quietest([*disturbed, *quiet], 4)) == [10.0, 11.0, 12.0, 15.0]
-    assert quietest([_Sample(0.001, 0.01)] * 5, 5) == [0.001] * 5
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
