@@ -16,7 +16,7 @@ from partitioner._version import __version__ as __version__
 if TYPE_CHECKING:
     from partitioner.graph.export import trace
     from partitioner.plan.plan import Plan
-    from partitioner.planning.planner import compile
+    from partitioner.planning.compile import compile
 
 _runpy.run_path(str(_Path(__file__).parents[1] / "profiles" / "import_guard.py"))
 
@@ -24,7 +24,7 @@ __all__ = ["Plan", "compile", "trace"]
 
 _HOMES = {
     "Plan": "partitioner.plan.plan",
-    "compile": "partitioner.planning.planner",
+    "compile": "partitioner.planning.compile",
     "trace": "partitioner.graph.export",
 }
 

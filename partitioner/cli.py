@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,8 +19,9 @@ from partitioner.errors import PartitionerError, PlanError, UsageError
 from partitioner.process import interrupted
 
 if TYPE_CHECKING:
-    from partitioner.planning.expected_quality import QualityAdvisor
-    from partitioner.planning.options import Options
+    from partitioner.planning.options import PlanOptions
+    from partitioner.planning.request import PlanRequest
+    from profiles.quality_profile import QualityProfile
 
 _EPILOG = """\
 examples:
@@ -135,61 +135,17 @@ def _inspect(arguments: argparse.Namespace) -> str:
 def _partition(arguments: argparse.Namespace) -> str:
     """Plan, write the plan file, return the report. What can be wrong in the arguments is found before any work."""
     start = time.perf_counter()
-    options = _options(arguments)
-    if arguments.output is not None:
-        _check_writable(arguments.output, arguments.force)
-    if arguments.save_profile is not None:
-        _check_writable(arguments.save_profile, arguments.force)
-
-    from partitioner.costs.model import choose_cost_model
-    from partitioner.fleet import parse_fleet
-    from profiles.device_sheets import DEFAULT_DEVICE, device_spec
-
     # a process that has not used torch yet can be forked without harm to torch's threads
     untouched = "torch" not in sys.modules
-    parse_fleet(arguments.devices, DEFAULT_DEVICE)  # a wrong one is found before torch is imported to look for a GPU
-    cost_model = choose_cost_model(
-        arguments.profile,
-        arguments.device,
-        arguments.devices,
-        command=f"partition-model --model {arguments.model} --profile {arguments.profile}",
-        progress=_progress,
-    )
-    if arguments.save_profile is not None and cost_model.live is None:
-        raise UsageError("--save-profile saves what was measured; give --profile cuda:0 or --profile cpu as well")
-    if arguments.refine and cost_model.live is None:
-        raise UsageError("--refine measures components; give --profile cuda:0 or --profile cpu as well")
-    fleet = parse_fleet(arguments.devices, cost_model.reference)
-    options = replace(options, driver_ms=device_spec(cost_model.reference).driver_ms)
-
-    from partitioner.models.spec import model_spec
-    from partitioner.planning.planner import plan_model
-
-    spec = model_spec(
-        arguments.model,
-        height=arguments.height,
-        width=arguments.width,
-        frames=arguments.frames,
-        batch=arguments.batch,
-        guidance=not arguments.no_guidance,
-        dtype=arguments.dtype,
-    )
-    advisor = _advisor(arguments, spec.scheduler)
-    output = arguments.output or _default_output(spec.name, len(fleet))
+    request = _request(arguments, untouched)
+    output = arguments.output or _default_output(request.denoiser.name, len(request.fleet))
     _check_writable(output, arguments.force)
-    planning = plan_model(
-        spec,
-        fleet,
-        cost_model,
-        options,
-        reference=cost_model.reference,
-        fork=untouched and cost_model.live is None,
-        timer=cost_model.time_components if arguments.refine else None,
-        advisor=advisor,
-        progress=_progress,
-    )
+
+    from partitioner.planning.planner import plan
+
+    planning = plan(request, progress=_progress)
     if arguments.save_profile is not None:
-        cost_model.save(arguments.save_profile, overwrite=arguments.force)
+        request.costs.save(arguments.save_profile, overwrite=arguments.force)
     try:
         planning.plan.save(output, overwrite=arguments.force)
     except PlanError as error:
@@ -198,29 +154,70 @@ def _partition(arguments: argparse.Namespace) -> str:
     from partitioner.report import describe, describe_search
 
     seconds = {**planning.seconds, "total": time.perf_counter() - start}
-    described = describe(planning.plan, str(output), advisor.sampling)
+    described = describe(planning.plan, str(output), request.sampling)
     return _shown({**described, **describe_search(planning, seconds)}, arguments.json)
 
 
-def _advisor(arguments: argparse.Namespace, scheduler: str | None) -> QualityAdvisor:
-    from partitioner.planning.expected_quality import STEPS, QualityAdvisor, SamplingSetup
+def _request(arguments: argparse.Namespace, untouched: bool) -> PlanRequest:
+    """What the arguments ask for; the cheapest checks come first. untouched: this process has not used torch yet."""
+    options = _options(arguments)
+    for path in (arguments.output, arguments.save_profile):
+        if path is not None:
+            _check_writable(path, arguments.force)
+
+    from partitioner.costs.model import choose_cost_model
+    from partitioner.fleet import parse_devices
+
+    devices = parse_devices(arguments.devices)  # before torch is imported to look for a GPU
+    costs = choose_cost_model(
+        arguments.profile,
+        arguments.device,
+        devices,
+        command=f"partition-model --model {arguments.model} --profile {arguments.profile}",
+        progress=_progress,
+    )
+    if arguments.save_profile is not None and costs.live is None:
+        raise UsageError("--save-profile saves what was measured; give --profile cuda:0 or --profile cpu as well")
+
+    from partitioner.models.spec import model_spec
+    from partitioner.planning.expected_quality import STEPS, SamplingSetup
+    from partitioner.planning.request import PlanRequest
+    from partitioner.planning.sources import FromSpec
+
+    spec = model_spec(
+        arguments.model,
+        height=arguments.height,
+        width=arguments.width,
+        frames=arguments.frames,
+        batch=arguments.batch,
+        guidance=not arguments.no_guidance,
+        dtype=arguments.dtype or costs.default_dtype,
+    )
+    steps = STEPS if arguments.steps is None else arguments.steps
+    return PlanRequest(
+        FromSpec(spec, fork=untouched and costs.live is None),
+        devices,
+        costs,
+        options,
+        SamplingSetup(steps, arguments.scheduler or spec.scheduler),
+        _quality_profile(arguments.quality),
+    )
+
+
+def _quality_profile(path: Path | None) -> QualityProfile:
     from profiles.json_files import JsonFileError
     from profiles.quality_profile import SHIPPED, QualityProfile
 
-    steps = STEPS if arguments.steps is None else arguments.steps
-    if not 1 <= steps <= 10_000:
-        raise UsageError(f"--steps is {steps}; expected 1 to 10000")
     try:
-        profile = QualityProfile.load(arguments.quality or SHIPPED)
+        return QualityProfile.load(path or SHIPPED)
     except JsonFileError as error:
         raise UsageError(str(error)) from error
-    return QualityAdvisor(profile, SamplingSetup(steps, arguments.scheduler or scheduler))
 
 
-def _options(arguments: argparse.Namespace) -> Options:
-    from partitioner.planning.options import Options
+def _options(arguments: argparse.Namespace) -> PlanOptions:
+    from partitioner.planning.options import PlanOptions
 
-    return Options(
+    return PlanOptions(
         branches=None if arguments.branches == "auto" else int(arguments.branches),
         mode=arguments.mode,
         period=arguments.period,
@@ -228,6 +225,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         predictor=arguments.predictor,
         prefer=arguments.prefer,
         memory_limit_bytes=None if arguments.memory_limit is None else arguments.memory_limit * 1e9,
+        refine=arguments.refine,
         prove=arguments.prove,
         force=arguments.force,
     )

@@ -49,14 +49,39 @@ class _Described(BaseModel):
     latency_us: Annotated[float, Field(ge=0, le=1e9)] | None = None
 
 
-def parse_fleet(text: str, default_device: str) -> Fleet:
-    """A number, a comma-separated list of data sheets' names, or a JSON file -> devices; UsageError for others."""
+def parse_fleet(devices: Fleet | str | int, default_device: str) -> Fleet:
+    """The devices that a user names; see parse_devices. A number means so many of the default device.
+
+    >>> [device.name for device in parse_fleet(2, "l40s")]
+    ['l40s', 'l40s']
+    """
+    parsed = devices if isinstance(devices, tuple) else parse_devices(str(devices))
+    return (known_device(default_device),) * parsed if isinstance(parsed, int) else parsed
+
+
+def parse_devices(text: str) -> Fleet | int:
+    """Parse what a user writes after ``--devices``.
+
+    Args:
+        text: A number, a comma-separated list of data sheets' names, or the name of a JSON file.
+
+    Returns:
+        The devices; for a number that number, since it does not say which device is meant.
+
+    Raises:
+        UsageError: It is none of these, or there are too many devices.
+
+    >>> parse_devices("4")
+    4
+    >>> [device.name for device in parse_devices("h200,a100-80g")]
+    ['h200', 'a100-80g']
+    """
     text = text.strip()
     if re.fullmatch(r"[+-]?\d+", text):
         count = int(text) if len(text) < 12 else MAX_DEVICES + 1
         if not 1 <= count <= MAX_DEVICES:
             raise UsageError(f"--devices {text[:20]}: expected 1 to {MAX_DEVICES} devices")
-        return (known_device(default_device),) * count
+        return count
     if text.endswith(".json"):
         return _described_fleet(Path(text))
     names = [name.strip() for name in text.split(",")]

@@ -82,27 +82,38 @@ def parallelize(
 
 
 def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str, Any]) -> Plan:
-    """A plan for a pipeline in memory: costs measured on the denoiser's GPU, or a roofline where it has none."""
+    """A plan for a pipeline in memory: costs measured on the denoiser's GPU, or estimated for a CPU where it is on one.
+
+    Args:
+        pipe: The pipeline, with its denoiser and sampler.
+        devices: Names, or how many.
+        sizes: What it is made for; see parallelize.
+
+    Raises:
+        InputError: ``devices`` is None.
+        UsageError: The pipeline's sizes or the number of devices make no sense.
+        InfeasibleError: No plan over so many devices is faster than one.
+    """
     from partitioner.costs.model import choose_cost_model
-    from partitioner.fleet import parse_fleet
     from partitioner.models.spec import live_spec
-    from partitioner.planning.expected_quality import QualityAdvisor, SamplingSetup
-    from partitioner.planning.options import Options
-    from partitioner.planning.planner import plan_model
-    from profiles.device_sheets import device_spec
+    from partitioner.planning.expected_quality import SamplingSetup
+    from partitioner.planning.planner import plan
+    from partitioner.planning.request import PlanRequest
+    from partitioner.planning.sources import FromSpec
     from profiles.quality_profile import QualityProfile
 
     if devices is None:
         raise InputError("without a plan, say for how many devices to make one: parallelize(pipe, devices=2)")
     denoiser = getattr(pipe, denoiser_name(pipe))
-    count = str(devices if isinstance(devices, int) else len(devices))
     live = str(denoiser.device)
-    cost_model = choose_cost_model(None if live == "cpu" else live, "cpu" if live == "cpu" else None, count)
-    spec = live_spec(denoiser, pipe, **sizes)
-    sampling = SamplingSetup(scheduler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None)
-    advisor = QualityAdvisor(QualityProfile.load(), sampling)
-    options = Options(driver_ms=device_spec(cost_model.reference).driver_ms)
-    return plan_model(spec, parse_fleet(count, cost_model.reference), cost_model, options, advisor=advisor).plan
+    request = PlanRequest(
+        FromSpec(live_spec(denoiser, pipe, **sizes)),
+        devices if isinstance(devices, int) else len(devices),
+        choose_cost_model(*(None, "cpu") if live == "cpu" else (live, None)),
+        sampling=SamplingSetup(scheduler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None),
+        quality=QualityProfile.load(),
+    )
+    return plan(request).plan
 
 
 def default_devices(denoiser: nn.Module, ranks: int) -> list[str]:

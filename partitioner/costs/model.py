@@ -11,13 +11,14 @@ from partitioner.costs.lookup import apply_profile, load_profile
 from partitioner.costs.node_costs import GraphCosts
 from partitioner.costs.roofline import estimate
 from partitioner.errors import UsageError
-from partitioner.fleet import known_device, parse_fleet
+from partitioner.fleet import Fleet, known_device
 from partitioner.graph.ir import TracedGraph
 from profiles.cost_profile import CostProfile
 from profiles.device_sheets import DEFAULT_DEVICE, device_spec, device_specs, match_device
 from profiles.json_files import JsonFileError
 
 CostKind = Literal["measured", "profile", "data sheet", "given"]
+ComponentTimer = Callable[[TracedGraph, Mapping[str, int], int], list[float]]  # as CostModel.time_components
 
 _LIVE = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -72,6 +73,14 @@ class CostModel:
             return "measured"
         return "data sheet" if self._profile is None else "profile"
 
+    @property
+    def default_dtype(self) -> str | None:
+        """The dtype that denoisers run in on this device where the user names none; None: whatever the model's is.
+
+        Half precision is slow on a CPU, so ``run-plan`` takes float32 there.
+        """
+        return "float32" if self.reference == "cpu" else None
+
     def __call__(self, graph: TracedGraph) -> GraphCosts:
         """Costs of the graph's nodes; operators are measured first where the source is a device here.
 
@@ -83,6 +92,11 @@ class CostModel:
         if self._profile is None:
             return estimate(graph, self.reference)
         return apply_profile(self._profile, graph, self.reference)
+
+    @property
+    def times_components(self) -> bool:
+        """Whether whole components can be measured; see time_components."""
+        return self.live is not None
 
     def time_components(self, graph: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
         """Times in ms of whole components, run on the device that is measured on; see costs.components.
@@ -128,7 +142,12 @@ class GivenCosts(CostModel):
     """Costs that a function gives, for whoever has a source of their own."""
 
     def __init__(
-        self, costs_of: Callable[[TracedGraph], GraphCosts], reference: str, *, driver_ms: float = 0.0
+        self,
+        costs_of: Callable[[TracedGraph], GraphCosts],
+        reference: str,
+        *,
+        driver_ms: float = 0.0,
+        timer: ComponentTimer | None = None,
     ) -> None:
         """Take the costs from a function.
 
@@ -136,12 +155,14 @@ class GivenCosts(CostModel):
             costs_of: Gives the costs of a graph's nodes.
             reference: What the device that they hold for is called; it needs no data sheet.
             driver_ms: The pipeline's own work between two calls of the denoiser, in ms.
+            timer: Gives the times of whole components as ``time_components`` does, where they can be measured.
         """
         self.reference = reference
         self.live = None
         self.driver_ms = driver_ms
         self._profile = None
         self._costs_of = costs_of
+        self._timer = timer
 
     @property
     def kind(self) -> CostKind:
@@ -152,11 +173,21 @@ class GivenCosts(CostModel):
         """What the function gives for the graph."""
         return self._costs_of(graph)
 
+    @property
+    def times_components(self) -> bool:
+        """Whether a timer was given."""
+        return self._timer is not None
+
+    def time_components(self, graph: TracedGraph, placed: Mapping[str, int], components: int) -> list[float]:
+        """What the timer gives."""
+        assert self._timer is not None
+        return self._timer(graph, placed, components)
+
 
 def choose_cost_model(
     profile: str | None,
     device: str | None,
-    devices: str,
+    devices: Fleet | int = 1,
     *,
     command: str = "",
     progress: Callable[[str], None] = lambda _: None,
@@ -169,7 +200,7 @@ def choose_cost_model(
     Args:
         profile: "cpu" or "cuda:0" to measure there, or the file of a saved profile.
         device: Name of the data sheet to estimate from, and for what a profile lacks.
-        devices: The devices that are planned for, as for parse_fleet.
+        devices: The devices that are planned for, as from parse_devices.
         command: What a measured profile notes as its origin.
         progress: Called with a sentence while operators are measured.
 
@@ -177,9 +208,8 @@ def choose_cost_model(
         UsageError: A file, device or data sheet is not there.
     """
     if profile is None and device is None:
-        named = not devices.strip().lstrip("+-").isdigit()
-        if named:
-            first = parse_fleet(devices, DEFAULT_DEVICE)[0].name
+        if not isinstance(devices, int):
+            first = devices[0].name
             return CostModel(first if first in device_specs() else DEFAULT_DEVICE)
         if not _has_gpu():
             return CostModel(DEFAULT_DEVICE)

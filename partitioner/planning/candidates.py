@@ -1,7 +1,15 @@
-"""candidates: every way to use the devices, solved and scored, and which of them is chosen.
+"""find_candidates: every way to use the devices, split and scored.
 
-Two branches halve the guidance batch, which is exact, so quality prefers them; then look-ahead, in which nothing that
-is read is stale; then async. With all the devices both modes are solved, with fewer of them only look-ahead.
+Two branches halve the guidance batch, which is exact, so quality prefers them; then comes look-ahead, in which nothing
+that is read is stale; then async mode. Over all the devices both modes are solved, over fewer only look-ahead. Four
+devices and a guidance batch give, for example:
+
+    branches  components  mode
+        1         4       look-ahead, async
+        1         3       look-ahead          one device idle
+        1         2       look-ahead          two devices idle
+        2         2       look-ahead, async
+        2         1       exact               two devices idle
 """
 
 from __future__ import annotations
@@ -10,10 +18,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from partitioner.errors import InfeasibleError, UsageError
+from partitioner.errors import InfeasibleError
 from partitioner.fleet import Fleet, as_devices, paired
 from partitioner.plan.ranks import rank_of
-from partitioner.planning.options import Options, Progress
+from partitioner.planning.options import PlanOptions, Progress
 from partitioner.search.devices import Devices
 from partitioner.search.evaluate import Evaluation, evaluate
 from partitioner.search.mode import Mode
@@ -26,16 +34,51 @@ MOST_SPARED = 8  # components in a chain that leaves devices idle: longer ones a
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One way to use the devices. reason: why it is no split, else None; then the figures below hold.
+class Shape:
+    """A way to use some devices, before it is known what each of them computes.
 
-    step_ms: amortised over the period. device_of: number of the fleet's device of each rank.
+    Attributes:
+        branches: 2 where the guidance batch is halved, else 1.
+        components: Of one branch.
+        period: Every how many steps all components but the last recompute.
+        mode: How components overlap.
     """
 
     branches: int
     components: int
     period: int
     mode: Mode
+
+    @property
+    def ranks(self) -> int:
+        """How many devices it uses."""
+        return self.branches * self.components
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether components read what is a step old."""
+        return self.mode == "async" and self.components > 1
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """Of each component; the last one makes the output and computes in every step."""
+        return (self.period,) * (self.components - 1) + (1,)
+
+
+@dataclass(frozen=True)
+class Candidate(Shape):
+    """A shape with its split, or with the reason why there is none.
+
+    Attributes:
+        reason: Why there is no split; None where there is one, and only then the rest holds.
+        step_ms: Time of a step, communication included; the mean over a period.
+        compute_ms: The same without communication.
+        lower_bound_ms: No split of this shape computes in less.
+        placed: Latent node name -> component.
+        device_of: Number of the fleet's device of each rank.
+        split: As the solver gave it.
+    """
+
     reason: str | None = None
     step_ms: float = math.inf
     compute_ms: float = math.inf
@@ -51,17 +94,8 @@ class Candidate:
         return self.split.evaluation
 
     @property
-    def ranks(self) -> int:
-        return self.branches * self.components
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether components read what is a step old."""
-        return self.mode == "async" and self.components > 1
-
-    @property
     def bytes_per_step(self) -> int:
-        """Of all branches."""
+        """What all branches send in a step."""
         return self.branches * self.evaluation.bytes_per_step
 
     @property
@@ -69,29 +103,23 @@ class Candidate:
         """Of the rank that holds most."""
         return max(c.memory_bytes for c in self.evaluation.components)
 
-    @property
-    def periods(self) -> tuple[int, ...]:
-        """Every component but the last recomputes every ``period`` steps."""
-        return (self.period,) * (self.components - 1) + (1,)
-
-
-def check_branches(options: Options, device_count: int, model: str, halves: bool) -> None:
-    if options.branches == 2 and not halves:
-        raise UsageError(f"{model} has one branch: its calls hold no guidance batch to split; use --branches 1")
-    if options.branches == 2 and device_count < 2:
-        raise UsageError("two branches need two devices at least; use --branches 1")
-
 
 def find_candidates(
     problems: Mapping[int, Problem],
     fleet: Fleet,
-    options: Options,
+    options: PlanOptions,
     progress: Progress,
-    drift: EdgeErrors | None = None,
+    edge_errors: EdgeErrors | None = None,
 ) -> Iterator[Candidate]:
-    """Every branches x components x mode, most components first. problems: of one branch, by the number of branches.
+    """Solve every choice of branches x components x mode, most components first.
 
-    drift: where the problems' staleness was measured; of the best splits in async the one of the least error is taken.
+    Args:
+        problems: Number of branches -> the problem of one of them.
+        fleet: The devices, with their speeds.
+        options: What restricts the choice.
+        progress: Called with a sentence before each number of branches.
+        edge_errors: Where the problems' staleness was measured: of several good splits in async mode the one of the
+            least summed error is taken.
     """
     for branches, problem in problems.items():
         if options.branches not in (None, branches):
@@ -101,11 +129,12 @@ def find_candidates(
         solver = Solver(problem)
         fewest = 1 if branches == 2 or most == 1 else 2
         for components in (most, *range(min(most - 1, MOST_SPARED), fewest - 1, -1)):
+            period = options.period if components > 1 else 1
             for mode in _modes(components, components == most, options):
-                yield solve_candidate(solver, branches, components, mode, fleet, options, drift)
+                yield solve_candidate(solver, Shape(branches, components, period, mode), fleet, edge_errors)
 
 
-def _modes(components: int, with_all_devices: bool, options: Options) -> tuple[Mode, ...]:
+def _modes(components: int, with_all_devices: bool, options: PlanOptions) -> tuple[Mode, ...]:
     if options.mode is not None:
         return (options.mode,)
     if components == 1:
@@ -116,9 +145,11 @@ def _modes(components: int, with_all_devices: bool, options: Options) -> tuple[M
 
 
 def seats_of(fleet: Fleet, branches: int, components: int) -> tuple[Devices, list[tuple[int, ...]]]:
-    """The devices of one branch, and of each the fleet's devices that it stands for, one per branch.
+    """The devices of one branch, the fastest where there are more than components.
 
-    The fastest, where there are more than components.
+    Returns:
+        The devices as the solver takes them, and for each of them the numbers of the fleet's devices that it stands
+        for, one per branch.
     """
     devices, seats = paired(fleet) if branches == 2 else (as_devices(fleet), [(d,) for d in range(len(fleet))])
     fastest = sorted(range(len(devices)), key=lambda d: (-devices.speeds[d], -devices.memory_bytes[d], d))
@@ -126,32 +157,30 @@ def seats_of(fleet: Fleet, branches: int, components: int) -> tuple[Devices, lis
     return devices.reordered(kept), [seats[d] for d in kept]
 
 
-def solve_candidate(
-    solver: Solver,
-    branches: int,
-    components: int,
-    mode: Mode,
-    fleet: Fleet,
-    options: Options,
-    drift: EdgeErrors | None = None,
-) -> Candidate:
-    problem = solver.problem
-    devices, seats = seats_of(fleet, branches, components)
-    period = options.period if components > 1 else 1
+def solve_candidate(solver: Solver, shape: Shape, fleet: Fleet, edge_errors: EdgeErrors | None = None) -> Candidate:
+    """Split one branch's problem in that shape over the fleet; the candidate says why where that is impossible.
+
+    Args:
+        solver: Of the problem of one branch.
+        shape: How many branches and components, and how they run.
+        fleet: The devices, with their speeds.
+        edge_errors: As for find_candidates.
+    """
+    devices, seats = seats_of(fleet, shape.branches, shape.components)
+    unsolved = Candidate(shape.branches, shape.components, shape.period, shape.mode)
     try:
-        split = _split(solver, devices, mode, period, drift)
+        split = _split(solver, devices, shape, edge_errors)
     except InfeasibleError as error:
-        return Candidate(branches, components, period, mode, reason=str(error))
-    evaluation = split.evaluation
-    if not evaluation.feasible:
-        needed = max(c.memory_bytes for c in evaluation.components)
+        return replace(unsolved, reason=str(error))
+    if not split.evaluation.feasible:
+        needed = max(c.memory_bytes for c in split.evaluation.components)
         reason = f"one component needs {needed / 1e9:.2f} GB, more than its device has; use more or larger devices"
-        return Candidate(branches, components, period, mode, reason=reason)
-    ranks = [0] * (branches * components)
+        return replace(unsolved, reason=reason)
+    ranks = [0] * shape.ranks
     for k, d in enumerate(split.device_of):
-        for branch in range(branches):
-            ranks[rank_of(branch, k, components)] = seats[d][branch]
-    return _scored(problem, devices, split, Candidate(branches, components, period, mode, device_of=tuple(ranks)))
+        for branch in range(shape.branches):
+            ranks[rank_of(branch, k, shape.components)] = seats[d][branch]
+    return _scored(solver.problem, devices, split, replace(unsolved, device_of=tuple(ranks)))
 
 
 def rescored(problem: Problem, candidate: Candidate, fleet: Fleet) -> Candidate:
@@ -163,15 +192,15 @@ def rescored(problem: Problem, candidate: Candidate, fleet: Fleet) -> Candidate:
     return _scored(problem, devices, replace(split, evaluation=figures), candidate)
 
 
-def _scored(problem: Problem, devices: Devices, split: Split, shape: Candidate) -> Candidate:
-    """The candidate of that shape with a split and its figures."""
-    rates = shape.periods
+def _scored(problem: Problem, devices: Devices, split: Split, candidate: Candidate) -> Candidate:
+    """The candidate with a split and its figures."""
+    rates = candidate.periods
     evaluation = split.evaluation
     bound = evaluation.lower_bound_ms
-    if shape.period > 1:
+    if candidate.period > 1:
         bound = problem.total_ms / sum(rate * devices.speeds[d] for rate, d in zip(rates, split.device_of, strict=True))
     return replace(
-        shape,
+        candidate,
         step_ms=max(c.step_ms / rate for c, rate in zip(evaluation.components, rates, strict=True)),
         compute_ms=max(c.load_ms / rate for c, rate in zip(evaluation.components, rates, strict=True)),
         lower_bound_ms=bound,
@@ -180,24 +209,28 @@ def _scored(problem: Problem, devices: Devices, split: Split, shape: Candidate) 
     )
 
 
-def _split(solver: Solver, devices: Devices, mode: Mode, period: int, drift: EdgeErrors | None) -> Split:
-    """The solver's split. With a period P all components but the last have P steps for their work: split over
-    P*(N-1)+1 equal devices, of which P in a row become one."""
-    if period == 1:
-        if drift is None or mode == "lookahead":
-            return solver.solve(devices, mode)
-        # by staleness alone, and by bytes as well: a few good splits, that differ
-        found = [solver.sweep(devices, mode, epsilons=RESCORED, byte_weight=weight) for weight in (0.0, None)]
-        return least_error(drift, solver.problem, [split for splits in found for split in splits])
+def _split(solver: Solver, devices: Devices, shape: Shape, edge_errors: EdgeErrors | None) -> Split:
+    """The solver's split.
+
+    With a period P all components but the last have P steps for their work: the problem is split over P*(N-1)+1 equal
+    devices, and each P of these in a row become one.
+    """
+    if shape.period == 1:
+        if edge_errors is None or shape.mode == "lookahead":
+            return solver.solve(devices, shape.mode)
+        # a few good splits that differ: by staleness alone, and by bytes as well
+        found = [solver.sweep(devices, shape.mode, epsilons=RESCORED, byte_weight=weight) for weight in (0.0, None)]
+        return least_error(edge_errors, solver.problem, [split for splits in found for split in splits])
     if len(devices.kinds) > 1:
         raise InfeasibleError("a period above 1 needs equal devices; use --period 1")
     last = len(devices) - 1
     virtual = Devices.equal(
-        period * last + 1,
+        shape.period * last + 1,
         speed=devices.speeds[0],
         link_gb_per_s=devices.link_gb_per_s[0],
         latency_ms=devices.latency_ms[0],
     )
-    split = solver.solve(virtual, mode)
-    assignment = tuple(k // period for k in split.assignment)
-    return Split(assignment, tuple(range(last + 1)), split.form, evaluate(solver.problem, assignment, devices, mode))
+    split = solver.solve(virtual, shape.mode)
+    assignment = tuple(k // shape.period for k in split.assignment)
+    figures = evaluate(solver.problem, assignment, devices, shape.mode)
+    return Split(assignment, tuple(range(last + 1)), split.form, figures)

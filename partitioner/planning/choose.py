@@ -10,7 +10,7 @@ from partitioner.fleet import Fleet
 from partitioner.plan.speedup import trajectory_speedup
 from partitioner.planning.candidates import Candidate
 from partitioner.planning.expected_quality import Advice, QualityAdvisor
-from partitioner.planning.options import Options, Prefer, default_warmup
+from partitioner.planning.options import PlanOptions, Prefer, default_warmup
 from partitioner.search.problem import Problem
 
 IDLE_SHARE = 0.25  # of the devices, that quality may leave idle for exact branches: one of five, not one of three
@@ -18,20 +18,40 @@ IDLE_SHARE = 0.25  # of the devices, that quality may leave idle for exact branc
 
 def choose(
     candidates: Sequence[Candidate],
-    device_count: int,
-    options: Options,
-    sequential_ms: float,
-    whole: Problem,
     fleet: Fleet,
+    whole: Problem,
+    sequential_ms: float,
+    options: PlanOptions,
     advisor: QualityAdvisor | None = None,
 ) -> Candidate:
-    """The best candidate under ``options.prefer``; of equal speed or memory, the one of better quality.
+    """Choose the best candidate under ``options.prefer``, among those that are faster than one device if there are any.
 
-    quality: seen to be better than fewer steps on one device in the same time, and by MARGIN_DB (or not seen to be no
-    better), few devices idle, nothing stale, exact branches, no device idle, in this order; where the advisor knows
-    async mode to be better than look-ahead over as many components, the latter counts as stale instead.
-    Raises InfeasibleError if no split over all the devices exists (or all but an odd one), or only slower ones.
+    "speed" takes the least step time and "memory" the least memory of the rank that holds most. "quality", which also
+    decides between candidates that are equal in these, compares in this order:
+
+    1. Measured quality. Best are plans that came closer to the sequential output than fewer steps on one device in the
+       same time, by MARGIN_DB or more, and plans of which this was not measured; then those that came closer by less;
+       last those that did not come closer. See Advice.doubt.
+    2. At most a share of IDLE_SHARE of the devices stays idle.
+    3. Nothing that is read is stale. Where async mode was measured to be better than look-ahead over as many
+       components, it is the other way round: async mode comes first.
+    4. Two branches, which are exact, before one.
+    5. Fewer idle devices.
+    6. A shorter step.
+
+    Args:
+        candidates: All that were considered.
+        fleet: The devices.
+        whole: The problem of a whole call.
+        sequential_ms: Time of a whole call on the fastest device alone.
+        options: What the user prefers, and whether a plan slower than one device may be made.
+        advisor: What was measured of quality; None: nothing.
+
+    Raises:
+        InfeasibleError: No split over all the devices exists (or over all but an odd one), or only slower ones than
+            one device, which could hold the whole denoiser.
     """
+    device_count = len(fleet)
     with_all = [c for c in candidates if c.components == device_count // c.branches]
     if all(c.reason for c in with_all):
         reasons = dict.fromkeys(f"{c.branches} x {c.components}: {c.reason}" for c in with_all)
@@ -61,17 +81,29 @@ def choose(
     return chosen
 
 
-def _doubt(c: Candidate, advisor: QualityAdvisor | None, options: Options, sequential_ms: float) -> int:
-    """Advice.doubt; async mode of which nothing was measured is doubted as look-ahead over as many components is."""
+def _doubt(c: Candidate, advisor: QualityAdvisor | None, options: PlanOptions, sequential_ms: float) -> int:
+    """Advice.doubt of a candidate; async mode of which nothing was measured is judged as look-ahead over as many
+    components is."""
     advice = advice_on(c, advisor, options, sequential_ms)
     if advice is not None and advice.margin_db is None and c.is_stale:
         advice = advice_on(replace(c, mode="lookahead"), advisor, options, sequential_ms)
     return 0 if advice is None else advice.doubt
 
 
-def advice_on(c: Candidate, advisor: QualityAdvisor | None, options: Options, sequential_ms: float) -> Advice | None:
-    """What was measured of such a plan with the sampler that will be used; None where no sampler is known, the plan is
-    exact, or there is no split."""
+def advice_on(
+    c: Candidate, advisor: QualityAdvisor | None, options: PlanOptions, sequential_ms: float
+) -> Advice | None:
+    """What was measured of plans like this candidate with the sampler that will be used.
+
+    Args:
+        c: The candidate.
+        advisor: What was measured; None: nothing.
+        options: The warm-up and predictor that the plan would have.
+        sequential_ms: Time of a whole call on one device, which its speed-up is taken over.
+
+    Returns:
+        None where no sampler is known, the candidate is exact, or it has no split.
+    """
     if advisor is None or advisor.sampling.scheduler is None or c.components == 1 or c.reason is not None:
         return None
     warmup = options.warmup or default_warmup(c.components)
@@ -84,5 +116,5 @@ def advice_on(c: Candidate, advisor: QualityAdvisor | None, options: Options, se
         exact_step_ms=c.evaluation.sequential_ms,
         step_ms=c.step_ms,
     )
-    predictor = options.predictor or advisor.hop_predictor(c.components)
+    predictor = options.predictor or advisor.async_predictor(c.components)
     return advisor.advise(c.components, c.mode, predictor, speedup)

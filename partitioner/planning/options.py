@@ -1,9 +1,8 @@
-"""Options: what a user may ask the planner for."""
+"""PlanOptions: what a user may ask the planner for."""
 
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -17,13 +16,24 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What a user may ask for; None leaves the choice to the planner.
+class PlanOptions:
+    """What a user may ask for; None leaves the choice to the planner. A contradiction is a UsageError at once.
 
-    period: every how many steps all components but the last recompute. memory_limit_bytes: of each device, on top of
-    what its data sheet says. driver_ms: the pipeline's own work per step (guidance, the scheduler), done by rank 0.
-    prove: look for a certificate with HiGHS. force: also a plan that is
-    predicted to be slower than one device.
+    Attributes:
+        branches: 2 splits the guidance batch in halves, each on devices of its own; 1 does not.
+        mode: How components overlap.
+        period: Every how many steps all components but the last recompute.
+        warmup: Exact steps at the start of a trajectory.
+        predictor: What turns earlier values of a boundary tensor into an estimate of the current one.
+        prefer: By what the plan is chosen among those that are possible; see ``choose``.
+        memory_limit_bytes: Of each device, where that is less than what its data sheet says.
+        refine: Measure the components whole, rescale the costs of their nodes, and solve again.
+        prove: Prove how near the step time is to the least that is possible (needs HiGHS).
+        force: Make a plan even if it is predicted to be slower than one device.
+
+    >>> PlanOptions(period=2, mode="lookahead")
+    Traceback (most recent call last):
+    partitioner.errors.UsageError: look-ahead recomputes every component in every step; use --period 1 or --mode async
     """
 
     branches: int | None = None
@@ -33,7 +43,7 @@ class Options:
     predictor: PredictorName | None = None
     prefer: Prefer = "quality"
     memory_limit_bytes: float | None = None
-    driver_ms: float = 0.0
+    refine: bool = False
     prove: bool = False
     force: bool = False
 
@@ -46,8 +56,6 @@ class Options:
             raise UsageError(f"warm-up is {self.warmup} steps; expected 1 to 10000")
         if self.memory_limit_bytes is not None and not self.memory_limit_bytes > 0:
             raise UsageError(f"the memory limit is {self.memory_limit_bytes / 1e9:g} GB; expected more than 0")
-        if not 0 <= self.driver_ms < math.inf:
-            raise UsageError(f"the driver's work is {self.driver_ms} ms per step; expected 0 or more")
         if self.period > 1 and self.mode == "lookahead":
             raise UsageError("look-ahead recomputes every component in every step; use --period 1 or --mode async")
         if self.prove and self.period > 1:
@@ -56,10 +64,15 @@ class Options:
             raise UsageError("a proof needs HiGHS; install it: pip install 'diffusion-partitioner[prove]'")
 
 
-DEFAULTS = Options()
-DEFAULT_WARMUP = 4  # what quality was measured with
+DEFAULTS = PlanOptions()
+DEFAULT_WARMUP = 4  # exact steps; the quality of plans was measured with so many
 
 
 def default_warmup(components: int) -> int:
-    """Exact steps at the start: none is needed but one where nothing lags; a chain's pipe is filled meanwhile."""
+    """How many exact steps a trajectory starts with where the user does not say.
+
+    Args:
+        components: Of one branch. One component is always exact and needs a single step; a chain of N components needs
+            N steps until each of them works on a step of its own.
+    """
     return 1 if components == 1 else max(DEFAULT_WARMUP, components)

@@ -1,58 +1,62 @@
-"""planner: a model or traced graphs, devices and options in, a Plan out.
+"""plan: a PlanRequest in, a Plan and how it was found out.
 
-Of two branches each is the graph that is traced for one half of the guidance batch. Nothing is executed here.
+    1  trace       the graph of a whole call, and of one half of its guidance batch where two branches are possible
+    2  cost        of every node; the speeds of the devices relative to the one that the costs hold for
+    3  solve       every choice of branches x components x mode becomes a candidate, one is chosen
+    4  refine      if asked: its components are measured whole, and it is solved again
+    5  prove       if asked: a bound that no split over these devices can beat
+    6  the plan    with its predicted figures
+
+Only steps 2 and 4 run anything, and only where the cost source is a device here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import partitioner
 from partitioner.baselines.compare import Baseline, baselines
 from partitioner.costs.node_costs import GraphCosts
 from partitioner.costs.relative_speed import with_speeds
-from partitioner.costs.roofline import estimate
-from partitioner.fleet import Fleet, as_devices, limit_memory, parse_fleet
-from partitioner.graph.ir import TracedGraph
+from partitioner.fleet import Fleet, as_devices, limit_memory
 from partitioner.plan.fields import PredictorName, as_label
 from partitioner.plan.plan import Plan
 from partitioner.plan.records import CostSource
 from partitioner.planning.build_problem import build_problem
-from partitioner.planning.candidates import Candidate, check_branches, find_candidates, seats_of
+from partitioner.planning.candidates import Candidate, find_candidates, seats_of
 from partitioner.planning.choose import advice_on, choose
 from partitioner.planning.expected_quality import Advice, QualityAdvisor
-from partitioner.planning.options import DEFAULTS, Options, Progress, default_warmup
+from partitioner.planning.options import Progress, default_warmup
 from partitioner.planning.predicted import predicted_figures
-from partitioner.planning.remeasure import ComponentTimer, Refinement, refine_split
-from partitioner.process import beside
-from partitioner.staleness.edge_errors import EdgeErrors
-from profiles.device_sheets import DEFAULT_DEVICE
+from partitioner.planning.remeasure import Refinement, refine_split
+from partitioner.planning.request import PlanRequest
+from partitioner.search.problem import Problem
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from partitioner.models.spec import ModelSpec
     from partitioner.search.certificate import Certificate
-
-
-CostsOf = Callable[[TracedGraph], GraphCosts]
 
 
 @dataclass(frozen=True)
 class Planning:
     """A plan and how it was found.
 
-    baselines: other splits of a full call over as many devices. seconds: by "trace", "cost", "solve" and what was
-    asked for besides. certificate: what was proved of the step time; refinement: what was measured; None if not asked.
-    advice: what quality to expect, None without a profile. idle: how many devices the plan does not use. margins_db: of
-    each candidate, by how much it was seen to come closer to the sequential output than fewer steps; None: not known.
+    Attributes:
+        plan: What becomes the plan file.
+        chosen: The candidate that it was made of, one of ``candidates``.
+        candidates: All that was considered.
+        baselines: Other splits of a whole call over as many devices, by name.
+        seconds: What took how long: "trace", "cost", "solve", and "refine" and "prove" where they were asked for.
+        certificate: What was proved of the step time; None if it was not asked for.
+        refinement: What was measured of whole components; None if it was not asked for.
+        advice: What quality to expect; None without a quality profile.
+        idle: How many devices the plan does not use.
+        margins_db: Of each candidate, by how many dB it came closer to the sequential output than fewer steps in the
+            same time, where that was measured; else None.
     """
 
     plan: Plan
@@ -60,161 +64,72 @@ class Planning:
     candidates: tuple[Candidate, ...]
     baselines: Mapping[str, Baseline]
     seconds: Mapping[str, float]
-    certificate: Certificate | None
-    refinement: Refinement | None
+    certificate: Certificate | None = None
+    refinement: Refinement | None = None
     advice: Advice | None = None
     idle: int = 0
     margins_db: tuple[float | None, ...] = ()
 
 
-def plan_model(
-    spec: ModelSpec,
-    fleet: Fleet,
-    costs_of: CostsOf,
-    options: Options = DEFAULTS,
-    *,
-    reference: str | None = None,
-    timer: ComponentTimer | None = None,
-    advisor: QualityAdvisor | None = None,
-    progress: Progress = lambda _: None,
-    fork: bool = False,
-) -> Planning:
-    """Trace a model without its weights and plan it; see plan_graphs.
+def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planning:
+    """Find the best way to run a denoiser on some devices.
 
-    fork: trace the whole call and one half of its batch at the same time, the latter in a forked process; only for
-    callers in whose process torch has computed nothing yet.
+    Args:
+        request: What to plan, for which devices, by which costs.
+        progress: Called with a sentence before each part of the work.
+
+    Raises:
+        TraceError: The denoiser cannot be traced.
+        MeasureError: Costs are to be measured on a device that is not there.
+        InfeasibleError: Nothing fits the devices, or only what is slower than one device and ``force`` is not set.
+
+    >>> from partitioner.costs.model import CostModel
+    >>> from partitioner.models.spec import model_spec
+    >>> from partitioner.planning.sources import FromSpec
+    >>> spec = model_spec("tools/trained/unet", dtype="float32")  # a folder here; "svd" or a hub id as well
+    >>> planning = plan(PlanRequest(FromSpec(spec), "cpu,cpu", CostModel("cpu")))
+    >>> planning.plan.branches, planning.plan.components, planning.plan.devices
+    (2, 1, ('cpu', 'cpu'))
     """
-    from partitioner.models.spec import trace_model
-
-    check_branches(options, len(fleet), spec.name, spec.halves == 2)
     clock = _Clock()
-    with clock.measure("trace"), _without_collector():
-        progress(f"tracing {spec.name}")
-        half_of: Callable[[], TracedGraph] | None = None
-        if spec.halves == 2 and options.branches != 1 and len(fleet) > 1:
-            progress("tracing one half of its guidance batch")
-            half_of = partial(trace_model, spec, branch=True)
-            if fork:
-                spec.load()
-                half_of = beside(half_of)
-        whole = trace_model(spec)
-        half = half_of() if half_of is not None else None
-    return plan_graphs(
-        whole,
-        half,
-        fleet,
-        costs_of,
-        options,
-        revision=spec.revision,
-        reference=reference,
-        timer=timer,
-        advisor=advisor,
-        progress=progress,
-        clock=clock,
-    )
-
-
-def compile(
-    module: nn.Module,
-    example_inputs: Mapping[str, Any],
-    roles: Mapping[str, Any],
-    devices: int | str | Fleet = 2,
-    *,
-    branch_inputs: Mapping[str, Any] | None = None,
-    model: str = "custom",
-    device: str = DEFAULT_DEVICE,
-    costs_of: CostsOf | None = None,
-    trajectory: Sequence[Mapping[str, Any]] | None = None,
-    options: Options = DEFAULTS,
-) -> Plan:
-    """Plan ``module(**example_inputs)`` for some devices; any nn.Module that torch.export traces.
-
-    roles: of each tensor argument, "latent", "timestep" or "prompt"; see ``trace``. devices: how many, or as for
-    ``partition-model --devices``. branch_inputs: the arguments of one half of the guidance batch, where the batch
-    holds both; two branches are considered only then. device: what roofline costs are for; costs_of: other costs.
-    trajectory: the arguments of consecutive calls of a real trajectory, as example_inputs are: staleness is measured on
-    them with the module's weights (32 backward passes a call) instead of estimated from the graph.
-    Raises TraceError, UsageError, InfeasibleError.
-    """
-    from partitioner.graph.export import trace
-
-    fleet = devices if isinstance(devices, tuple) else parse_fleet(str(devices), device)
-    whole = trace(module, example_inputs, roles, model=model)
-    half = None if branch_inputs is None else trace(module, branch_inputs, roles, model=model)
-    drift = None
-    if trajectory is not None:
-        from partitioner.staleness.measured import measure_module
-
-        drift = measure_module(module, whole, trajectory)
-    costs_of = costs_of or (lambda graph: estimate(graph, device))
-    return plan_graphs(whole, half, fleet, costs_of, options, drift=drift).plan
-
-
-def plan_graphs(
-    whole: TracedGraph,
-    half: TracedGraph | None,
-    fleet: Fleet,
-    costs_of: CostsOf,
-    options: Options = DEFAULTS,
-    *,
-    drift: EdgeErrors | None = None,
-    revision: str | None = None,
-    reference: str | None = None,
-    timer: ComponentTimer | None = None,
-    advisor: QualityAdvisor | None = None,
-    progress: Progress = lambda _: None,
-    clock: _Clock | None = None,
-) -> Planning:
-    """Solve every choice of branches x components x mode, take the best under ``options.prefer``.
-
-    whole: the graph of a full call; half: that of one half of the guidance batch, None where it holds no two.
-    drift: measured staleness of the whole graph's edges, which are the half's too; a proxy without it.
-    reference: name of the device that the costs hold for, the first of the fleet by default. timer: measures whole
-    components on it; the costs are then refined with it. advisor: knows which mode and predictor came closest to the
-    sequential output, and maybe the drift; without one it is look-ahead, and `adaptive` in async mode.
-    Raises InfeasibleError where nothing fits, or only what is slower than one device and ``force`` is not set.
-    """
-    check_branches(options, len(fleet), whole.model, half is not None)
-    if len(fleet) < 2:
-        half = None
-    clock = clock or _Clock()
+    options, model, advisor = request.options, request.costs, request.advisor
+    with clock.measure("trace"):
+        traced = request.denoiser.trace(request.traces_halves, progress)
+    graphs = {1: traced.whole}
+    if request.traces_halves and traced.half is not None:
+        graphs[2] = traced.half
     with clock.measure("cost"):
         progress("estimating or measuring the cost of its nodes")
-        costs = {1: costs_of(whole)}
-        if half is not None:
-            costs[2] = costs_of(half)
-        fleet = with_speeds(limit_memory(fleet, options.memory_limit_bytes), whole, reference or fleet[0].name)
-    graphs = {1: whole} if half is None else {1: whole, 2: half}
-    if drift is None and advisor is not None:
-        drift = advisor.drift(whole)
-    weights = None if drift is None else drift.weights
+        costs = {branches: model(graph) for branches, graph in graphs.items()}
+        fleet = with_speeds(limit_memory(request.fleet, options.memory_limit_bytes), traced.whole, model.reference)
+    edge_errors = traced.edge_errors
+    if edge_errors is None and advisor is not None:
+        edge_errors = advisor.edge_errors(traced.whole)
     with clock.measure("solve"):
+        weights = None if edge_errors is None else edge_errors.weights
         problems = {
-            branches: build_problem(graph, costs[branches], weights, driver_ms=options.driver_ms)
+            branches: build_problem(graph, costs[branches], weights, driver_ms=model.driver_ms)
             for branches, graph in graphs.items()
         }
         sequential_ms = problems[1].total_ms / max(as_devices(fleet).speeds)
-        candidates = list(find_candidates(problems, fleet, options, progress, drift))
-        chosen = choose(candidates, len(fleet), options, sequential_ms, problems[1], fleet, advisor)
-        compared = baselines(whole, problems[1], as_devices(fleet))
-    refinement = None
-    if timer is not None:
+        candidates = list(find_candidates(problems, fleet, options, progress, edge_errors))
+        chosen = choose(candidates, fleet, problems[1], sequential_ms, options, advisor)
+        compared = baselines(traced.whole, problems[1], as_devices(fleet))
+    problem, refinement = problems[chosen.branches], None
+    if options.refine:
         with clock.measure("refine"):
             refinement = refine_split(
-                graphs[chosen.branches], costs[chosen.branches], chosen, fleet, options, timer, progress, drift
+                graphs[chosen.branches], costs[chosen.branches], chosen, fleet, model, edge_errors, progress=progress
             )
-        sequential_ms = options.driver_ms + (sequential_ms - options.driver_ms) * refinement.scale
+        sequential_ms = model.driver_ms + (sequential_ms - model.driver_ms) * refinement.scale
         candidates[candidates.index(chosen)] = chosen = refinement.candidate
+        problem = refinement.problem
     certificate = None
-    if options.prove and chosen.split is not None:
-        from partitioner.search.certificate import prove
-
+    if options.prove:
         with clock.measure("prove"):
             progress("proving")
-            devices, _ = seats_of(fleet, chosen.branches, chosen.components)
-            problem = problems[chosen.branches] if refinement is None else refinement.problem
-            certificate = prove(problem, devices, chosen.mode, chosen.split)
-    plan = Plan.from_split(
+            certificate = _prove(problem, chosen, fleet)
+    made = Plan.from_split(
         graphs[chosen.branches],
         chosen.placed,
         components=chosen.components,
@@ -224,39 +139,62 @@ def plan_graphs(
         mode=chosen.mode,
         predictor=options.predictor or default_predictor(chosen, advisor),
         devices=[fleet[d].name for d in chosen.device_of],
-        predicted=predicted_figures(graphs[chosen.branches], chosen, fleet, sequential_ms, costs[1], options.driver_ms),
-        cost_source=CostSource(
-            kind="measured" if costs[1].source == "measured" else "roofline",
-            device=as_label(costs[1].device),
-            covered=costs[chosen.branches].covered,
-        ),
+        predicted=predicted_figures(graphs[chosen.branches], chosen, fleet, sequential_ms, costs[1], model.driver_ms),
+        cost_source=_cost_source(costs, chosen),
         versions=_versions(),
-        revision=revision,
+        revision=traced.revision,
     )
-    advice = None
-    if advisor is not None:
-        speedup = plan.speedup(advisor.sampling.steps, advisor.sampling.scheduler)
-        advice = advisor.advise(plan.components, plan.mode, plan.predictor, speedup)
-    known = [advice_on(candidate, advisor, options, sequential_ms) for candidate in candidates]
     return Planning(
-        plan,
+        made,
         chosen,
         tuple(candidates),
         compared,
         clock.seconds,
         certificate,
         refinement,
-        advice,
-        len(fleet) - chosen.ranks,
-        tuple(None if one is None else one.margin_db for one in known),
+        advice=None if advisor is None else _advice(made, advisor),
+        idle=len(fleet) - chosen.ranks,
+        margins_db=_margins_db(candidates, request, sequential_ms),
     )
 
 
 def default_predictor(chosen: Candidate, advisor: QualityAdvisor | None) -> PredictorName:
-    """Look-ahead reads what belongs to its step, as it is; in async mode `adaptive` cannot run away."""
+    """The predictor where the user names none.
+
+    Look-ahead reads what belongs to its own step, so ``hold`` takes it as it is. Async mode takes what came closest to
+    the sequential output where that was measured, else ``adaptive``, which cannot run away.
+    """
     if chosen.mode == "lookahead":
         return "hold"
-    return "adaptive" if advisor is None else advisor.hop_predictor(chosen.components)
+    return "adaptive" if advisor is None else advisor.async_predictor(chosen.components)
+
+
+def _prove(problem: Problem, chosen: Candidate, fleet: Fleet) -> Certificate:
+    from partitioner.search.certificate import prove
+
+    assert chosen.split is not None
+    devices, _ = seats_of(fleet, chosen.branches, chosen.components)
+    return prove(problem, devices, chosen.mode, chosen.split)
+
+
+def _cost_source(costs: Mapping[int, GraphCosts], chosen: Candidate) -> CostSource:
+    return CostSource(
+        kind="measured" if costs[1].source == "measured" else "roofline",
+        device=as_label(costs[1].device),
+        covered=costs[chosen.branches].covered,
+    )
+
+
+def _advice(made: Plan, advisor: QualityAdvisor) -> Advice:
+    speedup = made.speedup(advisor.sampling.steps, advisor.sampling.scheduler)
+    return advisor.advise(made.components, made.mode, made.predictor, speedup)
+
+
+def _margins_db(
+    candidates: Sequence[Candidate], request: PlanRequest, sequential_ms: float
+) -> tuple[float | None, ...]:
+    known = [advice_on(candidate, request.advisor, request.options, sequential_ms) for candidate in candidates]
+    return tuple(None if advice is None else advice.margin_db for advice in known)
 
 
 def _versions() -> dict[str, str]:
@@ -267,23 +205,11 @@ def _versions() -> dict[str, str]:
     return found
 
 
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Tracing makes millions of objects that live; looking through them for garbage takes a tenth of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 class _Clock:
     """Seconds by name."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {"trace": 0.0, "cost": 0.0, "solve": 0.0}
+        self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
@@ -291,4 +217,4 @@ class _Clock:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.seconds[name] = time.perf_counter() - start

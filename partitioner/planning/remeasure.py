@@ -1,11 +1,12 @@
-"""refinement: the components of a split measured whole, the costs of their nodes rescaled, and solved again."""
+"""refine_split: measure the components of a split whole, rescale the costs of their nodes, and solve again."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from partitioner.costs.model import CostModel
 from partitioner.costs.node_costs import GraphCosts
 from partitioner.errors import InfeasibleError
 from partitioner.fleet import Fleet
@@ -13,12 +14,10 @@ from partitioner.graph.ir import TracedGraph
 from partitioner.plan.ranks import rank_of
 from partitioner.planning.build_problem import build_problem
 from partitioner.planning.candidates import Candidate, rescored, solve_candidate
-from partitioner.planning.options import Options, Progress
+from partitioner.planning.options import Progress
 from partitioner.search.problem import Problem
 from partitioner.search.solver import Solver
 from partitioner.staleness.edge_errors import EdgeErrors
-
-ComponentTimer = Callable[[TracedGraph, Mapping[str, int], int], list[float]]  # component_timing.time_components
 
 CLOSE = 0.02  # the slowest component may be so far above the mean; measurements differ by as much
 ROUNDS = 6  # at most
@@ -61,17 +60,26 @@ def refine_split(
     costs: GraphCosts,
     chosen: Candidate,
     fleet: Fleet,
-    options: Options,
-    timer: ComponentTimer,
-    progress: Progress,
-    drift: EdgeErrors | None = None,
+    model: CostModel,
+    edge_errors: EdgeErrors | None = None,
+    *,
+    progress: Progress = lambda _: None,
 ) -> Refinement:
-    """Measure the components whole, rescale the costs of their nodes, solve again.
+    """Measure the components whole, rescale the costs of their nodes, solve again; as often as that helps.
 
     Ends when the slowest component is within CLOSE of the mean, or when nothing improves: the split stays as it is, or
     its slowest component takes longer than that of the best split so far.
+
+    Args:
+        graph: Of one branch.
+        costs: Of its nodes.
+        chosen: The candidate to start from.
+        fleet: The devices, with their speeds.
+        model: What measures the components.
+        edge_errors: Measured staleness of the graph's edges.
+        progress: Called with a sentence before each measurement.
     """
-    weights = None if drift is None else drift.weights
+    weights = None if edge_errors is None else edge_errors.weights
     first = sum(_latent_ms(graph, costs, chosen.placed, chosen.components))
     rounds: list[Round] = []
     best, least = 0, float("inf")
@@ -80,20 +88,18 @@ def refine_split(
         progress("measuring the components whole")
         placed = chosen.placed
         predicted = _latent_ms(graph, costs, placed, chosen.components)
-        measured = timer(graph, placed, chosen.components)
+        measured = model.time_components(graph, placed, chosen.components)
         finish, mean = _finish_ms(measured, chosen, fleet)
         rounds.append(Round(tuple(predicted), tuple(measured), finish / mean if mean > 0 else 1.0))
         costs = _rescaled(costs, placed, predicted, measured)
-        problem = build_problem(graph, costs, weights, driver_ms=options.driver_ms)
+        problem = build_problem(graph, costs, weights, driver_ms=model.driver_ms)
         if finish < least:
             best, least = len(rounds) - 1, finish
             scale = sum(measured) / first if first > 0 else 1.0
             found = Refinement((), best, rescored(problem, chosen, fleet), problem, scale)
         if best != len(rounds) - 1 or finish <= (1 + CLOSE) * mean or len(rounds) == ROUNDS:
             break
-        chosen = solve_candidate(
-            Solver(problem), chosen.branches, chosen.components, chosen.mode, fleet, options, drift
-        )
+        chosen = solve_candidate(Solver(problem), chosen, fleet, edge_errors)
         if chosen.reason is not None:
             raise InfeasibleError(chosen.reason)
         if chosen.placed == placed:

@@ -71,7 +71,8 @@ def test_a_plan_is_made_and_described(split: Run, folder: Path) -> None:
     document = json.loads(out)
     assert document["plan"] == "unet-8-4.plan.json"
     plan = Plan.load(folder / document["plan"])
-    plan.check(trace_model(model_spec(str(folder / "unet-8"), height=512, width=512), branch=True))
+    spec = model_spec(str(folder / "unet-8"), height=512, width=512, dtype="float32")
+    plan.check(trace_model(spec, branch=True))
     assert (document["branches"], document["components_per_branch"]) == (2, 2)
     assert document["fingerprint"] == plan.fingerprint
     assert document["devices"] == ["cpu"] * 4
@@ -267,7 +268,7 @@ def test_ctrl_c_is_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(planner, "plan_model", interrupt)
+    monkeypatch.setattr(planner, "plan", interrupt)
     code, out, err = run("--model", "unet-8", "--devices", "2", "--device", "h200")
     assert (code, out) == (130, "")
     assert err.endswith("interrupted\n")

@@ -20,12 +20,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from partitioner.costs.roofline import estimate
-from partitioner.fleet import parse_fleet
 from partitioner.models.spec import model_spec
-from partitioner.planning.planner import Options, plan_model
 from runtime.cli import main
 from tests.support import pipelines
+from tests.support.plans import plan_simply
 from tools.pictures.pipelines import DENOISERS, TRAINED
 
 ROOT = Path(__file__).parents[2]
@@ -46,8 +44,7 @@ class Home:
         if name not in self._plans:
             frames = {} if name.startswith("stable_diffusion") else {"frames": 2}
             spec = model_spec(str(self.pipeline(name)), dtype="float32", height=32, width=32, **frames)
-            options = Options(branches=1, mode="async", force=True, warmup=2)
-            planning = plan_model(spec, parse_fleet("2", "cpu"), lambda graph: estimate(graph, "cpu"), options)
+            planning = plan_simply(spec, 2, branches=1, mode="async", warmup=2)
             self._plans[name] = self.folder / f"{name}.plan.json"
             planning.plan.save(self._plans[name])
         return self._plans[name]
@@ -105,9 +102,7 @@ def test_the_shipped_denoisers_draw_what_is_asked_for(kind: str, run: Run, tmp_p
     """They are saved in float16, which a CPU is not to compute in."""
     folder = TRAINED / kind
     spec = model_spec(str(folder), dtype="float32")
-    options = Options(branches=1, mode="lookahead", force=True)
-    plan = plan_model(spec, parse_fleet("2", "cpu"), lambda graph: estimate(graph, "cpu"), options).plan
-    plan.save(tmp_path / "two.plan.json")
+    plan_simply(spec, 2, branches=1, mode="lookahead").plan.save(tmp_path / "two.plan.json")
     output = tmp_path / "shape.png"
     arguments = ["--prompt", "a yellow circle on black middle", "--transport", "emulation", "--guidance-scale", "3"]
     arguments += ["--steps", "20", "--output", str(output)]

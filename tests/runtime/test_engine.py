@@ -13,7 +13,7 @@ from torch import nn
 import partitioner
 from partitioner.errors import PlanError
 from partitioner.plan.plan import Plan
-from partitioner.planning.planner import Options
+from partitioner.planning.options import PlanOptions
 from runtime.engine import Engine
 from runtime.errors import ComponentFailed, EngineClosed, InputError, NonFiniteValue, PlanMismatch
 from runtime.options import TRANSPORTS, EngineOptions
@@ -53,7 +53,9 @@ def test_any_module_is_compiled_and_run() -> None:
     module = Pair().eval()
     example = {"sample": torch.zeros(2, 16), "sigma": torch.zeros(2)}
     roles = {"sample": "latent", "sigma": "timestep"}
-    plan = partitioner.compile(module, example, roles, devices=2, options=Options(mode="async", force=True, warmup=2))
+    plan = partitioner.compile(
+        module, example, roles, devices=2, options=PlanOptions(mode="async", force=True, warmup=2)
+    )
     assert plan.components == 2
     inputs = [(torch.randn(2, 16), torch.full((2,), 1.0 - call / 4)) for call in range(4)]
     with torch.no_grad():
@@ -71,7 +73,7 @@ def test_compile_gives_two_branches_where_it_is_told_how_a_half_looks() -> None:
         {"x": torch.zeros(rows, 5, WIDTH), "t": torch.zeros(()), "context": torch.zeros(rows, 6)} for rows in (2, 1)
     )
     plan = partitioner.compile(
-        DENOISER, example, ROLES, devices=2, branch_inputs=half, options=Options(branches=2, force=True)
+        DENOISER, example, ROLES, devices=2, branch_inputs=half, options=PlanOptions(branches=2, force=True)
     )
     assert (plan.branches, plan.components) == (2, 1)
     trajectory = Trajectory()

@@ -8,15 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from partitioner.costs.roofline import estimate
-from partitioner.fleet import parse_fleet
 from partitioner.models.spec import live_spec
 from partitioner.plan.plan import Plan
-from partitioner.planning.planner import Options, plan_model
 from runtime import parallelize
 from runtime.driver.forecast import Forecast
 from runtime.engine import Engine
 from tests.support import pipelines
+from tests.support.plans import plan_simply
 
 STEPS = 9
 
@@ -33,9 +31,7 @@ def plans(pipe: Any) -> dict[int, Plan]:
     spec = live_spec(pipe.unet, pipe, height=32, width=32)
     made = {}
     for components in (2, 3):
-        options = Options(branches=1, mode="lookahead", force=True, warmup=3)
-        fleet = parse_fleet(str(components), "cpu")
-        made[components] = plan_model(spec, fleet, lambda graph: estimate(graph, "cpu"), options).plan
+        made[components] = plan_simply(spec, components, branches=1, mode="lookahead", warmup=3).plan
         assert made[components].components == components
     return made
 

@@ -12,19 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from partitioner.costs.roofline import estimate
-from partitioner.fleet import parse_fleet
 from partitioner.graph.arguments import flatten_arguments
 from partitioner.models.spec import model_spec, trace_model
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import seat_of
-from partitioner.planning.planner import Options, plan_graphs
 from runtime import parallelize
 from runtime.denoiser import DistributedDenoiser, denoiser_name
 from runtime.errors import InputError, PlanMismatch
 from runtime.worker.specs import build_specs
 from tests.support import pipelines
 from tests.support.engines import plan_of
+from tests.support.plans import plan_simply
 
 SIZES: dict[str, dict[str, int]] = {
     "stable_diffusion": {"height": 32, "width": 32},
@@ -82,9 +80,7 @@ class Case:
     def _make_plan(self, devices: int, branches: int) -> Plan:
         """Solved for one branch; the planner's own choice of branches is tested with it."""
         graph, components = (self._whole, devices) if branches == 1 else (self._half, devices // 2)
-        options = Options(branches=1, mode="async", force=True)
-        fleet = parse_fleet(str(components), "cpu")
-        solved = plan_graphs(graph, None, fleet, lambda graph: estimate(graph, "cpu"), options).chosen
+        solved = plan_simply(graph, components, branches=1, mode="async").chosen
         assert solved.components == components
         return plan_of(graph, solved.placed, branches=branches, warmup=WARMUP, predictor="adaptive")
 

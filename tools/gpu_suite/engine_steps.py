@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from partitioner.costs.timing import measuring_device
-from partitioner.fleet import parse_fleet
 from partitioner.graph.ir import Role
 from partitioner.plan.plan import Plan
-from partitioner.planning.options import Options
-from partitioner.planning.planner import plan_graphs
+from partitioner.planning.options import PlanOptions
+from partitioner.planning.planner import plan
+from partitioner.planning.request import PlanRequest
+from partitioner.planning.sources import FromGraphs
 from runtime.engine import Engine
 from runtime.options import EngineOptions
 from tools.gpu_suite.denoisers import Graphs, Inputs, denoiser, graphs_of
@@ -50,8 +51,8 @@ def engine(name: str, device: str, folder: Path) -> dict[str, Any]:
 
 def _plan(name: str, graphs: Graphs, count: int, device: str, folder: Path) -> Plan:
     cost_model = cost_model_of(name, device, folder)
-    options = Options(branches=1, mode="async", warmup=1, predictor="hold", prefer="speed", force=True)
-    return plan_graphs(graphs.whole, None, parse_fleet(str(count), cost_model.reference), cost_model, options).plan
+    options = PlanOptions(branches=1, mode="async", warmup=1, predictor="hold", prefer="speed", force=True)
+    return plan(PlanRequest(FromGraphs(graphs.whole), count, cost_model, options)).plan
 
 
 def _step_ms(call: Callable[..., Any], arguments: Inputs, roles: Mapping[str, Any], device: torch.device) -> float:

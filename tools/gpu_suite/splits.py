@@ -12,8 +12,7 @@ from partitioner.costs.relative_speed import with_speeds
 from partitioner.costs.timing import TimingMode, measuring_device
 from partitioner.fleet import parse_fleet
 from partitioner.planning.build_problem import build_problem
-from partitioner.planning.candidates import Candidate, solve_candidate
-from partitioner.planning.options import Options
+from partitioner.planning.candidates import Candidate, Shape, solve_candidate
 from partitioner.search.solver import Solver
 from tools.gpu_suite.denoisers import Graphs
 
@@ -29,13 +28,12 @@ def profile_path(name: str, mode: TimingMode, folder: Path) -> Path:
 def cost_model_of(name: str, device: str, folder: Path) -> CostModel:
     """Costs by the recorded profile of kernels alone, which is what CUDA graphs replay, or else by the eager one."""
     paths = [profile_path(name, mode, folder) for mode in reversed(modes_of(device))]
-    return choose_cost_model(str(next((path for path in paths if path.exists()), paths[-1])), None, "1")
+    return choose_cost_model(str(next((path for path in paths if path.exists()), paths[-1])), None)
 
 
 def split(name: str, graphs: Graphs, branches: int, components: int, device: str, folder: Path) -> Candidate:
     """The solver's split for equal devices like this one."""
     graph, cost_model = graphs.of(branches), cost_model_of(name, device, folder)
-    fleet = with_speeds(parse_fleet(str(branches * components), cost_model.reference), graph, cost_model.reference)
-    options = Options(branches=branches, mode="async", force=True)
-    solver = Solver(build_problem(graph, cost_model(graph)))
-    return solve_candidate(solver, branches, components, "async", fleet, options)
+    shape = Shape(branches, components, period=1, mode="async")
+    fleet = with_speeds(parse_fleet(shape.ranks, cost_model.reference), graph, cost_model.reference)
+    return solve_candidate(Solver(build_problem(graph, cost_model(graph))), shape, fleet)

@@ -21,6 +21,7 @@ import torch
 
 from partitioner.costs.components import component_runs
 from partitioner.costs.lookup import apply_profile
+from partitioner.costs.model import GivenCosts
 from partitioner.costs.relative_speed import with_speeds
 from partitioner.costs.timing import measure_by_turns, summarise
 from partitioner.errors import PartitionerError
@@ -28,8 +29,7 @@ from partitioner.fleet import parse_fleet
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
 from partitioner.planning.build_problem import build_problem
-from partitioner.planning.candidates import solve_candidate
-from partitioner.planning.options import Options
+from partitioner.planning.candidates import Shape, solve_candidate
 from partitioner.planning.remeasure import Refinement, refine_split
 from partitioner.search.mode import Mode
 from partitioner.search.solver import Solver
@@ -61,7 +61,7 @@ def check(
 
 
 class TimerBesideWhole:
-    """Times components by turns with the whole; ``whole_ms``: of each measurement. As refine_split's timer."""
+    """Times components by turns with the whole; ``whole_ms``: of each measurement. As GivenCosts' timer."""
 
     def __init__(self, run: Callable[[], Any]) -> None:
         self._run = run
@@ -86,13 +86,13 @@ def component_rows(
     costs = apply_profile(profile, graph)
     solver = Solver(build_problem(graph, costs))
     (then,) = profile.checks
-    options = Options(branches=1, mode=mode, force=True)
     for count in ranks:
         progress(f"{graph.model}: {count} ranks")
-        fleet = with_speeds(parse_fleet(str(count), "cpu"), graph, "cpu")
-        chosen = solve_candidate(solver, 1, count, mode, fleet, options)
+        fleet = with_speeds(parse_fleet(count, "cpu"), graph, "cpu")
+        chosen = solve_candidate(solver, Shape(1, count, period=1, mode=mode), fleet)
         timer = TimerBesideWhole(run)
-        refinement = refine_split(graph, costs, chosen, fleet, options, timer, progress)
+        model = GivenCosts(lambda _: costs, "cpu", timer=timer)
+        refinement = refine_split(graph, costs, chosen, fleet, model, progress=progress)
         pace = timer.whole_ms[0] / then.whole_ms
         yield {"denoiser": graph.model, "ranks": count, "mode": mode, **_figures(refinement, pace)}
 

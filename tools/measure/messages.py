@@ -21,8 +21,8 @@ from unittest import mock
 import torch
 
 from partitioner.plan.plan import Plan
-from partitioner.planning.options import Options
-from partitioner.planning.planner import compile
+from partitioner.planning.compile import compile
+from partitioner.planning.options import PlanOptions
 from runtime.engine import Engine
 from runtime.options import EngineOptions
 from runtime.ranks.launch import LocalLauncher
@@ -66,7 +66,7 @@ def measure(name: str, rounds: int, calls: int) -> dict[str, Any]:
     """The figures; times in ms of a call."""
     module, inputs, roles = DENOISERS[name]()
     torch.set_num_threads(1)
-    plan = compile(module, inputs, roles, 2, device="cpu", options=Options(branches=1, mode="async", force=True))
+    plan = compile(module, inputs, roles, 2, device="cpu", options=PlanOptions(branches=1, mode="async", force=True))
     by_checked: dict[bool, list[float]] = {True: [], False: []}
     with start(module, plan, checked=True) as checked, start(module, plan, checked=False) as believing:
         engines = {True: checked, False: believing}

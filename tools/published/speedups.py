@@ -11,11 +11,14 @@ from typing import Any
 
 from partitioner.baselines.asyncdiff_simulation import simulate_asyncdiff
 from partitioner.baselines.asyncdiff_split import published_split
+from partitioner.costs.model import GivenCosts
 from partitioner.fleet import Device
 from partitioner.plan.schedule import Schedule
 from partitioner.planning.candidates import Candidate
-from partitioner.planning.options import Options
-from partitioner.planning.planner import Planning, plan_graphs
+from partitioner.planning.options import PlanOptions
+from partitioner.planning.planner import Planning, plan
+from partitioner.planning.request import PlanRequest
+from partitioner.planning.sources import FromGraphs
 from partitioner.simulator.simulate import Simulation, simulate
 from partitioner.simulator.speed_of_light import speed_of_light, without_communication
 from profiles.device_sheets import device_spec
@@ -86,13 +89,9 @@ def plan_case(case: Case, count: int, **options: Any) -> Planning:
     wire = wire_of(case.spec, "pcie")
     device = Device(case.costs.device, case.spec.memory_bytes, wire.gb_per_s, wire.latency_ms)
     costs = {id(case.whole): case.costs, id(case.half): case.half_costs}
-    return plan_graphs(
-        case.whole,
-        case.half,
-        (device,) * count,
-        lambda graph: costs[id(graph)],
-        Options(driver_ms=case.spec.driver_ms, **options),
-    )
+    model = GivenCosts(lambda graph: costs[id(graph)], case.costs.device, driver_ms=case.spec.driver_ms)
+    source = FromGraphs(case.whole, case.half)
+    return plan(PlanRequest(source, (device,) * count, model, PlanOptions(**options)))
 
 
 def _played(case: Case, chosen: Candidate, warmup: int, link: str) -> dict[str, Any]:

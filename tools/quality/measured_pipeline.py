@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from partitioner.costs.model import choose_cost_model
+from partitioner.costs.model import CostModel
 from partitioner.errors import UsageError, first_line
-from partitioner.fleet import parse_fleet
 from partitioner.models.spec import live_spec
 from partitioner.plan.plan import Plan
-from partitioner.planning.options import Options
-from partitioner.planning.planner import plan_model
+from partitioner.planning.options import PlanOptions
+from partitioner.planning.planner import plan
+from partitioner.planning.request import PlanRequest
+from partitioner.planning.sources import FromSpec
 from partitioner.search.mode import Mode
 from runtime.denoiser import denoiser_name
 from runtime.driver.noise_schedule import is_flow
@@ -86,11 +87,10 @@ class Subject:
             mode = "async"
         key = (way.devices, way.branches, way.period, mode)
         if key not in self._plans:
-            cost_model = choose_cost_model(None, "cpu", str(way.devices))
             denoiser = getattr(self.pipe, denoiser_name(self.pipe))
             spec = live_spec(denoiser, self.pipe, batch=self.chunk)
-            options = Options(branches=way.branches, mode=mode, period=way.period, force=True)
-            made = plan_model(spec, parse_fleet(str(way.devices), cost_model.reference), cost_model, options)
+            options = PlanOptions(branches=way.branches, mode=mode, period=way.period, force=True)
+            made = plan(PlanRequest(FromSpec(spec), way.devices, CostModel("cpu"), options))
             split = made.chosen.split
             self._plans[key] = made.plan, "one" if split is None else split.form
         return self._plans[key]

@@ -10,6 +10,7 @@ from partitioner.costs import model as cost_model
 from partitioner.costs.model import CostModel, GivenCosts, choose_cost_model
 from partitioner.costs.roofline import estimate
 from partitioner.errors import UsageError
+from partitioner.fleet import parse_devices
 from partitioner.graph.ir import Input, Node, Ref, Role, TensorMeta, TracedGraph
 from profiles.cost_profile import CostProfile
 
@@ -40,25 +41,25 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_chosen(
     profile: str | None, device: str | None, devices: str, reference: str, live: str | None
 ) -> None:
-    chosen = choose_cost_model(profile, device, devices)
+    chosen = choose_cost_model(profile, device, parse_devices(devices))
     assert (chosen.reference, chosen.live) == (reference, live)
 
 
 def test_a_gpu_is_measured_on_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost_model, "_has_gpu", lambda: True)
     monkeypatch.setattr(cost_model, "_name_of", lambda live: "NVIDIA L40S")
-    assert (choose_cost_model(None, None, "4").live, choose_cost_model(None, None, "4").reference) == ("cuda:0", "l40s")
-    assert choose_cost_model(None, "h100", "4").live is None
-    assert choose_cost_model(None, None, "l40s,l40s").live is None
+    assert (choose_cost_model(None, None).live, choose_cost_model(None, None).reference) == ("cuda:0", "l40s")
+    assert choose_cost_model(None, "h100").live is None
+    assert choose_cost_model(None, None, parse_devices("l40s,l40s")).live is None
     monkeypatch.setattr(cost_model, "_name_of", lambda live: "Riva 128")
     with pytest.raises(UsageError, match="no data sheet of Riva 128; name the most similar device with --device"):
-        choose_cost_model(None, None, "4")
+        choose_cost_model(None, None)
 
 
 @pytest.mark.parametrize("profile", ["cuda:99", "none.json", "gpu"])
 def test_a_source_that_is_not_there_is_refused(profile: str) -> None:
     with pytest.raises(UsageError):
-        choose_cost_model(profile, None, "2")
+        choose_cost_model(profile, None)
 
 
 def test_without_a_profile_costs_are_the_roofline() -> None:

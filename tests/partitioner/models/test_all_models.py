@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from partitioner.costs.roofline import estimate
-from partitioner.fleet import known_device
 from partitioner.models.source import BUILT_IN
 from partitioner.models.spec import model_spec, trace_model
 from partitioner.plan.plan import Plan
-from partitioner.planning.options import Options
-from partitioner.planning.planner import plan_graphs
+from tests.support.plans import plan_simply
 
 SIZE = {"svd": (64, 128, 4), "animatediff": (64, 64, 4), "wan": (64, 64, 5)}  # height, width, frames
 
@@ -22,8 +19,7 @@ def test_plans_load_and_are_balanced(model: str, tmp_path: Path) -> None:
     height, width, frames = SIZE.get(model, (256, 256, None))
     graph = trace_model(model_spec(model, height=height, width=width, frames=frames))
     for count in (2, 3, 4, 8):
-        fleet = (known_device("a100"),) * count
-        plan = plan_graphs(graph, None, fleet, estimate, Options(force=True)).plan
+        plan = plan_simply(graph, count, "a100").plan
         path = tmp_path / f"{count}.json"
         plan.save(path)
         again = Plan.load(path)

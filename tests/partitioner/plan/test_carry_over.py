@@ -6,15 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from partitioner.costs.roofline import estimate
 from partitioner.errors import PlanError
-from partitioner.fleet import known_device
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
 from partitioner.plan.plan import Plan
 from partitioner.plan.program import build_programs
-from partitioner.planning.options import Options
-from partitioner.planning.planner import plan_graphs
+from tests.support.plans import plan_simply
 
 ROLES = {"sample": "latent", "timestep": "timestep", "encoder_hidden_states": "prompt"}
 
@@ -65,7 +62,7 @@ def graph() -> TracedGraph:
 
 @pytest.fixture(scope="module")
 def plan(graph: TracedGraph) -> Plan:
-    return plan_graphs(graph, None, (known_device("h200"),) * 3, estimate, Options(force=True)).plan
+    return plan_simply(graph, 3, "h200").plan
 
 
 @pytest.mark.parametrize(

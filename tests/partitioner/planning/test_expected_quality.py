@@ -13,7 +13,7 @@ from partitioner.models.samplers import adds_noise
 from partitioner.planning.candidates import Candidate
 from partitioner.planning.choose import advice_on, choose
 from partitioner.planning.expected_quality import Advice, QualityAdvisor, SamplingSetup
-from partitioner.planning.options import Options
+from partitioner.planning.options import PlanOptions
 from partitioner.planning.planner import default_predictor
 from partitioner.search.mode import Mode
 from profiles.quality_profile import QualityProfile
@@ -44,8 +44,8 @@ def test_one_component_is_exact_and_the_unmeasured_is_not_known() -> None:
 
 
 def test_the_best_predictor_at_the_hops_is_taken() -> None:
-    assert advisor(hold=33.0, linear=48.0, adaptive=41.0).hop_predictor(2) == "linear"
-    assert advisor(hold=33.0).hop_predictor(3) == "adaptive"
+    assert advisor(hold=33.0, linear=48.0, adaptive=41.0).async_predictor(2) == "linear"
+    assert advisor(hold=33.0).async_predictor(3) == "adaptive"
     chosen = Candidate(1, 2, 1, "async")
     assert default_predictor(chosen, advisor(hold=40.0, adaptive=35.0)) == "hold"
     assert default_predictor(chosen, None) == "adaptive"
@@ -55,7 +55,7 @@ def test_the_best_predictor_at_the_hops_is_taken() -> None:
 @pytest.mark.parametrize(("measured", "mode"), [({"lookahead": 30.0, "hold": 35.0}, "async"), ({}, "lookahead")])
 def test_the_mode_that_came_closer_is_chosen(measured: dict[str, Any], mode: str) -> None:
     both = [Candidate(1, 2, 1, m, step_ms=1.0, split=SPLIT) for m in ("lookahead", "async")]  # type: ignore[arg-type]
-    chosen = choose(both, 2, Options(force=True), 2.0, *_nothing(), advisor(**measured))
+    chosen = choose(both, *_nothing(2), 2.0, PlanOptions(force=True), advisor(**measured))
     assert chosen.mode == mode
 
 
@@ -65,7 +65,7 @@ def test_the_mode_that_came_closer_is_chosen(measured: dict[str, Any], mode: str
 def test_a_sampler_that_adds_noise_is_planned_without_look_ahead(scheduler: str, mode: str) -> None:
     both = [Candidate(1, 2, 1, m, step_ms=1.0, split=SPLIT) for m in ("lookahead", "async")]  # type: ignore[arg-type]
     asked = advisor(SamplingSetup(50, scheduler), lookahead=50.0)
-    assert choose(both, 2, Options(force=True), 2.0, *_nothing(), asked).mode == mode
+    assert choose(both, *_nothing(2), 2.0, PlanOptions(force=True), asked).mode == mode
 
 
 def test_what_fewer_steps_were_seen_to_beat_is_passed_over() -> None:
@@ -82,7 +82,7 @@ def test_what_fewer_steps_were_seen_to_beat_is_passed_over() -> None:
     cases = [(rows, ddim, 2), (rows[1:], ddim, 3), (rows, any_sampler, 3), (nearly, ddim, 2), (both, ddim, 3)]
     for known, sampling, components in cases:
         asked = QualityAdvisor(profile_of(known), sampling)
-        chosen = choose(ways, 3, Options(force=True), 2.0, *_nothing(), asked)
+        chosen = choose(ways, *_nothing(3), 2.0, PlanOptions(force=True), asked)
         assert (chosen.components, chosen.mode) == (components, "lookahead")
 
 
@@ -95,8 +95,8 @@ def recommended(scheduler: str, steps: int, devices: int) -> tuple[Candidate, Ad
     modes: tuple[Mode, ...] = ("lookahead", "async")
     ways = [Candidate(1, k, 1, mode, step_ms=2.04 / k, split=SPLIT) for k in counts for mode in modes]
     asked = QualityAdvisor(QualityProfile.load(), SamplingSetup(steps, scheduler))
-    chosen = choose(ways, devices, Options(force=True), 2.0, *_nothing(), asked)
-    advice = advice_on(chosen, asked, Options(force=True), 2.0)
+    chosen = choose(ways, *_nothing(devices), 2.0, PlanOptions(force=True), asked)
+    advice = advice_on(chosen, asked, PlanOptions(force=True), 2.0)
     assert advice is not None
     return chosen, advice, asked
 
@@ -129,8 +129,8 @@ def test_with_a_sampler_that_adds_noise_it_is_told_what_async_mode_is_worth(
     assert held <= advice.psnr_db
 
 
-def _nothing() -> tuple[Any, Any]:
-    """A problem and a fleet that are not looked at when a plan is forced."""
+def _nothing(devices: int) -> tuple[Any, Any]:
+    """A fleet and a problem that are not looked at when a plan is forced, but for the number of devices."""
 
     class Problem:
         class item_bytes:
@@ -139,4 +139,4 @@ def _nothing() -> tuple[Any, Any]:
         class activation_bytes:
             max = staticmethod(lambda: 0)
 
-    return Problem, ()
+    return [SimpleNamespace(memory_bytes=math.inf)] * devices, Problem

@@ -9,34 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-import partitioner
+from partitioner.costs.model import ComponentTimer, GivenCosts
 from partitioner.costs.node_costs import GraphCosts, NodeCost
 from partitioner.errors import InfeasibleError, UsageError
 from partitioner.fleet import Device, Fleet
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
-from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import rank_of
-from partitioner.planning.options import Options, default_warmup
-from partitioner.planning.planner import Planning, compile, plan_graphs
-
-WIDTH, LAYERS = 8, 24
-ROLES = {"sample": "latent", "timestep": "timestep"}
-
-
-class Chain(nn.Module):
-    """LAYERS linear layers of the same cost, each with the timestep added."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(1, WIDTH)
-        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS))
-
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        shift = self.embed(timestep.reshape(1, 1))
-        for layer in self.layers:
-            sample = layer(sample + shift)
-        return sample
+from partitioner.planning.options import PlanOptions
+from partitioner.planning.planner import Planning, plan
+from partitioner.planning.request import PlanRequest
+from partitioner.planning.sources import FromGraphs
+from tests.support.chain import LAYERS, ROLES, WIDTH, Chain, arguments
 
 
 class Skipping(Chain):
@@ -53,15 +37,11 @@ class Skipping(Chain):
         return self.contract(wide * self.expand(narrow))
 
 
-def _arguments(rows: int) -> dict[str, Any]:
-    return {"sample": torch.zeros(rows, WIDTH), "timestep": torch.zeros(())}
-
-
 @pytest.fixture(scope="module")
 def graphs() -> tuple[TracedGraph, TracedGraph]:
     """The graphs of a full call with two rows and of one half of it."""
     module = Chain().eval()
-    return trace(module, _arguments(2), ROLES), trace(module, _arguments(1), ROLES)
+    return trace(module, arguments(2), ROLES), trace(module, arguments(1), ROLES)
 
 
 def costs_of(graph: TracedGraph) -> GraphCosts:
@@ -79,8 +59,17 @@ def fleet_of(*speeds: float, memory: float = 1e12, link: float = 100.0, latency:
     return tuple(Device(f"speed{speed:g}", memory, link, latency, speed) for speed in speeds)
 
 
-def plan_for(graphs: tuple[TracedGraph, TracedGraph | None], fleet: Fleet | None = None, **options: Any) -> Planning:
-    return plan_graphs(graphs[0], graphs[1], fleet or fleet_of(1, 1, 1, 1), costs_of, Options(**options))
+def plan_for(
+    graphs: tuple[TracedGraph, TracedGraph | None],
+    fleet: Fleet | None = None,
+    *,
+    timer: ComponentTimer | None = None,
+    driver_ms: float = 0.0,
+    **options: Any,
+) -> Planning:
+    costs = GivenCosts(costs_of, "toy", driver_ms=driver_ms, timer=timer)
+    wanted = PlanOptions(refine=timer is not None, **options)
+    return plan(PlanRequest(FromGraphs(*graphs), fleet or fleet_of(1, 1, 1, 1), costs, wanted))
 
 
 def shape_of(planning: Planning) -> tuple[int, int]:
@@ -132,7 +121,7 @@ def test_each_mode_can_be_asked_for(graphs: tuple[TracedGraph, TracedGraph]) -> 
 
 def test_speed_takes_the_fastest_candidate_and_quality_one_that_is_not_stale() -> None:
     """A fold keeps a long skip connection on one device, which no balanced chain can."""
-    graph = trace(Skipping().eval(), _arguments(2), ROLES)
+    graph = trace(Skipping().eval(), arguments(2), ROLES)
     slow = fleet_of(1, 1, link=1e-4)  # 41 ms for what is skipped, 0.64 ms for what a layer makes
     quality, speed = (plan_for((graph, None), slow, prefer=prefer) for prefer in ("quality", "speed"))
     assert quality.plan.mode == "lookahead"
@@ -244,7 +233,7 @@ def test_refining_moves_the_borders_to_where_time_is_really_spent(graphs: tuple[
             times[placed[node.name]] += 2 * ms if node.name in first_half else ms
         return times
 
-    planning = plan_graphs(graph, None, fleet_of(1, 1), costs_of, Options(), timer=timer)
+    planning = plan_for((graph, None), fleet_of(1, 1), timer=timer)
     assert planning.refinement is not None
     rounds = planning.refinement.rounds
     assert rounds[0].error == pytest.approx(0.5)
@@ -267,7 +256,7 @@ def test_refining_ends_when_the_components_are_even(graphs: tuple[TracedGraph, T
         calls.append(placed)
         return [1.0, 1.019]
 
-    planning = plan_graphs(graphs[0], None, fleet_of(1, 1), costs_of, Options(), timer=timer)
+    planning = plan_for((graphs[0], None), fleet_of(1, 1), timer=timer)
     assert len(calls) == 1
     assert planning.refinement is not None
     assert planning.refinement.rounds[0].slowest == pytest.approx(1.019 / 1.0095)
@@ -283,7 +272,7 @@ def test_refining_ends_when_nothing_improves_and_takes_the_best_that_was_measure
         calls.append(placed)
         return [20.0, 30.0] if len(calls) == 1 else [35.0, 30.0]
 
-    planning = plan_graphs(graphs[0], None, fleet_of(1, 1), costs_of, Options(), timer=timer)
+    planning = plan_for((graphs[0], None), fleet_of(1, 1), timer=timer)
     assert planning.refinement is not None
     assert (len(calls), planning.refinement.best) == (2, 0)
     assert calls[0] != calls[1]
@@ -299,7 +288,7 @@ def test_refining_weighs_components_by_the_speed_of_their_device(graphs: tuple[T
             times[placed[node.name]] += costs_of(timed).nodes[node.name].ms
         return times
 
-    planning = plan_graphs(graphs[0], None, fleet_of(3, 1), costs_of, Options(), timer=timer)
+    planning = plan_for((graphs[0], None), fleet_of(3, 1), timer=timer)
     assert planning.refinement is not None
     (only,) = planning.refinement.rounds
     assert max(only.measured_ms) > 2 * min(only.measured_ms)
@@ -318,47 +307,6 @@ def test_the_same_input_gives_the_same_bytes(graphs: tuple[TracedGraph, TracedGr
     assert plan_for(graphs).plan.canonical == plan_for(graphs).plan.canonical
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"branches": 3},
-        {"period": 0},
-        {"period": 65},
-        {"warmup": 0},
-        {"memory_limit_bytes": 0.0},
-        {"memory_limit_bytes": float("nan")},
-        {"period": 2, "mode": "lookahead"},
-    ],
-)
-def test_options_that_make_no_sense_are_usage_errors(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        Options(**options)
-
-
 def test_two_branches_need_two_devices(graphs: tuple[TracedGraph, TracedGraph]) -> None:
     with pytest.raises(UsageError, match="two devices"):
         plan_for(graphs, fleet_of(1), branches=2)
-
-
-def test_warm_up_fills_the_chain() -> None:
-    assert [default_warmup(components) for components in (1, 2, 4, 8)] == [1, 4, 4, 8]
-
-
-def test_compile_plans_any_module(tmp_path: Any) -> None:
-    module = Chain().eval()
-    plan = compile(module, _arguments(2), ROLES, devices=4, model="my net", options=Options(force=True))
-    assert (plan.model, plan.branches, plan.components) == ("my-net", 1, 4)
-    plan.save(tmp_path / "plan.json")
-    graph = trace(module, _arguments(2), ROLES)
-    Plan.load(tmp_path / "plan.json").check(graph)
-    other = trace(module, _arguments(5), ROLES)
-    assert set(plan.place(other).values()) == {0, 1, 2, 3}
-    assert partitioner.compile is compile
-
-
-def test_compile_splits_the_guidance_batch_where_it_is_given() -> None:
-    module = Chain().eval()
-    plan = compile(
-        module, _arguments(2), ROLES, devices="h200,h200", branch_inputs=_arguments(1), options=Options(force=True)
-    )
-    assert (plan.branches, plan.components, plan.devices) == (2, 1, ("h200", "h200"))

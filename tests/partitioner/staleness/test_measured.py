@@ -15,8 +15,8 @@ from partitioner.errors import UsageError
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
 from partitioner.planning.build_problem import build_problem
-from partitioner.planning.options import Options
-from partitioner.planning.planner import compile
+from partitioner.planning.compile import compile
+from partitioner.planning.options import PlanOptions
 from partitioner.search.devices import Devices
 from partitioner.search.solver import Solver
 from partitioner.staleness.edge_errors import EdgeErrors, drift_of_keys, least_error
@@ -172,7 +172,7 @@ def test_good_splits_are_rescored(small: Small, drift: EdgeErrors) -> None:
 def test_compile_measures_on_a_trajectory(small: Small, drift: EdgeErrors) -> None:
     example = {**small.steps[0], "return_dict": False}
     roles = {"sample": "latent", "timestep": "timestep"}
-    options = Options(mode="async", force=True)
+    options = PlanOptions(mode="async", force=True)
     plan = compile(small.unet, example, roles, devices=3, trajectory=small.steps, options=options)
     placement = plan.place(small.graph)
     summed = sum(w for (u, v), w in drift.weights.items() if placement[u] != placement[v])
@@ -185,7 +185,7 @@ def test_what_was_measured_on_full_calls_holds_for_each_branch(small: Small) -> 
     calls = [{**step, "sample": step["sample"].repeat(2, 1, 1, 1), "return_dict": False} for step in small.steps[:2]]
     one = {**small.steps[0], "return_dict": False}
     roles = {"sample": "latent", "timestep": "timestep"}
-    options = Options(mode="async", force=True)
+    options = PlanOptions(mode="async", force=True)
     plan = compile(small.unet, calls[0], roles, devices=4, branch_inputs=one, trajectory=calls, options=options)
     assert (plan.branches, plan.components) == (2, 2)
     assert plan.predicted.staleness > 0

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from partitioner.costs.model import choose_cost_model
+from partitioner.costs.model import CostModel
 from partitioner.errors import UsageError
-from partitioner.fleet import parse_fleet
 from partitioner.models.spec import model_spec
 from partitioner.plan.plan import Plan
-from partitioner.planning.expected_quality import QualityAdvisor
-from partitioner.planning.options import Options
-from partitioner.planning.planner import plan_model
+from partitioner.planning.options import PlanOptions
+from partitioner.planning.planner import plan
+from partitioner.planning.request import PlanRequest
+from partitioner.planning.sources import FromSpec
 from profiles.quality_profile import QualityProfile
 from tests.support.pipelines import saved
 from tools.quality.__main__ import main
@@ -36,10 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_with(profile: QualityProfile | None, folder: Path) -> Plan:
     """The plan of a folder's denoiser in async mode, with what a profile holds."""
-    advisor = None if profile is None else QualityAdvisor(profile)
-    options = Options(branches=1, mode="async", force=True)
-    fleet, cost_model = parse_fleet("2", "cpu"), choose_cost_model(None, "cpu", "2")
-    return plan_model(model_spec(str(folder)), fleet, cost_model, options, advisor=advisor).plan
+    options = PlanOptions(branches=1, mode="async", force=True)
+    source = FromSpec(model_spec(str(folder)))
+    return plan(PlanRequest(source, 2, CostModel("cpu"), options, quality=profile)).plan
 
 
 def test_rows_of_a_users_pipeline(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

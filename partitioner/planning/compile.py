@@ -1,0 +1,66 @@
+"""partitioner.compile: a plan for any nn.Module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from partitioner.costs.model import CostModel
+from partitioner.fleet import Fleet
+from partitioner.plan.plan import Plan
+from partitioner.planning.options import DEFAULTS, PlanOptions
+from partitioner.planning.planner import plan
+from partitioner.planning.request import PlanRequest
+from partitioner.planning.sources import FromModule
+from profiles.device_sheets import DEFAULT_DEVICE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def compile(
+    module: nn.Module,
+    example_inputs: Mapping[str, Any],
+    roles: Mapping[str, Any],
+    devices: int | str | Fleet = 2,
+    *,
+    branch_inputs: Mapping[str, Any] | None = None,
+    model: str = "custom",
+    device: str = DEFAULT_DEVICE,
+    costs: CostModel | None = None,
+    trajectory: Sequence[Mapping[str, Any]] | None = None,
+    options: PlanOptions = DEFAULTS,
+) -> Plan:
+    """Plan ``module(**example_inputs)`` for some devices; any nn.Module that torch.export can trace.
+
+    Args:
+        module: The denoiser. Its weights are not copied, and it is not run.
+        example_inputs: Arguments of one call; their shapes and dtypes count, not their values.
+        roles: Of each tensor argument, "latent", "timestep" or "prompt"; see ``partitioner.trace``.
+        devices: How many, or as for ``partition-model --devices``, or a Fleet.
+        branch_inputs: Arguments of one half of the guidance batch, where ``example_inputs`` hold both halves; two
+            branches are considered only then.
+        model: What the plan calls the denoiser.
+        device: The data sheet that costs are estimated from.
+        costs: Costs from elsewhere, such as ``CostModel("cpu", live="cpu")``, which measures; ``device`` is not used
+            then.
+        trajectory: Arguments of consecutive calls of a real trajectory: staleness is measured on them with the module's
+            weights (32 backward passes a call) instead of estimated from the graph.
+        options: What else to ask for.
+
+    Returns:
+        The plan; ``plan.save(path)`` writes its file.
+
+    Raises:
+        TraceError: The module cannot be traced.
+        UsageError: An argument is wrong.
+        InfeasibleError: Nothing fits the devices, or only what is slower than one of them.
+
+    >>> import torch
+    >>> chain = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
+    >>> plan = compile(chain, {"input": torch.zeros(1, 8)}, {"input": "latent"}, 2, options=PlanOptions(force=True))
+    >>> plan.components, plan.mode, list(plan.placement.values())
+    (2, 'lookahead', [0, 0, 1, 1])
+    """
+    source = FromModule(module, example_inputs, roles, model, branch_inputs, trajectory)
+    return plan(PlanRequest(source, devices, costs or CostModel(device), options)).plan
