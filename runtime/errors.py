@@ -1,6 +1,6 @@
 """Every error that a user can meet at run time; each says what was expected, what came and what to do.
 
-docs/when-something-goes-wrong.md lists them with their ways out.
+docs/guides/troubleshooting.md lists them with their ways out.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class EngineOptions:
         warmup: how many first steps of a trajectory are exact.
         predictor: what lagged reads are estimated by: "hold", "linear" or "adaptive".
         mode: how steps after the warm-up are run: "lookahead" or "async".
-        correct: in look-ahead, correct the output for the error of the predicted latent (docs/lookahead.md).
+        correct: in look-ahead, correct the output for the error of the predicted latent (docs/concepts/look-ahead.md).
         check_finite: stop with NonFiniteValue at the first NaN or Inf, naming the node that made it. Slow.
         keep_weights: keep in this process, while the engine runs, the parameters that only other ranks need. By
             default those that the denoiser's files can give back are released until ``close``.

@@ -2,7 +2,7 @@
 each also shows that the start after the fault before it works.
 
 The faults are numbered: each test's docstring says which it is about, from Fault 1, a rank that is killed, to Fault 15,
-hostile files. What users are told of them is in docs/when-something-goes-wrong.md."""
+hostile files. What users are told of them is in docs/guides/troubleshooting.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictors: formulas, the figures of docs/predictors.md, and which of them may grow without bound."""
+"""Predictors: formulas, the figures of docs/concepts/predictors.md, and which of them may grow without bound."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from runtime.worker.predictor import PREDICTORS, Adaptive, Hold, Linear, Predictor
 
-NOTE = Path(__file__).parents[3] / "docs" / "predictors.md"
+NOTE = Path(__file__).parents[3] / "docs" / "concepts" / "predictors.md"
 BOUNDED = sorted(set(PREDICTORS) - {"linear"})
 INPUTS = ("constant", "alternating", "noisy")
 
@@ -123,7 +123,7 @@ def test_reset_forgets_everything(name: str) -> None:
     assert torch.equal(predictor.estimate(10), value)
 
 
-# ---- frequency response, as docs/predictors.md says
+# ---- frequency response, as docs/concepts/predictors.md says
 
 
 def response(name: str, omega: float) -> tuple[float, float]:
