@@ -1,6 +1,6 @@
 """Fills the command reference from the commands' own parsers. A hook of mkdocs (mkdocs.yml names it).
 
-A line `<!-- command: partition-model inspect -->` in reference/cli.md becomes the usage and the options of that command.
+A line `<!-- command: partition-model inspect -->` in reference/cli.md becomes the usage and options of that command.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def reference(parser: argparse.ArgumentParser) -> Iterator[str]:
         formatter = parser._get_formatter()
         for action in actions:
             text = formatter._expand_help(action) if action.help else ""
-            yield f"| `{_cell(_form(action))}` | {_cell(text)} |"
+            yield f"| `{_form(action)}` | {_cell(text)} |"  # a bar inside backticks is no border
         yield ""
 
 
