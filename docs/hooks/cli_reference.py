@@ -55,9 +55,12 @@ def main_of(words: Sequence[str]) -> tuple[Callable[[Sequence[str]], Any], list[
 
 
 def parser_of(words: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser that a command gives its arguments to."""
+    """The parser that a command gives its arguments to; words name its subcommand, too, and no option."""
+    parse = argparse.ArgumentParser.parse_args
 
-    def found(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+    def found(parser: argparse.ArgumentParser, args: Sequence[str] | None = None) -> argparse.Namespace:
+        if dispatches(parser):
+            return parse(parser, args)
         raise ParserFound(parser)
 
     main, arguments = main_of(words)
@@ -67,6 +70,11 @@ def parser_of(words: Sequence[str]) -> argparse.ArgumentParser:
         except ParserFound as caught:
             return caught.parser
     raise ValueError(f"{' '.join(words)} parses no arguments with argparse")
+
+
+def dispatches(parser: argparse.ArgumentParser) -> bool:
+    """Whether a parser hands what follows its first argument to another command's parser."""
+    return any(action.nargs == argparse.REMAINDER for action in parser._actions)
 
 
 def reference(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -15,8 +15,8 @@ import torch
 from partitioner.models.samplers import SECOND_SHARES, adds_noise, finish_of
 
 # The variance of clean latents, given the prompt, that the correction of outputs assumes; measured on small denoisers,
-# see docs/concepts/look-ahead.md. MULTISTEP_PRIOR: a multistep sampler extrapolates its estimates of the clean latent, so the
-# correction must leave the estimate as it is. FLOW_PRIOR: flow matching with one call per step.
+# see docs/results/look-ahead.md. MULTISTEP_PRIOR: a multistep sampler extrapolates its estimates of the clean latent,
+# so the correction must leave the estimate as it is. FLOW_PRIOR: flow matching with one call per step.
 PRIOR, MULTISTEP_PRIOR, FLOW_PRIOR = 0.02, 0.0, 0.005
 
 

@@ -56,9 +56,9 @@ def test_one_decorated_function_adds_an_architecture() -> None:
         register_model("sdxl")(tiny)
 
 
-def test_the_readme_s_example_adds_a_diffusers_class(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    (example,) = [block for block in readme.split("```python\n") if "@register_model" in block.split("```")[0]]
+def test_the_guide_s_example_adds_a_diffusers_class(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "guides" / "add-an-architecture.md").read_text(encoding="utf-8")
+    (example,) = [block for block in guide.split("```python\n") if "AuraFlow" in block.split("```")[0]]
     exec(example.split("```")[0], {})
     denoiser = diffusers.AuraFlowTransformer2DModel(
         sample_size=16, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8, num_attention_heads=2,

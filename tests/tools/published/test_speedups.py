@@ -1,4 +1,4 @@
-"""The comparison with AsyncDiff's published figures, on one model; the full table stands in docs/results/published.md."""
+"""The comparison with AsyncDiff's published figures, on one model; docs/results/published.md has the whole table."""
 
 from __future__ import annotations
 

@@ -1,0 +1,75 @@
+"""What pages say of the repository is so: links, files, modules, code."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from partitioner.fleet import parse_fleet
+from tests.support.pages import DOCS, PAGES, ROOT, blocks, text_of
+
+SOURCES = r"`((?:partitioner|runtime|profiles|tools|tests|examples|docs)/[\w./-]*)`"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if not target.startswith(("http://", "https://", "#")):
+            assert (PAGES[page].parent / target.split("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_are_there(page: str) -> None:
+    for name in re.findall(SOURCES, text_of(page)):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_page_is_in_the_sites_navigation_and_on_the_overview() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    overview = text_of("docs/index.md")
+    for page in PAGES:
+        if page.startswith("docs/") and page != "docs/index.md":
+            name = page.removeprefix("docs/")
+            assert f": {name}\n" in navigation, name
+            assert f"({name})" in overview, name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_compile_and_import_what_is_there(page: str) -> None:
+    for block in blocks(page, "python"):
+        tree = ast.parse(block)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("partitioner", "runtime"):
+                module = importlib.import_module(node.module or "")
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+
+
+def test_the_described_fleet_is_read(tmp_path: Path) -> None:
+    (text,) = blocks("docs/guides/plan.md", "json")
+    file = tmp_path / "fleet.json"
+    file.write_text(text)
+    assert [device.name for device in parse_fleet(str(file), "h200")] == ["h200", "h200", "b200"]
+    assert json.loads(text)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text_of("README.md").splitlines()) <= 120
+
+
+def test_the_picture_is_the_scripts() -> None:
+    spec = importlib.util.spec_from_file_location("draw_overview", DOCS / "draw_overview.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "draw_overview", module)  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        drawn = module.overview()
+    assert drawn == (DOCS / "overview.svg").read_text(encoding="utf-8"), "run: python docs/draw_overview.py"
