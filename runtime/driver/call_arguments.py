@@ -110,9 +110,9 @@ class CallReader:
         """Arguments to trace such a call with, by name; their tensors are zeros."""
         arguments: dict[str, Any] = {}
         for path, tensor in tensors.items():
-            put_at(arguments, path, torch.zeros(tensor.shape, dtype=tensor.dtype))
+            _put_at(arguments, path, torch.zeros(tensor.shape, dtype=tensor.dtype))
         for path, literal in literals.items():
-            put_at(arguments, path, literal)
+            _put_at(arguments, path, literal)
         if "return_dict" in inspect.signature(self._denoiser.forward).parameters:
             arguments["return_dict"] = False
         return arguments
@@ -123,9 +123,9 @@ class CallReader:
         arguments: dict[str, Any] = {}
         for item in self._plan.inputs:
             wanted = dtype if item.dtype == self._latent.dtype else getattr(torch, item.dtype)
-            put_at(arguments, item.path, torch.zeros(item.shape, dtype=wanted))
+            _put_at(arguments, item.path, torch.zeros(item.shape, dtype=wanted))
         for literal in self._plan.literals:
-            put_at(arguments, literal.path, literal.value)
+            _put_at(arguments, literal.path, literal.value)
         return arguments
 
     def _dtype(self) -> torch.dtype:
@@ -148,7 +148,7 @@ def _signature(tensors: Iterable[tuple[Any, ...]], literals: Iterable[tuple[str,
     return (*sorted(tensors), *kept)
 
 
-def put_at(arguments: dict[str, Any], path: str, value: Any) -> None:
+def _put_at(arguments: dict[str, Any], path: str, value: Any) -> None:
     """Put a value at its path: "a.b" is key b of the dict that is argument a."""
     *parents, last = path.split(".")
     for parent in parents:

@@ -385,11 +385,3 @@ def test_a_plan_for_another_pipeline_is_refused_before_it_is_touched(cases: dict
 def test_a_pipeline_is_parallelized_once_at_a_time(exactly: Any, case: Case) -> None:
     with pytest.raises(InputError, match="already inside a parallelize block"):
         parallelize(exactly, case.plan(2)).__enter__()
-
-
-def test_something_without_a_denoiser_is_refused() -> None:
-    class Empty:
-        vae = nn.Linear(1, 1)
-
-    with pytest.raises(InputError, match="a Empty has neither; expected a diffusers pipeline with one denoiser"):
-        denoiser_name(Empty())
