@@ -4,13 +4,54 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
+import networkx
 import pytest
 
-ROOT = Path(__file__).parents[1]
-LAYERS = ("profiles", "partitioner", "runtime", "tools")  # each may import itself and those before it
+from tests.support.sources import FILES, PACKAGES, imported, modules_imported, tree
+
+# Inside a package, each room (a module or sub-package) may import the rooms in the rows above its own, and none beside
+# it in the same row. The package itself, the names that users import, comes last.
+ROOMS = {
+    "profiles": """
+        import_guard json_files
+        records
+        cost_profile device_sheets quality_profile
+    """,
+    "partitioner": """
+        _version errors process tables
+        graph search
+        fleet models staleness
+        costs plan
+        simulator
+        baselines
+        planning
+        report
+        cli
+    """,
+    "runtime": """
+        errors options
+        devices
+        transport
+        worker
+        ranks
+        stats torchrun
+        driver
+        engine
+        denoiser
+        pipeline
+        loading
+        generation
+        cli
+    """,
+}
+ROW = {
+    f"{package}.{room}": row
+    for package, rows in ROOMS.items()
+    for row, rooms in enumerate(rows.strip().splitlines())
+    for room in rooms.split()
+}
+
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "huggingface_hub", "safetensors"}
 
 # The only modules of profiles and partitioner that touch torch or diffusers at all.
@@ -46,37 +87,14 @@ PRIVATE_NAMES = {"partitioner.graph.torch_private"}
 DISTRIBUTED = {"runtime.transport.rendezvous", "partitioner.graph.torch_private", "tools.bench.policy_ranks"}
 
 
-def _module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-FILES = {_module_name(path): path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))}
-
-
-@cache
-def _tree(module: str) -> ast.Module:
-    return ast.parse(FILES[module].read_text(encoding="utf-8"))
-
-
-def imported(node: ast.AST) -> Iterator[str]:
-    """Dotted names that an import statement may load: "a.b" and "a.b.c" for ``from a.b import c``."""
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        assert node.level == 0, "imports are absolute"
-        yield node.module or ""
-        yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
 def imports_anywhere(module: str) -> set[str]:
     """What a module imports when all of it has run, functions included, annotations aside."""
-    return {name for node in _running(_tree(module), functions=True) for name in imported(node)}
+    return {name for node in _running(tree(module), functions=True) for name in imported(node)}
 
 
 def imports_at_import(module: str) -> set[str]:
     """What importing the module imports itself."""
-    return {name for node in _running(_tree(module), functions=False) for name in imported(node)}
+    return {name for node in _running(tree(module), functions=False) for name in imported(node)}
 
 
 def _running(node: ast.AST, functions: bool) -> Iterator[ast.AST]:
@@ -91,8 +109,8 @@ def _running(node: ast.AST, functions: bool) -> Iterator[ast.AST]:
 
 def dotted_names(module: str) -> set[str]:
     """Every dotted name in a module's code, and every name that it imports."""
-    names = {name for node in ast.walk(_tree(module)) for name in imported(node)}
-    for node in ast.walk(_tree(module)):
+    names = {name for node in ast.walk(tree(module)) for name in imported(node)}
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.Attribute):
             text = ast.unparse(node)
             if all(part.isidentifier() for part in text.split(".")):
@@ -104,13 +122,38 @@ def heavy(names: set[str]) -> set[str]:
     return {name for name in names if name.split(".")[0] in HEAVY}
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_imports_point_one_way(layer: str) -> None:
-    later = set(LAYERS[LAYERS.index(layer) + 1 :])
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_one_way(package: str) -> None:
+    later = set(PACKAGES[PACKAGES.index(package) + 1 :])
     for module, path in FILES.items():
-        if module.split(".")[0] == layer:
-            names = {name for node in ast.walk(_tree(module)) for name in imported(node)}
+        if module.split(".")[0] == package:
+            names = {name for node in ast.walk(tree(module)) for name in imported(node)}
             assert not {name for name in names if name.split(".")[0] in later}, path
+
+
+def room(module: str) -> str:
+    """The package's part that a module belongs to: "a.b" for "a.b.c"; the package itself is its own."""
+    return ".".join(module.split(".")[:2])
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_has_a_row(package: str) -> None:
+    rooms = {room(module) for module in FILES if module.startswith(f"{package}.")}
+    assert rooms == {name for name in ROW if name.startswith(f"{package}.")}, "add it to ROOMS or take it out"
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if module.split(".")[0] in ROOMS and "." in module])
+def test_rooms_import_those_above_them(module: str) -> None:
+    inside = {name for name in modules_imported(module) if name.split(".")[0] == module.split(".")[0]}
+    others = {name for name in inside if room(name) != room(module)}
+    back = {name for name in others if ROW.get(room(name), len(ROW)) >= ROW[room(module)]}
+    assert not back, f"{module} may not import {', '.join(sorted(back))}"
+
+
+def test_no_modules_import_one_another() -> None:
+    """Not even in functions or for annotations."""
+    arrows = networkx.DiGraph((module, name) for module in FILES for name in modules_imported(module))
+    assert [part for part in networkx.strongly_connected_components(arrows) if len(part) > 1] == []
 
 
 def test_only_the_named_modules_touch_torch() -> None:
@@ -152,5 +195,5 @@ def test_only_the_named_modules_touch_torch_distributed(module: str) -> None:
 
 
 def test_every_package_has_the_guard() -> None:
-    for layer in LAYERS:
-        assert 'parents[1] / "profiles" / "import_guard.py"' in FILES[layer].read_text(encoding="utf-8")
+    for package in PACKAGES:
+        assert 'parents[1] / "profiles" / "import_guard.py"' in FILES[package].read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import partitioner
+from partitioner._version import __version__
 from partitioner.baselines.compare import Baseline, baselines
 from partitioner.costs.node_costs import GraphCosts
 from partitioner.costs.relative_speed import with_speeds
@@ -198,7 +198,7 @@ def _margins_db(
 
 
 def _versions() -> dict[str, str]:
-    found = {"diffusion_partitioner": partitioner.__version__}
+    found = {"diffusion_partitioner": __version__}
     for package in ("torch", "diffusers"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = as_label(importlib.metadata.version(package))
