@@ -73,7 +73,7 @@ def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(wheel: Pat
         sources = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
     held = {name for name in names if ".dist-info/" not in name}
     assert held == sources
-    assert {"partitioner/data/models/svd.json", "profiles/devices.json"} <= held
+    assert {"partitioner/models/data/svd.json", "partitioner/baselines/data/asyncdiff_splits.json", "profiles/devices.json"} <= held
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
