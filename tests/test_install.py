@@ -73,7 +73,12 @@ def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(wheel: Pat
         sources = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
     held = {name for name in names if ".dist-info/" not in name}
     assert held == sources
-    assert {"partitioner/models/data/svd.json", "partitioner/baselines/data/asyncdiff_splits.json", "profiles/devices.json"} <= held
+    data = {
+        "partitioner/models/data/svd.json",
+        "partitioner/baselines/data/asyncdiff_splits.json",
+        "profiles/devices.json",
+    }
+    assert data <= held
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
@@ -95,6 +100,7 @@ def test_commands_start_from_a_hostile_folder(python: Path, hostile: Path, comma
     assert command in done.stdout
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_from_a_hostile_folder(python: Path, hostile: Path) -> None:
     command = [python.parent / "partition-model", "--model", "sd15", "--devices", "2", "--branches", "1"]
     command += ["--output", "sd15.plan.json"]

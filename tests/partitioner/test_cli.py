@@ -95,6 +95,7 @@ def test_a_plan_is_made_and_described(split: Run, folder: Path) -> None:
     assert chosen[0]["memory_bytes"] == max(c["memory_bytes"] for c in document["components"])
 
 
+@pytest.mark.slow
 def test_what_leaves_a_device_idle_is_told(split: Run, folder: Path) -> None:
     """Fewer steps were seen to beat four components, not three."""
     rows = [("lookahead", 4, 30.0, 3.4), ("lookahead", 3, 50.0, 2.6)]
@@ -125,6 +126,7 @@ def test_the_result_is_on_stdout_and_progress_on_stderr(split: Run) -> None:
     assert "tracing" not in out
 
 
+@pytest.mark.slow
 def test_the_same_command_writes_the_same_file(split: Run, folder: Path) -> None:
     assert split("--devices", "2", "--output", "a.json")[0] == 0
     assert split("--devices", "2", "--output", "b.json")[0] == 0
@@ -142,6 +144,7 @@ def test_a_file_is_overwritten_only_with_force(split: Run, folder: Path) -> None
     Plan.load(target)
 
 
+@pytest.mark.slow
 def test_inspect_shows_what_the_plan_says(split: Run, run: Run) -> None:
     made = json.loads(split("--devices", "4", "--json", "--output", "a.json")[1])
     code, out, err = run("inspect", "a.json", "--json")
@@ -164,6 +167,7 @@ def test_options_reach_the_plan(split: Run, folder: Path) -> None:
     assert plan.inputs[0].dtype == "float32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lookahead", "async"])
 def test_a_proof_is_made_where_it_is_asked_for(split: Run, mode: str) -> None:
     pytest.importorskip("highspy")
@@ -194,6 +198,7 @@ def test_without_guidance_there_is_one_branch(split: Run, folder: Path) -> None:
     assert Plan.load(folder / "a.json").branches == 1
 
 
+@pytest.mark.slow
 def test_a_profile_is_measured_saved_and_used_again(run: Run, folder: Path) -> None:
     measured = ("--model", "unet-8", "--devices", "2", "--force", "--profile")
     code, out, err = run(*measured, "cpu", "--save-profile", "p.json", "--json", "--output", "a.json")
@@ -248,6 +253,7 @@ def test_an_invalid_plan_is_exit_code_3(run: Run, folder: Path) -> None:
         assert len(_errors(err)) == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_split_is_exit_code_4(split: Run, run: Run, tmp_path: Path) -> None:
     slow = tmp_path / "slow.json"  # links cost more than they win
     slow.write_text('{"devices": [{"name": "h200", "count": 2, "latency_us": 10000}]}')
@@ -282,6 +288,7 @@ def _process(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_process_that_is_interrupted_leaves_no_file(folder: Path) -> None:
     process = _process("--model", "unet-8", "--devices", "2", "--device", "cpu", cwd=folder)
     assert process.stderr is not None
@@ -306,6 +313,7 @@ def test_help_and_usage_errors_need_no_torch() -> None:
     assert "exit codes: 0 done, 2 usage, 3 invalid plan, 4 no feasible split" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error(split: Run, folder: Path) -> None:
     assert split("--devices", "2", "--output", "a.json")[0] == 0
     process = _process("inspect", "a.json", cwd=folder)

@@ -189,6 +189,7 @@ def test_warm_up_and_predictor_may_differ_from_the_plans(run: Run, tmp_path: Pat
     assert json.loads(out)["exact_steps"] == warmup
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stable_video_diffusion", "animatediff"])
 def test_a_video_is_written_with_all_its_frames(run: Run, home: Home, tmp_path: Path, name: str) -> None:
     what = ["--image", str(home.image())] if name == "stable_video_diffusion" else ["--prompt", "a red cat"]

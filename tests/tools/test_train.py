@@ -26,6 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DENOISERS)
 def test_a_denoiser_is_saved_as_a_pipeline(kind: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([kind, "--iterations", "1", "--samples", "8", "--threads", "1", "--output", str(trained)]) == 0
@@ -36,6 +37,7 @@ def test_a_denoiser_is_saved_as_a_pipeline(kind: str, trained: Path, capsys: pyt
     assert sum(p.numel() for p in getattr(pipe, denoiser_name(pipe)).parameters()) * 2 < MOST_BYTES
 
 
+@pytest.mark.slow
 def test_a_step_with_the_empty_tokens_of_the_pipeline_is_trained_too(trained: Path) -> None:
     """As diffusers appends them where the third text encoder is missing."""
     options = ["--iterations", str(LONG_EVERY), "--samples", "8", "--threads", "1", "--output", str(trained)]
@@ -47,6 +49,7 @@ def test_a_step_with_the_empty_tokens_of_the_pipeline_is_trained_too(trained: Pa
     assert pipe("a red circle", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 32, 32)
 
 
+@pytest.mark.slow
 def test_the_classifier_is_saved(trained: Path) -> None:
     assert main(["classifier", "--iterations", "1", "--threads", "1", "--output", str(trained)]) == 0
     assert Classifier.load(trained / "classifier" / "classifier.safetensors").training is False

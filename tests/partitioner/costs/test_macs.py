@@ -74,7 +74,7 @@ def test_macs_equal_what_torch_counts_for_every_product() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["sd15-like", "dit-like"])
+@pytest.mark.parametrize("name", [pytest.param("sd15-like", marks=pytest.mark.slow), "dit-like"])
 def test_macs_equal_what_torch_counts_for_small_denoisers(name: str) -> None:
     with fake_mode():
         module, inputs, _ = DENOISERS[name]()
@@ -86,6 +86,7 @@ def test_macs_equal_what_torch_counts_for_small_denoisers(name: str) -> None:
 ASYNCDIFF_TMACS = {"sd15": 34, "sd21": 76, "sdxl": 299}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ASYNCDIFF_TMACS)
 def test_macs_agree_with_asyncdiff(name: str) -> None:
     graph = full_graph(name)

@@ -163,6 +163,7 @@ def test_impossible_devices_are_refused(device: str, mode: Any, expected: str) -
         measure(mixture_graph(), device, mode=mode)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_operators_are_measured_without_the_call() -> None:
     def both(sample: torch.Tensor) -> torch.Tensor:

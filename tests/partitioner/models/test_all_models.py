@@ -11,6 +11,8 @@ from partitioner.models.spec import model_spec, trace_model
 from partitioner.plan.plan import Plan
 from tests.support.plans import plan_simply
 
+pytestmark = pytest.mark.slow
+
 SIZE = {"svd": (64, 128, 4), "animatediff": (64, 64, 4), "wan": (64, 64, 5)}  # height, width, frames
 
 

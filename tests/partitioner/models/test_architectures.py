@@ -76,6 +76,7 @@ def test_built_in_has_its_published_size_and_arguments(name: str) -> None:
     assert getattr(torch, spec.dtype) in {p.dtype for p in parameters}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "latent_nodes"), [("sd15", 887), ("pixart", 965)])
 def test_full_size_traces_without_weights(name: str, latent_nodes: int) -> None:
     graph = trace_model(model_spec(name))

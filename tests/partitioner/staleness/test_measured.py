@@ -134,6 +134,7 @@ def rank_correlation(a: list[float], b: list[float]) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
+@pytest.mark.slow
 def test_measured_staleness_ranks_placements_as_real_lag_does(small: Small, drift: EdgeErrors) -> None:
     """Both what the solver minimises, the sum of the weights, and what the best splits are rescored with."""
     _, graph, state, steps, outputs = small
@@ -169,6 +170,7 @@ def test_good_splits_are_rescored(small: Small, drift: EdgeErrors) -> None:
     assert drift.error(dict(zip(problem.names, best.assignment, strict=True))) == min(errors)
 
 
+@pytest.mark.slow
 def test_compile_measures_on_a_trajectory(small: Small, drift: EdgeErrors) -> None:
     example = {**small.steps[0], "return_dict": False}
     roles = {"sample": "latent", "timestep": "timestep"}
@@ -181,6 +183,7 @@ def test_compile_measures_on_a_trajectory(small: Small, drift: EdgeErrors) -> No
     assert drift.error(placement) <= drift.error(unmeasured.place(small.graph))
 
 
+@pytest.mark.slow
 def test_what_was_measured_on_full_calls_holds_for_each_branch(small: Small) -> None:
     calls = [{**step, "sample": step["sample"].repeat(2, 1, 1, 1), "return_dict": False} for step in small.steps[:2]]
     one = {**small.steps[0], "return_dict": False}

@@ -83,6 +83,7 @@ def wanted_by(state: dict[str, torch.Tensor], *paths: str) -> tuple[Parameter, .
     )
 
 
+@pytest.mark.slow
 def test_a_denoiser_is_traced_alike_while_its_parameters_are_released(unet: Any) -> None:
     unet.eval()
     whole = trace(unet, example(), ROLES)

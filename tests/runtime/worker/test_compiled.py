@@ -33,6 +33,7 @@ def nothing_compiled() -> Iterator[None]:
         torch.compiler.set_stance("default")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["emulation", "threads", "processes"])
 def test_a_compiled_engine_computes_what_the_engine_does(transport: str) -> None:
     plan, trajectory = toy_plan(toy(), 2, warmup=2), Trajectory(5)
@@ -45,6 +46,7 @@ def test_a_compiled_engine_computes_what_the_engine_does(transport: str) -> None
     assert not equal(first, expected), "as if nothing had been compiled"
 
 
+@pytest.mark.slow
 def test_every_segment_is_compiled_once() -> None:
     options = EngineOptions(transport="emulation", compile=True)
     plan = toy_plan(toy(), 3, warmup=2, predictor="adaptive")

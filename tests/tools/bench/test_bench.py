@@ -130,6 +130,7 @@ class Reference:
         return output if computes else self.last[path]
 
 
+@pytest.mark.processes
 def test_exact_calls_equal_the_module(ranks: PolicyRanks, calls: list[Call], exact_outputs: list[torch.Tensor]) -> None:
     run = ranks.run(calls, warmup=STEPS)
     assert all(torch.equal(a, b) for a, b in zip(run.outputs, exact_outputs, strict=True))
@@ -137,6 +138,7 @@ def test_exact_calls_equal_the_module(ranks: PolicyRanks, calls: list[Call], exa
     assert run.sent_bytes == (0,) * (STEPS - 1) + (exact_outputs[0].nbytes,)
 
 
+@pytest.mark.processes
 def test_lagged_calls_read_what_the_others_computed_a_call_ago(
     lagged: PolicyRun, denoiser: Denoiser, calls: list[Call], exact_outputs: list[torch.Tensor]
 ) -> None:
@@ -145,11 +147,13 @@ def test_lagged_calls_read_what_the_others_computed_a_call_ago(
     assert not torch.equal(lagged.outputs[WARMUP], exact_outputs[WARMUP])
 
 
+@pytest.mark.processes
 def test_a_trajectory_starts_anew(ranks: PolicyRanks, lagged: PolicyRun, calls: list[Call]) -> None:
     again = ranks.run(calls, WARMUP)
     assert all(torch.equal(a, b) for a, b in zip(again.outputs, lagged.outputs, strict=True))
 
 
+@pytest.mark.processes
 def test_bytes_per_call_are_those_of_the_split(lagged: PolicyRun, denoiser: Denoiser) -> None:
     module, inputs, roles = denoiser
     split = [list(paths) for paths in published_policy("sd15", 2).components]
@@ -158,11 +162,13 @@ def test_bytes_per_call_are_those_of_the_split(lagged: PolicyRun, denoiser: Deno
     assert lagged.sent_bytes[WARMUP:] == (hooked + output,) * (STEPS - WARMUP)
 
 
+@pytest.mark.processes
 def test_measures_of_a_run_are_complete(lagged: PolicyRun) -> None:
     assert len(lagged.call_ms) == STEPS
     assert len(lagged.communication_ms) == len(lagged.resident_bytes) == 2
 
 
+@pytest.mark.processes
 def test_failure_of_a_rank_is_told(denoiser: Denoiser) -> None:
     expected = pytest.raises(RuntimeError, match=r"(?s)rank 0 .* failed.*unexpected keyword argument 'sample'")
     with PolicyRanks(nn.Identity(), Policy(((), ()), ())) as started, expected:
@@ -195,6 +201,7 @@ def test_hooked_output_must_be_tensors() -> None:
         hooked(sample="no tensor")
 
 
+@pytest.mark.processes
 def test_bench_prints_one_document(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(DENOISERS, "sd15-like", unet)
     options = ["--denoiser", "sd15-like", "--steps", "6", "--rounds", "1", "--microbatches", "2", "--period", "2"]

@@ -109,6 +109,7 @@ def test_an_unknown_part_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "there are tests, traces, profile-sd15" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_small_denoiser_is_profiled_and_its_components_timed_on_a_cpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

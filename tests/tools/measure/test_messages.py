@@ -13,6 +13,7 @@ from tests.support.engines import ROLES, Trajectory, equal, toy, toy_plan
 from tools.measure import messages as measure_header
 
 
+@pytest.mark.processes
 def test_an_engine_that_believes_gives_the_same_and_checks_nothing() -> None:
     denoiser = toy()
     plan = toy_plan(denoiser)
@@ -30,6 +31,7 @@ def test_an_engine_that_believes_gives_the_same_and_checks_nothing() -> None:
     assert equal(*outputs)
 
 
+@pytest.mark.processes
 def test_the_command_prints_its_figures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def small() -> Any:
         inputs = {"x": torch.zeros(2, 5, 8), "timestep": torch.tensor(1.0), "context": torch.zeros(2, 6)}

@@ -33,6 +33,7 @@ def test_the_published_figures_are_fifteen_speedups_that_agree_with_their_latenc
             assert figures["speedup"] == pytest.approx(ratio, abs=0.1)  # the table rounds down more often than not
 
 
+@pytest.mark.slow
 def test_the_fit_meets_one_gpus_latency_and_no_more(document: dict[str, Any]) -> None:
     spec = device_spec("a5000")
     peak = {f"n{k}": 0.01 for k in range(1000)}
@@ -45,6 +46,7 @@ def test_the_fit_meets_one_gpus_latency_and_no_more(document: dict[str, Any]) ->
     assert 0.2 < document["fitted"]["sd15"]["efficiency"] < 0.8
 
 
+@pytest.mark.slow
 def test_speedups_come_close_to_the_published_ones(document: dict[str, Any]) -> None:
     rows = document["rows"]
     assert [row["config"] for row in rows] == ["N2S1", "N3S1", "N4S1", "N2S2", "N3S2"]
@@ -53,6 +55,7 @@ def test_speedups_come_close_to_the_published_ones(document: dict[str, Any]) -> 
     assert document["largest_error"] <= 0.20
 
 
+@pytest.mark.slow
 def test_our_plans_beat_asyncdiff_on_the_same_machine(document: dict[str, Any]) -> None:
     ours = {(row["devices"], row["asked"], row["link"]): row for row in document["ours"]}
     ways = [(2, "recommended"), (4, "recommended"), (4, "--warmup 2"), (4, "--mode async --warmup 1")]
@@ -72,6 +75,7 @@ def test_our_plans_beat_asyncdiff_on_the_same_machine(document: dict[str, Any]) 
         assert ours[2, "recommended", link]["simulated_speedup"] > theirs["N2S1"]
 
 
+@pytest.mark.slow
 def test_the_table_says_what_is_simulated(document: dict[str, Any]) -> None:
     text = table(document)
     assert text.count("SIMULATED") == 3

@@ -79,10 +79,12 @@ def test_what_asyncdiff_broadcasts_is_reproduced(golden: dict[str, Any]) -> None
         assert megabytes == pytest.approx(BROADCAST_MB[row["model"]][row["devices"]], abs=0.06)
 
 
+@pytest.mark.slow
 def test_todays_solver_is_no_worse_than_the_golden_file(found: dict[str, Any], golden: dict[str, Any]) -> None:
     assert worse_rows(found, golden) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_shows_what_a_slower_step_buys(capsys: pytest.CaptureFixture[str]) -> None:
     assert compare_splits.main(["--model", "sd15", "--sweep"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
@@ -95,6 +97,7 @@ def test_a_sweep_shows_what_a_slower_step_buys(capsys: pytest.CaptureFixture[str
         assert staleness[-1] < staleness[0]
 
 
+@pytest.mark.slow
 def test_worse_and_new_rows_are_named(found: dict[str, Any], golden: dict[str, Any]) -> None:
     worse = copy.deepcopy(found)
     worse["asyncdiff"][0]["ours"]["step_ms"] *= 1.1
@@ -104,17 +107,20 @@ def test_worse_and_new_rows_are_named(found: dict[str, Any], golden: dict[str, A
     assert any("sd15 on 5 devices (async) is not in the golden file" in text for text in complaints)
 
 
+@pytest.mark.slow
 def test_table_has_a_line_for_each_row(found: dict[str, Any]) -> None:
     lines = table(found).splitlines()
     assert len([line for line in lines if line.startswith("sd15")]) == len(found["gaps"]) + len(found["asyncdiff"])
 
 
+@pytest.mark.slow
 def test_update_keeps_other_models_and_no_times(found: dict[str, Any], golden: dict[str, Any]) -> None:
     result = merged(golden, found)
     assert [row["model"] for row in result["gaps"]] == [row["model"] for row in golden["gaps"]]
     assert all("seconds" not in row for row in result["gaps"])
 
 
+@pytest.mark.slow
 def test_command_refuses_to_overwrite_with_worse(
     found: dict[str, Any], golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: Any
 ) -> None:

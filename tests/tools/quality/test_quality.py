@@ -41,6 +41,7 @@ def plan_with(profile: QualityProfile | None, folder: Path) -> Plan:
     return plan(PlanRequest(source, 2, CostModel("cpu"), options, quality=profile)).plan
 
 
+@pytest.mark.slow
 def test_rows_of_a_users_pipeline(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--pipeline", str(folder), "--prompt", "a red cat", "--samples", "2", "--steps", "8", "--json"]
     options += ["--scheduler", "ddim", "--ways", "2:2,2:1:chain:hold,2:1:chain", "--threads", "1"]
@@ -81,6 +82,7 @@ def test_cases_are_every_sampler_with_every_number_of_steps() -> None:
             cases(schedulers, steps)
 
 
+@pytest.mark.slow
 def test_a_flow_sampler_is_for_denoisers_that_predict_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--prompt", "a red cat", "--samples", "1", "--steps", "8", "--ways", "1"]
     assert main(["--pipeline", str(folder), *options, "--scheduler", "flow"]) == 2
@@ -89,6 +91,7 @@ def test_a_flow_sampler_is_for_denoisers_that_predict_one(folder: Path, capsys: 
     assert "predicts a flow" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_fewer_steps_of_a_sampler_of_two_calls_are_counted_by_calls(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
