@@ -1,22 +1,22 @@
-"""torchrun: ranks on what torchrun has started, on one machine or several.
+"""torchrun: run ranks in what torchrun has started, on one machine or several.
 
-torchrun runs the same script on every rank. Rank 0's process is the driver and goes through the script; the others are
-*keepers* (keeper.py): where the script first needs an engine they serve the driver, until it ends, and end with it. For
-each engine of the driver a keeper begins a process, whose connection goes straight to the driver, and tells how it
-ended; so a rank that dies, stalls or fails ends its engine, as without torchrun, and not the job.
+torchrun runs the same script on every rank. Rank 0's process is the driver and goes through the script; each of the
+others becomes an *agent* (runtime.ranks.torchrun_agent) where the script first needs an engine: it serves the driver
+until the driver ends, and ends with it. For each engine of the driver an agent starts a process, which connects
+directly to the driver, and reports how it ended. So a rank that dies, stalls or fails ends its engine, as it does
+without torchrun, and not the whole job.
 
-The driver opens a door on the address that faces torchrun's store, and leaves address and token there. Whoever has the
-token is believed: the network between the machines has to be trusted, as torch.distributed trusts it.
+The driver listens on its address that faces torchrun's store, and leaves address and key in the store. Whoever connects
+must prove that it knows the key (runtime.ranks.handshake). What is sent afterwards, and the tensors over gloo, is
+neither encrypted nor signed: the network between the machines has to be trusted, as torch.distributed trusts it.
 """
 
 from __future__ import annotations
 
 import os
 
-from runtime.errors import StartupError
-from runtime.ranks.torchrun_agent import keep, store_key
-from runtime.ranks.torchrun_driver import DriverServer, driver_server, own_address
-from runtime.transport.rendezvous import launcher_store
+from runtime.ranks.torchrun_agent import run_agent
+from runtime.ranks.torchrun_driver import start_server
 
 _VARIABLES = ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -29,20 +29,20 @@ def launched() -> bool:
 def join(timeout_s: float = 120.0) -> None:
     """Under torchrun, on other ranks than 0: serve the driver and end this process with it. Elsewhere: return.
 
-    Engines and ``parallelize`` do it; called at the top of a script, the other ranks do not load what they do not need.
-    timeout_s: how long to wait for the driver to come here; then the process ends with status 1.
+    Engines and ``parallelize`` call it themselves. Called at the top of a script, it keeps the other ranks from
+    loading what only the driver needs.
+
+    Args:
+        timeout_s: how long to wait for the driver to come here; after that the process ends with status 1.
+
+    Raises:
+        StartupError: on rank 0, where torchrun's store cannot be reached.
+
+    >>> join()  # torchrun has not started this process: nothing happens
     """
-    global driver_server
-    if not launched() or driver_server is not None:
+    if not launched():
         return
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if rank:
-        keep(rank, timeout_s)
-    door = DriverServer(world)
-    try:
-        door.store = launcher_store(timeout_s)
-        door.open(own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
-        door.store.set(store_key(), door.invitation())
-    except (OSError, RuntimeError) as error:
-        raise StartupError(f"torchrun's store cannot be reached: {error}") from error
-    driver_server = door
+        run_agent(rank, timeout_s)
+    start_server(world, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout_s)

@@ -10,6 +10,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
@@ -100,8 +101,10 @@ class LocalProcess:
         self._process.kill()
 
 
-def start_process(line: socket.socket, module: str = "runtime.ranks.rank_process") -> subprocess.Popen[bytes]:
-    """A rank's process, which talks to its driver over ``line`` and ends when that, or this process, does."""
+def start_process(
+    line: socket.socket | Connection, module: str = "runtime.ranks.rank_process"
+) -> subprocess.Popen[bytes]:
+    """Start a rank's process, which talks to its driver over ``line`` and ends when that, or this process, does."""
     # the rank shall find every module where this process does; -P keeps the current folder out
     places = [*filter(None, sys.path), str(Path(__file__).resolve().parents[1])]
     return subprocess.Popen(

@@ -1,10 +1,11 @@
-"""The driver's side of ranks that torchrun has started: it waits for their agents and starts ranks through them."""
+"""DriverServer: the driver's side of ranks that torchrun has started; their agents connect to it.
+
+torchrun_launcher gives an engine the server of this program, through which the ranks' processes are started.
+"""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import hmac
 import json
 import os
 import secrets
@@ -18,39 +19,59 @@ from typing import Any
 
 from runtime.devices.memory import Place
 from runtime.errors import PlanMismatch, StartupError
-from runtime.ranks.launch import Launched, Launcher, status_in_words
-from runtime.ranks.torchrun_agent import (
-    HELLO,
-    Begin,
-    Begun,
-    Compare,
-    Ended,
-    Goodbye,
-    Introduction,
-    Kill,
-    Refused,
-    Same,
-    prepare,
-)
+from runtime.ranks import handshake
+from runtime.ranks.launch import Launched, Launcher
+from runtime.ranks.remote_agent import RemoteAgent, RemoteProcess
+from runtime.ranks.torchrun_messages import Attach, Begin, Compare, Goodbye, Introduction
+from runtime.transport.rendezvous import driver_key, launcher_store
 from runtime.transport.weights import digest_of
 
-_HELLO_S = 5.0  # for a hello, once connected
+_GREETING_S = 5.0  # for the handshake and the first message of whoever connects
+
+_server: DriverServer | None = None  # of this program
+
+
+def start_server(world: int, host: str, port: int, timeout_s: float) -> None:
+    """Let the agents of this job connect, from now until the program ends; without effect where they can already.
+
+    Args:
+        world: how many ranks torchrun has started, the driver's included.
+        host: of torchrun's store, where the driver's address and key are left for the agents.
+        port: of torchrun's store.
+        timeout_s: how long to try to reach the store.
+
+    Raises:
+        StartupError: torchrun's store cannot be reached.
+    """
+    global _server
+    if _server is not None:
+        return
+    try:
+        store = launcher_store(timeout_s)
+        server = DriverServer(world, own_address(host, port))
+        store.set(driver_key(), server.contact())
+    except (OSError, RuntimeError) as error:
+        raise StartupError(f"torchrun's store cannot be reached: {error}") from error
+    server.store = store
+    _server = server
 
 
 def torchrun_launcher(ranks: int) -> Launcher | None:
-    """The launcher of torchrun's ranks, or None where torchrun has not started this process."""
-    if driver_server is None:
-        return None
-    if driver_server.world != ranks:
+    """The launcher of torchrun's ranks, or None where torchrun has not started this process.
+
+    Raises:
+        PlanMismatch: the plan needs another number of ranks than torchrun has started.
+    """
+    if _server is not None and _server.world != ranks:
         raise PlanMismatch(
-            f"the plan needs {ranks} ranks and torchrun has started {driver_server.world}; "
-            f"make a plan with --devices {driver_server.world}, or change --nnodes and --nproc-per-node"
+            f"the plan needs {ranks} ranks and torchrun has started {_server.world}; "
+            f"make a plan with --devices {_server.world}, or change --nnodes and --nproc-per-node"
         )
-    return driver_server
+    return _server
 
 
 def own_address(host: str, port: int) -> str:
-    """The address of this machine on the way to ``host``; IPv4 where there is one."""
+    """The address of this machine that faces ``host``; IPv4 where there is one."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     with socket.socket(family, kind, protocol) as probe:
@@ -58,113 +79,35 @@ def own_address(host: str, port: int) -> str:
         return str(probe.getsockname()[0])
 
 
-# ---- driver
-
-
-class RemoteProcess:
-    """A process that a keeper has begun."""
-
-    def __init__(self, keeper: _AgentSeat, number: int, line: socket.socket) -> None:
-        self._keeper = keeper
-        self._number = number
-        self._line = line.dup()
-        keeper.processes[number] = self
-
-    def __str__(self) -> str:
-        return f"{self._keeper.pids[self._number]} on {self._keeper.introduction.machine[0]}"
-
-    def ending(self, timeout_s: float = 0.0) -> str | None:
-        keeper, number = self._keeper, self._number
-        with keeper.changed:
-            keeper.changed.wait_for(lambda: number in keeper.statuses or keeper.lost, timeout=timeout_s)
-            status = keeper.statuses.get(number)
-        if status is not None:
-            return status_in_words(status)
-        return f"ended with the process that torchrun had started for it ({keeper})" if keeper.lost else None
-
-    def kill(self) -> None:
-        if self.ending() is None:
-            self._keeper.tell(Kill(self._number))
-        self.cut()
-
-    def cut(self) -> None:
-        """End its connection, on which it ends itself."""
-        if self._keeper.processes.pop(self._number, None) is not None:
-            with contextlib.suppress(OSError):
-                self._line.shutdown(socket.SHUT_RDWR)
-            self._line.close()
-
-
-class _AgentSeat:
-    """What the driver knows of a keeper. statuses: of processes that have ended, by number."""
-
-    def __init__(self, rank: int, connection: Connection, introduction: Introduction) -> None:
-        self.rank = rank
-        self.introduction = introduction
-        self.changed = threading.Condition()
-        self.pids: dict[int, int] = {}
-        self.refusals: dict[int, str] = {}
-        self.statuses: dict[int, int] = {}
-        self.same: frozenset[str] | None = None
-        self.lost = False
-        self.processes: dict[int, RemoteProcess] = {}  # that are not cut off
-        self._connection = connection
-        self._lock = threading.Lock()
-
-    def __str__(self) -> str:
-        return f"{self.introduction.pid} on {self.introduction.machine[0]}"
-
-    def tell(self, message: Any) -> None:
-        with contextlib.suppress(OSError), self._lock:
-            self._connection.send(message)
-
-    def listen(self) -> None:
-        """Hear it until it is gone."""
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                self._hear(self._connection.recv())
-        with self.changed:
-            self.lost = True
-            self.changed.notify_all()
-        for process in list(self.processes.values()):
-            process.cut()
-
-    def _hear(self, message: Any) -> None:
-        with self.changed:
-            if isinstance(message, Begun):
-                self.pids[message.number] = message.pid
-            elif isinstance(message, Refused):
-                self.refusals[message.number] = message.text
-            elif isinstance(message, Ended):
-                self.statuses[message.number] = message.status
-            elif isinstance(message, Same):
-                self.same = message.tensors
-            self.changed.notify_all()
-
-
 class DriverServer(Launcher):
-    """Where keepers and the processes that they begin come in; there is one in a driver's program."""
+    """Accepts the connections of agents and of the processes that they start; one per driver program.
 
-    def __init__(self, world: int) -> None:
+    Args:
+        world: how many ranks torchrun has started, the driver's included.
+        host: the address of this machine to listen on; the port is the system's choice.
+    """
+
+    def __init__(self, world: int, host: str) -> None:
         self.world = world
-        self.store: Any = None  # kept, since it may be a server
-        self._token = secrets.token_bytes(32)
+        self.host = host
+        self.store: Any = (
+            None  # referenced for as long as agents may need it: this process may be the one that hosts it
+        )
+        self._key = secrets.token_bytes(32)
         self._changed = threading.Condition()
-        self._keepers: dict[int, _AgentSeat] = {}
-        self._lines: dict[tuple[int, int], socket.socket] = {}
+        self._agents: dict[int, RemoteAgent] = {}
+        self._lines: dict[tuple[int, int], socket.socket] = {}  # rank, number -> connection of a process
         self._begun = 0
         self._owner = os.getpid()
-
-    def open(self, host: str) -> None:
-        self.host = host
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listening = socket.create_server((host, 0), family=family, backlog=4 * self.world)
-        threading.Thread(target=self._accept, name="door", daemon=True).start()
-        atexit.register(self._close)
+        self._listening = socket.create_server((host, 0), family=family, backlog=4 * world)
+        threading.Thread(target=self._accept, name="driver server", daemon=True).start()
+        atexit.register(self.close)
 
-    def invitation(self) -> str:
+    def contact(self) -> str:
+        """Where and with which key an agent connects, as JSON for torchrun's store."""
         port = self._listening.getsockname()[1]
-        return json.dumps({"host": self.host, "port": port, "token": self._token.hex()})
+        return json.dumps({"host": self.host, "port": port, "key": self._key.hex()})
 
     def _accept(self) -> None:
         while True:
@@ -172,112 +115,105 @@ class DriverServer(Launcher):
                 line, _ = self._listening.accept()
             except OSError:
                 return
+            # each in a thread of its own: one that stays silent holds nobody up
             threading.Thread(target=self._greet, args=(line,), daemon=True).start()
 
     def _greet(self, line: socket.socket) -> None:
-        """Let it in, or shut the door on it: nothing that a stranger says is used."""
+        """Take in an agent or the connection of a process; close the connection of any other peer."""
         try:
-            line.settimeout(_HELLO_S)
-            token, rank, number = HELLO.unpack(_read_exactly(line, HELLO.size))
-            known = hmac.compare_digest(token, self._token) and 0 < rank < self.world
+            with handshake.deadline(line, _GREETING_S):
+                handshake.set_up(line)
+                connection = handshake.accept_handshake(line, self._key)
+                first: Introduction | Attach = connection.recv()
         except (OSError, EOFError):
-            known = False
-        if not known:
             line.close()
             return
-        prepare(line)
-        if number:
+        if not 0 < first.rank < self.world:
+            connection.close()
+            line.close()
+            return
+        if isinstance(first, Attach):
+            connection.close()  # the socket itself is handed on
             with self._changed:
-                self._lines[rank, number] = line
+                self._lines[first.rank, first.number] = line
                 self._changed.notify_all()
             return
-        connection = Connection(line.detach())
-        try:
-            keeper = _AgentSeat(rank, connection, connection.recv())
-        except (EOFError, OSError):
-            return
-        with self._changed:
-            self._keepers[rank] = keeper
-            self._changed.notify_all()
-        keeper.listen()
+        line.close()
+        self._serve(connection, first)
 
-    def _keeper(self, rank: int, timeout_s: float) -> _AgentSeat:
-        """The keeper of a rank; StartupError where it does not come, or cannot work with this driver."""
+    def _serve(self, connection: Connection, introduction: Introduction) -> None:
+        agent = RemoteAgent(connection, introduction)
         with self._changed:
-            self._changed.wait_for(lambda: rank in self._keepers, timeout=timeout_s)
-            keeper = self._keepers.get(rank)
-        if keeper is None:
+            self._agents[introduction.rank] = agent
+            self._changed.notify_all()
+        agent.listen()
+
+    def _agent(self, rank: int, timeout_s: float) -> RemoteAgent:
+        """The agent of a rank; StartupError where it does not come, or cannot work with this driver."""
+        with self._changed:
+            self._changed.wait_for(lambda: rank in self._agents, timeout=timeout_s)
+            agent = self._agents.get(rank)
+        if agent is None:
             raise StartupError(
                 f"rank {rank}, which torchrun should have started, has not reached the driver at {self.host} within "
                 f"{timeout_s:g} s; see what torchrun says of it, and that machines reach each other at that address"
             )
-        ours = Introduction.own().versions
-        for name, version in keeper.introduction.versions.items():
+        ours = Introduction.own(0).versions
+        for name, version in agent.introduction.versions.items():
             if version != ours[name]:
                 raise StartupError(
-                    f"rank {rank} on {keeper.introduction.machine[0]} has {name} {version} and the driver has "
+                    f"rank {rank} on {agent.introduction.machine[0]} has {name} {version} and the driver has "
                     f"{ours[name]}; install the same on every machine"
                 )
-        return keeper
+        return agent
 
     def begin(self, rank: int, timeout_s: float) -> Launched:
         until = time.monotonic() + timeout_s
-        keeper = self._keeper(rank, timeout_s)
+        agent = self._agent(rank, timeout_s)
         with self._changed:
             self._begun += 1
             number = self._begun
-        keeper.tell(Begin(number))
-        with keeper.changed:
-            keeper.changed.wait_for(
-                lambda: number in keeper.pids or number in keeper.refusals or keeper.lost,
+        agent.tell(Begin(number))
+        with agent.changed:
+            agent.changed.wait_for(
+                lambda: number in agent.pids or number in agent.refusals or agent.lost,
                 timeout=max(0.0, until - time.monotonic()),
             )
-        if number in keeper.refusals:
-            raise OSError(keeper.refusals[number])
-        if number not in keeper.pids:
-            state = "has ended" if keeper.lost else f"does not answer within {timeout_s:g} s"
-            raise OSError(f"the process that torchrun had started for it ({keeper}) {state}")
+        if number in agent.refusals:
+            raise OSError(agent.refusals[number])
+        if number not in agent.pids:
+            state = "has ended" if agent.lost else f"does not answer within {timeout_s:g} s"
+            raise OSError(f"the process that torchrun had started for it ({agent}) {state}")
         with self._changed:
             self._changed.wait_for(lambda: (rank, number) in self._lines, timeout=max(0.0, until - time.monotonic()))
             line = self._lines.pop((rank, number), None)
         if line is None:
             raise OSError(f"it has not reached the driver at {self.host} within {timeout_s:g} s")
-        return Launched(RemoteProcess(keeper, number, line), line, line.getpeername()[0])
+        return Launched(RemoteProcess(agent, number, line), line, line.getpeername()[0])
 
     def places(self, devices: Sequence[str], timeout_s: float) -> list[Place]:
-        here = Introduction.own()
-        introductions = [here] + [self._keeper(rank, timeout_s).introduction for rank in range(1, self.world)]
+        here = Introduction.own(0)
+        introductions = [here] + [self._agent(rank, timeout_s).introduction for rank in range(1, self.world)]
         found = []
-        for device, said in zip(devices, introductions, strict=True):
-            machine = said.machine[0] if said.machine != here.machine else ""
-            found.append(Place(machine, device, said.cpu_free_bytes if device == "cpu" else None))
+        for device, given in zip(devices, introductions, strict=True):
+            machine = given.machine[0] if given.machine != here.machine else ""
+            found.append(Place(machine, device, given.cpu_free_bytes if device == "cpu" else None))
         return found
 
     def readable(self, rank: int, files: Mapping[str, Path], timeout_s: float) -> dict[str, Path]:
-        keeper = self._keeper(rank, timeout_s)
+        agent = self._agent(rank, timeout_s)
         digests = {name: digest for name, file in files.items() if (digest := digest_of(file, name)) is not None}
-        keeper.same = None
-        keeper.tell(Compare(dict(files), digests))
-        with keeper.changed:
-            keeper.changed.wait_for(lambda: keeper.same is not None or keeper.lost, timeout=timeout_s)
-            same = keeper.same
+        agent.same = None
+        agent.tell(Compare(dict(files), digests))
+        with agent.changed:
+            agent.changed.wait_for(lambda: agent.same is not None or agent.lost, timeout=timeout_s)
+            same = agent.same
         return {name: file for name, file in files.items() if same is not None and name in same}
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Accept nobody else, and tell the agents that the program ends; without effect in a forked child."""
         if os.getpid() == self._owner:
+            handshake.shut_down(self._listening)  # or the thread that accepts would go on
             self._listening.close()
-            for keeper in self._keepers.values():
-                keeper.tell(Goodbye())
-
-
-driver_server: DriverServer | None = None
-
-
-def _read_exactly(line: socket.socket, count: int) -> bytes:
-    read = b""
-    while len(read) < count:
-        more = line.recv(count - len(read))
-        if not more:
-            raise EOFError
-        read += more
-    return read
+            for agent in self._agents.values():
+                agent.tell(Goodbye())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,9 +15,14 @@ from partitioner.graph.torch_private import Store
 
 
 def launcher_store(timeout_s: float) -> Store:
-    """The store that the processes which torchrun has started share. timeout_s: for it and for what is read of it."""
+    """The store that the processes which torchrun has started share. timeout_s: to reach it, and for each read."""
     store, _rank, _world = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     return store  # type: ignore[no-any-return]
+
+
+def driver_key() -> str:
+    """The key in torchrun's store under which the driver leaves its address, anew after each restart of the job."""
+    return f"diffusion-partitioner/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 class Rendezvous(Store):

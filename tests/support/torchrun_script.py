@@ -1,7 +1,7 @@
 """A script for torchrun with two ranks: meets faults and prints a line of JSON for each.
 
-Argument: ``driver`` to kill this process while an engine runs, or ``keeper`` to end, after other faults, the one that
-torchrun has started for rank 1.
+Argument: ``driver`` to kill this process while an engine runs, or ``agent`` to end, after other faults, the agent: the
+process that torchrun has started for rank 1.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from runtime import torchrun
 from runtime.engine import Engine
+from runtime.ranks import torchrun_driver
 from tests.support.engines import equal
 from tests.support.traces import is_gone, rank_processes
 from tests.support.trouble import call_until_it_fails, engine_for, fragile, plan_for, soon, trajectory
@@ -36,27 +36,27 @@ def main() -> None:
     if sys.argv[1] == "driver":
         with engine_for(denoiser, plan) as engine:
             trajectory(engine)
-            say(pids=[os.getpid(), keeper(), *rank_processes(keeper())])
+            say(pids=[os.getpid(), agent(), *rank_processes(agent())])
             os.kill(os.getpid(), signal.SIGKILL)
     sound()
     fault(engine_for(denoiser, plan), lambda rank: os.kill(rank, signal.SIGKILL))
     fault(engine_for(denoiser, plan), lambda rank: os.kill(rank, signal.SIGSTOP))
     sound()
-    fault(engine_for(denoiser, plan), lambda _: os.kill(keeper(), signal.SIGTERM))
+    fault(engine_for(denoiser, plan), lambda _: os.kill(agent(), signal.SIGTERM))
     sys.exit(5)
 
 
-def keeper() -> int:
+def agent() -> int:
     """The process that torchrun has started for rank 1."""
-    assert torchrun._door is not None
-    return torchrun._door._keepers[1].introduction.pid
+    assert torchrun_driver._server is not None
+    return torchrun_driver._server._agents[1].introduction.pid
 
 
 def fault(engine: Engine, act: Callable[[int], None]) -> None:
     """Do something to rank 1 and say what comes of it."""
     with engine:
         trajectory(engine)
-        (rank,) = rank_processes(keeper())
+        (rank,) = rank_processes(agent())
         with soon(lambda: act(rank)) as done:
             error: Any = call_until_it_fails(engine, begin=6)
         seconds = time.monotonic() - done[0]

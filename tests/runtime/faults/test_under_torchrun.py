@@ -19,7 +19,7 @@ SCRIPT = "tests.support.torchrun_script"
 
 def test_ranks_that_die_or_stall_are_named_and_the_next_start_works(tmp_path: Path) -> None:
     """Faults 1, 2 and 14. Last of all torchrun's agent ends the process that it has started for rank 1."""
-    with agents("-m", SCRIPT, "keeper", logs=tmp_path) as (first, second):
+    with agents("-m", SCRIPT, "agent", logs=tmp_path) as (first, second):
         out, err = first.communicate(timeout=300)
         assert first.returncode == 1, err
         no_out, err = second.communicate(timeout=120)

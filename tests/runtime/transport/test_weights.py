@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from partitioner.graph.export import trace
 from partitioner.graph.ir import Parameter, TensorMeta
 from runtime.errors import EngineError, PlanMismatch
-from runtime.transport.weights import Weights, read_stored
+from runtime.transport.weights import Weights, digest_of, read_stored
 
 ROLES = {"sample": "latent", "timestep": "timestep", "encoder_hidden_states": "prompt"}
 
@@ -147,3 +147,17 @@ def test_a_file_that_is_gone_is_named(unet: Any) -> None:
     file.write_bytes(kept)
     weights.restore()
     assert not weights.released
+
+
+def test_a_file_counts_as_the_same_by_what_it_holds(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.0, dtype=torch.bfloat16), "c": torch.zeros(0, 3)}
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    save_file(tensors, one)
+    save_file({**tensors, "a": tensors["a"].view(3, 2), "c": tensors["c"].double()}, other)
+    for name in tensors:
+        assert digest_of(one, name) is not None
+        assert (digest_of(one, name) == digest_of(other, name)) == (name == "b")
+    assert digest_of(tmp_path / "none.safetensors", "a") is None
+    assert digest_of(one, "d") is None
+    one.write_bytes(b"garbage")
+    assert digest_of(one, "a") is None
