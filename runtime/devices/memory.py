@@ -1,83 +1,36 @@
-"""Memory: whether the devices have what a plan says that its ranks need, what a process has, and giving it back."""
+"""Memory: what a device has free, what this process holds, and giving freed memory back.
+
+Figures of the machine and of processes come from psutil, of GPUs from CUDA. The limit of the control group that this
+process is in, such as a container's, is read here: psutil has the machine's memory only.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 from torch.nn import functional
 
-from partitioner.plan.plan import Plan
-from partitioner.plan.ranks import seat_of
-from runtime.errors import PlanMismatch
-
-
-@dataclass(frozen=True)
-class Place:
-    """A device of a machine ("" is the driver's), and its free memory; None where nobody says."""
-
-    machine: str
-    device: str
-    free_bytes: int | None = field(compare=False)
-
-    def __str__(self) -> str:
-        return f"{self.device} of {self.machine}" if self.machine else self.device
-
-
-def local_places(devices: Sequence[str]) -> list[Place]:
-    """rank -> its place, for ranks on devices of this machine."""
-    free = {device: free_bytes(device) for device in devices}
-    return [Place("", device, free[device]) for device in devices]
-
-
-def check_memory(plan: Plan, places: Sequence[Place], *, held_on: str | None) -> None:
-    """PlanMismatch where a place has less free memory than the plan predicts for its ranks, together.
-
-    places: rank -> place. held_on: the driver's device that holds the denoiser's parameters already, which ranks on
-    it in the driver's process use as they are; None where every rank but the driver's needs its own copy.
-    """
-    needed: dict[Place, int] = {}
-    ranks_on: dict[Place, list[int]] = {}
-    for rank, place in enumerate(places):
-        branch, component = seat_of(rank, plan.components)
-        predicted = plan.predicted.components[branch * plan.components + component]
-        there = place.device == held_on or (held_on is None and rank == 0)
-        needed[place] = needed.get(place, 0) + predicted.memory_bytes - there * predicted.parameter_bytes
-        ranks_on.setdefault(place, []).append(rank)
-    for place, ranks in ranks_on.items():
-        if place.free_bytes is not None and needed[place] > place.free_bytes:
-            names = ", ".join(f"rank {rank}" for rank in ranks)
-            raise PlanMismatch(
-                f"{names} on {place} need {needed[place] / 1e9:.1f} GB by the plan, and {place} has "
-                f"{place.free_bytes / 1e9:.1f} GB free; free some, use more devices, or make a plan with --memory-limit"
-            )
-
 
 def free_bytes(device: str) -> int | None:
-    """Free memory of a device in bytes; None where nobody says."""
+    """Free memory of a device in bytes; None for other devices than GPUs and the cpu.
+
+    Args:
+        device: as torch names it, such as "cuda:0" or "cpu".
+    """
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     if not device.startswith("cpu"):
         return None
-    known = [free for free in (_available(), _left_in_group()) if free is not None]
-    return min(known, default=None)
-
-
-def _available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return int(kilobytes) * 1024 if kilobytes is not None else None
+    available = int(psutil.virtual_memory().available)
+    allowed = _left_in_group()
+    return available if allowed is None else min(available, allowed)
 
 
 def _left_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What the control group of this process, such as a container, may still take (cgroup v2)."""
+    """What the control group of this process, such as a container's, may still take (cgroup v2); None: no limit."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         if limit == "max":
@@ -94,11 +47,8 @@ def _left_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    """Resident memory of this process in bytes."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def read_in_libraries() -> None:
@@ -114,7 +64,7 @@ def read_in_libraries() -> None:
 
 
 def give_back() -> None:
-    """Hand memory that this process has freed back to the system; glibc keeps much of it until it is told."""
+    """Return memory that this process has freed to the system; glibc keeps much of it until it is told to."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

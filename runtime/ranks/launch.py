@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from runtime.devices.memory import Place, local_places
+from runtime.devices.places import Place, local_places
 
 LOOPBACK = "127.0.0.1"
 

@@ -15,7 +15,8 @@ from runtime.devices.cuda_stream import CudaDeviceStream
 from runtime.devices.stream import DeviceStream
 from runtime.errors import EngineError, RankError
 from runtime.ranks.base import Ranks, T, begin_work, local_workers
-from runtime.ranks.rank_report import Report, diagnose, report
+from runtime.ranks.diagnosis import diagnose
+from runtime.ranks.rank_report import Report, report
 from runtime.transport.stream_mailbox import StreamMailbox
 from runtime.worker.commands import Build, Evaluate, Load, Setup, Stop
 from runtime.worker.worker import Waiting, Worker, run_to_end

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from runtime.devices.memory import Place
+from runtime.devices.places import Place
 from runtime.errors import PlanMismatch, StartupError
 from runtime.ranks import handshake
 from runtime.ranks.launch import Launched, Launcher

@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined] # public, but not in its __all__
 
 from partitioner.graph.torch_private import gloo_group
-from runtime.ranks.rank_report import resident_bytes
+from runtime.devices.memory import resident_bytes
 from tools.bench.asyncdiff_policy import Policy
 from tools.bench.denoiser_calls import Call
 from tools.bench.hooked_denoiser import HookedDenoiser

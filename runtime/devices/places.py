@@ -1,0 +1,58 @@
+"""Places: the devices of all machines, and whether each has the memory that a plan needs there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from partitioner.plan.plan import Plan
+from partitioner.plan.ranks import seat_of
+from runtime.devices.memory import free_bytes
+from runtime.errors import PlanMismatch
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device of a machine. machine: "" for the driver's own. free_bytes: its free memory, None where unknown."""
+
+    machine: str
+    device: str
+    free_bytes: int | None = field(compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.device} of {self.machine}" if self.machine else self.device
+
+
+def local_places(devices: Sequence[str]) -> list[Place]:
+    """rank -> its place, for ranks on devices of this machine."""
+    free = {device: free_bytes(device) for device in devices}
+    return [Place("", device, free[device]) for device in devices]
+
+
+def check_memory(plan: Plan, places: Sequence[Place], *, held_on: str | None) -> None:
+    """Check that every place has the memory that the plan predicts for its ranks together.
+
+    Args:
+        plan: the plan that the ranks will run.
+        places: rank -> its place.
+        held_on: the driver's device that holds the denoiser's parameters already, where ranks on it in the driver's
+            process use them as they are; None where every rank but the driver's needs its own copy.
+
+    Raises:
+        PlanMismatch: a place has too little free memory; the message has the numbers.
+    """
+    needed: dict[Place, int] = {}
+    ranks_on: dict[Place, list[int]] = {}
+    for rank, place in enumerate(places):
+        branch, component = seat_of(rank, plan.components)
+        predicted = plan.predicted.components[branch * plan.components + component]
+        there = place.device == held_on or (held_on is None and rank == 0)
+        needed[place] = needed.get(place, 0) + predicted.memory_bytes - there * predicted.parameter_bytes
+        ranks_on.setdefault(place, []).append(rank)
+    for place, ranks in ranks_on.items():
+        if place.free_bytes is not None and needed[place] > place.free_bytes:
+            names = ", ".join(f"rank {rank}" for rank in ranks)
+            raise PlanMismatch(
+                f"{names} on {place} need {needed[place] / 1e9:.1f} GB by the plan, and {place} has "
+                f"{place.free_bytes / 1e9:.1f} GB free; free some, use more devices, or make a plan with --memory-limit"
+            )

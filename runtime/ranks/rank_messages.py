@@ -1,0 +1,86 @@
+"""What the driver and the process of a rank send each other over their connection.
+
+    driver                        rank
+    Welcome       ->                          first message
+    Address      <->  Address                 until all ranks are connected to each other
+                  <-  Ready(0)                connected
+    Build, Load   ->
+                  <-  Ready(n)                n Load commands are done
+    Evaluate      ->                          again and again; its tensors travel between the ranks themselves
+    Ask           ->
+                  <-  Answer
+                  <-  Failed | Lost           a failure
+    Stop          ->                          the rank's process ends with status 0
+
+Build, Load, Evaluate and Stop are the worker's commands (runtime.worker.commands).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime.errors import EngineError
+from runtime.ranks.rank_report import Report
+from runtime.worker.commands import Setup
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """The driver's first message: all that a rank has to know to begin.
+
+    world: how many ranks there are. threads: of torch, 0 for torch's own choice. startup_timeout_s: for the ranks to
+    connect. step_timeout_s: of a step. host: the address whose network interface is used.
+    """
+
+    setup: Setup
+    world: int
+    plan_hash: int
+    threads: int
+    startup_timeout_s: float
+    step_timeout_s: float
+    host: str
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a rank can be reached by the others: an entry of the Rendezvous, passed on by the driver."""
+
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The rank is connected to the others, and has done ``loads`` Load commands."""
+
+    loads: int
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask for a Report; answered at once, also while the rank computes or waits. number: for the answer to repeat."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to an Ask."""
+
+    number: int
+    report: Report
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The rank has failed, and its process ends."""
+
+    error: EngineError
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The rank's connection to rank ``peer`` broke. The cause may be the end of either; the driver finds out."""
+
+    peer: int
+    text: str
