@@ -17,7 +17,8 @@ from runtime.devices.stream import DeviceStream
 from runtime.ranks.rank_report import Report
 from runtime.transport.local import LocalMailbox
 from runtime.worker.commands import Build, Evaluate, Load, Setup
-from runtime.worker.worker import Waiting, Worker
+from runtime.worker.waiting import Waiting
+from runtime.worker.worker import Worker
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from runtime.errors import RankStalled
 from runtime.ranks.base import Ranks, T, begin_work, local_workers
 from runtime.ranks.rank_report import Report, report
 from runtime.worker.commands import Build, Evaluate, Load, Setup
-from runtime.worker.worker import Waiting
+from runtime.worker.waiting import Waiting
 
 
 class EmulatedRanks(Ranks):

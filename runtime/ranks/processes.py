@@ -33,7 +33,8 @@ from runtime.transport.gloo import GlooMailbox
 from runtime.transport.mailbox import PeerLost
 from runtime.transport.rendezvous import Rendezvous
 from runtime.worker.commands import Build, Evaluate, Load, Setup, Stop
-from runtime.worker.worker import Waiting, Worker, run_to_end
+from runtime.worker.waiting import Waiting, run_to_end
+from runtime.worker.worker import Worker
 
 T = TypeVar("T")
 

@@ -24,7 +24,8 @@ from runtime.transport.gloo import GlooMailbox
 from runtime.transport.mailbox import PeerLost
 from runtime.transport.rendezvous import Rendezvous
 from runtime.worker.commands import Build, Evaluate, Load, Stop
-from runtime.worker.worker import Worker, run_to_end
+from runtime.worker.waiting import run_to_end
+from runtime.worker.worker import Worker
 
 
 def serve(connection: Connection) -> NoReturn:

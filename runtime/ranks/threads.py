@@ -19,7 +19,8 @@ from runtime.ranks.diagnosis import diagnose
 from runtime.ranks.rank_report import Report, report
 from runtime.transport.stream_mailbox import StreamMailbox
 from runtime.worker.commands import Build, Evaluate, Load, Setup, Stop
-from runtime.worker.worker import Waiting, Worker, run_to_end
+from runtime.worker.waiting import Waiting, run_to_end
+from runtime.worker.worker import Worker
 
 CAPTURE_S = 10.0  # much longer than the capture of one rank's CUDA graphs takes
 

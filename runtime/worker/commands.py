@@ -1,4 +1,4 @@
-"""Commands: what the driver tells a worker to do."""
+"""Commands: what the driver tells a worker to do. A worker obeys them in the order in which they come."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ DRIVER = 0  # the driver's rank
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker is told once.
+    """What a worker is told once, when it is made.
 
-    ranks_of: component -> rank, within its branch. result_ranks: the ranks whose results it takes (the driver's only).
-    compile, cuda_graphs: see runtime.worker.component.Component.
+    rank, component: its own. ranks_of: component -> rank, within its branch. device: as torch names it. predictor:
+    name of the one for lagged reads. check_finite: look for NaN and Inf in all that it computes. record: note what it
+    does and when. compile, cuda_graphs: see runtime.worker.component.Component. result_ranks: the ranks of other
+    branches that send it their results (the driver's worker only).
     """
 
     rank: int
@@ -34,7 +36,10 @@ class Setup:
 
 @dataclass(frozen=True)
 class Build:
-    """A new graph: number ``table``, to be run from now on where an evaluation names it."""
+    """Lower the component of a new graph, to be run by evaluations that name the graph's number, ``table``.
+
+    The number is of a table because messages find there what they are: the wires of the graph.
+    """
 
     table: int
     spec: ComponentSpec
@@ -42,8 +47,12 @@ class Build:
 
 @dataclass(frozen=True)
 class Load:
-    """Parameters to load. parameters: will arrive as messages of ``table``, in this order. stored: to be read
-    from files, each with its file. offsets: of parameters, then of stored (see runtime.weights.at_offset)."""
+    """Get parameters.
+
+    parameters: those that arrive as messages of ``table``, in this order. stored: those to be read from files, each
+    with its file. offsets: where each begins in memory, of ``parameters`` and then of ``stored``
+    (see runtime.transport.weights.at_offset).
+    """
 
     table: int
     parameters: tuple[Parameter, ...]
@@ -52,13 +61,16 @@ class Load:
 
     @property
     def wires(self) -> tuple[Expected, ...]:
+        """What the messages of ``table`` are."""
         return tuple(Expected(p.path, p.meta, (DRIVER,)) for p in self.parameters)
 
 
 @dataclass(frozen=True)
 class Join:
-    """This evaluation is of micro-batch ``part`` of ``parts``: keep what it receives, and when all parts are there put
-    it in as the message of the whole batch, of ``table`` and ``context``."""
+    """How what is received in a micro-batch becomes a message of the whole batch, for lagged evaluations to come.
+
+    table, context: of the whole batch's graph and messages. part: which micro-batch this is, of ``parts``.
+    """
 
     table: int
     context: int
@@ -68,14 +80,16 @@ class Join:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Run one evaluation.
+    """Run one evaluation: the component, once, on one batch of rows at one step.
 
-    reads: per component, the step of the message to read from it; equal to ``step`` in exact evaluations and in
-    look-ahead, earlier where it is lagged. arrivals: per component, steps that it was newly told to run in this
-    context, in order; their messages are observed by the predictors. fresh: the prompt inputs that come with
-    this evaluation; the others are as before. start: where this is the first evaluation of a trajectory in this
-    context, the step of the trajectory's first call. ahead: in look-ahead the first step that is not run exactly;
-    messages of such steps may overtake exact ones. join: of a micro-batch whose messages will be read lagged.
+    table: which graph. context: number of the cache context. step: of the evaluation, counted from the engine's start.
+    reads: by component, the step of the message to read from it; ``step`` itself in exact evaluations and in
+    look-ahead, an earlier one where the component is lagged. arrivals: by component, the steps that it was newly told
+    to run in this context, in order; the predictors observe the messages of all of them. observe: whether reads go
+    through predictors. fresh: the prompt inputs that come with this evaluation; the others are as before. start: where
+    this is the first evaluation of a trajectory in this context, the step of the trajectory's first call. ahead: in
+    look-ahead, the first step that is not run exactly; messages of such steps may overtake exact ones. join: where this
+    is a micro-batch whose messages will be read lagged, what to do with them.
     """
 
     table: int
@@ -92,4 +106,4 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Stop:
-    """End orderly."""
+    """End."""

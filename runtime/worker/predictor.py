@@ -1,7 +1,9 @@
 """Predictors: what turns the lagged values of one boundary tensor into an estimate of the current one.
 
-One predictor object per boundary tensor, branch and cache context; ``reset`` at a trajectory's start. All are
+There is one predictor object per boundary tensor, branch and cache context, made anew for each trajectory. All are
 deterministic functions of the values observed, so emulation and ranks agree bit for bit.
+
+    v_i, v_j: the last two values observed, of the steps i < j.  v̂_k: the estimate for a step k > j.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ class Predictor(ABC):
     def estimate(self, step: int) -> torch.Tensor:
         """The estimate for ``step``, later than all observed; at least one value has been observed."""
 
-    @abstractmethod
-    def reset(self) -> None:
-        """Forget everything."""
-
 
 class Hold(Predictor):
-    """``v̂_k = v_last``: AsyncDiff's rule (arXiv 2406.06911). Keeps one value, computes nothing."""
+    """``v̂_k = v_j``: AsyncDiff's rule (arXiv 2406.06911). Keeps one value, computes nothing.
+
+    >>> predictor = Hold()
+    >>> predictor.observe(0, torch.tensor(1.0))
+    >>> predictor.estimate(1)
+    tensor(1.)
+    """
 
     def __init__(self) -> None:
         self._last: torch.Tensor | None = None
@@ -40,15 +44,18 @@ class Hold(Predictor):
         assert self._last is not None
         return self._last
 
-    def reset(self) -> None:
-        self._last = None
-
 
 class Linear(Predictor):
-    """``v̂_k = v_j + (k−j)/(j−i) · (v_j − v_i)``, i and j the last two steps observed.
+    """``v̂_k = v_j + (k−j)/(j−i) · (v_j − v_i)``.
 
-    Keeps two values, costs one pass over the tensor. Gain 3 at the highest frequency: may diverge on chains of
-    many components.
+    Keeps two values, costs one pass over the tensor. It amplifies what alternates from step to step threefold, and so
+    may diverge on chains of many components.
+
+    >>> predictor = Linear()
+    >>> predictor.observe(0, torch.tensor(1.0))
+    >>> predictor.observe(1, torch.tensor(3.0))
+    >>> predictor.estimate(2)
+    tensor(5.)
     """
 
     def __init__(self) -> None:
@@ -63,22 +70,16 @@ class Linear(Predictor):
         (i, before), (j, last) = self._values
         return torch.lerp(before, last, (step - i) / (j - i))
 
-    def reset(self) -> None:
-        self._values = []
-
 
 class Adaptive(Predictor):
-    """``v̂_k = v_j + γ · (k−j)/(j−i) · d_j``, with ``d_j = v_j − v_i`` and γ what the last differences share.
+    """``v̂_k = v_j + γ · (k−j) · s_j``, with the slope ``s_j = (v_j − v_i)/(j−i)`` and γ what the last two slopes share.
 
-    ``γ = clip(⟨d_j, d_i⟩ / ⟨d_i, d_i⟩ · (length of d_i's step)/(length of d_j's), 0, 1)``, one scalar per boundary
-    tensor, in float32. Where changes do not continue, γ falls to 0 and it holds, so it cannot run away.
-    Keeps two values and one difference, costs about three passes over the tensor.
+    ``γ = clip(⟨s_j, s_i⟩ / ⟨s_i, s_i⟩, 0, 1)``, one scalar per boundary tensor, in float32; s_i is the slope before
+    s_j. Where changes do not continue, γ falls to 0 and the last value is held, so the estimate cannot run away.
+    Keeps one value and one slope, costs about three passes over the tensor.
     """
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
         self._last: tuple[int, torch.Tensor] | None = None
         self._slope: torch.Tensor | None = None  # change per step over the last interval
         self._gamma: torch.Tensor | None = None

@@ -1,4 +1,4 @@
-"""Specs: all that a rank needs to know about its component of one traced graph, as data."""
+"""Specs: all that a rank needs to know about its component of one traced graph, as data without tensors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from partitioner.plan.program import Compute, Preamble, Program, build_preamble,
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """A tensor that can travel between ranks: a boundary tensor, an input, or a result of another branch.
+    """A tensor that ranks may send each other: an input, a value of the preamble, a boundary tensor or a result.
 
-    source: the component that sends it; None where the driver does: an input or a value of its preamble.
-    role: of an input; LATENT otherwise.
+    Its index in the tuple of its graph's wires names it in message headers.
+
+    value: its name in the graph. meta: its shape, strides and dtype. source: the component that sends it, None for
+    inputs and values of the preamble, which the driver sends. role: of those; LATENT for all others.
     """
 
     value: str
@@ -27,8 +29,8 @@ class Wire:
 class ComponentSpec:
     """All that a rank needs to know about its component of one traced graph; picklable, holds no tensor.
 
-    wires: everything that travels in this graph, the same tuple on every rank; a wire's index is its name in
-    message headers.
+    program: its instructions. nodes, parameters: what these name. wires: every tensor that ranks may send each other
+    in this graph, the same tuple on every rank.
     """
 
     program: Program
@@ -49,7 +51,13 @@ class PreambleSpec:
 def build_specs(
     graph: TracedGraph, placement: Mapping[str, int], components: int
 ) -> tuple[list[ComponentSpec], PreambleSpec]:
-    """The spec of each component, and the driver's preamble. placement: latent node name -> component."""
+    """The spec of each component, and of the driver's preamble.
+
+    Args:
+        graph: the traced denoiser.
+        placement: latent node name -> component.
+        components: how many there are.
+    """
     preamble = build_preamble(graph, placement, components)
     wires = tuple(
         [Wire(item.name, item.meta, None, item.role) for item in graph.inputs]

@@ -114,15 +114,6 @@ def test_a_stride_other_than_contiguous_does_not_matter(name: str) -> None:
     torch.testing.assert_close(strided, plain)
 
 
-@pytest.mark.parametrize("name", PREDICTORS)
-def test_reset_forgets_everything(name: str) -> None:
-    predictor = observed(name, *((step, torch.randn(3)) for step in range(4)))
-    predictor.reset()
-    value = torch.randn(3)
-    predictor.observe(9, value)
-    assert torch.equal(predictor.estimate(10), value)
-
-
 # ---- frequency response, as docs/concepts/predictors.md says
 
 

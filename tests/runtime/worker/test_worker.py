@@ -15,7 +15,8 @@ from runtime.transport.local import LocalMailbox
 from runtime.transport.mailbox import MessageKey
 from runtime.worker.commands import Build, Evaluate, Load, Setup
 from runtime.worker.specs import build_specs
-from runtime.worker.worker import Waiting, Worker, run_to_end, together
+from runtime.worker.waiting import Waiting, run_to_end, together
+from runtime.worker.worker import Worker
 
 
 class Pair(nn.Module):
