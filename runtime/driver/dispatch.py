@@ -30,7 +30,7 @@ from runtime.driver.trajectory import Trajectory
 from runtime.ranks.base import Ranks
 from runtime.transport.mailbox import MessageKey
 from runtime.worker.commands import Evaluate, Join
-from runtime.worker.worker import Waiting, together
+from runtime.worker.waiting import Waiting, together
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import rank_of, seat_of
 from runtime.devices.acceleration import check_acceleration
-from runtime.devices.memory import check_memory, local_places
+from runtime.devices.places import check_memory, local_places
 from runtime.errors import InputError, PlanMismatch
 from runtime.options import TRANSPORTS, EngineOptions
 from runtime.ranks.base import Ranks

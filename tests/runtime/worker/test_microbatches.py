@@ -14,7 +14,10 @@ from partitioner.graph.ir import TensorMeta
 from partitioner.plan.timeline import COMPUTE
 from runtime.engine import Engine
 from runtime.options import EngineOptions
-from runtime.worker.microbatches import join, joined_dim
+from runtime.transport.local import LocalMailbox
+from runtime.transport.mailbox import Expected, MessageKey
+from runtime.worker.commands import Join
+from runtime.worker.microbatches import PartsOfMessages, join, joined_dim
 from runtime.worker.predictor import PREDICTORS
 from tests.support.engines import Trajectory, contiguous, equal, folded, largest_difference, run, toy, toy_plan
 
@@ -34,6 +37,18 @@ def test_the_dimension_that_is_split() -> None:
 def test_parts_are_joined_in_order() -> None:
     whole = torch.arange(24.0).reshape(3, 4, 2)
     assert torch.equal(join(whole.chunk(2, dim=1), TensorMeta((3, 4, 2), (8, 2, 1), "float32")), whole)
+
+
+def test_parts_that_arrive_in_any_order_become_one_message() -> None:
+    mailbox = LocalMailbox(0, [], torch.device("cpu"))
+    mailbox.register(0, [Expected("whole", TensorMeta((3, 4, 2), (8, 2, 1), "float32"))])
+    whole, parts = torch.arange(24.0).reshape(3, 4, 2), PartsOfMessages()
+    of_whole = MessageKey(table=0, wire=0, context=0, step=5)
+    for part, tensor in reversed(list(enumerate(whole.chunk(2, dim=1)))):
+        assert not mailbox.ready(of_whole)
+        key = MessageKey(table=1, wire=0, context=1 + part, step=5)
+        parts.take(Join(table=0, context=0, part=part, parts=2), key, tensor, mailbox)
+    assert torch.equal(mailbox.take(of_whole), whole)
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)

@@ -15,7 +15,7 @@ from runtime.transport.local import LocalMailbox
 from runtime.transport.mailbox import MessageKey
 from runtime.worker.commands import Build, Evaluate, Load, Setup
 from runtime.worker.specs import build_specs
-from runtime.worker.waiting import Waiting, run_to_end, together
+from runtime.worker.waiting import run_to_end
 from runtime.worker.worker import Worker
 
 
@@ -136,30 +136,6 @@ def test_a_new_trajectory_forgets_predictors_and_old_messages() -> None:
     result = ranks.run(ranks.driver, ranks.command(3, read=2, observe=True, start=False))
     assert float(next(iter(result.values()))) == pytest.approx(float(torch.tensor(20.0).log()) + 4), "one value is held"
     assert ranks.driver.mailbox.kept == 0
-
-
-def test_evaluations_together_go_on_while_one_of_them_waits() -> None:
-    mailbox = LocalMailbox(0, [], torch.device("cpu"))
-    keys = [MessageKey(0, 0, part, 0) for part in range(2)]
-    order: list[str] = []
-
-    def evaluation(part: int) -> Waiting[int]:
-        order.append(f"{part} begins")
-        while not mailbox.ready(keys[part]):
-            yield keys[part]
-        order.append(f"{part} ends")
-        return 10 * part
-
-    work = together([evaluation(0), evaluation(1)], mailbox)
-    assert next(work) == keys[0]
-    assert order == ["0 begins", "1 begins"]
-    mailbox.deliver(keys[1], torch.zeros(()))
-    assert next(work) == keys[0]
-    assert order[2:] == ["1 ends"]
-    mailbox.deliver(keys[0], torch.zeros(()))
-    with pytest.raises(StopIteration) as end:
-        next(work)
-    assert end.value.value == [0, 10]
 
 
 def test_a_wait_without_end_is_given_up() -> None:
