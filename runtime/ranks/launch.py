@@ -106,7 +106,7 @@ def start_process(
 ) -> subprocess.Popen[bytes]:
     """Start a rank's process, which talks to its driver over ``line`` and ends when that, or this process, does."""
     # the rank shall find every module where this process does; -P keeps the current folder out
-    places = [*filter(None, sys.path), str(Path(__file__).resolve().parents[1])]
+    places = [*filter(None, sys.path), str(Path(__file__).resolve().parents[2])]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, str(line.fileno()), str(os.getpid())],
         pass_fds=[line.fileno()],

@@ -15,7 +15,7 @@ def believe(mailbox: Any) -> None:
     """
 
     def find(words: Sequence[int], _peer: int, _sequence: int, box: Any = mailbox) -> Any:
-        from runtime.transport.gloo import RECEIPT
+        from runtime.transport.header import RECEIPT
         from runtime.transport.mailbox import MessageKey
 
         key = MessageKey(*words[4:8])

@@ -138,10 +138,10 @@ def test_ranks_end_with_their_driver(phase: str, number: signal.Signals, status:
         begin = time.monotonic()
         driver.send_signal(number)
         try:
-            assert driver.wait(timeout=5) == status
+            while not all(map(is_gone, ranks)):
+                assert time.monotonic() - begin < 5
+                time.sleep(0.01)
+            assert driver.wait(timeout=60) == status  # on a busy machine the end of the interpreter alone takes seconds
         finally:
             driver.kill()
-        while not all(map(is_gone, ranks)):
-            assert time.monotonic() - begin < 5
-            time.sleep(0.01)
         assert driver.stderr.read() == ""
