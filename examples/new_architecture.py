@@ -8,8 +8,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from partitioner import compile
+from partitioner.costs.model import CostModel
 from partitioner.models import Inputs, Request, latent, model_spec, prompt, register_model, timestep
+from partitioner.planning.planner import plan
+from partitioner.planning.request import PlanRequest
+from partitioner.planning.sources import FromSpec
 
 
 class TinyDiT(nn.Module):
@@ -43,17 +46,9 @@ def tiny_dit(request: Request) -> Inputs:
 
 def main() -> None:
     spec = model_spec("tiny-dit", height=256, width=256)
-    plan = compile(
-        spec.build(),
-        spec.example_inputs(),
-        spec.roles,
-        devices=4,
-        branch_inputs=spec.example_inputs(branch=True),
-        model=spec.name,
-        device="cpu",
-    )
-    print(f"{plan.origin}: {plan.branches} branches x {plan.components} components, {plan.mode}")
-    print(f"predicted {plan.predicted.step_ms:.1f} ms per step, one device {plan.predicted.sequential_ms:.1f} ms")
+    made = plan(PlanRequest(FromSpec(spec), 4, CostModel("cpu"))).plan
+    print(f"{made.origin}: {made.branches} branches x {made.components} components, {made.mode}")
+    print(f"predicted {made.predicted.step_ms:.1f} ms per step, one device {made.predicted.sequential_ms:.1f} ms")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from partitioner import Plan, compile
-from runtime import Engine
-from runtime.options import EngineOptions
+from runtime import Engine, EngineOptions
 
 WIDTH, TOKENS, STEPS = 256, 64, 30
 Denoise = Callable[..., tuple[torch.Tensor, ...]]

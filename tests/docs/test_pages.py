@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -49,6 +50,17 @@ def test_python_blocks_compile_and_import_what_is_there(page: str) -> None:
                 module = importlib.import_module(node.module or "")
                 for alias in node.names:
                     assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+
+
+RUNNABLE = [(page, number) for page in PAGES for number in range(text_of(page).count("<!-- runs -->\n```python"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "number"), RUNNABLE)
+def test_python_blocks_that_need_nothing_run(page: str, number: int, tmp_path: Path) -> None:
+    block = text_of(page).split("<!-- runs -->\n```python\n")[number + 1].split("```\n")[0]
+    with contextlib.chdir(tmp_path):
+        exec(block.replace("tools/trained", f"{ROOT}/tools/trained"), {})
 
 
 def test_the_described_fleet_is_read(tmp_path: Path) -> None:
