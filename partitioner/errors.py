@@ -1,14 +1,14 @@
-"""Errors of compile time; each message says what was expected, what came and what to do."""
+"""Errors of planning; each message says what was expected, what came and what to do."""
 
 
 class PartitionerError(Exception):
-    """Base of every error that a user of partitioner can meet; exit_code is what the command ends with."""
+    """Base of every error that partitioner raises for its user; ``exit_code`` is the command's."""
 
     exit_code = 2
 
 
 class UsageError(PartitionerError):
-    """A wrong option, name or combination of them."""
+    """An option, a name or a combination of them is wrong."""
 
 
 class TraceError(PartitionerError):
@@ -20,13 +20,13 @@ class MeasureError(PartitionerError):
 
 
 class PlanError(PartitionerError):
-    """A plan file is corrupt, foreign or does not fit."""
+    """A plan file is corrupt, of another kind, or does not fit the model."""
 
     exit_code = 3
 
 
 class InfeasibleError(PartitionerError):
-    """No split satisfies what was asked."""
+    """No split satisfies the constraints."""
 
     exit_code = 4
 

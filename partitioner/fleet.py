@@ -101,7 +101,7 @@ def known_device(name: str) -> Device:
         )
     name, spec = found[0], specs[found[0]]
     link = spec.link()
-    return Device(name, spec.memory_bytes, link.duplex_gb_per_s / 2 * link.efficiency, link.latency_us * 1e-3)
+    return Device(name, spec.memory_bytes, link.gb_per_s, link.latency_ms)
 
 
 def limit_memory(fleet: Fleet, memory_bytes: float | None) -> Fleet:

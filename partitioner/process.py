@@ -1,4 +1,4 @@
-"""What a command does as a process: keeps freed memory, ends on Ctrl-C, and forks a helper."""
+"""What a command does as a process: keeps freed memory, ends on Ctrl-C, and does work in a forked process beside it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,31 @@ BLOCK_BYTES = 31 << 20  # just below the 32 MiB up to which glibc adapts
 
 
 def keep_freed_memory() -> None:
-    """From now on blocks of up to BLOCK_BYTES come from memory that this process has already; costs next to nothing.
+    """Let glibc keep freed blocks of up to BLOCK_BYTES for this process, instead of giving them back to the system.
 
-    glibc gives freed memory back to the system, to be faulted in again at the next call, until the process has once
-    freed a large block. Page faults were a tenth of a denoiser's step on a CPU. At most twice BLOCK_BYTES stay unused.
+    It does so once the process has freed a large block, which this function makes it do, and before that the memory
+    is faulted in anew by every call: page faults were a tenth of a denoiser's step on a CPU. At most twice
+    BLOCK_BYTES stay unused.
     """
     import torch
 
     torch.empty(BLOCK_BYTES, dtype=torch.uint8)
 
 
-INTERRUPTED = 130  # the exit code, as a shell would report it
+INTERRUPTED = 130  # exit code of a command that Ctrl-C ended, as a shell reports it
 
 
 def interrupted(program: str) -> int:
-    """Say on stderr that ``program`` was interrupted; returns its exit code. To be called on KeyboardInterrupt."""
-    # An interrupt that is raised inside exec(str), which dataclasses call, CPython remembers as unhandled: it would end
-    # ``python -m`` by the signal and not by the exit code. It forgets at the next exec(str).
+    """Say on stderr that a command was interrupted; to be called on KeyboardInterrupt.
+
+    Args:
+        program: Name of the command.
+
+    Returns:
+        The command's exit code.
+    """
+    # CPython remembers an interrupt that is raised inside exec(str), which dataclasses call, as unhandled, and would
+    # end ``python -m`` by the signal and not with the exit code. The next exec(str) makes it forget.
     exec("")
     print(f"{program}: interrupted", file=sys.stderr)
     return INTERRUPTED
@@ -40,11 +48,22 @@ T = TypeVar("T")
 
 
 def beside(work: Callable[[], T], timeout_s: float = 300.0) -> Callable[[], T]:
-    """Start ``work`` beside this process; the returned function waits for its value, which must pickle.
+    """Start a function in a forked process, at the same time as what this process does next.
 
-    Only for processes that have started no threads which ``work`` needs: a fork has none of them. Where that cannot be
-    done (one core, other Python threads, no fork), or the child fails in any way or takes longer than ``timeout_s``,
-    the returned function does the work here, so that errors are raised as usual.
+    Only for a process that has started no threads which the function needs, for a fork has none of them. Where it
+    cannot fork (one core, other Python threads, not Linux), and where the forked process fails or takes too long, the
+    returned function does the work in this process, so that errors are raised as usual.
+
+    Args:
+        work: The function; its value must pickle.
+        timeout_s: How long to wait for the forked process.
+
+    Returns:
+        A function that waits for the value and returns it.
+
+    >>> waiting = beside(lambda: 6 * 7)
+    >>> waiting()
+    42
     """
     alone = threading.active_count() == 1 and (os.cpu_count() or 1) > 1 and sys.platform == "linux"
     if not alone:
@@ -61,7 +80,7 @@ def beside(work: Callable[[], T], timeout_s: float = 300.0) -> Callable[[], T]:
                 found: T = ours.recv()
                 return found
         except EOFError:
-            pass  # it failed: do it here, and meet the error here
+            pass  # it failed: do the work here, where the error is raised
         finally:
             ours.close()
             child.kill()
@@ -72,7 +91,7 @@ def beside(work: Callable[[], T], timeout_s: float = 300.0) -> Callable[[], T]:
 
 
 def _do(work: Callable[[], T], theirs: Connection, ours: Connection) -> None:
-    """In the child: send the value and end at once, without the parent's clean-up."""
+    """In the forked process: send the value and end at once, without the clean-up that belongs to the parent."""
     theirs.close()
     try:
         ours.send(work())

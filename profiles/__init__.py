@@ -1,4 +1,4 @@
-"""Cost profiles as data, the data sheets of devices, and the code that reads and writes them; no torch."""
+"""Measured profiles and device data sheets as data, and the code that reads and writes them; free of torch."""
 
 import runpy as _runpy
 from pathlib import Path as _Path

@@ -1,4 +1,4 @@
-"""CostProfile: measured times per operator signature, as a file whose specification are the records below."""
+"""CostProfile: measured times by operator signature. The records below are the specification of the file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ Text = Annotated[str, Field(max_length=4096)]
 
 
 class SignatureCost(Record):
-    """Time of one call: median and inter-quartile range in ms.
+    """Time of one operator call in ms.
 
-    launch_ms: what the host needs to enqueue the call on a GPU. On a CPU calls end when done: 0, and in mode "compiled"
-    what calling a compiled function takes, which the median leaves out.
+    Attributes:
+        median_ms: Median over at least 5 calls.
+        iqr_ms: Inter-quartile range.
+        launch_ms: On a GPU the host's time to enqueue the call. On a CPU 0, but in mode "compiled" the time of calling
+            any compiled function, which the median leaves out.
     """
 
     median_ms: Milliseconds
@@ -31,10 +34,15 @@ class SignatureCost(Record):
 
 
 class WholeCheck(Record):
-    """The sum of all node times of a denoiser beside its measured whole; times in ms.
+    """The sum of all node times of a denoiser next to the time of the whole; times in ms.
 
-    whole_ms: median of whole calls of the traced graph, as components run it. module_ms: median of whole eager
-    calls of the untraced module, which runs Python of its own besides; None where there were no weights to run.
+    Attributes:
+        model: Name of the model; fingerprint: of its graph.
+        summed_ms: Sum of the node times.
+        whole_ms: Median of whole calls of the traced graph, run as components run it; whole_iqr_ms: their
+            inter-quartile range.
+        module_ms: Median of whole eager calls of the untraced module, which also runs Python of its own; None where
+            there were no weights to run it with.
     """
 
     model: Text
@@ -51,13 +59,19 @@ class WholeCheck(Record):
 
 
 class CostProfile(Record):
-    """Real measurements of operator calls on one device; loaded by signature (partitioner.costs.signature.signature).
+    """Measured times of operator calls on one device, by signature (partitioner.costs.signature).
 
-    device: "cpu" or "cuda"; device_name: what the system calls it. dtype: the dtype that most parameters have.
-    mode: "eager" (one call after the other, launches included), "cuda_graph" (kernels alone, replayed) or "compiled"
-    (each operator compiled by itself, without what calling it takes).
-    clock_mhz: of the core or the GPU when measured, None where unknown. versions: of torch and what it runs on.
-    date: UTC, ISO 8601. command: what recorded it.
+    Attributes:
+        device: "cpu" or "cuda"; device_name: what the system calls it.
+        clock_mhz: Clock of the core or the GPU when it was measured; None where unknown.
+        versions: Versions of torch and what it runs on.
+        dtype: The dtype that most parameters have.
+        mode: "eager" (one call after the other, launches included), "cuda_graph" (kernels alone, replayed) or
+            "compiled" (each operator compiled by itself, without the time of calling it).
+        date: UTC, ISO 8601.
+        command: What recorded it.
+        signatures: The times.
+        checks: Sums of node times next to whole denoisers.
     """
 
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
@@ -74,7 +88,11 @@ class CostProfile(Record):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CostProfile:
-        """Read a profile; JsonFileError, and nothing else, in one sentence for a file that is none."""
+        """Read a profile from a file.
+
+        Raises:
+            JsonFileError: And no other error, for a file that is not a cost profile of this version.
+        """
         document = read_json(path, MAX_BYTES, MAX_VALUES)
         if isinstance(document, dict) and document.get("schema_version") != SCHEMA_VERSION:
             version = str(document.get("schema_version"))[:40]
@@ -82,5 +100,9 @@ class CostProfile(Record):
         return cls.from_document(document, path, "cost profile")
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write it: the same profile gives the same bytes; JsonFileError if the file exists or cannot be written."""
+        """Write it to a file; the same profile gives the same bytes.
+
+        Raises:
+            JsonFileError: The file exists and may not be overwritten, or it cannot be written.
+        """
         write_atomic(path, canonical_bytes(self.model_dump(mode="json")), overwrite)

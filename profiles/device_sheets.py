@@ -1,4 +1,4 @@
-"""Data sheets of known devices: peaks, memory, links; the numbers and their sources are in devices.json."""
+"""Data sheets of known devices: peaks, memory and links; the numbers and their sources are in devices.json."""
 
 from __future__ import annotations
 
@@ -23,16 +23,29 @@ class UnknownDeviceError(ValueError):
 
 
 class LinkSheet(Record):
-    """How one device reaches another. duplex_gb_per_s counts both directions, as data sheets do."""
+    """How one device reaches another.
+
+    Attributes:
+        name: "nvlink", "pcie" or "gloo".
+        duplex_gb_per_s: Bandwidth in 1e9 bytes per second, both directions together, as data sheets give it.
+        latency_us: Time from sending to receiving an empty message.
+        efficiency: Share of the bandwidth that messages reach.
+    """
 
     name: str
     duplex_gb_per_s: Positive
     latency_us: Positive
     efficiency: Share
 
-    def transfer_ms(self, size_bytes: int) -> float:
-        """Time in ms of one message in one direction: latency, then size over the bandwidth that is reached."""
-        return self.latency_us * 1e-3 + size_bytes / (self.duplex_gb_per_s / 2 * self.efficiency * 1e6)
+    @property
+    def gb_per_s(self) -> float:
+        """1e9 bytes per second that arrive in one direction."""
+        return self.duplex_gb_per_s / 2 * self.efficiency
+
+    @property
+    def latency_ms(self) -> float:
+        """Time in ms from sending to receiving an empty message."""
+        return self.latency_us * 1e-3
 
 
 class Efficiency(Record):
@@ -45,10 +58,17 @@ class Efficiency(Record):
 
 
 class DeviceSpec(Record):
-    """One device. peak_tflops: dense 1e12 operations per second, by dtype name and "tf32"; links: fastest first.
+    """The data sheet of one device.
 
-    launch_us: host time to launch one kernel. driver_ms: guidance and a step of the scheduler, which the pipeline does
-    itself between two calls of the denoiser.
+    Attributes:
+        title: Its full name.
+        peak_tflops: 1e12 operations per second without sparsity, by dtype name and "tf32"; a multiply-add is two.
+        memory_gb_per_s: Bandwidth of its memory in 1e9 bytes per second; memory_bytes: how much of it there is.
+        efficiency: Shares of these peaks that operators reach.
+        launch_us: Host time to launch one kernel.
+        driver_ms: The pipeline's own work between two calls of the denoiser: guidance and a step of the sampler.
+        links: Its links to other devices, the fastest first.
+        source: Where the numbers are from.
     """
 
     title: str
@@ -62,7 +82,11 @@ class DeviceSpec(Record):
     source: str
 
     def link(self, name: str | None = None) -> LinkSheet:
-        """The link of that name, or the fastest one; UnknownDeviceError names those there are."""
+        """The link of that name, by default the fastest.
+
+        Raises:
+            UnknownDeviceError: It has no link of that name; the message names those that it has.
+        """
         for link in self.links:
             if name is None or link.name == name:
                 return link
@@ -71,14 +95,21 @@ class DeviceSpec(Record):
 
 @cache
 def device_specs() -> Mapping[str, DeviceSpec]:
-    """Every known device by name."""
+    """The data sheets of every known device, by name."""
     document = read_json(Path(__file__).with_name("devices.json"), 1_000_000)
     assert isinstance(document, dict)
     return {name: DeviceSpec.model_validate(record) for name, record in document["devices"].items()}
 
 
 def device_spec(name: str) -> DeviceSpec:
-    """The data sheet of a device; UnknownDeviceError names the choices."""
+    """The data sheet of a device.
+
+    Raises:
+        UnknownDeviceError: No device has that name; the message names the choices.
+
+    >>> device_spec("a100-80g").peak_tflops["float16"]
+    312.0
+    """
     specs = device_specs()
     if name not in specs:
         raise UnknownDeviceError(f"no data sheet for device {name!r}; known devices: {', '.join(specs)}")
@@ -86,6 +117,10 @@ def device_spec(name: str) -> DeviceSpec:
 
 
 def match_device(device_name: str) -> str | None:
-    """The known device that a driver's name means ("NVIDIA A100-SXM4-80GB" -> "a100-80g"), or None."""
+    """The known device that a graphics driver calls so; None where there is no data sheet of it.
+
+    >>> match_device("NVIDIA A100-SXM4-80GB")
+    'a100-80g'
+    """
     squeezed = device_name.lower().replace(" ", "")
     return next((name for name in device_specs() if name.split("-")[0] in squeezed), None)

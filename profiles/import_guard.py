@@ -1,7 +1,7 @@
-"""The start-up guard: refuses to start where another folder shadows one of the project's packages.
+"""Start-up guard: refuses to start where another folder shadows one of the project's packages.
 
 The packages have generic names, and Python looks in the current folder first when a module is run with -m. Each
-package's __init__ runs this file by its path, because a shadowed package cannot be imported to be asked.
+package's __init__ runs this file by its path, because a package that is shadowed cannot be imported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ PACKAGES = ("profiles", "partitioner", "runtime", "tools")
 def check_siblings(home: str) -> None:
     """Check that every package of the project would be imported from the folder ``home``, without importing any.
 
-    Raises ImportError: which folder or file shadows which package, and what to do.
+    Raises:
+        ImportError: Another folder or file shadows a package; the message names it, and says what to do.
     """
     for name in PACKAGES:
         expected = os.path.join(home, name)
@@ -30,7 +31,7 @@ def check_siblings(home: str) -> None:
 
 
 def _location(name: str) -> str | None:
-    """The folder (of a package) or file (of a module) that ``import name`` would take."""
+    """The folder of the package or the file of the module that ``import name`` would load; None if there is none."""
     try:
         spec = importlib.util.find_spec(name)
     except ValueError:  # already imported by something that set no spec

@@ -1,4 +1,4 @@
-"""JSON files that strangers may have written: read with limits, written canonically and atomically."""
+"""JSON files from untrusted sources: read with limits, written canonically and atomically."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 MAX_DEPTH = 32  # nested objects and arrays
 MAX_VALUES = 1_000_000  # bounds memory: the smallest Python object for a value takes some 60 bytes
 
-# A string literal; also one that the file's end cuts off, so that no input makes the search quadratic.
+# A string literal; also one that the end of the file cuts off, so that no input makes the search quadratic.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BRACKETS = b"[]{}"
@@ -21,15 +21,21 @@ _NO_BRACKETS = bytes(sorted(set(range(256)) - set(_BRACKETS)))
 
 
 class JsonFileError(ValueError):
-    """A file cannot be read as, or written as, strict JSON; the message is one sentence that names the file."""
+    """A file cannot be read or written as strict JSON; the message is one sentence that names the file."""
 
 
 def read_json(path: str | os.PathLike[str], max_bytes: int, max_values: int = MAX_VALUES) -> object:
     """The JSON document in a file: dicts, lists, strings, ints, finite floats, bools and None.
 
-    Refuses with JsonFileError, and with nothing else: a missing or unreadable path, anything but a regular file,
-    more than max_bytes (before reading it), an empty file, bytes that are not UTF-8 or not JSON, a duplicate key,
-    NaN, Infinity and numbers beyond float64, more than MAX_DEPTH levels, more than max_values values.
+    Args:
+        path: The file.
+        max_bytes: The largest size that is read.
+        max_values: How many values the document may hold.
+
+    Raises:
+        JsonFileError: And no other error, for a path that is missing or unreadable, anything but a regular file, more
+            than max_bytes (known before it is read), an empty file, bytes that are not UTF-8 or not JSON, a duplicate
+            key, NaN, Infinity or a number beyond float64, more than MAX_DEPTH levels, or more than max_values values.
     """
     data = _read_bytes(path, max_bytes)
     if not data.strip():
@@ -54,13 +60,29 @@ def read_json(path: str | os.PathLike[str], max_bytes: int, max_values: int = MA
 
 
 def canonical_bytes(document: object) -> bytes:
-    """The one way to write a JSON document: sorted keys, UTF-8, one item a line; ValueError for NaN and Infinity."""
+    """A JSON document as bytes, always the same ones: sorted keys, UTF-8, one item a line.
+
+    Raises:
+        ValueError: The document holds NaN or Infinity.
+
+    >>> canonical_bytes({"b": 1, "a": [2]})
+    b'{\\n "a": [\\n  2\\n ],\\n "b": 1\\n}\\n'
+    """
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, sort_keys=True, indent=1)
     return (text + "\n").encode("utf-8")
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes, overwrite: bool) -> None:
-    """Write a file so that it is there whole or not at all; JsonFileError if it exists and may not be overwritten."""
+    """Write a file so that it is there whole or not at all.
+
+    Args:
+        path: The file.
+        data: What it is to hold.
+        overwrite: Whether a file of that name may be replaced.
+
+    Raises:
+        JsonFileError: The file exists and may not be overwritten, or it cannot be written.
+    """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -97,11 +119,11 @@ def _read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 
 
 def _check_size(path: str | os.PathLike[str], data: bytes, max_values: int) -> None:
-    """Refuse too many or too deeply nested values before the parser makes objects of them."""
+    """Refuse too many values, or too deeply nested ones, before the parser makes objects of them."""
     structure = _STRING.sub(b"", data)
     values = sum(structure.count(mark) for mark in (b",", b"[", b"{"))
     if values > max_values:
-        raise JsonFileError(f"{path} holds more than {max_values} values; it is no file of ours")
+        raise JsonFileError(f"{path} holds more than {max_values} values; no file of this project has so many")
     brackets = structure.translate(None, _NO_BRACKETS)
     for _ in range(MAX_DEPTH):  # each round takes the innermost level away
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")

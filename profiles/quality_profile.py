@@ -1,4 +1,4 @@
-"""QualityProfile: measured likeness of distributed to sequential output, by sampler, steps and components."""
+"""QualityProfile: measured PSNR of distributed against sequential output, by sampler, steps and components."""
 
 from __future__ import annotations
 
@@ -25,10 +25,16 @@ Sketch = Annotated[tuple[Finite, ...], Field(strict=False)]
 
 
 class QualityRow(Record):
-    """PSNR in dB against the sequential output of ``steps`` steps, median over ``samples``.
+    """PSNR in dB against the sequential output of a run, median over samples.
 
-    scheduler: a class of diffusers. components: of a branch. split: its form, as the solver names it. predictor:
-    "lookahead", or what async mode read with; of "fewer_steps" ``speedup`` says how many: steps / speedup.
+    Attributes:
+        denoiser: Name of the denoiser; scheduler: the sampler, a class of diffusers.
+        steps: Steps of the sequential run; warmup: exact steps at the start of the distributed one.
+        components: Components of a branch; split: the form of the split, as the solver calls it.
+        predictor: "lookahead", or what async mode predicted boundary tensors with; "fewer_steps" for a sequential run
+            of fewer steps, ``steps / speedup`` of them.
+        samples: How many outputs were compared; psnr_db: their median PSNR.
+        speedup: Speed-up over the sequential run.
     """
 
     denoiser: Text
@@ -44,9 +50,12 @@ class QualityRow(Record):
 
 
 class MeasuredDrift(Record):
-    """What one-step lag costs the output of a denoiser, edge by edge; see partitioner.staleness.edge_errors.
+    """Error in a denoiser's output where a value lags by one step, edge by edge; see partitioner.staleness.edge_errors.
 
-    edges: stable keys of a value's node and of a node that reads it. sketches: one row per edge.
+    Attributes:
+        denoiser: Name of the denoiser.
+        edges: Keys of the node that makes a value and of a node that reads it.
+        sketches: For each edge a random projection of the error, all of one length.
     """
 
     denoiser: Text
@@ -56,12 +65,19 @@ class MeasuredDrift(Record):
     @model_validator(mode="after")
     def _fit(self) -> Self:
         if len(self.edges) != len(self.sketches) or len({len(row) for row in self.sketches}) != 1:
-            raise ValueError("expected a row of sketches for every edge, all of one length")
+            raise ValueError("expected one sketch for every edge, all of one length")
         return self
 
 
 class QualityProfile(Record):
-    """Real measurements by tools.quality. commands: what measured them. drift: of users' denoisers."""
+    """What tools.quality has measured.
+
+    Attributes:
+        date: UTC, ISO 8601.
+        commands: What measured it; versions: of torch, diffusers and others then.
+        rows: Measured PSNR, a row per denoiser, sampler, number of steps and split.
+        drift: Errors of values that lag, measured on denoisers of users.
+    """
 
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
     date: Text
@@ -72,18 +88,36 @@ class QualityProfile(Record):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] = SHIPPED) -> QualityProfile:
-        """Read a profile; JsonFileError, and nothing else, in one sentence for a file that is none."""
+        """Read a profile from a file, by default the shipped one.
+
+        Raises:
+            JsonFileError: And no other error, for a file that is not a quality profile.
+        """
         document = read_json(path, MAX_BYTES)
         return cls.from_document(document, path, "quality profile")
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write it: the same profile gives the same bytes; JsonFileError if the file exists or cannot be written."""
+        """Write it to a file; the same profile gives the same bytes.
+
+        Raises:
+            JsonFileError: The file exists and may not be overwritten, or it cannot be written.
+        """
         write_atomic(path, canonical_bytes(self.model_dump(mode="json")), overwrite)
 
     def expected(self, components: int, predictor: str, steps: int, scheduler: str | None) -> float | None:
-        """The dB to expect: the least over denoisers and splits, in the nearest measured case; None if none is near.
+        """The PSNR in dB to expect: the least over denoisers and splits in the nearest measured case.
 
-        scheduler: None for the least over all. Near: at most half or twice the steps, and as many components.
+        Args:
+            components: Components of a branch; only rows with as many count.
+            predictor: As in QualityRow; only rows with the same count.
+            steps: Steps of the run. Rows with the nearest number count, by ratio.
+            scheduler: The sampler's class; None for the least over all.
+
+        Returns:
+            None where nothing was measured within half and twice the steps.
+
+        >>> QualityProfile.load().expected(components=999, predictor="hold", steps=50, scheduler=None) is None
+        True
         """
         own = [
             row
@@ -93,7 +127,16 @@ class QualityProfile(Record):
         return min((row.psnr_db for row in _nearest(own, steps)), default=None)
 
     def fewer_steps(self, speedup: float, steps: int, scheduler: str | None) -> float | None:
-        """The dB of fewer sequential steps at a speed-up: the most over denoisers, between the measured speed-ups."""
+        """The PSNR in dB of a sequential run of ``steps / speedup`` steps: the most over denoisers.
+
+        Args:
+            speedup: By how much fewer steps shorten the run; between measured ones the PSNR is interpolated.
+            steps: Steps of the run that it is compared with.
+            scheduler: The sampler's class; None for the most over all.
+
+        Returns:
+            None where nothing was measured near.
+        """
         found = []
         own = [row for row in self.rows if row.predictor == FEWER_STEPS and scheduler in (None, row.scheduler)]
         for denoiser, name in sorted({(row.denoiser, row.scheduler) for row in own}):
@@ -105,13 +148,16 @@ class QualityProfile(Record):
 
 
 def _nearest(rows: list[QualityRow], steps: int) -> list[QualityRow]:
-    """Those with the nearest number of steps, by ratio; none where that is beyond a factor of two."""
+    """The rows with the nearest number of steps, by ratio; none where that is beyond a factor of two."""
     distance = min((abs(math.log2(row.steps / steps)) for row in rows), default=math.inf)
     return [row for row in rows if abs(math.log2(row.steps / steps)) == distance <= 1.0]
 
 
 def _between(points: list[tuple[float, float]], at: float) -> float | None:
-    """Linear between points (ascending), as the nearest end up to 5 % beyond them, since steps are whole; else None."""
+    """The value at a place between points (place, value) in ascending order, interpolated linearly.
+
+    Up to 5 % beyond the first or last point it is the value there, for a number of steps is whole; further away None.
+    """
     for (low, first), (high, second) in pairwise(points):
         if low <= at <= high:
             return first if high == low else first + (second - first) * (at - low) / (high - low)

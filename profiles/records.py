@@ -1,4 +1,4 @@
-"""Record: the base of what files specify, and the one way to read a document as one."""
+"""Record: the base class of what JSON files specify, and the one way to read a document as a record."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from profiles.json_files import JsonFileError
 
 
 class Record(BaseModel):
-    """Immutable; no field may be missing, unknown or of another type."""
+    """An immutable record, in which no field may be missing, unknown or of another type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @classmethod
     def from_document(cls, document: object, source: object, what: str) -> Self:
-        """The record that a JSON document holds. JsonFileError: "SOURCE is no WHAT" and the first thing amiss."""
+        """The record that a JSON document holds.
+
+        Args:
+            document: What read_json gives.
+            source: The file, for the message.
+            what: What the file should be, for the message ("cost profile").
+
+        Raises:
+            JsonFileError: The document is no such record; the message says what is wrong first.
+        """
         try:
             return cls.model_validate(document)
         except ValidationError as error:

@@ -19,13 +19,22 @@ from profiles.json_files import JsonFileError
 
 
 def apply_profile(profile: CostProfile, graph: TracedGraph, device_name: str | None = None) -> GraphCosts:
-    """Measured costs of a graph's nodes, looked up by signature.
+    """Costs of a graph's nodes, looked up in a measured profile by signature.
 
-    Signatures that the profile lacks get the roofline of device_name (default: the data sheet that the profile's
-    device matches best), scaled for each operator class by what the covered nodes took over their roofline.
-    ``covered`` of the result is the share of the total time that was looked up; where it is 0 the costs are a
-    plain roofline, and labelled so.
-    UsageError for an unknown device.
+    Signatures that the profile lacks get their roofline, scaled for each operator class by what the nodes that were
+    found took over their own roofline.
+
+    Args:
+        profile: The measured times.
+        graph: The graph.
+        device_name: The data sheet of the roofline; by default that of the profile's device, or of the default device.
+
+    Returns:
+        Costs whose ``covered`` is the share of the total time that was looked up. Where it is 0 they are the roofline,
+        and ``source`` says so.
+
+    Raises:
+        UsageError: No device has that name.
     """
     if device_name is None:
         device_name = "cpu" if profile.device == "cpu" else match_device(profile.device_name) or DEFAULT_DEVICE
@@ -54,7 +63,7 @@ def apply_profile(profile: CostProfile, graph: TracedGraph, device_name: str | N
 def _scales(
     graph: TracedGraph, measured: Mapping[str, float], roofline: Mapping[str, NodeCost]
 ) -> defaultdict[str, float]:
-    """Operator class -> measured over estimated time of its covered nodes; for other classes that of all."""
+    """Operator class -> measured over estimated time of its nodes that were found; for other classes that of all."""
     took: defaultdict[str, float] = defaultdict(float)
     expected: defaultdict[str, float] = defaultdict(float)
     for node in graph.nodes:
@@ -70,7 +79,11 @@ def _scales(
 
 
 def load_profile(path: str | os.PathLike[str]) -> CostProfile:
-    """CostProfile.load with a UsageError for a file that is none."""
+    """Read a measured profile from a file.
+
+    Raises:
+        UsageError: The file is not a cost profile.
+    """
     try:
         return CostProfile.load(path)
     except JsonFileError as error:

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of nodes."""
+"""macs_of: how many multiply-accumulates a node does, from the shapes that it reads."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from partitioner.graph.operator_classes import (
 )
 
 
-def node_macs(graph: TracedGraph) -> dict[str, int]:
-    """Multiply-accumulates of each node by name; 0 for operators other than products, as FlopCounterMode has it."""
-    return {node.name: macs_of(graph, node) for node in graph.nodes}
-
-
 def macs_of(graph: TracedGraph, node: Node) -> int:
+    """Multiply-accumulates of a node: of products of matrices, convolutions and attention; 0 for all other operators.
+
+    The numbers are those of torch.utils.flop_counter.FlopCounterMode, which counts two operations for each.
+    """
     name = operator_name(node.target)
     if operator_class(node.target) == "memory":
         return 0
@@ -42,7 +41,7 @@ def macs_of(graph: TracedGraph, node: Node) -> int:
 
 
 def _einsum_macs(graph: TracedGraph, node: Node) -> int:
-    """Product of the sizes of all indices for two operands or more; a lone operand is only permuted or summed."""
+    """Product of the sizes of all indices; 0 for a single operand, which is only permuted or summed."""
     operands = [value_metas(graph, name)[0] for name in node.reads]
     if len(operands) < 2:
         return 0

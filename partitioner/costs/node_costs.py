@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class NodeCost:
-    """Time of one call in ms, multiply-accumulates, and the bytes that it reads and writes."""
+    """What one call of a node costs: its time in ms, multiply-accumulates, and the bytes that it reads and writes."""
 
     ms: float
     macs: int
@@ -18,9 +18,13 @@ class NodeCost:
 
 @dataclass(frozen=True)
 class GraphCosts:
-    """Costs of every node of a TracedGraph, by node name.
+    """What one call of each node of a TracedGraph costs.
 
-    source: "measured" or "roofline". covered: share of the total time that was measured (0 for a roofline).
+    Attributes:
+        nodes: Costs by node name.
+        source: "measured" or "roofline".
+        device: Name of the device that they hold for.
+        covered: Share of the total time that was measured; 0 for a roofline.
     """
 
     nodes: Mapping[str, NodeCost]

@@ -1,4 +1,4 @@
-"""How fast a fleet's devices are relative to the device that the costs hold for."""
+"""with_speeds: how fast a fleet's devices are relative to the device that the costs hold for."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from profiles.device_sheets import device_specs
 
 
 def with_speeds(fleet: Fleet, graph: TracedGraph, reference: str) -> Fleet:
-    """Every device with its speed relative to ``reference``, for this graph, by the roofline of both data sheets.
+    """The same devices, each with its speed relative to the reference, for this graph, by both data sheets' rooflines.
 
-    A device of the reference's name has speed 1 whether there is a data sheet of it or not.
+    A device whose speed is given keeps it.
+
+    Args:
+        fleet: The devices.
+        graph: The graph that they are to run.
+        reference: Name of the device that the costs hold for; devices of that name have speed 1, data sheet or not.
+
+    Raises:
+        UsageError: A speed is not given, and one of the two data sheets is missing.
     """
     known: dict[str, float] = {reference: 1.0}
 

@@ -1,4 +1,4 @@
-"""signature: what decides the cost of a node, as text."""
+"""signature: the text under which a profile keeps the cost of an operator call."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from partitioner.graph.operator_classes import value_metas
 
 
 def signature(graph: TracedGraph, node: Node) -> str:
-    """What decides the cost of a node, as text: target, shapes, dtypes and strides of what it reads, literals.
+    """What the cost of a node depends on, as text: operator, literals, and shapes, dtypes and strides that it reads.
 
     Example: "aten.add.Tensor(float32[2,96,32,32], float32[2,96,1,1]@960,1,1,1, alpha=1)". Strides (in elements)
-    follow "@" unless the tensor is contiguous. Devices are left out: a profile says which device it is of.
+    follow "@" unless the tensor is contiguous. Devices are left out: a profile holds for one device.
     """
 
     def text(argument: Argument) -> str:

@@ -71,7 +71,7 @@ def test_fewer_steps_between_measured_speedups(profile: QualityProfile) -> None:
 
 @pytest.mark.parametrize("sketches", [(), ((1.0,), (2.0, 3.0)), ((1.0,), (2.0,), (3.0,))])
 def test_every_edge_has_one_sketch_of_one_length(sketches: Any) -> None:
-    with pytest.raises(ValueError, match="a row of sketches for every edge"):
+    with pytest.raises(ValueError, match="one sketch for every edge"):
         MeasuredDrift(denoiser="mine", edges=(("a", "b"), ("b", "c")), sketches=sketches)
 
 

@@ -54,7 +54,7 @@ def make_plan(
         graph,
         placed,
         {name: cost.ms for name, cost in costs.nodes.items()},
-        Machine.uniform(RANKS, Link(link.latency_us * 1e-3, link.duplex_gb_per_s / 2 * link.efficiency)),
+        Machine.uniform(RANKS, Link(link.latency_ms, link.gb_per_s)),
         Schedule(made.components, made.mode, made.warmup, made.periods),
         calls=settings.steps,
         component_ms=timer(graph, placed, RANKS),

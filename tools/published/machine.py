@@ -11,7 +11,7 @@ from profiles.device_sheets import DeviceSpec
 def wire_of(spec: DeviceSpec, name: str) -> Link:
     """One direction of a device's link."""
     link = spec.link(name)
-    return Link(link.latency_us * 1e-3, link.duplex_gb_per_s / 2 * link.efficiency)
+    return Link(link.latency_ms, link.gb_per_s)
 
 
 def machine_of(spec: DeviceSpec, ranks: int, link: str) -> Machine:

@@ -83,7 +83,7 @@ def asyncdiff_rows(graph: TracedGraph, problem: Problem, solver: Solver) -> Iter
             continue
         devices = Devices.equal(
             count,
-            link_gb_per_s=link.duplex_gb_per_s / 2 * link.efficiency,
+            link_gb_per_s=link.gb_per_s,
             latency_ms=link.latency_us * 1e-3,
         )
         theirs = evaluate(problem, by_module(graph, problem, modules), devices, "async")

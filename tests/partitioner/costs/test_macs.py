@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from partitioner.costs.macs import node_macs
+from partitioner.costs.macs import macs_of
 from partitioner.graph.export import fake_mode, trace
 from partitioner.graph.ir import TracedGraph
 from partitioner.graph.operator_classes import operator_class, operator_name
@@ -53,6 +53,10 @@ def products_graph() -> tuple[nn.Module, dict[str, Any], TracedGraph]:
         "rows": torch.randn(2, 4, 7),
     }
     return module, inputs, trace(module, inputs, dict.fromkeys(inputs, "latent"))
+
+
+def node_macs(graph: TracedGraph) -> dict[str, int]:
+    return {node.name: macs_of(graph, node) for node in graph.nodes}
 
 
 def counted_macs(module: nn.Module, inputs: dict[str, Any]) -> int:
