@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from partitioner._version import __version__
 from partitioner.errors import PartitionerError, PlanError, UsageError
 from partitioner.process import interrupted
 
@@ -70,49 +71,81 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--model", required=True, metavar="NAME|FOLDER|HUB_ID", help="what to split")
     parser.add_argument(
         "--devices", required=True, metavar="N|LIST|FILE.json",
-        help="how many, or names such as h200,a100-80g, or a description of them",
+        help="how many, or names such as h200,a100-80g, or a file that describes them",
     )  # fmt: skip
     out = parser.add_argument_group("output")
     out.add_argument("--output", type=Path, metavar="FILE", help="plan file (default: MODEL-N.plan.json here)")
     out.add_argument(
-        "--force", action="store_true", help="overwrite files, and write a plan that is slower than one device"
+        "--force", action="store_true", help="overwrite files, and write a plan even if it is slower than one device"
     )
     out.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     cost = parser.add_argument_group("cost")
-    cost.add_argument("--device", metavar="NAME", help="estimate for this device (default: h200, or the first of LIST)")
+    cost.add_argument(
+        "--device", metavar="NAME", help="estimate for this device (default: the first of LIST, else h200)"
+    )
     cost.add_argument(
         "--profile", metavar="cuda:0|cpu|FILE",
         help="measure on a device or use a saved profile (default: cuda:0 if there is one and no --device)",
     )  # fmt: skip
     cost.add_argument("--save-profile", type=Path, metavar="FILE", help="save what was measured")
     size = parser.add_argument_group("inputs (default: as the pipeline's)")
-    size.add_argument("--dtype", metavar="NAME", help="float16, bfloat16 or float32")
+    size.add_argument(
+        "--dtype", metavar="NAME", help="float16, bfloat16 or float32 (default: float32 on a CPU, else the model's own)"
+    )
     for name, text in (
         ("height", "of the images, in pixels"),
         ("width", "of the images, in pixels"),
         ("frames", "of the video"),
     ):
         size.add_argument(f"--{name}", type=int, metavar="N", help=text)
-    size.add_argument("--batch", type=int, default=1, metavar="N", help="images or videos per call")
-    size.add_argument("--steps", type=int, default=None, metavar="K", help="denoising steps of a run (default 50)")
-    size.add_argument("--scheduler", metavar="CLASS", help="of diffusers: DDIMScheduler, ... (default: the folder's)")
+    size.add_argument("--batch", type=int, default=1, metavar="N", help="images or videos per call (default: 1)")
+    size.add_argument("--steps", type=int, metavar="K", help="denoising steps of a run (default: 50)")
+    size.add_argument(
+        "--scheduler", metavar="CLASS", help="sampler of diffusers, such as DDIMScheduler (default: the folder's)"
+    )
     size.add_argument("--no-guidance", action="store_true", help="the pipeline runs without classifier-free guidance")
     split = parser.add_argument_group("split")
-    split.add_argument("--branches", choices=("auto", "1", "2"), default="auto", help="split the guidance batch in 2")
-    split.add_argument("--mode", choices=("lookahead", "async"), help="how components overlap (default: lookahead)")
-    split.add_argument("--period", type=int, default=1, metavar="P", help="inner components recompute every P steps")
-    split.add_argument("--warmup", type=int, metavar="W", help="exact steps at the start")
-    split.add_argument("--predictor", choices=("hold", "linear", "adaptive"), help="of values that lag")
-    split.add_argument("--prefer", choices=("quality", "speed", "memory"), default="quality")
     split.add_argument(
-        "--quality", type=Path, metavar="FILE", help="quality profile made by tools.quality (default: the shipped one)"
+        "--branches", choices=("auto", "1", "2"), default="auto", help="2: split the guidance batch in halves"
     )
-    split.add_argument("--prove", action="store_true", help="prove how near the step time is to the least (HiGHS)")
-    split.add_argument("--refine", action="store_true", help="measure the components whole, rescale, solve again")
-    split.add_argument("--memory-limit", type=float, metavar="GB", help="of each device, 1e9 bytes")
+    split.add_argument("--mode", choices=("lookahead", "async"), help="how components overlap (default: the better)")
+    split.add_argument(
+        "--period", type=int, default=1, metavar="P", help="all components but the last recompute every P steps"
+    )
+    split.add_argument(
+        "--warmup",
+        type=int,
+        metavar="W",
+        help="exact steps at the start (default: 4, or one per component if more)",
+    )
+    split.add_argument(
+        "--predictor", choices=("hold", "linear", "adaptive"),
+        help="how async mode estimates another component's current output from its earlier ones: the last one, "
+        "extrapolated from the last two, or the same scaled down (default: what was measured to be best)",
+    )  # fmt: skip
+    split.add_argument(
+        "--prefer", choices=("quality", "speed", "memory"), default="quality",
+        help="likeness to the output of one device, the shortest step, or the least memory per device",
+    )  # fmt: skip
+    split.add_argument(
+        "--quality",
+        type=Path,
+        metavar="FILE",
+        help="quality profile that tools.quality made (default: the shipped one)",
+    )
+    split.add_argument(
+        "--prove", action="store_true", help="prove how far the step time is from the least possible (needs HiGHS)"
+    )
+    split.add_argument(
+        "--refine", action="store_true", help="measure whole components, rescale the costs of their nodes, solve again"
+    )
+    split.add_argument(
+        "--memory-limit", type=float, metavar="GB", help="most memory to use of each device, in 1e9 bytes"
+    )
     return parser
 
 
@@ -255,9 +288,9 @@ def _check_writable(path: Path, force: bool) -> None:
 
 
 def _shown(document: dict[str, Any], as_json: bool) -> str:
-    from partitioner.report import table
+    from partitioner.report_text import report_text
 
-    return json.dumps(document, indent=1, allow_nan=False) if as_json else table(document)
+    return json.dumps(document, indent=1, allow_nan=False) if as_json else report_text(document)
 
 
 def _progress(message: str) -> None:

@@ -26,7 +26,7 @@ ROOMS = {
         simulator
         baselines
         planning
-        report
+        report report_text
         cli
     """,
     "runtime": """

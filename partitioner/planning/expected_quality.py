@@ -56,11 +56,13 @@ class Advice:
         psnr_db: PSNR in dB against the sequential output; inf where the plan is exact, None where nothing near this
             case was measured.
         fewer_steps_db: The same of fewer sequential steps on one device in the same time; None where not measured.
+        denoisers: What was measured, which may be others than the one that is planned.
     """
 
     sampling: SamplingSetup
     psnr_db: float | None
     fewer_steps_db: float | None
+    denoisers: tuple[str, ...] = ()
 
     @property
     def margin_db(self) -> float | None:
@@ -99,7 +101,8 @@ class QualityAdvisor:
         if self._adds_noise:
             mode = "async"
         fewer = self._profile.fewer_steps(speedup, self.sampling.steps, self.sampling.scheduler)
-        return Advice(self.sampling, self._expected(components, mode, predictor), fewer)
+        denoisers = tuple(sorted({row.denoiser for row in self._profile.rows}))
+        return Advice(self.sampling, self._expected(components, mode, predictor), fewer, denoisers)
 
     def async_predictor(self, components: int) -> PredictorName:
         """The predictor that was measured to be best in async mode; ``adaptive``, which cannot run away, if none was.

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 from partitioner import cli
+from partitioner._version import __version__
 from partitioner.models.spec import model_spec, trace_model
 from partitioner.plan.plan import Plan
 from partitioner.planning import planner
 from tests.support.quality_rows import profile_of
 
 REPOSITORY = Path(__file__).parents[2]
+TRAINED = str(REPOSITORY / "tools" / "trained" / "unet")
 CONFIG = {
     "_class_name": "UNet2DConditionModel",
     "sample_size": 16,
@@ -111,7 +113,7 @@ def test_what_leaves_a_device_idle_is_told(split: Run, folder: Path) -> None:
     assert margins[4, "async"] is None
     code, out, err = split(*options, "--force")
     assert code == 0, err
-    assert "1 left idle: over more, fewer steps on one device were seen to come within 6 dB" in out
+    assert "1 left idle: with more, the output was less than 6 dB better than that of fewer steps on one device" in out
     code, out, err = split(*options, "--force", "--prefer", "speed")
     assert code == 0, err
     assert "left idle" not in out
@@ -190,6 +192,22 @@ def test_a_proof_without_highs_is_a_usage_error(split: Run, monkeypatch: pytest.
     code, out, err = split("--devices", "2", "--prove")
     assert (code, out) == (2, "")
     assert "pip install 'diffusion-partitioner[prove]'" in err
+
+
+def test_on_a_cpu_the_plan_is_for_float32_unless_told_otherwise(run: Run, folder: Path) -> None:
+    """run-plan computes in float32 there, and by the data sheet float16 takes a hundred times as long."""
+    took = {}
+    for output, options in (("a.json", ()), ("b.json", ("--dtype", "float16"))):
+        code, _, err = run("--model", TRAINED, "--devices", "cpu,cpu", "--output", output, *options)
+        assert code == 0, err
+        plan = Plan.load(folder / output)
+        took[plan.inputs[0].dtype] = plan.predicted.sequential_ms
+    assert 0.5 < took["float32"] < 2.5
+    assert took["float16"] > 50 * took["float32"]
+
+
+def test_the_version_is_the_projects(run: Run) -> None:
+    assert run("--version") == (0, f"partition-model {__version__}\n", "")
 
 
 def test_without_guidance_there_is_one_branch(split: Run, folder: Path) -> None:

@@ -1,0 +1,212 @@
+"""report_text: the document of partitioner.report as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from partitioner.models.samplers import adds_noise
+from partitioner.planning.expected_quality import MARGIN_DB
+from partitioner.simulator.speed_of_light import SpeedOfLight
+from partitioner.tables import table_text
+
+Document = Mapping[str, Any]
+
+_MODES = {"lookahead": "look-ahead", "async": "async"}
+
+
+def report_text(document: Document) -> str:
+    """Headings, one line per figure, and tables of components, baselines and candidates.
+
+    Args:
+        document: Of ``describe``, and of ``describe_search`` as well where the plan has just been made.
+
+    Returns:
+        Lines without a newline at the end. Figures that a data sheet gave, not a clock, are called estimates.
+    """
+    estimate = document["cost_source"].startswith("roofline")
+    ms, remark = ("ms (estimate)", ", an estimate") if estimate else ("ms", "")
+    lines = [
+        _what_runs(document),
+        f"costs: {_cost_source(document)}",
+        "",
+        _component_table(document, ms),
+        "",
+        f"predicted step   {document['step_ms']:.4g} {ms}, sequential {document['sequential_ms']:.4g} {ms}: "
+        f"speed-up {document['speedup_step']:.2f} x",
+        f"trajectory       speed-up {document['speedup_trajectory']:.2f} x over {document['steps']} steps with warm-up"
+        f"{remark}",
+        *_speed_of_light(document, remark),
+        f"lower bound      {document['lower_bound_ms']:.4g} {ms}; slowest component {document['gap']:.2%} above it",
+        f"sent             {_size(document['bytes_per_step'])} per step; staleness {document['staleness']:.4g}",
+        f"denoiser         {document['macs'] / 1e12:.4g} T multiply-accumulates per call",
+        *_quality(document),
+        *_idle(document),
+        *_proof(document, ms),
+        *_refinement(document),
+    ]
+    if document.get("baselines"):
+        lines += ["", _baseline_table(document, ms)]
+    if document.get("candidates"):
+        lines += ["", _candidate_table(document, ms)]
+    if document.get("seconds"):
+        seconds = ", ".join(f"{name} {value:.1f}" for name, value in document["seconds"].items())
+        lines += ["", f"seconds          {seconds}"]
+    if document["plan"]:
+        lines += ["", f"plan             {document['plan']}"]
+    return "\n".join(lines)
+
+
+def _what_runs(document: Document) -> str:
+    devices = ", ".join(f"{len(list(same))} x {name}" for name, same in groupby(document["devices"]))
+    branches, components = document["branches"], document["components_per_branch"]
+    shape = f"{branches} branch{'es' if branches > 1 else ''} x {components} component{'s' if components > 1 else ''}"
+    period = f", period {document['period']}" if document["period"] > 1 else ""
+    return (
+        f"{document['model']} ({document['class_name']}) on {devices}: {shape}, {_mode(document, components)}{period}, "
+        f"warm-up {document['warmup']}, predictor {document['predictor']}"
+    )
+
+
+def _mode(owner: Document, components: int) -> str:
+    """One component has nothing to read from another, whatever its mode is called."""
+    return "exact" if components == 1 else _MODES[owner["mode"]]
+
+
+def _cost_source(document: Document) -> str:
+    kind, _, device = document["cost_source"].partition(" ")
+    if kind == "roofline":
+        return f"roofline estimate for {device}; nothing was measured"
+    rest = "" if document["cost_covered"] > 0.9995 else "; the rest by a roofline calibrated on that"
+    return f"measured on {device} ({document['cost_covered']:.1%} of the time{rest})"
+
+
+def _speed_of_light(document: Document, remark: str) -> list[str]:
+    light = SpeedOfLight(**document["speed_of_light"])
+    lines = [f"speed of light   {light}{remark}"]
+    if light.balanced > light.ideal and document["branches"] > 1:
+        lines.append(
+            "                 above the ideal: half a guidance batch takes less than half the time of a whole one"
+        )
+    return lines
+
+
+def _quality(document: Document) -> list[str]:
+    quality = document.get("quality")
+    if not quality:
+        return []
+    if quality["exact"]:
+        return ["quality          exact: the output is that of one device"]
+    setup = f"{quality['steps']} steps, {quality['scheduler'] or 'the worst sampler that was measured'}"
+    fewer = quality["fewer_steps_psnr_db"]
+    if quality["psnr_db"] is None:
+        lines = [f"quality          not measured for plans like this ({setup})"]
+    else:
+        denoisers = quality["denoisers"]
+        foreign = "" if document["model"] in denoisers else f"not measured for {document['model']}; "
+        of = f" with the denoisers {', '.join(denoisers)}" if foreign else ""
+        lines = [f"quality          {foreign}{quality['psnr_db']:.1f} dB against the sequential output{of} ({setup})"]
+        if fewer is not None:
+            lines.append(f"                 fewer sequential steps in the same time: {fewer:.1f} dB")
+    if quality["fewer_steps_better"]:
+        lines.append("note             fewer steps on one device were as good; prefer them, or use fewer components")
+    if document["mode"] == "lookahead" and quality["scheduler"] and adds_noise(quality["scheduler"]):
+        lines.append(
+            f"note             {quality['scheduler']} adds noise in every step, so this plan will run in async mode"
+        )
+    return lines
+
+
+def _idle(document: Document) -> list[str]:
+    if not document.get("idle_devices"):
+        return []
+    doubted = any(c["margin_db"] is not None and c["margin_db"] < MARGIN_DB for c in document["candidates"])
+    because = "see below"
+    if doubted:
+        because = f"with more, the output was less than {MARGIN_DB:g} dB better than that of fewer steps on one device"
+    return [f"note             {document['idle_devices']} left idle: {because}; --prefer speed uses them"]
+
+
+def _proof(document: Document, ms: str) -> list[str]:
+    proof = document.get("proof")
+    if not proof:
+        return []
+    return [
+        f"proof            {proof['result']}: no placement of {proof['clusters']} clusters takes less than "
+        f"{proof['bound_ms']:.4g} {ms}"
+    ]
+
+
+def _refinement(document: Document) -> list[str]:
+    rounds = document.get("refinement")
+    if not rounds:
+        return []
+    errors = ", ".join(f"{entry['error']:.1%}" for entry in rounds)
+    slowest = ", ".join(f"{entry['slowest_over_mean'] - 1:.1%}" for entry in rounds)
+    best = next(number for number, entry in enumerate(rounds, start=1) if entry["best"])
+    return [
+        f"refinement       whole components differed from the sum of their nodes by up to {errors}",
+        f"                 the slowest was {slowest} above the mean; taken: round {best} of {len(rounds)}",
+    ]
+
+
+def _component_table(document: Document, ms: str) -> str:
+    total = sum(component["compute_ms"] for component in document["components"]) or 1.0
+    headers = ["rank", "branch", "component", "device", "modules", ms, "share", "parameters", "memory", "in", "out"]
+    rows = [
+        [
+            str(c["rank"]), str(c["branch"]), str(c["component"]), c["device"], _short(c["modules"]),
+            f"{c['compute_ms']:.4g}", f"{c['compute_ms'] / total:.1%}", f"{c['parameters'] / 1e6:.1f} M",
+            _size(c["memory_bytes"]), _size(c["receive_bytes"]), _size(c["send_bytes"]),
+        ]
+        for c in document["components"]
+    ]  # fmt: skip
+    return table_text(headers, rows, left={3, 4})
+
+
+def _baseline_table(document: Document, ms: str) -> str:
+    rows = []
+    for name, figures in document["baselines"].items():
+        sent = _size(figures["bytes_per_step"])
+        if "broadcast_bytes_per_step" in figures:
+            sent += f" (its code broadcasts {_size(figures['broadcast_bytes_per_step'])})"
+        rows.append([name.replace("_", " "), f"{figures['step_ms']:.4g}", sent, f"{figures['staleness']:.4g}"])
+    return table_text(["compared with", f"step {ms}", "sent per step", "staleness"], rows, left={0, 2})
+
+
+def _candidate_table(document: Document, ms: str) -> str:
+    headers = ["considered", "mode", f"step {ms}", "staleness", "sent per step", "largest memory", ""]
+    rows = []
+    for c in document["candidates"]:
+        name = f"{c['branches']} x {c['components']}" + (f", period {c['period']}" if c["period"] > 1 else "")
+        figures = ["-", "-", "-", "-", c["reason"]]
+        if not c["reason"]:
+            figures = [
+                f"{c['step_ms']:.4g}", f"{c['staleness']:.4g}", _size(c["bytes_per_step"]), _size(c["memory_bytes"]),
+                _remark(c),
+            ]  # fmt: skip
+        rows.append([name, _mode(c, c["components"]), *figures])
+    return table_text(headers, rows, left={0, 1, 6})
+
+
+def _remark(candidate: Document) -> str:
+    words = ["chosen"] if candidate["chosen"] else []
+    if candidate["margin_db"] is not None:
+        words.append(f"{candidate['margin_db']:+.1f} dB against fewer steps")
+    return "; ".join(words)
+
+
+def _short(modules: str, parts: int = 4) -> str:
+    """Module ranges with paths of at most so many parts."""
+    words = (word if word in ("..", "+") else ".".join(word.split(".")[:parts]) for word in modules.split(" "))
+    text = " ".join(words)
+    return text if len(text) <= 76 else f"{text[:73]}..."
+
+
+def _size(size_bytes: float) -> str:
+    """Bytes in decimal units: '8.3 MB'."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.1f} {unit}"
+    return f"{size_bytes:.0f} B"
