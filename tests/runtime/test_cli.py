@@ -117,6 +117,7 @@ def test_the_shipped_denoisers_draw_what_is_asked_for(kind: str, run: Run, tmp_p
 
 
 @pytest.mark.processes
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")  # of a picture that is all NaN
 def test_check_finite_names_step_component_and_node(run: Run, home: Home, tmp_path: Path) -> None:
     """Fault 10. Unasked, the same weights make a picture."""
     broken = tmp_path / "broken"

@@ -25,7 +25,6 @@ def sd15() -> tuple[TracedGraph, Problem]:
     return graph, build_problem(graph, estimate(graph))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_what_asyncdiff_broadcasts(sd15: tuple[TracedGraph, Problem], count: int) -> None:
     modules = published_split("sd15", count)

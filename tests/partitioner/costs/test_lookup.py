@@ -54,6 +54,7 @@ def test_full_profile_is_looked_up() -> None:
         assert dataclasses.replace(cost, ms=0) == dataclasses.replace(roofline.nodes[name], ms=0)
 
 
+@pytest.mark.slow
 def test_profile_of_one_model_serves_another() -> None:
     profile = made_profile(full_graph("sd21"), 1.0, EVERYTHING)
     costs = apply_profile(profile, full_graph("sd15"))

@@ -16,6 +16,7 @@ from profiles.device_sheets import device_spec, device_specs
 from tests.support.graphs import full_graph, small_graph
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", device_specs())
 def test_every_node_of_a_large_model_has_a_sane_cost(device: str) -> None:
     graph = full_graph("sdxl")

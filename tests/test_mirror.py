@@ -1,0 +1,225 @@
+"""tests/ mirrors the sources: a module's tests are in the file of its name, or here it says where, and why there."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import pytest
+
+from tests.support.sources import FILES, ROOT
+
+# (why, where below tests/, modules; "a.*" for the modules of a package)
+ELSEWHERE: list[tuple[str, str, list[str]]] = [
+    (
+        "the guard works before anything is imported, so it is tried on the installed wheel, as is the version",
+        "test_install.py",
+        ["profiles.import_guard", "partitioner._version"],
+    ),
+    (
+        "a base class, tried through the documents that are read with it",
+        "profiles/test_cost_profile.py",
+        ["profiles.records"],
+    ),
+    (
+        "errors are raised by all parts, and their texts tested where they are raised",
+        "partitioner/test_cli.py",
+        ["partitioner.errors"],
+    ),
+    ("so are errors at run time", "runtime/test_engine.py", ["runtime.errors"]),
+    ("its docstring's examples say it all", "test_doctests.py", ["partitioner.tables"]),
+    (
+        "what AsyncDiff does is compared with what this project's splits do",
+        "partitioner/baselines/test_compare.py",
+        ["partitioner.baselines.asyncdiff_split", "partitioner.graph.modules"],
+    ),
+    (
+        "one simulator plays both, with the same tests for it",
+        "partitioner/simulator/test_simulate.py",
+        ["partitioner.baselines.asyncdiff_simulation", "partitioner.simulator.*", "partitioner.plan.timeline"],
+    ),
+    (
+        "what is measured is tried through the measurement that needs it",
+        "partitioner/costs/test_measure.py",
+        ["partitioner.costs.operator_calls", "partitioner.costs.device_description"],
+    ),
+    (
+        "two dataclasses, filled by each source of costs",
+        "partitioner/costs/test_roofline.py",
+        ["partitioner.costs.node_costs"],
+    ),
+    (
+        "speeds matter to a fleet of unequal devices, and are tested with one",
+        "partitioner/test_fleet.py",
+        ["partitioner.costs.relative_speed"],
+    ),
+    (
+        "names of operators, and torch's private ones, are what tracing needs, and are tried by tracing",
+        "partitioner/graph/test_reader.py",
+        ["partitioner.graph.operators", "partitioner.graph.torch_private"],
+    ),
+    (
+        "building a denoiser and its example inputs are steps of tracing a described model",
+        "partitioner/models/test_spec.py",
+        ["partitioner.models.build", "partitioner.models.inputs"],
+    ),
+    (
+        "the parts of a plan file are read and refused as one file",
+        "partitioner/plan/test_plan.py",
+        ["partitioner.plan.fields", "partitioner.plan.ranks", "partitioner.plan.records", "partitioner.plan.speedup"],
+    ),
+    (
+        "the steps of planning are tested by the plans that come of them",
+        "partitioner/planning/test_planner.py",
+        [
+            "partitioner.planning.candidates",
+            "partitioner.planning.predicted",
+            "partitioner.planning.request",
+            "partitioner.planning.sources",
+        ],
+    ),
+    (
+        "the choice is between expected qualities",
+        "partitioner/planning/test_expected_quality.py",
+        ["partitioner.planning.choose"],
+    ),
+    (
+        "measuring components again is what checked costs are made by",
+        "tools/measure/test_costs.py",
+        ["partitioner.planning.remeasure"],
+    ),
+    (
+        "each algorithm is compared with trying all placements",
+        "partitioner/search/test_search.py",
+        [
+            "partitioner.search.arrays",
+            "partitioner.search.chains",
+            "partitioner.search.descent",
+            "partitioner.search.folds",
+            "partitioner.search.intervals",
+        ],
+    ),
+    (
+        "coarser and reordered problems are tested beside the problem itself",
+        "partitioner/search/test_problem.py",
+        ["partitioner.search.clusters", "partitioner.search.coarsen", "partitioner.search.node_order"],
+    ),
+    (
+        "inputs and last resort of the solver, tested through it",
+        "partitioner/search/test_solver.py",
+        ["partitioner.search.devices", "partitioner.search.local_search", "partitioner.search.mode"],
+    ),
+    (
+        "measured errors of edges are compared with real lag, and so is the estimate from the graph",
+        "partitioner/staleness/test_measured.py",
+        ["partitioner.staleness.edge_errors", "partitioner.staleness.flow"],
+    ),
+    (
+        "they need a GPU",
+        "runtime/test_gpu.py",
+        [
+            "runtime.devices.acceleration",
+            "runtime.devices.cuda_graphs",
+            "runtime.devices.cuda_shares",
+            "runtime.devices.cuda_stream",
+        ],
+    ),
+    (
+        "a device stream is what a mailbox of one works on",
+        "runtime/transport/test_stream_mailbox.py",
+        ["runtime.devices.stream"],
+    ),
+    ("it is all that run-plan does", "runtime/test_cli.py", ["runtime.generation"]),
+    (
+        "every option is tried in an engine",
+        "runtime/test_engine.py",
+        ["runtime.options"],
+    ),
+    (
+        "emulated ranks and threads must give the bits that processes give",
+        "runtime/test_engine_transports.py",
+        ["runtime.ranks.base", "runtime.ranks.emulated", "runtime.ranks.processes", "runtime.ranks.threads"],
+    ),
+    (
+        "how a rank's process starts and ends is tested with what can go wrong then",
+        "runtime/faults/test_start_up.py",
+        ["runtime.ranks.launch", "runtime.ranks.rank_main", "runtime.ranks.rank_process"],
+    ),
+    (
+        "torchrun's agent and driver are two sides of one handshake",
+        "runtime/test_torchrun.py",
+        ["runtime.ranks.torchrun_agent", "runtime.ranks.torchrun_driver"],
+    ),
+    (
+        "mailboxes of every kind are held to the same tests",
+        "runtime/transport/test_gloo.py",
+        ["runtime.transport.layout", "runtime.transport.local", "runtime.transport.mailbox"],
+    ),
+    (
+        "how processes find each other is tested with strangers that try to join",
+        "runtime/faults/test_messages.py",
+        ["runtime.transport.rendezvous"],
+    ),
+    (
+        "commands are data, and tested by a worker that obeys them",
+        "runtime/worker/test_worker.py",
+        ["runtime.worker.commands"],
+    ),
+    (
+        "a component is its specification, lowered to segments",
+        "runtime/worker/test_component.py",
+        ["runtime.worker.segment", "runtime.worker.specs"],
+    ),
+    ("the command is run on a small denoiser", "tools/bench/test_bench.py", ["tools.bench.*"]),
+    (
+        "the denoisers of recorded profiles, traced and compared with these",
+        "profiles/test_recorded.py",
+        ["tools.denoisers"],
+    ),
+    ("most of it needs a GPU; its order and limits do not", "tools/gpu_suite/test_gpu_suite.py", ["tools.gpu_suite.*"]),
+    ("it prints figures of messages", "tools/measure/test_messages.py", ["tools.measure.unchecked_rank"]),
+    (
+        "their commands go through their parsers, as pages show them",
+        "docs/test_commands.py",
+        ["tools.measure.__main__", "tools.published.__main__", "tools.subcommands"],
+    ),
+    ("metrics are tested together", "tools/pictures/test_similarity.py", ["tools.pictures.frechet"]),
+    (
+        "they are what is trained",
+        "tools/test_train.py",
+        ["tools.pictures.classifier", "tools.pictures.grid", "tools.pictures.pipelines"],
+    ),
+    ("a caption's words are tokens", "tools/pictures/test_shapes.py", ["tools.pictures.tokenizers"]),
+    (
+        "the comparison with published speed-ups is one document",
+        "tools/published/test_speedups.py",
+        [
+            "tools.compare_published",
+            "tools.published.fit",
+            "tools.published.machine",
+            "tools.published.paper",
+            "tools.published.speedups_table",
+        ],
+    ),
+    (
+        "so is the comparison of splits",
+        "tools/published/test_splits.py",
+        ["tools.compare_splits", "tools.published.golden", "tools.published.splits_table"],
+    ),
+    ("the command is run on a small pipeline", "tools/quality/test_quality.py", ["tools.quality.*"]),
+]
+
+MODULES = [module for module, path in FILES.items() if path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_tests_of_its_name_or_says_where(module: str) -> None:
+    path = FILES[module].relative_to(ROOT)
+    if not (ROOT / "tests" / path.with_name(f"test_{path.name}")).exists():
+        assert any(fnmatchcase(module, name) for _, _, names in ELSEWHERE for name in names), "add it to ELSEWHERE"
+
+
+@pytest.mark.parametrize(("why", "where", "names"), ELSEWHERE)
+def test_what_is_said_here_is_so(why: str, where: str, names: list[str]) -> None:
+    assert (ROOT / "tests" / where).exists(), why
+    for name in names:
+        assert any(fnmatchcase(module, name) for module in MODULES), f"{name} is no module"
