@@ -34,7 +34,7 @@ from transformers import CLIPTextModel
 from runtime.denoiser import denoiser_name
 from tools.pictures.classifier import Classifier
 from tools.pictures.grid import picture_grid
-from tools.pictures.pipelines import DENOISERS, TRAINED, calling, load_codec, new_codec, new_pipeline
+from tools.pictures.pipelines import DENOISERS, TRAINED, call_arguments, load_codec, new_codec, new_pipeline
 from tools.pictures.shapes import Pictures, draw, draw_labels
 from tools.pictures.tokenizers import TOKENS
 
@@ -45,7 +45,7 @@ EMPTY_TOKENS, LONG_EVERY, LONG_BATCH = 256, 8, 8
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """iterations of BATCH pictures, learning rate at its peak."""
 
     iterations: int
@@ -53,11 +53,11 @@ class Recipe:
 
 
 RECIPES = {
-    "codec": Recipe(1000, 3e-3),
-    "unet": Recipe(5500, 1e-3),
-    "dit": Recipe(6500, 1e-3),
-    "mmdit": Recipe(6500, 1e-3),
-    "classifier": Recipe(800, 2e-3),
+    "codec": TrainingRecipe(1000, 3e-3),
+    "unet": TrainingRecipe(5500, 1e-3),
+    "dit": TrainingRecipe(6500, 1e-3),
+    "mmdit": TrainingRecipe(6500, 1e-3),
+    "classifier": TrainingRecipe(800, 2e-3),
 }
 
 
@@ -68,10 +68,10 @@ def batches(seed: int) -> Iterator[Pictures]:
         yield draw(draw_labels(BATCH, generator), generator)
 
 
-class Progress:
+class TrainingProgress:
     """Learning rate (short warm-up, then a cosine), mean of the last hundred losses, and a line now and then."""
 
-    def __init__(self, modules: Sequence[nn.Module], recipe: Recipe, name: str) -> None:
+    def __init__(self, modules: Sequence[nn.Module], recipe: TrainingRecipe, name: str) -> None:
         self._parameters = [p for module in modules for p in module.parameters()]
         self._recipe = recipe
         self._name = name
@@ -100,10 +100,10 @@ class Progress:
             print(f"{self._name}: {len(self._losses)}/{count}, loss {self.loss:.4f}, {seconds:.0f} s", file=sys.stderr)
 
 
-def train_codec(recipe: Recipe, seed: int) -> tuple[AutoencoderTiny, Progress]:
+def train_codec(recipe: TrainingRecipe, seed: int) -> tuple[AutoencoderTiny, TrainingProgress]:
     """Reconstruct pictures from latents that are kept near mean 0 and deviation 1, with a little noise on them."""
     codec = new_codec().to(memory_format=torch.channels_last)  # several times as fast on a CPU
-    progress = Progress([codec], recipe, "codec")
+    progress = TrainingProgress([codec], recipe, "codec")
     for pictures, _ in zip(batches(seed), range(recipe.iterations), strict=False):
         latents = codec.encode(pictures.pixels.contiguous(memory_format=torch.channels_last)).latents
         rebuilt = codec.decode(latents + 0.05 * torch.randn_like(latents)).sample
@@ -115,7 +115,9 @@ def train_codec(recipe: Recipe, seed: int) -> tuple[AutoencoderTiny, Progress]:
     return codec.to(memory_format=torch.contiguous_format).eval(), progress
 
 
-def train_denoiser(kind: str, codec: AutoencoderTiny, recipe: Recipe, seed: int) -> tuple[Any, Progress]:
+def train_denoiser(
+    kind: str, codec: AutoencoderTiny, recipe: TrainingRecipe, seed: int
+) -> tuple[Any, TrainingProgress]:
     """Train denoiser and text encoders together; the pipeline returned has the moving average of their weights."""
     pipe = new_pipeline(kind, codec)
     denoiser = getattr(pipe, denoiser_name(pipe))
@@ -124,7 +126,7 @@ def train_denoiser(kind: str, codec: AutoencoderTiny, recipe: Recipe, seed: int)
     trained.train()
     averaging = get_ema_multi_avg_fn(0.998)  # type: ignore[no-untyped-call]
     averaged = AveragedModel(trained, multi_avg_fn=averaging)
-    progress = Progress([trained], recipe, kind)
+    progress = TrainingProgress([trained], recipe, kind)
     lesson = velocity_lesson if kind == "mmdit" else noise_lesson
     for pictures, number in zip(batches(seed), range(recipe.iterations), strict=False):
         long = kind == "mmdit" and number % LONG_EVERY == LONG_EVERY - 1
@@ -189,10 +191,10 @@ def condition(pipe: Any, captions: Sequence[str], empty_tokens: int = 0) -> dict
     }
 
 
-def train_classifier(codec: AutoencoderTiny, recipe: Recipe, seed: int) -> tuple[Classifier, Progress]:
+def train_classifier(codec: AutoencoderTiny, recipe: TrainingRecipe, seed: int) -> tuple[Classifier, TrainingProgress]:
     """Learn from pictures that went through the codec, with some noise."""
     classifier = Classifier()
-    progress = Progress([classifier], recipe, "classifier")
+    progress = TrainingProgress([classifier], recipe, "classifier")
     for pictures, _ in zip(batches(seed), range(recipe.iterations), strict=False):
         with torch.no_grad():
             pixels = codec.decode(codec.encode(pictures.pixels).latents).sample
@@ -208,7 +210,12 @@ def samples(pipe: Any, kind: str, seed: int, count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     captions = Pictures(torch.empty(0), draw_labels(count, generator)).captions
     made = pipe(
-        captions, num_inference_steps=50, guidance_scale=3.0, generator=generator, output_type="pt", **calling(kind)
+        captions,
+        num_inference_steps=50,
+        guidance_scale=3.0,
+        generator=generator,
+        output_type="pt",
+        **call_arguments(kind),
     )
     pixels: torch.Tensor = made.images * 2 - 1
     return pixels
@@ -227,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     recipe = RECIPES[options.what]
-    recipe = Recipe(options.iterations or recipe.iterations, recipe.rate)
+    recipe = TrainingRecipe(options.iterations or recipe.iterations, recipe.rate)
     start = time.perf_counter()
     folder = options.output / options.what
     codec = None if options.what == "codec" else load_codec(options.output / "codec")

@@ -30,7 +30,7 @@ from partitioner.errors import PartitionerError
 from partitioner.plan.fields import PredictorName
 from runtime.errors import EngineError
 from tools.bench.results import bench
-from tools.bench.settings import Settings
+from tools.bench.settings import BenchSettings
 from tools.bench.table import table
 from tools.denoisers import DENOISERS
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", type=Path, metavar="FILE", help="costs; for one denoiser (default: measured)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
-    settings = Settings(**{each.name: getattr(options, each.name) for each in fields(Settings)})
+    settings = BenchSettings(**{each.name: getattr(options, each.name) for each in fields(BenchSettings)})
     try:
         results = [
             bench(name, DENOISERS[name](), settings, lambda text: print(text, file=sys.stderr, flush=True))

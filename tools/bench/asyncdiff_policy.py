@@ -17,7 +17,7 @@ from tools.bench.settings import RANKS
 
 
 @dataclass(frozen=True)
-class Policy:
+class AsyncDiffPolicy:
     """components: the hooked modules of each, by path. sent: those of them whose outputs are broadcast, in order."""
 
     components: tuple[tuple[str, ...], ...]
@@ -29,15 +29,15 @@ class Policy:
         return {path: k for k, paths in enumerate(self.components) for path in paths}
 
 
-def published_policy(model: str, components: int) -> Policy:
+def published_policy(model: str, components: int) -> AsyncDiffPolicy:
     """AsyncDiff's own split of a UNet that it knows; all hooked modules are broadcast."""
     split = published_split(model, components)
     if split is None:
         raise ValueError(f"AsyncDiff has published no split of {model} into {components} components")
-    return Policy(tuple(map(tuple, split)), tuple(path for paths in split for path in paths))
+    return AsyncDiffPolicy(tuple(map(tuple, split)), tuple(path for paths in split for path in paths))
 
 
-def even_policy(denoiser: nn.Module, components: int) -> Policy:
+def even_policy(denoiser: nn.Module, components: int) -> AsyncDiffPolicy:
     """As AsyncDiff splits SD3's transformer: blocks evenly, its head with the last; the border blocks are broadcast."""
     name, blocks = max(
         ((name, child) for name, child in denoiser.named_children() if isinstance(child, nn.ModuleList)),
@@ -47,12 +47,16 @@ def even_policy(denoiser: nn.Module, components: int) -> Policy:
     borders = [k * each for k in range(components)] + [len(blocks)]
     split = [tuple(f"{name}.{i}" for i in range(borders[k], borders[k + 1])) for k in range(components)]
     head = tuple(path for path in ("norm_out", "proj_out") if isinstance(getattr(denoiser, path, None), nn.Module))
-    return Policy((*split[:-1], split[-1] + head), tuple(paths[-1] for paths in split[:-1]))
+    return AsyncDiffPolicy((*split[:-1], split[-1] + head), tuple(paths[-1] for paths in split[:-1]))
 
 
-PUBLISHED = {"sd15-like": "sd15", "svd-like": "svd"}  # whose modules these denoisers have
+PUBLISHED_SPLIT_OF = {"sd15-like": "sd15", "svd-like": "svd"}  # whose modules these denoisers have
 
 
-def policy_of(name: str, denoiser: nn.Module) -> Policy:
+def policy_of(name: str, denoiser: nn.Module) -> AsyncDiffPolicy:
     """AsyncDiff's published split of the model whose modules the denoiser has, else an even one."""
-    return published_policy(PUBLISHED[name], RANKS) if name in PUBLISHED else even_policy(denoiser, RANKS)
+    return (
+        published_policy(PUBLISHED_SPLIT_OF[name], RANKS)
+        if name in PUBLISHED_SPLIT_OF
+        else even_policy(denoiser, RANKS)
+    )

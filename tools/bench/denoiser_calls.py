@@ -1,4 +1,4 @@
-"""Trajectory: the denoiser calls of one generation, as a pipeline makes them."""
+"""DenoiserCalls: the denoiser calls of one generation, as a pipeline makes them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-Call = Mapping[str, Any]  # the denoiser's keyword arguments, return_dict=False among them
+CallArguments = Mapping[str, Any]  # the denoiser's keyword arguments, return_dict=False among them
 
 
-class Trajectory:
+class DenoiserCalls:
     """Denoiser calls as a pipeline makes them: DDIM's timesteps, another latent in every call."""
 
     def __init__(self, inputs: Mapping[str, Any], roles: Mapping[str, str], steps: int) -> None:
@@ -24,7 +24,7 @@ class Trajectory:
         generator = torch.Generator().manual_seed(0)
         self._latents = [torch.randn(inputs[self._latent].shape, generator=generator) for _ in range(steps)]
 
-    def start(self) -> list[Call]:
+    def start(self) -> list[CallArguments]:
         """The calls of a new trajectory, which the scheduler shows as begun."""
         self.scheduler.set_timesteps(self._steps)
         like = self._inputs[self._timestep]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tools.bench.asyncdiff_policy import Policy
+from tools.bench.asyncdiff_policy import AsyncDiffPolicy
 
 Exchange = Callable[[torch.Tensor, int], None]
 
@@ -19,7 +19,7 @@ class HookedDenoiser:
     exchange(tensor, component): broadcasts a contiguous tensor from that component's rank, in place, blocking.
     """
 
-    def __init__(self, denoiser: nn.Module, policy: Policy, component: int, exchange: Exchange) -> None:
+    def __init__(self, denoiser: nn.Module, policy: AsyncDiffPolicy, component: int, exchange: Exchange) -> None:
         self._denoiser = denoiser
         self._component = component
         self._exchange = exchange

@@ -20,17 +20,17 @@ from partitioner.search.mode import Mode
 from partitioner.simulator.machine import Link, Machine
 from partitioner.simulator.simulate import simulate
 from profiles.device_sheets import device_spec
-from tools.bench.settings import RANKS, Settings
+from tools.bench.settings import RANKS, BenchSettings
 
 
-def measure_costs(graph: TracedGraph, settings: Settings) -> GraphCosts:
+def measure_costs(graph: TracedGraph, settings: BenchSettings) -> GraphCosts:
     """Of the nodes, on one CPU thread; measured, or a profile's."""
     profile = measure(graph, "cpu") if settings.profile is None else load_profile(settings.profile)
     return apply_profile(profile, graph)
 
 
 def make_plan(
-    graph: TracedGraph, costs: GraphCosts, settings: Settings, mode: Mode, period: int = 1
+    graph: TracedGraph, costs: GraphCosts, settings: BenchSettings, mode: Mode, period: int = 1
 ) -> tuple[Plan, float]:
     """A plan for two CPU threads, and the mean time of a call in ms that partitioner.simulator.simulate predicts.
 

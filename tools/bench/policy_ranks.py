@@ -19,8 +19,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined] # public, b
 
 from partitioner.graph.torch_private import gloo_group
 from runtime.devices.memory import resident_bytes
-from tools.bench.asyncdiff_policy import Policy
-from tools.bench.denoiser_calls import Call
+from tools.bench.asyncdiff_policy import AsyncDiffPolicy
+from tools.bench.denoiser_calls import CallArguments
 from tools.bench.hooked_denoiser import HookedDenoiser
 
 HOST = "127.0.0.1"
@@ -44,7 +44,9 @@ class PolicyRun:
 class PolicyRanks:
     """Processes that run a denoiser under a policy, one per component, over gloo. A context manager."""
 
-    def __init__(self, denoiser: nn.Module, policy: Policy, *, threads: int = 1, timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, denoiser: nn.Module, policy: AsyncDiffPolicy, *, threads: int = 1, timeout_s: float = 300.0
+    ) -> None:
         world = len(policy.components)
         self._timeout_s = timeout_s
         self._store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
@@ -70,7 +72,7 @@ class PolicyRanks:
             self.close()
             raise
 
-    def run(self, calls: Sequence[Call], warmup: int = 1) -> PolicyRun:
+    def run(self, calls: Sequence[CallArguments], warmup: int = 1) -> PolicyRun:
         """One trajectory of these denoiser calls; RuntimeError with a rank's traceback if one fails."""
         packed = pickle.dumps((list(calls), warmup))
         for connection in self._connections:
@@ -145,7 +147,9 @@ def _serve(connection: Connection, rank: int, world: int, port: int, threads: in
         connection.send_bytes(pickle.dumps(traceback.format_exc()))
 
 
-def _run(hooked: HookedDenoiser, broadcasts: _Broadcasts, calls: Sequence[Call], warmup: int) -> dict[str, Any]:
+def _run(
+    hooked: HookedDenoiser, broadcasts: _Broadcasts, calls: Sequence[CallArguments], warmup: int
+) -> dict[str, Any]:
     hooked.start(warmup)
     broadcasts.seconds = 0.0
     outputs, call_ms, sent_bytes = [], [], []

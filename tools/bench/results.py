@@ -17,14 +17,14 @@ from partitioner.plan.ranks import seat_of
 from partitioner.search.mode import Mode
 from tools.bench import rank_memory
 from tools.bench.asyncdiff_policy import policy_of
-from tools.bench.denoiser_calls import Trajectory
+from tools.bench.denoiser_calls import DenoiserCalls
 from tools.bench.plans import make_plan, measure_costs
-from tools.bench.rounds import Race
-from tools.bench.settings import RANKS, Settings
+from tools.bench.rounds import BenchRounds
+from tools.bench.settings import RANKS, BenchSettings
 from tools.denoisers import Denoiser
 
 
-def bench(name: str, given: Denoiser, settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
+def bench(name: str, given: Denoiser, settings: BenchSettings, progress: Callable[[str], None]) -> dict[str, Any]:
     """Everything measured and predicted of one denoiser; times in ms, sizes in bytes."""
     denoiser, inputs, roles = given
     torch.set_num_threads(1)
@@ -39,8 +39,8 @@ def bench(name: str, given: Denoiser, settings: Settings, progress: Callable[[st
     plan = plans["async"]
     progress(f"{name}: starting the ranks")
     with ExitStack() as stack:
-        trajectory = Trajectory(inputs, roles, settings.steps)
-        race = Race(stack, denoiser, trajectory, plans, policy_of(name, denoiser), settings)
+        trajectory = DenoiserCalls(inputs, roles, settings.steps)
+        race = BenchRounds(stack, denoiser, trajectory, plans, policy_of(name, denoiser), settings)
         for number in range(settings.rounds):
             race.run_round(backwards=number % 2 == 1)
             progress(f"{name}: round {number + 1} of {settings.rounds}")

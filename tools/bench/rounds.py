@@ -16,16 +16,16 @@ from torch import nn
 from partitioner.plan.plan import Plan
 from runtime.engine import Engine
 from runtime.options import EngineOptions
-from tools.bench.asyncdiff_policy import Policy
-from tools.bench.denoiser_calls import Call, Trajectory
+from tools.bench.asyncdiff_policy import AsyncDiffPolicy
+from tools.bench.denoiser_calls import CallArguments, DenoiserCalls
 from tools.bench.policy_ranks import PolicyRanks, PolicyRun
-from tools.bench.settings import RANKS, Settings
+from tools.bench.settings import RANKS, BenchSettings
 
 FEWER = 5  # one call without lag for every so many of a trajectory: they are slower and all alike
 
 
 @dataclass
-class Samples:
+class RoundTimes:
     """By round: mean time in ms of a call, and of a call after the warm-up; share of it that the rank with most of it
     spends sending, and waiting."""
 
@@ -40,17 +40,17 @@ class Samples:
         return statistics.median(self.call_ms)
 
 
-class Race:
+class BenchRounds:
     """Everything that is measured by turns; its processes live as long as ``stack``."""
 
     def __init__(
         self,
         stack: ExitStack,
         denoiser: nn.Module,
-        trajectory: Trajectory,
+        trajectory: DenoiserCalls,
         plans: Mapping[str, Plan],
-        policy: Policy,
-        settings: Settings,
+        policy: AsyncDiffPolicy,
+        settings: BenchSettings,
     ) -> None:
         """plans: of "async", of "lookahead" and perhaps of "multirate"."""
         self._denoiser, self._trajectory, self._warmup = denoiser, trajectory, settings.warmup
@@ -69,7 +69,7 @@ class Race:
         }
         self._lagged = tuple(name for name, _, _ in lagged_ways)
         others = ("sequential", "sequential_2_threads", "policy")
-        self.samples = {name: Samples() for name in (*others, *self._engines)}
+        self.samples = {name: RoundTimes() for name in (*others, *self._engines)}
         self.policy_resident_bytes: tuple[int, ...] = ()
 
     def run_round(self, backwards: bool) -> None:
@@ -84,7 +84,7 @@ class Race:
         for turn in reversed(turns) if backwards else turns:
             turn()
 
-    def _few(self) -> list[Call]:
+    def _few(self) -> list[CallArguments]:
         return self._trajectory.start()[::FEWER]
 
     def _run_denoiser(self, name: str, threads: int) -> None:
@@ -99,7 +99,7 @@ class Race:
     def _run_trajectory(self, name: str) -> None:
         self._run_engine(name, self._trajectory.start())
 
-    def _run_engine(self, name: str, calls: Sequence[Call]) -> None:
+    def _run_engine(self, name: str, calls: Sequence[CallArguments]) -> None:
         engine, samples = self._engines[name], self.samples[name]
         before = engine.stats.ranks
         times = _times_ms(engine, calls)
@@ -122,7 +122,7 @@ class Race:
         self.policy_resident_bytes = run.resident_bytes
 
 
-def _times_ms(denoise: Callable[..., Any], calls: Sequence[Call]) -> list[float]:
+def _times_ms(denoise: Callable[..., Any], calls: Sequence[CallArguments]) -> list[float]:
     times = []
     with torch.no_grad():
         for arguments in calls:

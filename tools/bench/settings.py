@@ -1,4 +1,4 @@
-"""Settings: what the benchmark runs."""
+"""BenchSettings: what the benchmark runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RANKS = 2
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """What to run. microbatches: of exact calls. period: of multi-rate components; 1: none are run. profile: a saved
     one; None: measure."""
 

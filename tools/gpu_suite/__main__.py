@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.gpu_suite.parts import DENOISERS, plan_parts
-from tools.gpu_suite.suite import Suite, run_command
+from tools.gpu_suite.suite import GpuSuite, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(options.part or ()) - {part.name for part in parts}:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(part.name for part in parts)}")
     parts = [part for part in parts if not options.part or part.name in options.part]
-    suite = Suite(parts, options.output, run_command, lambda text: print(text, file=sys.stderr, flush=True))
+    suite = GpuSuite(parts, options.output, run_command, lambda text: print(text, file=sys.stderr, flush=True))
     if not options.list:
         suite.run_for(options.minutes * 60)
     print(suite.table())

@@ -20,11 +20,11 @@ from partitioner.models.spec import model_spec, trace_model
 from profiles.json_files import write_atomic
 
 SMALL = "small"  # a denoiser for trying the suite out on a CPU
-Inputs = dict[str, Any]
+CallInputs = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Graphs:
+class DenoiserGraphs:
     """whole: of a full call; half: of one half of the guidance batch, None where there are no two."""
 
     whole: TracedGraph
@@ -35,7 +35,7 @@ class Graphs:
         return self.whole if branches == 1 or self.half is None else self.half
 
 
-class Small(nn.Module):
+class SmallDenoiser(nn.Module):
     """Six residual blocks of width 64, modulated by the timestep."""
 
     def __init__(self) -> None:
@@ -50,26 +50,26 @@ class Small(nn.Module):
         return (sample,)
 
 
-def denoiser(name: str) -> tuple[Callable[[], nn.Module], Inputs, Mapping[str, Any]]:
+def denoiser(name: str) -> tuple[Callable[[], nn.Module], CallInputs, Mapping[str, Any]]:
     """How to build it with random weights, the arguments of a call, and their roles."""
     if name == SMALL:
         inputs = {"sample": torch.zeros(2, 256, 64), "timestep": torch.zeros(())}
-        return lambda: Small().eval(), inputs, {"sample": "latent", "timestep": "timestep"}
+        return lambda: SmallDenoiser().eval(), inputs, {"sample": "latent", "timestep": "timestep"}
     spec = model_spec(name)
     return spec.build, spec.example_inputs(), spec.roles
 
 
-def graphs_of(name: str, folder: Path) -> Graphs:
+def graphs_of(name: str, folder: Path) -> DenoiserGraphs:
     """The traced graphs, from the folder where they are kept there."""
     kept = folder / f"{name}.graphs.pickle"  # of this tool's own making; it loads no others
     if kept.exists():
-        graphs: Graphs = pickle.loads(kept.read_bytes())
+        graphs: DenoiserGraphs = pickle.loads(kept.read_bytes())
         return graphs
     if name == SMALL:
         build, inputs, roles = denoiser(name)
-        graphs = Graphs(trace(build(), inputs, roles, model=name), None)
+        graphs = DenoiserGraphs(trace(build(), inputs, roles, model=name), None)
     else:
         spec = model_spec(name)
-        graphs = Graphs(trace_model(spec), trace_model(spec, branch=True) if spec.halves == 2 else None)
+        graphs = DenoiserGraphs(trace_model(spec), trace_model(spec, branch=True) if spec.halves == 2 else None)
     write_atomic(kept, pickle.dumps(graphs), overwrite=True)
     return graphs

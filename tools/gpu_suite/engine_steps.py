@@ -19,7 +19,7 @@ from partitioner.planning.request import PlanRequest
 from partitioner.planning.sources import FromGraphs
 from runtime.engine import Engine
 from runtime.options import EngineOptions
-from tools.gpu_suite.denoisers import Graphs, Inputs, denoiser, graphs_of
+from tools.gpu_suite.denoisers import CallInputs, DenoiserGraphs, denoiser, graphs_of
 from tools.gpu_suite.shares import COUNTS, ROUNDS
 from tools.gpu_suite.splits import cost_model_of
 
@@ -49,13 +49,13 @@ def engine(name: str, device: str, folder: Path) -> dict[str, Any]:
     return {"denoiser": name, "module_ms": _step_ms(module, arguments, roles, target), "rows": rows}
 
 
-def _plan(name: str, graphs: Graphs, count: int, device: str, folder: Path) -> Plan:
+def _plan(name: str, graphs: DenoiserGraphs, count: int, device: str, folder: Path) -> Plan:
     cost_model = cost_model_of(name, device, folder)
     options = PlanOptions(branches=1, mode="async", warmup=1, predictor="hold", prefer="speed", force=True)
     return plan(PlanRequest(FromGraphs(graphs.whole), count, cost_model, options)).plan
 
 
-def _step_ms(call: Callable[..., Any], arguments: Inputs, roles: Mapping[str, Any], device: torch.device) -> float:
+def _step_ms(call: Callable[..., Any], arguments: CallInputs, roles: Mapping[str, Any], device: torch.device) -> float:
     """Median over trajectories of the mean time of a call, after one in which graphs are captured."""
     timestep = next(path for path, role in roles.items() if role in ("timestep", Role.TIMESTEP))
     samples = []

@@ -11,7 +11,7 @@ CONCURRENT = ("sd15", "sdxl", "sd3")  # of these also what runs at once; the eng
 
 
 @dataclass(frozen=True)
-class Part:
+class SuitePart:
     """name: of its document. command: arguments to python -m. limit_s: some three times what it should need."""
 
     name: str
@@ -19,15 +19,15 @@ class Part:
     limit_s: float
 
 
-def plan_parts(names: Sequence[str], device: str, folder: Path) -> list[Part]:
+def plan_parts(names: Sequence[str], device: str, folder: Path) -> list[SuitePart]:
     """All parts, in order; those that need a GPU only where the device is one."""
     on_gpu = device != "cpu"
 
-    def part(name: str, kind: str, of: str, limit_s: float) -> Part:
+    def part(name: str, kind: str, of: str, limit_s: float) -> SuitePart:
         command = ("tools.gpu_suite.run_part", kind, "--denoiser", of, "--device", device, "--output", str(folder))
-        return Part(name, command, limit_s)
+        return SuitePart(name, command, limit_s)
 
-    def for_each(kind: str, of: Sequence[str], limit_s: float) -> list[Part]:
+    def for_each(kind: str, of: Sequence[str], limit_s: float) -> list[SuitePart]:
         return [part(f"{kind}-{name}", kind, name, limit_s) for name in of]
 
     every = ",".join(names)

@@ -21,7 +21,7 @@ REPLAYS = 20  # of each component in one measurement
 ROUNDS = 5  # of measurements, whose median counts
 
 
-class Loop:
+class CapturedCall:
     """A call captured as a CUDA graph on a stream; the graph holds what it reads by address only, so this holds it."""
 
     def __init__(self, run: Callable[[], Any], stream: torch.cuda.Stream) -> None:
@@ -40,7 +40,7 @@ class Loop:
             self._graph.replay()
 
 
-def together_ms(loops: Sequence[Loop]) -> float:
+def together_ms(loops: Sequence[CapturedCall]) -> float:
     """Time per round of replaying all of them at once, each on its stream."""
     samples = []
     for _ in range(ROUNDS):
@@ -63,21 +63,21 @@ def concurrency(name: str, device: str, folder: Path) -> dict[str, Any]:
     graphs = graphs_of(name, folder)
     target = measuring_device(device, "eager")
     whole_run = call_of(graphs.whole, graphs.whole.latent_nodes, target)
-    on_all = together_ms([Loop(whole_run, _new_stream(target))])
+    on_all = together_ms([CapturedCall(whole_run, _new_stream(target))])
     rows = []
     for count in COUNTS:
         streams = share_streams(target.index, count)
-        on_share = together_ms([Loop(whole_run, streams[0])])
+        on_share = together_ms([CapturedCall(whole_run, streams[0])])
         found = split(name, graphs, 1, count, device, folder)
         runs = [
             call_of(graphs.whole, [node for node in graphs.whole.latent_nodes if found.placed[node.name] == k], target)
             for k in range(count)
         ]
-        loops = [Loop(run, stream) for run, stream in zip(runs, streams, strict=True)]
+        loops = [CapturedCall(run, stream) for run, stream in zip(runs, streams, strict=True)]
         alone = [together_ms([loop]) for loop in loops]
         together = together_ms(loops)
         del loops
-        unshared = together_ms([Loop(run, _new_stream(target)) for run in runs])
+        unshared = together_ms([CapturedCall(run, _new_stream(target)) for run in runs])
         rows.append(
             {
                 "devices": count,

@@ -14,7 +14,7 @@ from partitioner.fleet import parse_fleet
 from partitioner.planning.build_problem import build_problem
 from partitioner.planning.candidates import Candidate, Shape, solve_candidate
 from partitioner.search.solver import Solver
-from tools.gpu_suite.denoisers import Graphs
+from tools.gpu_suite.denoisers import DenoiserGraphs
 
 
 def modes_of(device: str) -> tuple[TimingMode, ...]:
@@ -31,7 +31,7 @@ def cost_model_of(name: str, device: str, folder: Path) -> CostModel:
     return choose_cost_model(str(next((path for path in paths if path.exists()), paths[-1])), None)
 
 
-def split(name: str, graphs: Graphs, branches: int, components: int, device: str, folder: Path) -> Candidate:
+def split(name: str, graphs: DenoiserGraphs, branches: int, components: int, device: str, folder: Path) -> Candidate:
     """The solver's split for equal devices like this one."""
     graph, cost_model = graphs.of(branches), cost_model_of(name, device, folder)
     shape = Shape(branches, components, period=1, mode="async")

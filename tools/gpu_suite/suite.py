@@ -1,4 +1,4 @@
-"""Suite: runs parts within a time limit, each in a process of its own, and resumes where it stopped."""
+"""GpuSuite: runs parts within a time limit, each in a process of its own, and resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tools.gpu_suite.parts import Part
+from tools.gpu_suite.parts import SuitePart
 
 TRIES = 2
 
-Run = Callable[[Sequence[str], float, Path], int | None]  # command, limit in s, log -> status, None: it ran too long
+PartRunner = Callable[
+    [Sequence[str], float, Path], int | None
+]  # command, limit in s, log -> status, None: it ran too long
 
 
-class Suite:
+class GpuSuite:
     """The parts, and what the folder says of them."""
 
-    def __init__(self, parts: Sequence[Part], folder: Path, run: Run, say: Callable[[str], None]) -> None:
+    def __init__(self, parts: Sequence[SuitePart], folder: Path, run: PartRunner, say: Callable[[str], None]) -> None:
         self._parts = parts
         self._folder = folder
         self._run = run
         self._say = say
 
     def run_for(self, seconds: float) -> None:
-        """Run what is missing, until that much time has passed; no part that half its limit could not be given to."""
+        """PartRunner what is missing, until that much time has passed; no part that half its limit could not be given to."""
         end = time.monotonic() + seconds
         while waiting := self.missing():
             left = end - time.monotonic()
@@ -37,22 +39,22 @@ class Suite:
                 return
             self._try(part, min(part.limit_s, left))
 
-    def is_done(self, part: Part) -> bool:
+    def is_done(self, part: SuitePart) -> bool:
         return (self._folder / f"{part.name}.json").exists()
 
-    def failures(self, part: Part) -> int:
+    def failures(self, part: SuitePart) -> int:
         """How often it failed; being cut short by the end of the time is no failure."""
         return sum(1 for number in range(TRIES) if self._failed(part, number).exists())
 
-    def missing(self) -> list[Part]:
+    def missing(self) -> list[SuitePart]:
         """What is to be run, in order."""
         open_ = [part for part in self._parts if not self.is_done(part) and self.failures(part) < TRIES]
         return sorted(open_, key=self.failures)
 
-    def _failed(self, part: Part, number: int) -> Path:
+    def _failed(self, part: SuitePart, number: int) -> Path:
         return self._folder / f"{part.name}.failed-{number + 1}.log"
 
-    def _try(self, part: Part, limit_s: float) -> None:
+    def _try(self, part: SuitePart, limit_s: float) -> None:
         self._say(f"{part.name}: at most {limit_s:.0f} s")
         start = time.monotonic()
         log = self._folder / f"{part.name}.log"
@@ -74,7 +76,7 @@ class Suite:
 
 
 def run_command(command: Sequence[str], limit_s: float, log: Path) -> int | None:
-    """Run ``python -m command``, its output in the log; None where it had to be killed at its limit."""
+    """PartRunner ``python -m command``, its output in the log; None where it had to be killed at its limit."""
     # as many hardware queues as there may be streams: with fewer, streams that share one wait for each other
     environment = dict(os.environ, PYTHONUNBUFFERED="1", CUDA_DEVICE_MAX_CONNECTIONS="32")
     with log.open("wb") as output:

@@ -16,7 +16,7 @@ from partitioner.costs.measure import measure
 from partitioner.costs.timing import TimingMode, measure_whole, measuring_device, summarise
 from partitioner.errors import MeasureError
 from profiles.cost_profile import CostProfile, WholeCheck
-from tools.gpu_suite.denoisers import Graphs, graphs_of
+from tools.gpu_suite.denoisers import DenoiserGraphs, graphs_of
 from tools.gpu_suite.node_calls import call_of, free
 from tools.gpu_suite.splits import modes_of, profile_path, split
 
@@ -51,7 +51,7 @@ def profile(name: str, device: str, folder: Path) -> dict[str, Any]:
     return {"denoiser": name, "profiles": rows}
 
 
-def _profile(name: str, graphs: Graphs, mode: TimingMode, device: str) -> tuple[CostProfile, WholeCheck]:
+def _profile(name: str, graphs: DenoiserGraphs, mode: TimingMode, device: str) -> tuple[CostProfile, WholeCheck]:
     run = call_of(graphs.whole, graphs.whole.nodes, measuring_device(device, mode))
     whole = measure_whole(run, device, mode=mode)
     found = measure(graphs.whole, device, mode=mode, command=_command())

@@ -44,7 +44,7 @@ def load_codec(folder: Path) -> AutoencoderTiny:
     return codec
 
 
-def calling(kind: str) -> dict[str, Any]:
+def call_arguments(kind: str) -> dict[str, Any]:
     """The arguments that a call of a shipped pipeline needs besides the usual ones."""
     own: dict[str, dict[str, Any]] = {
         "dit": {"use_resolution_binning": False, "clean_caption": False},

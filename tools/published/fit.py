@@ -26,7 +26,7 @@ PEAK = Efficiency(conv=1.0, matmul=1.0, attention=1.0, memory=1.0)
 
 
 @dataclass(frozen=True)
-class Case:
+class FittedModel:
     """One model, priced so that a pipeline call on one GPU takes the published time.
 
     half: the graph of one half of the guidance batch. efficiency: fitted; the share of its peaks that the GPU reaches.
@@ -62,7 +62,7 @@ class Case:
         return played.trajectory_ms + self.outside_ms
 
 
-def load_case(model: str, published: Mapping[str, Any], pixels: int | None = None) -> Case:
+def fit_model(model: str, published: Mapping[str, Any], pixels: int | None = None) -> FittedModel:
     """Trace a model and its decoder without weights, and fit it. pixels: height and width, if not as usual."""
     record = published["models"][model]
     device, steps = published["device"], published["steps"]
@@ -74,7 +74,7 @@ def load_case(model: str, published: Mapping[str, Any], pixels: int | None = Non
     )
     decoder_ms = sum(times_of(decoding).values()) * record["decoder"]["calls"]
     scale = 1 / fit_efficiency(float(record["sequential_latency_s"]) * 1e3, times_of(costs), decoder_ms, steps, spec)
-    return Case(
+    return FittedModel(
         model=model,
         spec=spec,
         steps=steps,

@@ -8,7 +8,7 @@ from partitioner.simulator.machine import Link, Machine
 from profiles.device_sheets import DeviceSpec
 
 
-def wire_of(spec: DeviceSpec, name: str) -> Link:
+def link_of(spec: DeviceSpec, name: str) -> Link:
     """One direction of a device's link."""
     link = spec.link(name)
     return Link(link.latency_ms, link.gb_per_s)
@@ -16,8 +16,8 @@ def wire_of(spec: DeviceSpec, name: str) -> Link:
 
 def machine_of(spec: DeviceSpec, ranks: int, link: str) -> Machine:
     """Equal GPUs over PCIe; with link "nvlink" a bridge joins ranks 0 and 1, 2 and 3, and so on."""
-    machine = Machine.uniform(ranks, wire_of(spec, "pcie"), launch_ms=spec.launch_us * 1e-3, driver_ms=spec.driver_ms)
+    machine = Machine.uniform(ranks, link_of(spec, "pcie"), launch_ms=spec.launch_us * 1e-3, driver_ms=spec.driver_ms)
     if link == "pcie":
         return machine
-    bridges = {(a, b): wire_of(spec, link) for a, b in machine.wires if a // 2 == b // 2}
+    bridges = {(a, b): link_of(spec, link) for a, b in machine.wires if a // 2 == b // 2}
     return replace(machine, wires={**machine.wires, **bridges})

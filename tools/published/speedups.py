@@ -22,14 +22,14 @@ from partitioner.planning.sources import FromGraphs
 from partitioner.simulator.simulate import Simulation, simulate
 from partitioner.simulator.speed_of_light import speed_of_light, without_communication
 from profiles.device_sheets import device_spec
-from tools.published.fit import Case, load_case
-from tools.published.machine import machine_of, wire_of
+from tools.published.fit import FittedModel, fit_model
+from tools.published.machine import link_of, machine_of
 
 COUNTS = (2, 3, 4, 8)
 LINKS = ("nvlink", "pcie")
 
 
-def play_asyncdiff(case: Case, config: str, link: str = "nvlink") -> Simulation:
+def play_asyncdiff(case: FittedModel, config: str, link: str = "nvlink") -> Simulation:
     """A configuration of the paper: "N3S2" is three components with stride 2."""
     components, stride = int(config[1]), int(config[3])
     modules = published_split(case.model, components)
@@ -41,7 +41,7 @@ def play_asyncdiff(case: Case, config: str, link: str = "nvlink") -> Simulation:
     )
 
 
-def published_rows(case: Case) -> Iterator[dict[str, Any]]:
+def published_rows(case: FittedModel) -> Iterator[dict[str, Any]]:
     """Their figures beside the simulated ones; error: of the speed-up, relative."""
     for config, figures in case.record["configs"].items():
         played = play_asyncdiff(case, config)
@@ -61,7 +61,7 @@ def published_rows(case: Case) -> Iterator[dict[str, Any]]:
         }
 
 
-def our_rows(case: Case, counts: Sequence[int] = COUNTS) -> Iterator[dict[str, Any]]:
+def our_rows(case: FittedModel, counts: Sequence[int] = COUNTS) -> Iterator[dict[str, Any]]:
     """What the planner's plans reach on the same machine, for each number of devices, way of asking and link.
 
     Unasked it recommends a mode and a warm-up. The others are that mode with the least warm-up that it allows (an exact
@@ -83,10 +83,10 @@ def our_rows(case: Case, counts: Sequence[int] = COUNTS) -> Iterator[dict[str, A
                 )
 
 
-def plan_case(case: Case, count: int, **options: Any) -> Planning:
+def plan_case(case: FittedModel, count: int, **options: Any) -> Planning:
     """The planner's plan for so many of the case's GPUs. It knows one link per device: PCIe, since bridges do not reach
     everyone."""
-    wire = wire_of(case.spec, "pcie")
+    wire = link_of(case.spec, "pcie")
     device = Device(case.costs.device, case.spec.memory_bytes, wire.gb_per_s, wire.latency_ms)
     costs = {id(case.whole): case.costs, id(case.half): case.half_costs}
     model = GivenCosts(lambda graph: costs[id(graph)], case.costs.device, driver_ms=case.spec.driver_ms)
@@ -94,7 +94,7 @@ def plan_case(case: Case, count: int, **options: Any) -> Planning:
     return plan(PlanRequest(source, (device,) * count, model, PlanOptions(**options)))
 
 
-def _played(case: Case, chosen: Candidate, warmup: int, link: str) -> dict[str, Any]:
+def _played(case: FittedModel, chosen: Candidate, warmup: int, link: str) -> dict[str, Any]:
     """Figures of a plan that the simulator plays."""
     graph, costs_ms = (case.half, case.half_costs_ms) if chosen.branches == 2 else (case.whole, case.costs_ms)
     machine = machine_of(case.spec, chosen.ranks, link)
@@ -124,7 +124,7 @@ def compare(models: Sequence[str], published: Mapping[str, Any], counts: Sequenc
     fitted = {}
     for model in models:
         print(f"tracing and simulating {model}", file=sys.stderr)
-        case = load_case(model, published)
+        case = fit_model(model, published)
         fitted[model] = {
             "efficiency": case.efficiency,
             "outside_s": case.outside_ms / 1e3,

@@ -1,4 +1,4 @@
-"""Writes measured rows and edge errors into a quality profile, which the planner reads."""
+"""calibrate: adds measured rows and edge errors to a quality profile, which the planner reads."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from profiles.quality_profile import FEWER_STEPS, MeasuredDrift, QualityProfile, QualityRow
-
-
-def by_case(document: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """The rows of each case; the first is its sequential output."""
-    found: list[list[dict[str, Any]]] = []
-    for row in document["rows"]:
-        if row["predictor"] == "sequential":
-            found.append([])
-        found[-1].append(row)
-    return found
+from tools.quality.result_row import by_case
 
 
 def calibrate(file: Path, document: dict[str, Any], drift: MeasuredDrift | None) -> None:
-    """Add what was measured to a quality profile, in place of what it has of the same cases over no more samples; exact
-    rows say nothing."""
+    """Add the rows of a document to the quality profile in a file, which is made if it is not there.
+
+    A row replaces one of the same case that was measured over as many samples or fewer. Rows of plans with one
+    component are left out, since those are exact, and so are rows of multi-rate plans.
+
+    Args:
+        file: the profile.
+        document: as the command prints it with ``--json``.
+        drift: measured edge errors, which replace those of the same denoiser; None adds none.
+    """
     kept = QualityProfile.load(file) if file.exists() else None
     fields = set(QualityRow.model_fields)
     rows = {_key(row): row for row in (kept.rows if kept else ())}

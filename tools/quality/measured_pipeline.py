@@ -1,4 +1,4 @@
-"""Subject: a pipeline and the prompts and seeds whose pictures are measured."""
+"""MeasuredPipeline: a pipeline and the prompts and seeds whose pictures are measured."""
 
 from __future__ import annotations
 
@@ -20,16 +20,22 @@ from partitioner.search.mode import Mode
 from runtime.denoiser import denoiser_name
 from runtime.driver.noise_schedule import is_flow
 from runtime.loading import load_pipeline
-from tools.pictures.pipelines import TRAINED, calling
+from tools.pictures.pipelines import TRAINED, call_arguments
 from tools.pictures.shapes import Pictures, draw_labels
-from tools.quality.engine_config import Way
-from tools.quality.samplers import SCHEDULERS, Case
+from tools.quality.engine_config import EngineConfig
+from tools.quality.samplers import SCHEDULERS, SamplingCase
 
 
-class Subject:
-    """A pipeline and what is drawn with it.
+class MeasuredPipeline:
+    """A pipeline, and the prompt of every sample; the seed of a sample is its number.
 
-    prompts, seeds: one per sample. chunk: samples per call of the pipeline. arguments: of every call.
+    Attributes:
+        pipe: of diffusers.
+        name: of its denoiser, for the results.
+        prompts: one per sample.
+        chunk: samples per call of the pipeline.
+        arguments: keyword arguments of every call.
+        labels: (samples, 4), what the classifier should recognise; None where the prompts are a user's.
     """
 
     def __init__(
@@ -45,8 +51,12 @@ class Subject:
         self._own_scheduler = pipe.scheduler
         pipe.set_progress_bar_config(disable=True)
 
-    def use(self, case: Case) -> None:
-        """Give the pipeline the case's sampler."""
+    def use(self, case: SamplingCase) -> None:
+        """Give the pipeline the case's sampler.
+
+        Raises:
+            UsageError: it is for denoisers that predict a flow and this one predicts noise, or the other way round.
+        """
         if case.scheduler is None:
             self.pipe.scheduler = self._own_scheduler
             return
@@ -67,7 +77,14 @@ class Subject:
 
     @torch.no_grad()
     def generate(self, steps: int, samples: int | None = None) -> torch.Tensor:
-        """(samples, 3, height, width) in [0, 1]; a sample depends on its seed, not on its neighbours. Default: all."""
+        """Pictures (samples, 3, height, width) in [0, 1].
+
+        A sample depends on its seed and prompt only, not on those that are computed with it.
+
+        Args:
+            steps: denoising steps.
+            samples: how many; all by default.
+        """
         made = []
         count = samples or len(self.prompts)
         for first in range(0, count, self.chunk):
@@ -80,39 +97,43 @@ class Subject:
             made.append(result.images.float())
         return torch.cat(made)
 
-    def plan(self, way: Way) -> tuple[Plan, str]:
-        """(plan, form of its split) for a way, for calls of ``chunk`` samples."""
-        mode: Mode | None = {"chain": "lookahead", "free": "async"}.get(way.split or "")  # type: ignore[assignment]
-        if way.period > 1:
+    def plan(self, config: EngineConfig) -> tuple[Plan, str]:
+        """The plan for a configuration, for calls of ``chunk`` samples, and the form of its split."""
+        mode: Mode | None = {"chain": "lookahead", "free": "async"}.get(config.split or "")  # type: ignore[assignment]
+        if config.period > 1:
             mode = "async"
-        key = (way.devices, way.branches, way.period, mode)
+        key = (config.devices, config.branches, config.period, mode)
         if key not in self._plans:
             denoiser = getattr(self.pipe, denoiser_name(self.pipe))
             spec = live_spec(denoiser, self.pipe, batch=self.chunk)
-            options = PlanOptions(branches=way.branches, mode=mode, period=way.period, force=True)
-            made = plan(PlanRequest(FromSpec(spec), way.devices, CostModel("cpu"), options))
+            options = PlanOptions(branches=config.branches, mode=mode, period=config.period, force=True)
+            made = plan(PlanRequest(FromSpec(spec), config.devices, CostModel("cpu"), options))
             split = made.chosen.split
             self._plans[key] = made.plan, "one" if split is None else split.form
         return self._plans[key]
 
 
-def shipped(name: str, samples: int, chunk: int, guidance: float | None) -> Subject:
-    """A denoiser of tools/trained, with prompts of the procedural data set drawn at random."""
+def shipped_pipeline(name: str, samples: int, chunk: int, guidance: float | None) -> MeasuredPipeline:
+    """A pipeline of tools/trained with random prompts of the words that it was trained with."""
     labels = draw_labels(samples, torch.Generator().manual_seed(1))
-    subject = Subject(
+    pipeline = MeasuredPipeline(
         load_pipeline(TRAINED / name, torch.float32),
         name,
         Pictures(torch.empty(0), labels).captions,
         chunk=chunk,
         guidance=3.0 if guidance is None else guidance,
-        **calling(name),
+        **call_arguments(name),
     )
-    subject.labels = labels
-    return subject
+    pipeline.labels = labels
+    return pipeline
 
 
-def loaded(folder: str, prompts: Sequence[str], samples: int, guidance: float | None) -> Subject:
-    """A user's pipeline, one sample at a time, the prompts in turn."""
+def users_pipeline(folder: str, prompts: Sequence[str], samples: int, guidance: float | None) -> MeasuredPipeline:
+    """A pipeline in a folder, one sample per call, the prompts in turn.
+
+    Raises:
+        UsageError: there is no prompt, or the folder holds no pipeline that can be loaded.
+    """
     if not prompts:
         raise UsageError("--pipeline needs --prompt, once or several times")
     try:
@@ -120,4 +141,4 @@ def loaded(folder: str, prompts: Sequence[str], samples: int, guidance: float | 
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"--pipeline {folder} cannot be loaded: {first_line(error)}") from error
     named = [prompts[number % len(prompts)] for number in range(samples)]
-    return Subject(pipe, Path(folder).name, named, chunk=1, guidance=guidance)
+    return MeasuredPipeline(pipe, Path(folder).name, named, chunk=1, guidance=guidance)

@@ -1,4 +1,4 @@
-"""plot: PSNR against speed-up, one panel per sampler and number of steps, written as a picture file."""
+"""plot: PSNR against speed-up as a picture file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from profiles.quality_profile import FEWER_STEPS
-from tools.quality.calibration import by_case
+from tools.quality.result_row import by_case
 
 
 def plot(document: dict[str, Any], file: Path) -> None:
-    """Quality against speed: a panel per case, a line per predictor, every point with its number of devices."""
+    """Write a picture with a panel per case and in it a line per predictor and split, points marked with devices."""
     from matplotlib.figure import Figure
 
     panels = by_case(document)
@@ -20,11 +20,11 @@ def plot(document: dict[str, Any], file: Path) -> None:
         for predictor, split in dict.fromkeys((row["predictor"], row["split"]) for row in rows):
             own = [row for row in rows if (row["predictor"], row["split"]) == (predictor, split)]
             own.sort(key=lambda row: (row["devices"], row["speedup"]))
-            gains, decibels = [row["speedup"] for row in own], [row["psnr_db"] for row in own]
+            speedups, psnr_db = [row["speedup"] for row in own], [row["psnr_db"] for row in own]
             if predictor == FEWER_STEPS:
-                axes.plot(gains, decibels, "o--", color="black", label="fewer steps")
+                axes.plot(speedups, psnr_db, "o--", color="black", label="fewer steps")
                 continue
-            axes.plot(gains, decibels, "o-", label=f"{predictor}, {split}")
+            axes.plot(speedups, psnr_db, "o-", label=f"{predictor}, {split}")
             for row in own:
                 point = row["speedup"], row["psnr_db"]
                 axes.annotate(str(row["devices"]), point, xytext=(4, 4), textcoords="offset points", fontsize=8)

@@ -1,53 +1,68 @@
-"""measure: runs a pipeline sequentially, in each configuration of the engine, and with fewer steps."""
+"""measure: runs a pipeline sequentially, with the engine in each configuration, and sequentially with fewer steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
 from partitioner.models.samplers import denoiser_calls, steps_of
 from runtime.driver.noise_schedule import is_stochastic
 from runtime.pipeline import parallelize
-from tools.quality.engine_config import Way
-from tools.quality.measured_pipeline import Subject
-from tools.quality.rows import Judge, Row
-from tools.quality.samplers import Case
+from tools.quality.engine_config import EngineConfig
+from tools.quality.measured_pipeline import MeasuredPipeline
+from tools.quality.metrics import PictureMetrics
+from tools.quality.result_row import ResultRow
+from tools.quality.samplers import SamplingCase
+from tools.quality.scorer import PictureScorer
 
 
 def measure(
-    subject: Subject, case: Case, ways: Sequence[Way], warmup: int, **more: Any
-) -> Iterator[tuple[Row, torch.Tensor]]:
-    """The rows of a case with their pictures: sequential, each way, then fewer steps for every speed-up reached.
+    pipeline: MeasuredPipeline,
+    case: SamplingCase,
+    configs: Sequence[EngineConfig],
+    warmup: int,
+    metrics: PictureMetrics,
+) -> Iterator[tuple[ResultRow, torch.Tensor]]:
+    """The rows of a case, each with its pictures (samples, 3, height, width) in [0, 1].
 
-    more: fields of Judge.
+    First the sequential output, which the others are compared with; then the engine in each configuration; then, for
+    every speed-up that was reached, the baseline: as many fewer sequential steps as take the same time.
     """
-    subject.use(case)
-    reference = subject.generate(case.steps)
-    judge = Judge(subject, case, reference, **more)
-    yield judge.sequential(case.steps, reference), reference
-    gains = []
-    for way in ways:
-        plan, form = subject.plan(way)
-        mode = "async" if way.predictor not in (None, "lookahead") else plan.mode
-        # with a sampler that adds noise the engine runs async
-        lookahead = mode == "lookahead" and plan.components > 1 and not is_stochastic(subject.pipe.scheduler)
-        exact = max(warmup, plan.components) if lookahead else warmup
-        hop = plan.predictor if mode == "lookahead" or way.predictor is None else way.predictor
-        with parallelize(
-            subject.pipe, plan, transport="emulation", mode=mode, warmup=exact, predictor=hop, keep_weights=True
-        ):
-            pixels = subject.generate(case.steps)
-        run = plan.model_copy(update={"warmup": exact, "mode": "lookahead" if lookahead else "async"})
-        gains.append(run.speedup(case.steps, subject.sampler))
-        named = "exact" if plan.components == 1 else "lookahead" if lookahead else hop
-        row = judge.row(
-            pixels, devices=plan.ranks, branches=plan.branches, components=plan.components, period=plan.period,
-            split=form, predictor=named, steps=case.steps, warmup=exact, speedup=gains[-1],
-        )  # fmt: skip
+    pipeline.use(case)
+    reference = pipeline.generate(case.steps)
+    scorer = PictureScorer(pipeline, case, reference, metrics)
+    yield scorer.sequential_row(case.steps, reference), reference
+    speedups = []  # not rounded, as those of rows are
+    for config in configs:
+        row, pixels, speedup = _run_engine(scorer, config, warmup)
+        speedups.append(speedup)
         yield row, pixels
-    calls = denoiser_calls(subject.sampler, case.steps)
-    for steps in sorted({steps_of(subject.sampler, calls / gain) for gain in gains} - {case.steps}, reverse=True):
-        pixels = subject.generate(steps)
-        yield judge.sequential(steps, pixels), pixels
+    calls = denoiser_calls(pipeline.sampler, case.steps)
+    fewer = {steps_of(pipeline.sampler, calls / speedup) for speedup in speedups} - {case.steps}
+    for steps in sorted(fewer, reverse=True):
+        pixels = pipeline.generate(steps)
+        yield scorer.sequential_row(steps, pixels), pixels
+
+
+def _run_engine(scorer: PictureScorer, config: EngineConfig, warmup: int) -> tuple[ResultRow, torch.Tensor, float]:
+    """(row, pictures, speed-up) of the engine in one configuration."""
+    pipeline, steps = scorer.pipeline, scorer.case.steps
+    plan, form = pipeline.plan(config)
+    mode = "async" if config.predictor not in (None, "lookahead") else plan.mode
+    # with a sampler that adds noise the engine runs async
+    lookahead = mode == "lookahead" and plan.components > 1 and not is_stochastic(pipeline.pipe.scheduler)
+    exact = max(warmup, plan.components) if lookahead else warmup
+    predictor = plan.predictor if mode == "lookahead" or config.predictor is None else config.predictor
+    with parallelize(
+        pipeline.pipe, plan, transport="emulation", mode=mode, warmup=exact, predictor=predictor, keep_weights=True
+    ):
+        pixels = pipeline.generate(steps)
+    run = plan.model_copy(update={"warmup": exact, "mode": "lookahead" if lookahead else "async"})
+    speedup = run.speedup(steps, pipeline.sampler)
+    row = scorer.row(
+        pixels, devices=plan.ranks, branches=plan.branches, components=plan.components, period=plan.period, split=form,
+        predictor="exact" if plan.components == 1 else "lookahead" if lookahead else predictor, steps=steps,
+        warmup=exact, speedup=speedup,
+    )  # fmt: skip
+    return row, pixels, speedup

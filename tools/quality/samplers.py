@@ -1,4 +1,4 @@
-"""The samplers that can be measured, by name, and the pairs of sampler and number of steps to measure."""
+"""The samplers that can be measured, by name, and SamplingCase: one sampler with one number of steps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from partitioner.errors import UsageError
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+# name on the command line -> (class of diffusers, arguments); those named flow... are for denoisers that predict a flow
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -23,15 +24,31 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Case:
-    """A sampler, by its name in SCHEDULERS (None: the pipeline's own), and its number of steps."""
+class SamplingCase:
+    """A sampler and its number of steps.
+
+    Attributes:
+        scheduler: a name in SCHEDULERS; None for the pipeline's own scheduler.
+        steps: denoising steps of one generation.
+    """
 
     scheduler: str | None
     steps: int
 
 
-def cases(schedulers: str | None, steps: str) -> list[Case]:
-    """Every sampler with every number of steps."""
+def cases(schedulers: str | None, steps: str) -> list[SamplingCase]:
+    """Every sampler with every number of steps.
+
+    Args:
+        schedulers: names of SCHEDULERS, with commas between; None for the pipeline's own scheduler.
+        steps: numbers of steps, with commas between.
+
+    Raises:
+        UsageError: a sampler that is not known, or a number of steps below 2.
+
+    >>> cases("ddim", "25,50")
+    [SamplingCase(scheduler='ddim', steps=25), SamplingCase(scheduler='ddim', steps=50)]
+    """
     names = schedulers.split(",") if schedulers else [None]
     for name in names:
         if name is not None and name not in SCHEDULERS:
@@ -39,4 +56,4 @@ def cases(schedulers: str | None, steps: str) -> list[Case]:
     counts = steps.split(",")
     if not all(count.isdigit() and int(count) >= 2 for count in counts):
         raise UsageError(f"--steps {steps}: expected numbers of 2 or more, such as 50,25")
-    return [Case(name, int(count)) for name in names for count in counts]
+    return [SamplingCase(name, int(count)) for name in names for count in counts]

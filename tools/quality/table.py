@@ -1,19 +1,30 @@
-"""The columns of the command's table."""
+"""Result rows as text: a table of all of them, and a line for one as soon as it is measured."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-_COLUMNS = (
-    ("scheduler", "{:<30}"), ("steps", "{:>5}"), ("devices", "{:>7}"), ("branches", "{:>8}"), ("components", "{:>10}"),
-    ("split", "{:<10}"), ("predictor", "{:<11}"), ("warmup", "{:>6}"), ("psnr_db", "{:>7.2f}"), ("ssim", "{:>6.4f}"),
-    ("agreement", "{:>9}"), ("frechet", "{:>8}"), ("frechet_noise", "{:>13}"), ("speedup", "{:>7.2f}"),
-)  # fmt: skip
+from partitioner.tables import table_text
+from tools.quality.result_row import ResultRow
+
+COLUMNS = {
+    "scheduler": "", "steps": "", "devices": "", "branches": "", "components": "", "split": "", "predictor": "",
+    "warmup": "", "psnr_db": ".2f", "ssim": ".4f", "agreement": "", "frechet": "", "frechet_noise": "",
+    "speedup": ".2f",
+}  # fmt: skip
+LEFT = ("scheduler", "split", "predictor")
 
 
-def row_line(row: dict[str, Any]) -> str:
-    return "  ".join(form.format("-" if row[name] is None else row[name]) for name, form in _COLUMNS)
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """One line per row of a document; "-" for a figure that was not measured."""
+    cells = [["-" if row[name] is None else format(row[name], form) for name, form in COLUMNS.items()] for row in rows]
+    return table_text(list(COLUMNS), cells, left={number for number, name in enumerate(COLUMNS) if name in LEFT})
 
 
-def heading() -> str:
-    return "  ".join(f"{name:{form[2]}{form[3:].split('.')[0].rstrip('}f')}}" for name, form in _COLUMNS)
+def progress_line(row: ResultRow) -> str:
+    """What was run, its PSNR and its speed-up."""
+    return (
+        f"{row.scheduler}, {row.steps} steps, {row.devices} devices, {row.branches} x {row.components} {row.split}, "
+        f"{row.predictor}: PSNR {row.psnr_db:.2f} dB, speed-up {row.speedup:.2f}"
+    )

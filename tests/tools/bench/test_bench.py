@@ -14,8 +14,8 @@ from torch import nn
 from partitioner.baselines.asyncdiff_split import broadcast_bytes
 from partitioner.graph.export import trace
 from tools.bench import __main__ as bench
-from tools.bench.asyncdiff_policy import Policy, even_policy, published_policy
-from tools.bench.denoiser_calls import Call
+from tools.bench.asyncdiff_policy import AsyncDiffPolicy, even_policy, published_policy
+from tools.bench.denoiser_calls import CallArguments
 from tools.bench.hooked_denoiser import HookedDenoiser
 from tools.bench.policy_ranks import PolicyRanks, PolicyRun
 from tools.bench.table import table
@@ -67,14 +67,14 @@ def denoiser() -> Denoiser:
 
 
 @pytest.fixture(scope="module")
-def calls(denoiser: Denoiser) -> list[Call]:
+def calls(denoiser: Denoiser) -> list[CallArguments]:
     _, inputs, _ = denoiser
     latents = torch.randn(STEPS, *inputs["sample"].shape, generator=torch.Generator().manual_seed(1))
     return [{**inputs, "sample": latent, "timestep": torch.tensor(900.0 - 100 * i)} for i, latent in enumerate(latents)]
 
 
 @pytest.fixture(scope="module")
-def exact_outputs(denoiser: Denoiser, calls: list[Call]) -> list[torch.Tensor]:
+def exact_outputs(denoiser: Denoiser, calls: list[CallArguments]) -> list[torch.Tensor]:
     with torch.no_grad():
         return [denoiser[0](**arguments)[0] for arguments in calls]
 
@@ -86,7 +86,7 @@ def ranks(denoiser: Denoiser) -> Iterator[PolicyRanks]:
 
 
 @pytest.fixture(scope="module")
-def lagged(ranks: PolicyRanks, calls: list[Call]) -> PolicyRun:
+def lagged(ranks: PolicyRanks, calls: list[CallArguments]) -> PolicyRun:
     return ranks.run(calls, WARMUP)
 
 
@@ -97,12 +97,12 @@ def contiguous(value: Any) -> Any:
 class Reference:
     """The policy by another way: the whole denoiser once for each component, with outputs replaced afterwards."""
 
-    def __init__(self, denoiser: nn.Module, policy: Policy) -> None:
+    def __init__(self, denoiser: nn.Module, policy: AsyncDiffPolicy) -> None:
         self.denoiser, self.policy = denoiser, policy
         self.last: dict[str, Any] = {}
         self.made: dict[str, Any] = {}
 
-    def outputs(self, calls: Sequence[Call], warmup: int) -> list[torch.Tensor]:
+    def outputs(self, calls: Sequence[CallArguments], warmup: int) -> list[torch.Tensor]:
         results = []
         for number, arguments in enumerate(calls):
             computing: list[set[str]] = [set(self.policy.owner)]
@@ -112,7 +112,7 @@ class Reference:
             self.last, self.made = self.made, {}
         return results
 
-    def call(self, paths: set[str], arguments: Call) -> torch.Tensor:
+    def call(self, paths: set[str], arguments: CallArguments) -> torch.Tensor:
         handles = [
             self.denoiser.get_submodule(path).register_forward_hook(partial(self.hook, path, path in paths))
             for path in self.policy.owner
@@ -131,7 +131,9 @@ class Reference:
 
 
 @pytest.mark.processes
-def test_exact_calls_equal_the_module(ranks: PolicyRanks, calls: list[Call], exact_outputs: list[torch.Tensor]) -> None:
+def test_exact_calls_equal_the_module(
+    ranks: PolicyRanks, calls: list[CallArguments], exact_outputs: list[torch.Tensor]
+) -> None:
     run = ranks.run(calls, warmup=STEPS)
     assert all(torch.equal(a, b) for a, b in zip(run.outputs, exact_outputs, strict=True))
     # only what the first lagged call would need is on its way: the last exact call's output
@@ -140,7 +142,7 @@ def test_exact_calls_equal_the_module(ranks: PolicyRanks, calls: list[Call], exa
 
 @pytest.mark.processes
 def test_lagged_calls_read_what_the_others_computed_a_call_ago(
-    lagged: PolicyRun, denoiser: Denoiser, calls: list[Call], exact_outputs: list[torch.Tensor]
+    lagged: PolicyRun, denoiser: Denoiser, calls: list[CallArguments], exact_outputs: list[torch.Tensor]
 ) -> None:
     expected = Reference(denoiser[0], published_policy("sd15", 2)).outputs(calls, WARMUP)
     assert all(torch.equal(a, b) for a, b in zip(lagged.outputs, expected, strict=True))
@@ -148,7 +150,7 @@ def test_lagged_calls_read_what_the_others_computed_a_call_ago(
 
 
 @pytest.mark.processes
-def test_a_trajectory_starts_anew(ranks: PolicyRanks, lagged: PolicyRun, calls: list[Call]) -> None:
+def test_a_trajectory_starts_anew(ranks: PolicyRanks, lagged: PolicyRun, calls: list[CallArguments]) -> None:
     again = ranks.run(calls, WARMUP)
     assert all(torch.equal(a, b) for a, b in zip(again.outputs, lagged.outputs, strict=True))
 
@@ -171,7 +173,7 @@ def test_measures_of_a_run_are_complete(lagged: PolicyRun) -> None:
 @pytest.mark.processes
 def test_failure_of_a_rank_is_told(denoiser: Denoiser) -> None:
     expected = pytest.raises(RuntimeError, match=r"(?s)rank 0 .* failed.*unexpected keyword argument 'sample'")
-    with PolicyRanks(nn.Identity(), Policy(((), ()), ())) as started, expected:
+    with PolicyRanks(nn.Identity(), AsyncDiffPolicy(((), ()), ())) as started, expected:
         started.run([denoiser[1]])
 
 
@@ -196,7 +198,7 @@ def test_hooked_output_must_be_tensors() -> None:
         def forward(self, sample: Any) -> Any:
             return (self.inner(sample),)
 
-    hooked = HookedDenoiser(Odd(), Policy((("inner",),), ("inner",)), 0, lambda tensor, source: None)
+    hooked = HookedDenoiser(Odd(), AsyncDiffPolicy((("inner",),), ("inner",)), 0, lambda tensor, source: None)
     with pytest.raises(TypeError, match="returns a str"):
         hooked(sample="no tensor")
 

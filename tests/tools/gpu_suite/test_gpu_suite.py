@@ -12,8 +12,8 @@ from profiles.cost_profile import CostProfile
 from tools.gpu_suite import __main__ as gpu_suite
 from tools.gpu_suite import run_part as gpu_parts
 from tools.gpu_suite.denoisers import SMALL
-from tools.gpu_suite.parts import DENOISERS, Part, plan_parts
-from tools.gpu_suite.suite import Suite, run_command
+from tools.gpu_suite.parts import DENOISERS, SuitePart, plan_parts
+from tools.gpu_suite.suite import GpuSuite, run_command
 
 
 class Machine:
@@ -36,9 +36,9 @@ class Machine:
         (self.folder / f"{name}.json").write_text("{}")
         return 0
 
-    def suite(self, *limits: float) -> Suite:
-        parts = [Part(chr(ord("a") + i), (chr(ord("a") + i),), limit) for i, limit in enumerate(limits)]
-        return Suite(parts, self.folder, self.run, lambda _: None)
+    def suite(self, *limits: float) -> GpuSuite:
+        parts = [SuitePart(chr(ord("a") + i), (chr(ord("a") + i),), limit) for i, limit in enumerate(limits)]
+        return GpuSuite(parts, self.folder, self.run, lambda _: None)
 
 
 def names(machine: Machine) -> str:
