@@ -1,15 +1,23 @@
-"""bench: a step of this engine, of the unmodified denoiser and of AsyncDiff's policy, by turns on this machine.
+"""Times a denoiser step (ms) of this engine, of the unmodified denoiser and of AsyncDiff's policy on this machine.
 
-python -m tools.bench [--denoiser sd15-like] [--microbatches 2] [--period 2] [--json]
+    python -m tools.bench [--denoiser sd15-like] [--microbatches 2] [--period 2] [--json]
 
-Two ranks, one thread each. The plans, for async and for look-ahead, are made from costs that are measured first; with
---period P, also one in which the first component recomputes every P steps only, ideally 1 + P times as fast. What
-look-ahead itself costs is seen beside async mode on look-ahead's own split, for its split is a chain. Each round runs,
-one after the other, calls of the unmodified denoiser with one thread and with two, a trajectory of the engine in each
-mode, exact calls of the engine, and a trajectory of AsyncDiff's policy (asyncdiff_policy). A figure is the median
-over the rounds of the mean time of a call, warm-up calls included; a step is a call after the warm-up. Other work on
-the machine spoils it: the spread is printed beside. The memory of the ranks of the async plan is measured afterwards,
-by tools.bench.rank_memory.
+Two ranks, one thread each. The plans, one for async mode and one for look-ahead, are made from costs that are measured
+first. --period P adds a plan whose first component recomputes every P steps only, which is ideally 1 + P times as fast
+as one device. Look-ahead needs a chain, and so has another split than async mode: what look-ahead itself costs is seen
+beside async mode on look-ahead's split.
+
+A round runs, one after the other:
+
+    1  calls of the unmodified denoiser, one thread
+    2  a trajectory of the engine in each mode
+    3  a trajectory of AsyncDiff's policy
+    4  exact calls of the engine
+    5  calls of the unmodified denoiser, two threads
+
+Every other round runs 5 to 1. A figure is the median over the rounds of the mean time of a call, warm-up calls
+included; a step is a call after the warm-up. Other work on the machine spoils the figures: the spread over the rounds
+is printed beside. The memory of the ranks of the async plan is measured afterwards, by tools.bench.rank_memory.
 """
 
 from __future__ import annotations
@@ -36,7 +44,7 @@ from tools.denoisers import DENOISERS
 
 
 def environment() -> dict[str, Any]:
-    """Where this ran."""
+    """The machine, the versions and the command, for the document."""
     return {
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -48,17 +56,27 @@ def environment() -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0; 2 for a wrong option; 5 if a rank failed."""
+    """Run the command; exit code 0 when done, 2 for a wrong option, 5 if a rank failed."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
+
+    def add_count(name: str, default: int, text: str) -> None:
+        parser.add_argument(name, type=_positive, default=default, metavar="N", help=f"{text} (default: {default})")
+
     parser.add_argument("--denoiser", action="append", choices=tuple(DENOISERS), help="may be repeated (default: all)")
-    parser.add_argument("--microbatches", type=_positive, default=1, help="of the exact calls (default: 1)")
-    parser.add_argument("--predictor", choices=get_args(PredictorName), help="default: the planner's choice")
-    parser.add_argument("--steps", type=_positive, default=50, help="of a trajectory (default: 50)")
-    parser.add_argument("--warmup", type=_positive, default=1, help="exact steps of them (default: 1)")
-    parser.add_argument("--rounds", type=_positive, default=5, help="default: 5")
-    parser.add_argument("--period", type=_positive, default=1, help="of a multi-rate plan (default: 1, none)")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="costs; for one denoiser (default: measured)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_count("--microbatches", 1, "parts of an exact call's batch")
+    parser.add_argument(
+        "--predictor",
+        choices=get_args(PredictorName),
+        help="of lagged boundary tensors (default: the planner's choice)",
+    )
+    add_count("--steps", 50, "of a trajectory")
+    add_count("--warmup", 1, "exact first steps of a trajectory")
+    add_count("--rounds", 5, "of measurements")
+    add_count("--period", 1, "of a multi-rate plan; with 1 none is run")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="recorded costs, for one denoiser (default: measure them)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     options = parser.parse_args(arguments)
     settings = BenchSettings(**{each.name: getattr(options, each.name) for each in fields(BenchSettings)})
     try:

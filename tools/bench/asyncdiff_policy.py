@@ -54,7 +54,7 @@ PUBLISHED_SPLIT_OF = {"sd15-like": "sd15", "svd-like": "svd"}  # whose modules t
 
 
 def policy_of(name: str, denoiser: nn.Module) -> AsyncDiffPolicy:
-    """AsyncDiff's published split of the model whose modules the denoiser has, else an even one."""
+    """The published split of the model that has the modules of the denoiser, else an even split."""
     return (
         published_policy(PUBLISHED_SPLIT_OF[name], RANKS)
         if name in PUBLISHED_SPLIT_OF

@@ -11,7 +11,7 @@ CallArguments = Mapping[str, Any]  # the denoiser's keyword arguments, return_di
 
 
 class DenoiserCalls:
-    """Denoiser calls as a pipeline makes them: DDIM's timesteps, another latent in every call."""
+    """Denoiser calls as a pipeline makes them: the timesteps of DDIM, and a random latent in every call."""
 
     def __init__(self, inputs: Mapping[str, Any], roles: Mapping[str, str], steps: int) -> None:
         from diffusers import DDIMScheduler
@@ -25,7 +25,7 @@ class DenoiserCalls:
         self._latents = [torch.randn(inputs[self._latent].shape, generator=generator) for _ in range(steps)]
 
     def start(self) -> list[CallArguments]:
-        """The calls of a new trajectory, which the scheduler shows as begun."""
+        """The calls of a new trajectory; the scheduler is reset, from which the engine sees that one begins."""
         self.scheduler.set_timesteps(self._steps)
         like = self._inputs[self._timestep]
         return [

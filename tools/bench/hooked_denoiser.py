@@ -14,9 +14,14 @@ Exchange = Callable[[torch.Tensor, int], None]
 
 
 class HookedDenoiser:
-    """One rank's denoiser under a policy: call it with the denoiser's keyword arguments.
+    """One rank's denoiser under a policy; called with the denoiser's keyword arguments.
 
-    exchange(tensor, component): broadcasts a contiguous tensor from that component's rank, in place, blocking.
+    Args:
+        denoiser: its hooked modules get another ``forward``.
+        policy: which modules are hooked, and which of their outputs are sent.
+        component: that this rank computes.
+        exchange: (tensor, component) -> None; broadcasts a contiguous tensor from that component's rank, in place,
+            and returns when it is there.
     """
 
     def __init__(self, denoiser: nn.Module, policy: AsyncDiffPolicy, component: int, exchange: Exchange) -> None:
@@ -29,7 +34,7 @@ class HookedDenoiser:
         self.start(1)
 
     def start(self, warmup: int) -> None:
-        """Begin a trajectory: its first ``warmup`` calls are exact and nothing is sent before the last of them."""
+        """Begin a trajectory. Its first ``warmup`` calls are exact, and only the last of these sends anything."""
         self._calls, self._warmup = 0, warmup
 
     def __call__(self, **arguments: Any) -> torch.Tensor:
@@ -50,7 +55,7 @@ class HookedDenoiser:
 
 
 class _Hook:
-    """Stands in a module's place: computes, or hands out the output that it keeps as one flat tensor."""
+    """Replaces a module's forward: it computes, or returns the output that is kept, as one flat tensor."""
 
     def __init__(self, module: nn.Module, owner: int) -> None:
         self.owner = owner

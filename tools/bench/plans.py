@@ -24,7 +24,7 @@ from tools.bench.settings import RANKS, BenchSettings
 
 
 def measure_costs(graph: TracedGraph, settings: BenchSettings) -> GraphCosts:
-    """Of the nodes, on one CPU thread; measured, or a profile's."""
+    """Costs of the nodes on one CPU thread: measured, or looked up in the settings' profile."""
     profile = measure(graph, "cpu") if settings.profile is None else load_profile(settings.profile)
     return apply_profile(profile, graph)
 
@@ -32,9 +32,9 @@ def measure_costs(graph: TracedGraph, settings: BenchSettings) -> GraphCosts:
 def make_plan(
     graph: TracedGraph, costs: GraphCosts, settings: BenchSettings, mode: Mode, period: int = 1
 ) -> tuple[Plan, float]:
-    """A plan for two CPU threads, and the mean time of a call in ms that partitioner.simulator.simulate predicts.
+    """A plan for two ranks of one CPU thread each, and the simulated mean time of a call in ms, warm-up included.
 
-    Node costs are refined with whole components.
+    Node costs are refined by timing whole components.
     """
     options = PlanOptions(
         branches=1,

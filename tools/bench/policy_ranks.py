@@ -28,10 +28,14 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class PolicyRun:
-    """One trajectory. outputs: by call, as every rank has them. call_ms: time of each call on rank 0.
+    """What one trajectory gave.
 
-    sent_bytes: by call; each broadcast tensor once for every rank but its source. communication_ms: on each rank, time
-    in broadcasts, waiting included. resident_bytes: memory of each rank's process afterwards.
+    Attributes:
+        outputs: of each call; every rank has the same.
+        call_ms: time of each call on rank 0.
+        sent_bytes: in each call; a broadcast tensor counts once for every rank but its source.
+        communication_ms: on each rank, time in broadcasts, waiting included.
+        resident_bytes: memory of each rank's process afterwards.
     """
 
     outputs: tuple[torch.Tensor, ...]
@@ -42,7 +46,7 @@ class PolicyRun:
 
 
 class PolicyRanks:
-    """Processes that run a denoiser under a policy, one per component, over gloo. A context manager."""
+    """Processes that run a denoiser under a policy, one per component, joined by gloo. A context manager."""
 
     def __init__(
         self, denoiser: nn.Module, policy: AsyncDiffPolicy, *, threads: int = 1, timeout_s: float = 300.0
@@ -73,7 +77,15 @@ class PolicyRanks:
             raise
 
     def run(self, calls: Sequence[CallArguments], warmup: int = 1) -> PolicyRun:
-        """One trajectory of these denoiser calls; RuntimeError with a rank's traceback if one fails."""
+        """Run one trajectory.
+
+        Args:
+            calls: keyword arguments of each denoiser call.
+            warmup: how many of the first are exact.
+
+        Raises:
+            RuntimeError: a rank failed (with its traceback), died, or does not answer.
+        """
         packed = pickle.dumps((list(calls), warmup))
         for connection in self._connections:
             connection.send_bytes(packed)

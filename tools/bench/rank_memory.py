@@ -1,10 +1,11 @@
-"""rank_memory: what the processes of an engine take, in a process that does nothing else.
+"""Measures the memory (bytes) of an engine's processes from a process that does nothing else.
 
-python -m tools.bench.rank_memory FOLDER
+    python -m tools.bench.rank_memory FOLDER
 
-FOLDER: made by ``save``: a denoiser, a plan, the inputs of a call. The denoiser is loaded as a pipeline loads it, from
-a file that the ranks can read too, so that each of them ends up with its own parameters only, the driver's among them.
-The code of libraries is read in before: here by loading and tracing the denoiser once, in ranks when they start.
+FOLDER is made by ``save`` and holds a denoiser, a plan and the inputs of a call. The denoiser is loaded as a pipeline
+loads it, from a file that the ranks can read too, so that each of them, the driver's among them, ends up with its own
+parameters only. The code of libraries is in memory before anything is counted: in this process by loading and tracing
+the denoiser once, in the other ranks from their start.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ CALLS = 6  # until all that a trajectory keeps is there
 
 
 def save(folder: Path, denoiser: Any, plan: Plan, inputs: Mapping[str, Any]) -> None:
-    """Write what ``measure`` reads. denoiser: of diffusers."""
+    """Write the folder that ``measure`` reads. denoiser: a model of diffusers."""
     denoiser.save_pretrained(folder / "denoiser")
     plan.save(folder / "plan.json")
     torch.save(dict(inputs), folder / "inputs.pt")
 
 
 def measure(folder: Path) -> list[dict[str, Any]]:
-    """Memory of each rank after some calls, from a process of its own; see ``main``."""
+    """The rows of ``run``, measured in a process of its own."""
     command = [sys.executable, "-m", "tools.bench.rank_memory", str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
     rows: list[dict[str, Any]] = json.loads(done.stdout)
@@ -44,7 +45,8 @@ def measure(folder: Path) -> list[dict[str, Any]]:
 
 
 def run(folder: Path) -> list[dict[str, Any]]:
-    """By rank: parameter_bytes; resident_bytes of its process after some calls, started_bytes before it had any."""
+    """For each rank its parameter_bytes, and the memory of its process: started_bytes before it has any parameters,
+    resident_bytes after some calls."""
     import diffusers
 
     torch.set_num_threads(1)
@@ -70,7 +72,7 @@ def run(folder: Path) -> list[dict[str, Any]]:
 
 
 def _rehearse(load: Callable[[], nn.Module], plan: Plan, inputs: Mapping[str, Any]) -> int:
-    """Memory of this process once the denoiser was loaded, traced and let go of, so that all code for that is in."""
+    """Memory of this process after the denoiser was loaded, traced and freed, so that all code for that is in."""
     trace(load(), inputs, {item.path: item.role for item in plan.inputs})
     read_in_libraries()
     gc.collect()

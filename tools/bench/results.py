@@ -25,7 +25,21 @@ from tools.denoisers import Denoiser
 
 
 def bench(name: str, given: Denoiser, settings: BenchSettings, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Everything measured and predicted of one denoiser; times in ms, sizes in bytes."""
+    """Measure one denoiser and predict the same figures.
+
+    Args:
+        name: of the denoiser, one of tools.denoisers.DENOISERS.
+        given: the module, its example inputs and their roles.
+        settings: what to run.
+        progress: is told what is done next.
+
+    Returns:
+        The row of the document: times in ms, sizes in bytes.
+
+    Raises:
+        PartitionerError: no plan can be made.
+        EngineError, RuntimeError: a rank failed.
+    """
     denoiser, inputs, roles = given
     torch.set_num_threads(1)
     progress(f"{name}: tracing, measuring and planning")
@@ -40,15 +54,15 @@ def bench(name: str, given: Denoiser, settings: BenchSettings, progress: Callabl
     progress(f"{name}: starting the ranks")
     with ExitStack() as stack:
         trajectory = DenoiserCalls(inputs, roles, settings.steps)
-        race = BenchRounds(stack, denoiser, trajectory, plans, policy_of(name, denoiser), settings)
+        rounds = BenchRounds(stack, denoiser, trajectory, plans, policy_of(name, denoiser), settings)
         for number in range(settings.rounds):
-            race.run_round(backwards=number % 2 == 1)
+            rounds.run_round(backwards=number % 2 == 1)
             progress(f"{name}: round {number + 1} of {settings.rounds}")
     progress(f"{name}: measuring memory")
     with TemporaryDirectory() as folder:
         rank_memory.save(Path(folder), denoiser, plan, inputs)
         held = rank_memory.measure(Path(folder))
-    samples = race.samples
+    samples = rounds.samples
     median = {key: found.median_ms for key, found in samples.items()}
     step = {name: statistics.median(found.step_ms) for name, found in samples.items() if found.step_ms}
     multirate: dict[str, Any] = {}
@@ -100,13 +114,13 @@ def bench(name: str, given: Denoiser, settings: BenchSettings, progress: Callabl
                 "asyncdiff_policy_resident_bytes": theirs,
             }
             for rank, (predicted, memory, theirs) in enumerate(
-                zip(predicted_bytes(plan), held, race.policy_resident_bytes, strict=True)
+                zip(predicted_bytes(plan), held, rounds.policy_resident_bytes, strict=True)
             )
         ],
     }
 
 
 def predicted_bytes(plan: Plan) -> list[int]:
-    """Memory of each rank, as the plan predicts it."""
+    """Memory of each rank that the plan predicts."""
     seats = [seat_of(rank, plan.components) for rank in range(plan.ranks)]
     return [plan.predicted.components[branch * plan.components + k].memory_bytes for branch, k in seats]

@@ -1,4 +1,4 @@
-"""Rounds of measurements: everything that is compared runs by turns in each of them."""
+"""BenchRounds: in each round everything that is compared runs once, one after the other."""
 
 from __future__ import annotations
 
@@ -26,8 +26,15 @@ FEWER = 5  # one call without lag for every so many of a trajectory: they are sl
 
 @dataclass
 class RoundTimes:
-    """By round: mean time in ms of a call, and of a call after the warm-up; share of it that the rank with most of it
-    spends sending, and waiting."""
+    """What was measured of one of the compared, by round.
+
+    Attributes:
+        call_ms: mean time of a call.
+        step_ms: mean time of a call after the warm-up.
+        bytes_per_call: sent by all ranks together.
+        communication_share: of a call's time, what the rank that sends longest spends sending.
+        wait_share: of a call's time, what the rank that waits longest spends waiting for messages.
+    """
 
     call_ms: list[float] = field(default_factory=list)
     step_ms: list[float] = field(default_factory=list)
@@ -41,7 +48,7 @@ class RoundTimes:
 
 
 class BenchRounds:
-    """Everything that is measured by turns; its processes live as long as ``stack``."""
+    """The engines and the ranks of AsyncDiff's policy that are measured; they run until ``stack`` is closed."""
 
     def __init__(
         self,
@@ -52,10 +59,19 @@ class BenchRounds:
         policy: AsyncDiffPolicy,
         settings: BenchSettings,
     ) -> None:
-        """plans: of "async", of "lookahead" and perhaps of "multirate"."""
+        """Start everything.
+
+        Args:
+            stack: what is started is closed with it.
+            denoiser: on the CPU.
+            trajectory: the calls that are timed.
+            plans: of "async" and "lookahead", and of "multirate" if that is measured too.
+            policy: AsyncDiff's split.
+            settings: warm-up and micro-batches.
+        """
         self._denoiser, self._trajectory, self._warmup = denoiser, trajectory, settings.warmup
         scheduler = trajectory.scheduler
-        # the policy's ranks get the denoiser as it is now; the engines leave it as it is
+        # first, since these ranks get a copy of the denoiser as it is now
         self._policy = stack.enter_context(PolicyRanks(denoiser, policy))
         lagged = EngineOptions(warmup=settings.warmup)
         exact = EngineOptions(exact=True, microbatches=settings.microbatches)
@@ -73,7 +89,7 @@ class BenchRounds:
         self.policy_resident_bytes: tuple[int, ...] = ()
 
     def run_round(self, backwards: bool) -> None:
-        """Measure every one once; every other round in reverse order, so that a drift of the machine favours none."""
+        """Measure every one once. Rounds in turned order make a machine that slows down favour none."""
         turns: list[Callable[[], None]] = [
             lambda: self._run_denoiser("sequential", 1),
             *(partial(self._run_trajectory, name) for name in self._lagged),

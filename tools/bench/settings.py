@@ -12,8 +12,17 @@ RANKS = 2
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What to run. microbatches: of exact calls. period: of multi-rate components; 1: none are run. profile: a saved
-    one; None: measure."""
+    """What to run.
+
+    Attributes:
+        microbatches: parts of the batch of an exact call.
+        predictor: of lagged boundary tensors; None leaves it to the planner.
+        steps: of a trajectory.
+        warmup: exact first steps of it.
+        rounds: how often everything is measured.
+        period: every how many steps the first component of a multi-rate plan recomputes; 1 runs no such plan.
+        profile: file with recorded costs; None measures them.
+    """
 
     microbatches: int = 1
     predictor: PredictorName | None = None
