@@ -1,11 +1,12 @@
-"""compare_splits: how near the solver comes to the lower bound, and how its splits compare with AsyncDiff's published.
+"""Measures splits: step time over its lower bound, MB per step and staleness, beside AsyncDiff's published splits.
 
-python -m tools.compare_splits [--model sdxl] [--update | --sweep]
+    python -m tools.compare_splits [--model sdxl] [--update | --sweep]
 
-Costs are a roofline of an H200 at each model's usual size. "gaps": devices without communication costs, so that only
-the split counts. "asyncdiff": NVLink, and of the splits that the solver offers the fastest one that is no worse than
-AsyncDiff's in any figure. The figures are compared with golden_splits.json, where none may ever become worse: exit code
-1 if one has; --update writes the improved ones. --sweep: what a slower step buys in staleness and bytes instead.
+Costs are a roofline of an H200 at each model's usual size. First table: devices without communication costs, so that
+only the split counts. Second table: devices joined by NVLink; of the splits that the solver offers, the fastest one
+that is no worse than AsyncDiff's in any figure. The figures are compared with golden_splits.json, where none may ever
+become worse: exit code 1 if one has; --update writes the improved ones. --sweep shows instead what a slower step buys
+in staleness and bytes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from tools.published.splits_table import sweep_table, table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.compare_splits", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", action="append", choices=MODELS, help="only this one; may be given several times")
+    """Run the command; exit code 0, or 1 where a figure is worse than its golden one or has none."""
+    parser = argparse.ArgumentParser(prog="python -m tools.compare_splits", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", action="append", choices=MODELS, help="may be repeated (default: all)")
     parser.add_argument("--update", action="store_true", help="write what has improved, or is new, to the golden file")
     parser.add_argument("--sweep", action="store_true", help="show what a slower step buys in staleness and bytes")
     options = parser.parse_args(arguments)

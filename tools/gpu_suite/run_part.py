@@ -64,7 +64,7 @@ PARTS: dict[str, Callable[[str, str, Path], dict[str, Any]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """PartRunner one part and write its document; exit code 0."""
+    """Run one part and write its document; exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_suite.run_part", description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("tests", "traces", *PARTS))
     parser.add_argument("--denoiser", required=True, metavar="NAME", help="for traces: several, with commas between")

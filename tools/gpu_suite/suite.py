@@ -29,7 +29,7 @@ class GpuSuite:
         self._say = say
 
     def run_for(self, seconds: float) -> None:
-        """PartRunner what is missing, until that much time has passed; no part that half its limit could not be given to."""
+        """Run what is missing until the time is over; a part only starts where at least half its limit is left."""
         end = time.monotonic() + seconds
         while waiting := self.missing():
             left = end - time.monotonic()
@@ -76,7 +76,7 @@ class GpuSuite:
 
 
 def run_command(command: Sequence[str], limit_s: float, log: Path) -> int | None:
-    """PartRunner ``python -m command``, its output in the log; None where it had to be killed at its limit."""
+    """Run ``python -m command``, its output in the log; None where it had to be killed at its limit."""
     # as many hardware queues as there may be streams: with fewer, streams that share one wait for each other
     environment = dict(os.environ, PYTHONUNBUFFERED="1", CUDA_DEVICE_MAX_CONNECTIONS="32")
     with log.open("wb") as output:

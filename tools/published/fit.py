@@ -1,9 +1,8 @@
-"""published_machine: the machine of AsyncDiff's paper, simulated, and its models priced for it.
+"""FittedModel: a model of the paper with costs under which one GPU takes the published latency.
 
-RTX A5000s by their data sheet, NVLink bridges between pairs of cards and PCIe between the pairs. One number per model
-is fitted, to the published latency of one GPU and to nothing else: the share of its peaks that the GPU reaches. A
-latency is one equation, so all operator classes of a model get the same figure; the efficiencies that devices.json
-assumes are not used.
+One number per model is fitted, to the published latency of one GPU and to nothing else: the share of its peaks that the
+GPU reaches. A latency is one equation, so all operator classes of a model get the same share; the efficiencies in
+devices.json are not used.
 """
 
 from __future__ import annotations
@@ -27,10 +26,18 @@ PEAK = Efficiency(conv=1.0, matmul=1.0, attention=1.0, memory=1.0)
 
 @dataclass(frozen=True)
 class FittedModel:
-    """One model, priced so that a pipeline call on one GPU takes the published time.
+    """One model, with costs under which a pipeline call on one GPU takes the published time.
 
-    half: the graph of one half of the guidance batch. efficiency: fitted; the share of its peaks that the GPU reaches.
-    outside_ms: what a pipeline call takes besides the denoiser's calls.
+    Attributes:
+        model: its name in partitioner.models.
+        spec: data sheet of the GPU.
+        steps: denoiser calls of a pipeline call.
+        record: what the paper says of the model.
+        whole: graph of a full denoiser call.
+        half: graph of a call with one half of the guidance batch.
+        costs, half_costs: of these graphs.
+        efficiency: fitted; the share of its peaks that the GPU reaches.
+        outside_ms: what a pipeline call takes besides the denoiser's calls.
     """
 
     model: str
@@ -51,19 +58,27 @@ class FittedModel:
 
     @cached_property
     def costs_ms(self) -> Mapping[str, float]:
+        """Node of ``whole`` -> ms."""
         return times_of(self.costs)
 
     @cached_property
     def half_costs_ms(self) -> Mapping[str, float]:
+        """Node of ``half`` -> ms."""
         return times_of(self.half_costs)
 
-    def latency_ms(self, played: Simulation) -> float:
-        """Of a whole pipeline call."""
-        return played.trajectory_ms + self.outside_ms
+    def latency_ms(self, simulation: Simulation) -> float:
+        """Time of a whole pipeline call whose denoiser calls take as long as simulated."""
+        return simulation.trajectory_ms + self.outside_ms
 
 
 def fit_model(model: str, published: Mapping[str, Any], pixels: int | None = None) -> FittedModel:
-    """Trace a model and its decoder without weights, and fit it. pixels: height and width, if not as usual."""
+    """Trace a model and its decoder without weights, and fit its costs.
+
+    Args:
+        model: its name in partitioner.models.
+        published: as read_published returns it.
+        pixels: height and width of the picture; None for the model's usual size.
+    """
     record = published["models"][model]
     device, steps = published["device"], published["steps"]
     spec, described = device_spec(device), model_spec(model, height=pixels, width=pixels)
@@ -89,17 +104,17 @@ def fit_model(model: str, published: Mapping[str, Any], pixels: int | None = Non
 
 
 def times_of(costs: GraphCosts) -> dict[str, float]:
-    """Node -> ms."""
+    """Node -> ms, as plain numbers."""
     return {name: cost.ms for name, cost in costs.nodes.items()}
 
 
 def scaled(costs: GraphCosts, scale: float) -> GraphCosts:
-    """The same costs, each so many times as long."""
+    """The same costs, each multiplied by ``scale``."""
     return replace(costs, nodes={name: replace(cost, ms=cost.ms * scale) for name, cost in costs.nodes.items()})
 
 
 def trace_decoder(record: Mapping[str, Any]) -> TracedGraph:
-    """The network that turns latents into pixels, built without weights."""
+    """Trace the network that turns latents into pixels, built without weights."""
     import torch
 
     from partitioner.graph.export import fake_mode, trace
@@ -124,10 +139,17 @@ def trace_decoder(record: Mapping[str, Any]) -> TracedGraph:
 def fit_efficiency(
     latency_ms: float, peak_ms: Mapping[str, float], outside_ms: float, steps: int, spec: DeviceSpec
 ) -> float:
-    """The share of its peaks that every node must reach for one GPU to need ``latency_ms``; found by bisection.
+    """The share of its peaks that every node must reach for one GPU to take ``latency_ms``; found by bisection.
 
-    peak_ms: node times at the peaks; outside_ms: of what a pipeline call does besides, also at the peaks.
-    ValueError where launches and the driver alone take longer, or the peaks do not suffice.
+    Args:
+        latency_ms: of a pipeline call.
+        peak_ms: node -> time at the peaks.
+        outside_ms: time at the peaks of what a pipeline call does besides the denoiser's calls.
+        steps: denoiser calls of a pipeline call.
+        spec: launch and driver times of the GPU.
+
+    Raises:
+        ValueError: the latency is below what the GPU takes at its peaks.
     """
 
     def total(efficiency: float) -> float:

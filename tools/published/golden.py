@@ -12,7 +12,7 @@ TOLERANCE = 1e-3  # relative; other versions of torch trace slightly different g
 
 
 def worse_rows(found: dict[str, Any], golden: dict[str, Any]) -> list[str]:
-    """What is worse than in the golden file, or new to it, in words."""
+    """A sentence for each row that is worse than in the golden file, or is not in it."""
     known = {_key(row): row for row in golden["gaps"] + golden["asyncdiff"]}
     complaints = []
     for row in found["gaps"] + found["asyncdiff"]:
@@ -33,7 +33,7 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def merged(golden: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """The golden rows, with those that were found now in the place of the old ones; without times."""
+    """The golden rows with those of ``found`` in place of the old ones, without solve times."""
     result: dict[str, Any] = {}
     for part in ("gaps", "asyncdiff"):
         rows = {_key(row): row for row in [*golden[part], *found[part]]}

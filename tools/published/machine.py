@@ -1,4 +1,4 @@
-"""The machine of AsyncDiff's paper: RTX A5000s, NVLink bridges between pairs of cards, PCIe between the pairs."""
+"""The machine of AsyncDiff's paper: RTX A5000s by their data sheet, NVLink within pairs, PCIe between them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from profiles.device_sheets import DeviceSpec
 
 
 def link_of(spec: DeviceSpec, name: str) -> Link:
-    """One direction of a device's link."""
+    """One direction of a link of a device's data sheet, such as "pcie"."""
     link = spec.link(name)
     return Link(link.latency_ms, link.gb_per_s)
 
 
 def machine_of(spec: DeviceSpec, ranks: int, link: str) -> Machine:
-    """Equal GPUs over PCIe; with link "nvlink" a bridge joins ranks 0 and 1, 2 and 3, and so on."""
+    """Equal GPUs joined by PCIe. With link "nvlink", bridges join ranks 0 and 1, ranks 2 and 3, and so on."""
     machine = Machine.uniform(ranks, link_of(spec, "pcie"), launch_ms=spec.launch_us * 1e-3, driver_ms=spec.driver_ms)
     if link == "pcie":
         return machine

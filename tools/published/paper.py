@@ -11,7 +11,7 @@ PUBLISHED = Path(__file__).with_name("asyncdiff_published.json")
 
 
 def read_published() -> dict[str, Any]:
-    """The published figures, with notes on what they are."""
+    """The published figures, with notes that say what they are."""
     document = read_json(PUBLISHED, 1_000_000)
     assert isinstance(document, dict)
     return document

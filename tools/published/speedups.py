@@ -29,29 +29,35 @@ COUNTS = (2, 3, 4, 8)
 LINKS = ("nvlink", "pcie")
 
 
-def play_asyncdiff(case: FittedModel, config: str, link: str = "nvlink") -> Simulation:
-    """A configuration of the paper: "N3S2" is three components with stride 2."""
+def simulate_configuration(fitted: FittedModel, config: str, link: str = "nvlink") -> Simulation:
+    """Simulate AsyncDiff's code in a configuration of the paper.
+
+    Args:
+        fitted: the model.
+        config: as the paper writes it; "N3S2" is three components with stride 2.
+        link: "nvlink" or "pcie".
+    """
     components, stride = int(config[1]), int(config[3])
-    modules = published_split(case.model, components)
+    modules = published_split(fitted.model, components)
     assert modules is not None
-    machine = machine_of(case.spec, components + stride - 1, link)
-    warmup = int(case.record["warmup"])
+    machine = machine_of(fitted.spec, components + stride - 1, link)
+    warmup = int(fitted.record["warmup"])
     return simulate_asyncdiff(
-        case.whole, modules, case.costs_ms, machine, calls=case.steps, stride=stride, warmup=warmup
+        fitted.whole, modules, fitted.costs_ms, machine, calls=fitted.steps, stride=stride, warmup=warmup
     )
 
 
-def published_rows(case: FittedModel) -> Iterator[dict[str, Any]]:
-    """Their figures beside the simulated ones; error: of the speed-up, relative."""
-    for config, figures in case.record["configs"].items():
-        played = play_asyncdiff(case, config)
-        latency_ms = case.latency_ms(played)
-        speedup = case.sequential_ms / latency_ms
+def published_rows(fitted: FittedModel) -> Iterator[dict[str, Any]]:
+    """For each configuration of the paper its figures and the simulated ones; error: relative, of the speed-up."""
+    for config, figures in fitted.record["configs"].items():
+        played = simulate_configuration(fitted, config)
+        latency_ms = fitted.latency_ms(played)
+        speedup = fitted.sequential_ms / latency_ms
         ring_ms = sum(s.end_ms - s.start_ms for s in played.timeline.spans if s.kind == "communication" and s.rank == 0)
         yield {
-            "model": case.model,
+            "model": fitted.model,
             "config": config,
-            "table": case.record["table"],
+            "table": fitted.record["table"],
             "published_speedup": figures["speedup"],
             "simulated_speedup": speedup,
             "error": speedup / figures["speedup"] - 1,
@@ -61,83 +67,86 @@ def published_rows(case: FittedModel) -> Iterator[dict[str, Any]]:
         }
 
 
-def our_rows(case: FittedModel, counts: Sequence[int] = COUNTS) -> Iterator[dict[str, Any]]:
-    """What the planner's plans reach on the same machine, for each number of devices, way of asking and link.
+def our_rows(fitted: FittedModel, counts: Sequence[int] = COUNTS) -> Iterator[dict[str, Any]]:
+    """What the planner's plans reach on the same machine, with each number of devices, set of options and link.
 
-    Unasked it recommends a mode and a warm-up. The others are that mode with the least warm-up that it allows (an exact
-    step per component before the first prediction), and async with 1, as in the paper's tables.
+    The first set of options is none: the planner recommends a mode and a warm-up. The second is the recommended mode
+    with the least warm-up that it allows: look-ahead needs an exact step per component before its first prediction.
+    The third is async mode with one warm-up step, as in the paper's tables.
     """
     for count in counts:
-        recommended = plan_case(case, count)
+        recommended = plan_on_paper_machine(fitted, count)
         branches, components = recommended.chosen.branches, recommended.chosen.components
         asked = [("recommended", recommended, recommended.plan.warmup)]
         if components < recommended.plan.warmup and recommended.chosen.mode == "lookahead" and components > 1:
             asked.append((f"--warmup {components}", recommended, components))
         if components > 1:
-            in_async = plan_case(case, count, mode="async", branches=branches)
+            in_async = plan_on_paper_machine(fitted, count, mode="async", branches=branches)
             asked.append(("--mode async --warmup 1", in_async, 1))
-        for way, planning, warmup in asked:
+        for options, planning, warmup in asked:
             for link in LINKS:
-                yield {"model": case.model, "devices": count, "link": link, "asked": way} | _played(
-                    case, planning.chosen, warmup, link
+                yield {"model": fitted.model, "devices": count, "link": link, "asked": options} | _simulated(
+                    fitted, planning.chosen, warmup, link
                 )
 
 
-def plan_case(case: FittedModel, count: int, **options: Any) -> Planning:
-    """The planner's plan for so many of the case's GPUs. It knows one link per device: PCIe, since bridges do not reach
-    everyone."""
-    wire = link_of(case.spec, "pcie")
-    device = Device(case.costs.device, case.spec.memory_bytes, wire.gb_per_s, wire.latency_ms)
-    costs = {id(case.whole): case.costs, id(case.half): case.half_costs}
-    model = GivenCosts(lambda graph: costs[id(graph)], case.costs.device, driver_ms=case.spec.driver_ms)
-    source = FromGraphs(case.whole, case.half)
+def plan_on_paper_machine(fitted: FittedModel, count: int, **options: Any) -> Planning:
+    """The planner's plan for so many of the model's GPUs.
+
+    A fleet has one link per device, so the planner counts on PCIe: bridges do not reach every other GPU.
+    """
+    wire = link_of(fitted.spec, "pcie")
+    device = Device(fitted.costs.device, fitted.spec.memory_bytes, wire.gb_per_s, wire.latency_ms)
+    costs = {id(fitted.whole): fitted.costs, id(fitted.half): fitted.half_costs}
+    model = GivenCosts(lambda graph: costs[id(graph)], fitted.costs.device, driver_ms=fitted.spec.driver_ms)
+    source = FromGraphs(fitted.whole, fitted.half)
     return plan(PlanRequest(source, (device,) * count, model, PlanOptions(**options)))
 
 
-def _played(case: FittedModel, chosen: Candidate, warmup: int, link: str) -> dict[str, Any]:
-    """Figures of a plan that the simulator plays."""
-    graph, costs_ms = (case.half, case.half_costs_ms) if chosen.branches == 2 else (case.whole, case.costs_ms)
-    machine = machine_of(case.spec, chosen.ranks, link)
+def _simulated(fitted: FittedModel, chosen: Candidate, warmup: int, link: str) -> dict[str, Any]:
+    """Simulated figures of a plan."""
+    graph, costs_ms = (fitted.half, fitted.half_costs_ms) if chosen.branches == 2 else (fitted.whole, fitted.costs_ms)
+    machine = machine_of(fitted.spec, chosen.ranks, link)
     schedule = Schedule(chosen.components, chosen.mode, warmup, chosen.periods)
     play = partial(
-        simulate, graph, chosen.placed, costs_ms, schedule=schedule, calls=case.steps, branches=chosen.branches
+        simulate, graph, chosen.placed, costs_ms, schedule=schedule, calls=fitted.steps, branches=chosen.branches
     )
     played, unhindered = play(machine=machine), play(machine=without_communication(machine))
-    light = speed_of_light(played, unhindered, machine, sum(case.costs_ms.values()))
+    light = speed_of_light(played, unhindered, machine, sum(fitted.costs_ms.values()))
     return {
         "plan": f"{chosen.branches} x {chosen.components} x {chosen.period}",
         "mode": chosen.mode if chosen.components > 1 else "exact",
         "warmup": warmup,
         "step_ms": played.step_ms,
         "communication_percent": 100 * played.communication_share,
-        "simulated_speedup": case.sequential_ms / case.latency_ms(played),
+        "simulated_speedup": fitted.sequential_ms / fitted.latency_ms(played),
         "speed_of_light": asdict(light),
-        "denoiser_speedup": (case.sequential_ms - case.outside_ms) / played.trajectory_ms,
+        "denoiser_speedup": (fitted.sequential_ms - fitted.outside_ms) / played.trajectory_ms,
     }
 
 
 def compare(models: Sequence[str], published: Mapping[str, Any], counts: Sequence[int] = COUNTS) -> dict[str, Any]:
-    """Everything that is printed, as documented for ``--json``."""
+    """Everything that is printed, as ``--json`` prints it."""
     rows: list[dict[str, Any]] = []
     videos: list[dict[str, Any]] = []
     ours: list[dict[str, Any]] = []
-    fitted = {}
+    fits = {}
     for model in models:
         print(f"tracing and simulating {model}", file=sys.stderr)
-        case = fit_model(model, published)
-        fitted[model] = {
-            "efficiency": case.efficiency,
-            "outside_s": case.outside_ms / 1e3,
-            "warmup": case.record["warmup"],
+        fitted = fit_model(model, published)
+        fits[model] = {
+            "efficiency": fitted.efficiency,
+            "outside_s": fitted.outside_ms / 1e3,
+            "warmup": fitted.record["warmup"],
         }
-        (rows if case.record["table"] == 1 else videos).extend(published_rows(case))
-        ours += our_rows(case, counts)
+        (rows if fitted.record["table"] == 1 else videos).extend(published_rows(fitted))
+        ours += our_rows(fitted, counts)
     errors = [abs(row["error"]) for row in rows]
     shares = published["communication_share_percent"]
     return {
         "source": published["source"],
         "machine": f"{device_spec(published['device']).title}, simulated; {published['steps']} steps",
-        "fitted": fitted,
+        "fitted": fits,
         "rows": rows,
         "videos": videos,
         "mean_absolute_error": mean(errors) if errors else None,

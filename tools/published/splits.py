@@ -1,4 +1,4 @@
-"""Figures of the solver's splits: gaps to the lower bound, AsyncDiff's published splits beside ours, the sweep."""
+"""Figures of the solver's splits: gaps to the lower bound, AsyncDiff's published splits beside ours, and a sweep."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SWEPT = (2, 4)  # numbers of devices
 
 
 def gap_rows(model: str, problem: Problem, solver: Solver) -> Iterator[dict[str, Any]]:
-    """Gap to the lower bound, for each number of devices and mode; seconds are CPU time, the solver's own."""
+    """Gap to the lower bound for each number of devices and mode; seconds: CPU time of the solver alone."""
     for count in TARGETS:
         for mode in MODES:
             devices = Devices.equal(count)
@@ -52,9 +52,9 @@ def gap_rows(model: str, problem: Problem, solver: Solver) -> Iterator[dict[str,
 def straddling_ms(problem: Problem, components: int, cap_ms: float) -> float:
     """Cost of the largest node that does not fit any more where components are packed, in order, up to cap_ms each.
 
-    If N components do not hold all the work at a cap of (1 + g) x bound, what did not fit at their N-1 borders is more
-    than N x g x bound in all (less what they compute several times). So a chain of the best T whose gap is above g is
-    prevented by a node of more than that.
+    It says whether a gap is due to a single node. If N components with a cap of (1 + g) x bound do not hold all the
+    work, then what did not fit at their N-1 borders is more than N x g x bound in all (less what several of them
+    compute). So where the best chain has a gap above g, a node that costs more than g x bound is in the way.
     """
     items: dict[int, list[int]] = {}
     for item, node in zip(problem.reading_item.tolist(), problem.reading_node.tolist(), strict=True):
@@ -75,7 +75,7 @@ def straddling_ms(problem: Problem, components: int, cap_ms: float) -> float:
 
 
 def asyncdiff_rows(graph: TracedGraph, problem: Problem, solver: Solver) -> Iterator[dict[str, Any]]:
-    """AsyncDiff's split and ours, for each number of devices for which one was published."""
+    """AsyncDiff's split and ours for each number of devices for which AsyncDiff published one."""
     link = device_spec(DEVICE).link()
     for count in TARGETS:
         modules = published_split(graph.model, count)
@@ -98,7 +98,7 @@ def asyncdiff_rows(graph: TracedGraph, problem: Problem, solver: Solver) -> Iter
 
 
 def no_worse(solver: Solver, devices: Devices, theirs: Evaluation) -> Split:
-    """A split that is at most ``theirs`` in T, staleness and bytes, the faster the better; without one, the fastest."""
+    """The fastest split found that is at most ``theirs`` in T, staleness and bytes; the fastest of all if none is."""
     fastest = solver.solve(devices, "async", epsilon=0.0)
     room = theirs.step_ms / fastest.evaluation.step_ms - 1
     even = theirs.staleness / theirs.bytes_per_step
@@ -111,7 +111,7 @@ def no_worse(solver: Solver, devices: Devices, theirs: Evaluation) -> Split:
 
 
 def sweep_rows(model: str, solver: Solver) -> Iterator[dict[str, Any]]:
-    """The best split in async for each epsilon: T at most (1 + epsilon) x the least."""
+    """For each epsilon the best async split whose T is at most (1 + epsilon) x the least T."""
     for count in SWEPT:
         splits = solver.sweep(Devices.equal(count), epsilons=SWEEP)
         for epsilon, split in zip(SWEEP, splits, strict=True):
@@ -121,6 +121,7 @@ def sweep_rows(model: str, solver: Solver) -> Iterator[dict[str, Any]]:
 
 
 def figures_of(figures: Evaluation) -> dict[str, Any]:
+    """The figures that are compared with AsyncDiff's."""
     return {
         "step_ms": figures.step_ms,
         "bytes_per_step": figures.bytes_per_step,
@@ -129,7 +130,7 @@ def figures_of(figures: Evaluation) -> dict[str, Any]:
 
 
 def is_no_worse(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float = 1e-9) -> bool:
-    """Whether every figure that both have is at most theirs, but for the tolerance (relative)."""
+    """Whether every figure that both rows have is at most theirs, within a relative tolerance."""
     return all(
         ours[key] <= theirs[key] * (1 + tolerance) + 1e-9
         for key in ("step_ms", "gap", "staleness", "bytes_per_step")
@@ -138,7 +139,7 @@ def is_no_worse(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float =
 
 
 def document(models: Sequence[str]) -> dict[str, Any]:
-    """All rows for these models."""
+    """All rows of these models."""
     gaps: list[dict[str, Any]] = []
     compared: list[dict[str, Any]] = []
     for model in models:
@@ -150,7 +151,7 @@ def document(models: Sequence[str]) -> dict[str, Any]:
 
 
 def traced(model: str) -> tuple[TracedGraph, Problem]:
-    """The model's graph at its usual size, and its problem."""
+    """A model's graph at its usual size, and its search problem."""
     print(f"{model}: tracing", file=sys.stderr)
     graph = trace_model(model_spec(model))
     return graph, build_problem(graph, estimate(graph, DEVICE))
