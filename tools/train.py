@@ -1,16 +1,16 @@
-"""train: trains the small denoisers that the repository ships, on pictures that tools.pictures.shapes draws.
+"""Trains the small denoisers that the repository ships (loss, s), on pictures that tools.pictures.shapes draws.
 
-    python -m tools.train codec        # autoencoder, shared by both; five minutes
+    python -m tools.train codec        # autoencoder, shared by all; five minutes
     python -m tools.train unet         # Stable Diffusion's topology; at most 60 minutes on 2 cores
     python -m tools.train dit          # PixArt's class; likewise
     python -m tools.train mmdit        # Stable Diffusion 3's class, flow matching; likewise
     python -m tools.train classifier   # minutes
 
-Each writes below tools/trained/ (``--output``): a diffusers pipeline folder in float16, training.json with how it was
-made, and samples.png. Latent diffusion as in Stable Diffusion: noise prediction on the scaled-linear schedule, or
-velocity prediction on straight paths (flow matching), text encoder trained along, one prompt in ten empty for guidance.
-The shipped unet and dit took 42 and 52 minutes at the same time, on one thread of a core each; the mmdit took 43 beside
-other work.
+Each writes to tools/trained/ (``--output``) a diffusers pipeline folder in float16, training.json with how it was made,
+and samples.png. Latent diffusion as in Stable Diffusion: noise prediction on the scaled-linear schedule, or velocity
+prediction on straight paths (flow matching). The text encoder is trained along, and one prompt in ten is empty, for
+guidance. The shipped unet and dit took 42 and 52 minutes at the same time, on one thread of a core each; the mmdit took
+43 minutes beside other work.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ EMPTY_TOKENS, LONG_EVERY, LONG_BATCH = 256, 8, 8
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """iterations of BATCH pictures, learning rate at its peak."""
+    """iterations: each with BATCH pictures; rate: the largest learning rate."""
 
     iterations: int
     rate: float
@@ -62,14 +62,14 @@ RECIPES = {
 
 
 def batches(seed: int) -> Iterator[Pictures]:
-    """Pictures without end, BATCH at a time."""
+    """Endless batches of BATCH pictures."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield draw(draw_labels(BATCH, generator), generator)
 
 
 class TrainingProgress:
-    """Learning rate (short warm-up, then a cosine), mean of the last hundred losses, and a line now and then."""
+    """The optimizer, its learning rate (short warm-up, then a cosine), recent mean loss, and a log."""
 
     def __init__(self, modules: Sequence[nn.Module], recipe: TrainingRecipe, name: str) -> None:
         self._parameters = [p for module in modules for p in module.parameters()]
@@ -85,7 +85,7 @@ class TrainingProgress:
         return sum(recent) / len(recent)
 
     def step(self, loss: torch.Tensor, shown: torch.Tensor | None = None) -> None:
-        """One step of the optimizer. shown: the loss to report, where it is another."""
+        """One step of the optimizer. shown: the loss to report instead."""
         done, count = len(self._losses), self._recipe.iterations
         rate = self._recipe.rate * min(1.0, (done + 1) / 100) * (1 + math.cos(math.pi * done / count)) / 2
         for group in self._optimizer.param_groups:
@@ -152,7 +152,7 @@ def train_denoiser(
 def noise_lesson(
     scheduler: Any, latents: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(noisy latents, timesteps, what the denoiser should say, weights of the losses), for noise prediction."""
+    """(noisy latents, timesteps, target output, weights of the losses), for noise prediction."""
     kept_signal = scheduler.alphas_cumprod
     # Where little signal is left only the prompt tells what to draw, and the loss of the noise hardly does: it counts
     # for more there. The loss of the velocity would count as the square of this.
@@ -165,7 +165,7 @@ def noise_lesson(
 def velocity_lesson(
     scheduler: Any, latents: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same for velocity prediction on straight paths, noise levels uniform."""
+    """The same for velocity prediction on straight paths, with uniform noise levels."""
     noise, level = torch.randn_like(latents), torch.rand(len(latents))
     timesteps = level * scheduler.config.num_train_timesteps
     level = level.view(-1, 1, 1, 1)
@@ -192,7 +192,7 @@ def condition(pipe: Any, captions: Sequence[str], empty_tokens: int = 0) -> dict
 
 
 def train_classifier(codec: AutoencoderTiny, recipe: TrainingRecipe, seed: int) -> tuple[Classifier, TrainingProgress]:
-    """Learn from pictures that went through the codec, with some noise."""
+    """Train on pictures that went through the codec, with some noise added."""
     classifier = Classifier()
     progress = TrainingProgress([classifier], recipe, "classifier")
     for pictures, _ in zip(batches(seed), range(recipe.iterations), strict=False):
@@ -222,7 +222,7 @@ def samples(pipe: Any, kind: str, seed: int, count: int) -> torch.Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; see the module's text."""
+    """Run the command; exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m tools.train", description=__doc__.split("\n", 1)[0])
     parser.add_argument("what", choices=tuple(RECIPES))
     parser.add_argument("--output", type=Path, default=TRAINED, metavar="FOLDER", help="default: tools/trained")

@@ -25,7 +25,12 @@ CallInputs = dict[str, Any]
 
 @dataclass(frozen=True)
 class DenoiserGraphs:
-    """whole: of a full call; half: of one half of the guidance batch, None where there are no two."""
+    """Traced graphs of a denoiser.
+
+    Attributes:
+        whole: of a full call.
+        half: of a call with one half of the guidance batch; None where the denoiser has no guidance batch.
+    """
 
     whole: TracedGraph
     half: TracedGraph | None
@@ -51,7 +56,7 @@ class SmallDenoiser(nn.Module):
 
 
 def denoiser(name: str) -> tuple[Callable[[], nn.Module], CallInputs, Mapping[str, Any]]:
-    """How to build it with random weights, the arguments of a call, and their roles."""
+    """(a function that builds it with random weights, the arguments of a call, their roles)."""
     if name == SMALL:
         inputs = {"sample": torch.zeros(2, 256, 64), "timestep": torch.zeros(())}
         return lambda: SmallDenoiser().eval(), inputs, {"sample": "latent", "timestep": "timestep"}
@@ -60,7 +65,7 @@ def denoiser(name: str) -> tuple[Callable[[], nn.Module], CallInputs, Mapping[st
 
 
 def graphs_of(name: str, folder: Path) -> DenoiserGraphs:
-    """The traced graphs, from the folder where they are kept there."""
+    """The traced graphs, read from the folder if they are there, else traced and written to it."""
     kept = folder / f"{name}.graphs.pickle"  # of this tool's own making; it loads no others
     if kept.exists():
         graphs: DenoiserGraphs = pickle.loads(kept.read_bytes())

@@ -27,7 +27,7 @@ STEPS = 20  # of a trajectory through the engine
 
 
 def engine(name: str, device: str, folder: Path) -> dict[str, Any]:
-    """Steps of the engine with N ranks on one device, exact and async, beside the unmodified denoiser.
+    """Time steps of the engine with N ranks on one device, exact and async, beside the unmodified denoiser.
 
     On a GPU each rank has its share of it and replays CUDA graphs; the step includes all that the engine does.
     """
@@ -56,7 +56,7 @@ def _plan(name: str, graphs: DenoiserGraphs, count: int, device: str, folder: Pa
 
 
 def _step_ms(call: Callable[..., Any], arguments: CallInputs, roles: Mapping[str, Any], device: torch.device) -> float:
-    """Median over trajectories of the mean time of a call, after one in which graphs are captured."""
+    """Median over trajectories of the mean time of a call; the first trajectory, which captures graphs, is left out."""
     timestep = next(path for path, role in roles.items() if role in ("timestep", Role.TIMESTEP))
     samples = []
     for _ in range(ROUNDS + 1):

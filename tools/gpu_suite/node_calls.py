@@ -17,7 +17,7 @@ from runtime.worker.segment import lower
 def call_of(
     graph: TracedGraph, nodes: Sequence[Node], device: torch.device, *, compile: bool = False
 ) -> Callable[[], Any]:
-    """A call of some nodes of a graph, whatever they read from others being random."""
+    """A function that runs some nodes of a graph; what they read from other nodes is random."""
     made = {node.name for node in nodes}
     reads = list(dict.fromkeys(name for node in nodes for name in node.reads if name not in made))
     results = set(graph.result_values)
@@ -33,7 +33,7 @@ def call_of(
 
 
 def free() -> None:
-    """Give the memory of what is no longer held back to the device."""
+    """Return unused cached memory to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -12,7 +12,13 @@ CONCURRENT = ("sd15", "sdxl", "sd3")  # of these also what runs at once; the eng
 
 @dataclass(frozen=True)
 class SuitePart:
-    """name: of its document. command: arguments to python -m. limit_s: some three times what it should need."""
+    """A part of the suite.
+
+    Attributes:
+        name: of its document.
+        command: arguments of ``python -m``.
+        limit_s: time after which it is killed; about three times what it should take.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -20,7 +26,7 @@ class SuitePart:
 
 
 def plan_parts(names: Sequence[str], device: str, folder: Path) -> list[SuitePart]:
-    """All parts, in order; those that need a GPU only where the device is one."""
+    """All parts, in order; without those that need a GPU where the device is a CPU."""
     on_gpu = device != "cpu"
 
     def part(name: str, kind: str, of: str, limit_s: float) -> SuitePart:

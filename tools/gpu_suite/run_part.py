@@ -1,8 +1,8 @@
-"""gpu_parts: one part of tools.gpu_suite in a process of its own.
+"""Runs one part of the suite in this process: tests, traces, or times (ms, medians) of one denoiser.
 
-python -m tools.gpu_suite.run_part components --denoiser sd15 --device cuda:0 --output FOLDER
+    python -m tools.gpu_suite.run_part components --denoiser sd15 --device cuda:0 --output FOLDER
 
-Writes FOLDER/PART-DENOISER.json and prints it. Times in ms, medians.
+Writes FOLDER/PART-DENOISER.json and prints it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tools.gpu_suite.times import compiled_whole, components, profile
 
 
 def traces(names: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Trace all denoisers, several at a time: how many nodes each has, or why it cannot be traced."""
+    """Trace all denoisers, several at a time; the number of nodes of each, or why it cannot be traced."""
     start = time.perf_counter()
     found: dict[str, Any] = {}
     with ProcessPoolExecutor(max_workers=min(len(names), 8), mp_context=get_context("spawn")) as pool:
@@ -38,7 +38,7 @@ def traces(names: Sequence[str], folder: Path) -> dict[str, Any]:
 
 
 def tests(folder: Path) -> dict[str, Any]:
-    """The tests that need a GPU; their output is this process's."""
+    """Run the tests that need a GPU and count what became of them."""
     report = folder / "tests.xml"
     places = ["tests/runtime", "tests/partitioner", "tests/tools"]
     command = ["pytest", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}", *places]

@@ -1,4 +1,4 @@
-"""gpu_concurrency: what runs at once on shares of one GPU, bare and through the engine; parts of tools.gpu_suite."""
+"""concurrency: whether components run at once on shares of one GPU, without the engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ ROUNDS = 5  # of measurements, whose median counts
 
 
 class CapturedCall:
-    """A call captured as a CUDA graph on a stream; the graph holds what it reads by address only, so this holds it."""
+    """A call captured as a CUDA graph on a stream.
+
+    It also holds the tensors that the graph reads, since the graph has only their addresses.
+    """
 
     def __init__(self, run: Callable[[], Any], stream: torch.cuda.Stream) -> None:
         self.stream, self._run = stream, run
@@ -41,7 +44,7 @@ class CapturedCall:
 
 
 def together_ms(loops: Sequence[CapturedCall]) -> float:
-    """Time per round of replaying all of them at once, each on its stream."""
+    """Time in ms of replaying all of them at once, each on its stream; median over rounds."""
     samples = []
     for _ in range(ROUNDS):
         torch.cuda.synchronize()
@@ -55,10 +58,10 @@ def together_ms(loops: Sequence[CapturedCall]) -> float:
 
 
 def concurrency(name: str, device: str, folder: Path) -> dict[str, Any]:
-    """N components at once, each on its share of the GPU, against the whole denoiser on one such share.
+    """Run N components at once, each on its share of the GPU, beside the whole denoiser on one such share.
 
-    What is shared all the same, the memory's bandwidth and the clock, is in the figures: "alone" runs one component at
-    a time on its share. "unshared" runs them on ordinary streams of the whole GPU.
+    Memory bandwidth and clock are shared all the same and show in the figures: "alone" runs one component at a time
+    on its share. "unshared" runs them at once on ordinary streams of the whole GPU.
     """
     graphs = graphs_of(name, folder)
     target = measuring_device(device, "eager")

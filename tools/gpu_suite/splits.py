@@ -1,7 +1,4 @@
-"""gpu_subject: what tools.gpu_suite measures: denoisers with random parameters, their graphs, calls of them, splits.
-
-Traced graphs and profiles are kept in the suite's folder, so that each denoiser is traced and profiled once.
-"""
+"""The solver's splits of the suite's denoisers, from profiles that the suite has recorded."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ def profile_path(name: str, mode: TimingMode, folder: Path) -> Path:
 
 
 def cost_model_of(name: str, device: str, folder: Path) -> CostModel:
-    """Costs by the recorded profile of kernels alone, which is what CUDA graphs replay, or else by the eager one."""
+    """Costs by the recorded profile of CUDA graphs if it is there, else by that of eager calls."""
     paths = [profile_path(name, mode, folder) for mode in reversed(modes_of(device))]
     return choose_cost_model(str(next((path for path in paths if path.exists()), paths[-1])), None)
 

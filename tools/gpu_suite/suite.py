@@ -20,7 +20,7 @@ PartRunner = Callable[
 
 
 class GpuSuite:
-    """The parts, and what the folder says of them."""
+    """The parts, and their state as the files in the folder show it."""
 
     def __init__(self, parts: Sequence[SuitePart], folder: Path, run: PartRunner, say: Callable[[str], None]) -> None:
         self._parts = parts
@@ -43,11 +43,11 @@ class GpuSuite:
         return (self._folder / f"{part.name}.json").exists()
 
     def failures(self, part: SuitePart) -> int:
-        """How often it failed; being cut short by the end of the time is no failure."""
+        """How often a part failed; one that the end of the time cut short has not failed."""
         return sum(1 for number in range(TRIES) if self._failed(part, number).exists())
 
     def missing(self) -> list[SuitePart]:
-        """What is to be run, in order."""
+        """The parts that are still to be run, in order."""
         open_ = [part for part in self._parts if not self.is_done(part) and self.failures(part) < TRIES]
         return sorted(open_, key=self.failures)
 
@@ -67,7 +67,7 @@ class GpuSuite:
         self._say(f"{part.name}: {how} after {time.monotonic() - start:.0f} s")
 
     def table(self) -> str:
-        """What has become of every part."""
+        """One line per part: done, failed or not run."""
         states = {
             part.name: "done" if self.is_done(part) else "failed" if self.failures(part) else "not run"
             for part in self._parts
@@ -76,7 +76,7 @@ class GpuSuite:
 
 
 def run_command(command: Sequence[str], limit_s: float, log: Path) -> int | None:
-    """Run ``python -m command``, its output in the log; None where it had to be killed at its limit."""
+    """Run ``python -m command``, its output in the log; None where it was killed at its limit."""
     # as many hardware queues as there may be streams: with fewer, streams that share one wait for each other
     environment = dict(os.environ, PYTHONUNBUFFERED="1", CUDA_DEVICE_MAX_CONNECTIONS="32")
     with log.open("wb") as output:

@@ -1,4 +1,4 @@
-"""gpu_times: how long operators, whole denoisers and the components of plans take; parts of tools.gpu_suite."""
+"""Times of operators, whole denoisers and the components of plans: three parts of the suite."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ DEVICE_COUNTS = (2, 4, 8)
 
 
 def profile(name: str, device: str, folder: Path) -> dict[str, Any]:
-    """Profiles of every operator of a full call and of half a one, in files of their own; their sums and the whole.
+    """Write cost profiles with every operator of a full call and of half a guidance batch; compare sums with the whole.
 
-    The whole calls run half before the operators and half after, as in tools.measure.profile.
+    Half of the whole calls run before the operators and half after, as in tools.measure.profile.
     """
     graphs = graphs_of(name, folder)
     rows: list[dict[str, Any]] = []
@@ -71,7 +71,7 @@ def _profile(name: str, graphs: DenoiserGraphs, mode: TimingMode, device: str) -
 
 
 def compiled_whole(name: str, device: str, folder: Path) -> dict[str, Any]:
-    """The whole, compiled, beside the sums of the profiles that were recorded."""
+    """Time the whole denoiser compiled by torch, beside the sums of the recorded profiles."""
     graphs = graphs_of(name, folder)
     run = call_of(graphs.whole, graphs.whole.nodes, measuring_device(device, "eager"), compile=True)
     start = time.perf_counter()
@@ -91,9 +91,9 @@ def compiled_whole(name: str, device: str, folder: Path) -> dict[str, Any]:
 
 
 def components(name: str, device: str, folder: Path) -> dict[str, Any]:
-    """The whole denoiser's latent nodes, and each component of 2-, 4- and 8-device plans, with and without branches.
+    """Time all latent nodes, and each component of plans for 2, 4 and 8 devices, with one and with two branches.
 
-    Speed-ups: of the whole over the slowest component, which is what a step takes if all else is hidden.
+    Speed-up: time of the whole over that of the slowest component, which is a step's time if all else is hidden.
     """
     graphs = graphs_of(name, folder)
     rows: list[dict[str, Any]] = []

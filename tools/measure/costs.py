@@ -1,11 +1,11 @@
-"""check_costs: are costs true? Node times against the measured whole, components as predicted against as measured.
+"""Measures how true predicted times are: errors (%) of node times against the whole, and of components' times.
 
-python -m tools.measure costs [--denoiser svd-like] [--ranks 2] [--json]
+    python -m tools.measure costs [--denoiser svd-like] [--ranks 2] [--json]
 
 Measures the small denoisers of tools.denoisers on one CPU thread: every distinct operator call, the whole, and, for
 each number of ranks, the components of the solver's split before and after refinement. Other work on the machine
-spoils it. A machine that has another speed when components are measured than when operators were does not: the whole
-takes turns with the components, and predictions are for the speed that it shows ("pace": its time then over before).
+spoils it. A machine may run at another speed when the components are measured than when the operators were. So the
+whole takes turns with the components, and predictions are scaled by its time then over its time before ("pace").
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from partitioner.planning.candidates import Shape, solve_candidate
 from partitioner.planning.remeasure import Refinement, refine_split
 from partitioner.search.mode import Mode
 from partitioner.search.solver import Solver
+from partitioner.tables import table_text
 from profiles.cost_profile import CostProfile
 from tools.denoisers import DENOISERS
 from tools.measure.profile import record, whole_run
@@ -44,7 +45,7 @@ TARGETS = {"summed": 0.10, "predicted": 0.10, "slowest": 0.05}
 def check(
     name: str, ranks: Sequence[int], mode: Mode, progress: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The figures of one denoiser: of its whole, and of its components for each number of ranks; times in ms."""
+    """The figures of one denoiser: of the whole, and of its components for each number of ranks; times in ms."""
     profile = record(name, "cpu", "eager", "python -m tools.measure costs")
     module, inputs, roles = DENOISERS[name]()
     graph = trace(module, inputs, roles, model=name)
@@ -61,7 +62,7 @@ def check(
 
 
 class TimerBesideWhole:
-    """Times components by turns with the whole; ``whole_ms``: of each measurement. As GivenCosts' timer."""
+    """Times components by turns with the whole, for GivenCosts; ``whole_ms``: the whole's time, each time."""
 
     def __init__(self, run: Callable[[], Any]) -> None:
         self._run = run
@@ -82,7 +83,7 @@ def component_rows(
     mode: Mode,
     progress: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
-    """For each number of ranks, what refining the solver's split found. run: calls the whole."""
+    """For each number of ranks, what refining the solver's split found. run: a call of the whole."""
     costs = apply_profile(profile, graph)
     solver = Solver(build_problem(graph, costs))
     (then,) = profile.checks
@@ -98,8 +99,8 @@ def component_rows(
 
 
 def _figures(refinement: Refinement, pace: float) -> dict[str, Any]:
-    """First round: components as predicted from node times alone, for the ``pace`` that the whole showed then; best
-    round: those of the split that is taken."""
+    """Predicted and measured times of the first round, whose split comes from node times alone, and measured times of
+    the best round, whose split is taken. pace: what predictions of the first round are multiplied by."""
     first, best = refinement.rounds[0], refinement.rounds[refinement.best]
     first = dataclasses.replace(first, predicted_ms=tuple(pace * ms for ms in first.predicted_ms))
     return {
@@ -115,24 +116,46 @@ def _figures(refinement: Refinement, pace: float) -> dict[str, Any]:
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """The figures for people."""
-    lines = [
+    """The figures as text."""
+    targets = (
         f"targets: nodes sum to the whole within {TARGETS['summed']:.0%}, components are as predicted within "
-        f"{TARGETS['predicted']:.0%}, the slowest of refined components within {TARGETS['slowest']:.0%} of the mean",
-        "",
-        f"{'denoiser':12}{'nodes sum to':>14}{'whole':>11}{'error':>9}",
-    ]
-    for row in document["whole"]:
-        lines.append(f"{row['denoiser']:12}{row['summed_ms']:11.1f} ms{row['whole_ms']:8.1f} ms{row['error']:+9.1%}")
-    lines += ["", f"{'denoiser':12}{'ranks':>6}{'error of components':>22}{'slowest over mean':>20}{'refined':>10}"]
-    lines[-1] += f"{'rounds':>8}{'pace':>7}"
-    for row in document["components"]:
-        signed = " ".join(f"{p / m - 1:+.1%}" for p, m in zip(row["predicted_ms"], row["measured_ms"], strict=True))
-        lines.append(
-            f"{row['denoiser']:12}{row['ranks']:6}{row['error']:22.1%}{row['slowest_over_mean'] - 1:20.1%}"
-            f"{row['refined_slowest_over_mean'] - 1:10.1%}{row['rounds']:8}{row['pace']:7.3f}   {signed}"
-        )
-    return "\n".join([*lines, "", *_verdict(document)])
+        f"{TARGETS['predicted']:.0%}, the slowest of refined components within {TARGETS['slowest']:.0%} of the mean"
+    )
+    wholes = table_text(
+        ["denoiser", "nodes sum to, ms", "whole, ms", "error"],
+        [
+            [row["denoiser"], f"{row['summed_ms']:.1f}", f"{row['whole_ms']:.1f}", f"{row['error']:+.1%}"]
+            for row in document["whole"]
+        ],
+        left={0},
+    )
+    components = table_text(
+        [
+            "denoiser",
+            "ranks",
+            "error of components",
+            "slowest over mean",
+            "refined",
+            "rounds",
+            "pace",
+            "each component",
+        ],
+        [
+            [
+                row["denoiser"],
+                str(row["ranks"]),
+                f"{row['error']:.1%}",
+                f"{row['slowest_over_mean'] - 1:.1%}",
+                f"{row['refined_slowest_over_mean'] - 1:.1%}",
+                str(row["rounds"]),
+                f"{row['pace']:.3f}",
+                " ".join(f"{p / m - 1:+.1%}" for p, m in zip(row["predicted_ms"], row["measured_ms"], strict=True)),
+            ]
+            for row in document["components"]
+        ],
+        left={0, 7},
+    )
+    return "\n".join([targets, "", wholes, "", components, "", *_verdict(document)])
 
 
 def _verdict(document: Mapping[str, Any]) -> Iterator[str]:
@@ -141,7 +164,7 @@ def _verdict(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def misses(document: Mapping[str, Any]) -> list[str]:
-    """The targets that were not met, for people."""
+    """The targets that were not met, a phrase for each."""
     found = [
         f"{row['denoiser']}'s nodes {row['error']:+.1%}"
         for row in document["whole"]
@@ -157,8 +180,8 @@ def misses(document: Mapping[str, Any]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 if all targets are met, 1 if not, 2 for a wrong option."""
-    parser = argparse.ArgumentParser(prog="python -m tools.measure costs", description=(__doc__ or "").split("\n")[0])
+    """Run the command; exit code 0 if all targets are met, 1 if not, 2 for a wrong option."""
+    parser = argparse.ArgumentParser(prog="python -m tools.measure costs", description=__doc__.split("\n")[0])
     parser.add_argument("--denoiser", action="append", choices=tuple(DENOISERS), help="may be repeated (default: all)")
     parser.add_argument("--ranks", action="append", type=int, metavar="N", help="may be repeated (default: 2, 3, 4)")
     parser.add_argument("--mode", default="lookahead", choices=get_args(Mode), help="default: lookahead")

@@ -1,11 +1,16 @@
-"""measure_links: latency and bandwidth between every ordered pair of ranks, through the engine's own transport.
+"""Measures latency (us) and bandwidth (GB/s) between every ordered pair of ranks, through the engine's own transport.
 
-python -m tools.measure links --ranks 2 [--output devices.json] [--name cpu] [--json]
+    python -m tools.measure links --ranks 2 [--output devices.json] [--name cpu] [--json]
 
-Starts one process per rank on this machine, joined by GlooMailbox as the engine's are. In turn, each rank of a pair
-sends messages to the other, which answers each with a few bytes: half of the fastest exchange of a small message is
-the latency, and what a large one takes longer is due to its bytes. --output writes a description of the ranks as
-devices, as `partition-model --devices` takes it; the other figures of a device are those of the data sheet --name.
+Starts one process per rank on this machine, joined as the engine's ranks are. In turn, each rank of a pair sends
+messages to the other, which answers each with a few bytes:
+
+    sender   4 B ->            16 MB ->            4 B -> ...
+    reader           4 B <-             4 B <-
+
+Half of the fastest exchange of a small message is the latency; what the fastest exchange of a large one takes longer is
+due to its bytes. --output writes the ranks as devices, as `partition-model --devices` takes them; the other figures of
+a device come from the data sheet --name.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from partitioner.errors import PartitionerError, UsageError
 from partitioner.fleet import known_device
 from partitioner.graph.ir import TensorMeta
 from partitioner.simulator.machine import Link
+from partitioner.tables import table_text
 from profiles.json_files import JsonFileError, write_atomic
 from runtime.transport.gloo import GlooMailbox
 from runtime.transport.mailbox import Expected, Mailbox, MessageKey
@@ -42,14 +48,22 @@ TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class _Said:
-    """What a rank has set in the rendezvous; the parent tells the others."""
+    """An address that a rank has published; the parent passes it on to the others."""
 
     key: str
     value: bytes
 
 
 def measure_links(ranks: int) -> dict[tuple[int, int], Link]:
-    """(sender, reader) -> what was measured of the way between them. RuntimeError where a rank fails."""
+    """Measure the links between so many processes on this machine.
+
+    Returns:
+        (sender, reader) -> the link from one to the other.
+
+    Raises:
+        ValueError: fewer than two ranks.
+        RuntimeError: a rank failed or does not answer.
+    """
     if ranks < 2:
         raise ValueError(f"links join two ranks at least; got {ranks}")
     context = multiprocessing.get_context("spawn")
@@ -92,7 +106,7 @@ def measure_links(ranks: int) -> dict[tuple[int, int], Link]:
 
 
 def _rank(rank: int, ranks: int, pipe: Connection) -> None:
-    """One process: joins the others, measures what it sends, and says so."""
+    """One process: joins the others, times what it sends, and reports it through the pipe."""
     torch.set_num_threads(1)
     rendezvous = Rendezvous(lambda key, value: pipe.send(_Said(key, value)), TIMEOUT_S)
     ended = threading.Event()
@@ -132,14 +146,14 @@ def _meta(size_bytes: int) -> TensorMeta:
 
 @dataclass(frozen=True)
 class _Exchange:
-    """Messages from ``sender`` and the answers of ``reader``; ``context`` keeps them apart from other pairs'."""
+    """Keys of the messages of ``sender`` and the answers of ``reader``; every pair has a ``context`` of its own."""
 
     sender: int
     reader: int
     context: int
 
     def message(self, number: int) -> MessageKey:
-        """Small and large ones by turns."""
+        """Of the message of that number: small for even numbers, large for odd ones."""
         return MessageKey(0, 2 * self.sender + number % 2, self.context, number)
 
     def answer(self, number: int) -> MessageKey:
@@ -172,26 +186,26 @@ def _take(mailbox: Mailbox, key: MessageKey) -> torch.Tensor:
 
 
 def describe(links: Mapping[tuple[int, int], Link], name: str) -> dict[str, Any]:
-    """The ranks as devices: each as fast as the slowest way to it."""
+    """The ranks as a file of devices, each with the slowest of the links that lead to it."""
     sheet = known_device(name)
     devices = []
     for rank in sorted({reader for _, reader in links}):
-        ways = [wire for (_, reader), wire in links.items() if reader == rank]
+        ways = [link for (_, reader), link in links.items() if reader == rank]
         devices.append({
             "name": sheet.name,
-            "link_gb_per_s": round(min(wire.gb_per_s for wire in ways), 3),
-            "latency_us": round(max(wire.latency_ms for wire in ways) * 1e3, 1),
+            "link_gb_per_s": round(min(link.gb_per_s for link in ways), 3),
+            "latency_us": round(max(link.latency_ms for link in ways) * 1e3, 1),
         })  # fmt: skip
     return {"devices": devices}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0; 2 for a wrong option or a file that cannot be written; 5 if a rank failed."""
-    parser = argparse.ArgumentParser(prog="python -m tools.measure links", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--ranks", type=int, default=2, help="default: 2")
+    """Run the command; exit code 0, 2 for a wrong option or a file that cannot be written, 5 if a rank failed."""
+    parser = argparse.ArgumentParser(prog="python -m tools.measure links", description=__doc__.split("\n")[0])
+    parser.add_argument("--ranks", type=int, default=2, metavar="N", help="default: 2")
     parser.add_argument("--name", default="cpu", help="data sheet of the ranks' device; default: cpu")
     parser.add_argument("--output", type=Path, help="write the ranks as devices, for partition-model --devices")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     options = parser.parse_args(arguments)
     if options.ranks < 2:
         parser.error(f"--ranks {options.ranks}: links join two ranks at least")
@@ -210,12 +224,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 5
     rows = [
-        {"sender": a, "reader": b, "latency_us": wire.latency_ms * 1e3, "gb_per_s": wire.gb_per_s}
-        for (a, b), wire in links.items()
+        {"sender": a, "reader": b, "latency_us": link.latency_ms * 1e3, "gb_per_s": link.gb_per_s}
+        for (a, b), link in links.items()
     ]
     if options.json:
         print(json.dumps({"links": rows}, indent=1, allow_nan=False))
     else:
-        for row in rows:
-            print("{sender} to {reader}: {latency_us:7.1f} us, {gb_per_s:6.2f} GB/s".format(**row))
+        cells = [
+            [str(a), str(b), f"{link.latency_ms * 1e3:.1f}", f"{link.gb_per_s:.2f}"] for (a, b), link in links.items()
+        ]
+        print(table_text(["sender", "reader", "latency, us", "bandwidth, GB/s"], cells))
     return 0

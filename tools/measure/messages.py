@@ -1,11 +1,12 @@
-"""measure_header: what it costs a step that every message is checked before it is used.
+"""Measures what it costs a step (ms) that every message is checked before it is used.
 
-python -m tools.measure messages [--denoiser sd15-like] [--rounds 10] [--calls 20] [--json]
+    python -m tools.measure messages [--denoiser sd15-like] [--rounds 10] [--calls 20] [--json]
 
-Two engines of two ranks, one thread each, run the same plan: one as it is, one in which both ranks believe every
-message (unchecked_rank). They take turns, in turned order in every other round; a round's figure is the mean time
-of an async call. Printed are the medians, their ratio, and the median of the rounds' own ratios with its spread, which
-other work on the machine disturbs less; and, from the first engine's driver, the time that its checks themselves take.
+Two engines of two ranks, one thread each, run the same plan: one as it is, one whose ranks use every message without
+checks (tools.measure.unchecked_rank). They take turns, in reversed order in every other round; the figure of a round
+is the mean time of an async call. Printed are the medians and their ratio; the median and the quartiles of the rounds'
+own ratios, which other work on the machine disturbs less; and the time that the checks of the first engine's driver
+take themselves.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ from runtime.engine import Engine
 from runtime.options import EngineOptions
 from runtime.ranks.launch import LocalLauncher
 from tools.denoisers import DENOISERS
-from tools.measure.unchecked_rank import believe
+from tools.measure.unchecked_rank import skip_checks
 
 _CHECKS = ("_check_header", "_check_sent", "_stray")
 
 
 def start(module: torch.nn.Module, plan: Plan, *, checked: bool) -> Engine:
-    """An engine as it is, or one whose ranks believe every message."""
+    """An engine as it is, or one whose ranks do not check messages."""
     options = EngineOptions(step_timeout_s=600)
     if checked:
         return Engine(module, plan, options)
     with mock.patch("runtime.ranks.start.LocalLauncher", return_value=LocalLauncher("tools.measure.unchecked_rank")):
         engine = Engine(module, plan, options)
-    believe(engine._ranks.worker.mailbox)
+    skip_checks(engine._ranks.worker.mailbox)
     return engine
 
 
 class Stopwatch:
-    """Sums the time that the checks of a mailbox take; the wait for a message is none of them."""
+    """Sums the time that a mailbox spends checking messages, without the wait for them."""
 
     def __init__(self, mailbox: Any) -> None:
         self.seconds = 0.0
@@ -63,20 +64,20 @@ class Stopwatch:
 
 
 def measure(name: str, rounds: int, calls: int) -> dict[str, Any]:
-    """The figures; times in ms of a call."""
+    """Run both engines by turns; times in ms of a call."""
     module, inputs, roles = DENOISERS[name]()
     torch.set_num_threads(1)
     plan = compile(module, inputs, roles, 2, device="cpu", options=PlanOptions(branches=1, mode="async", force=True))
     by_checked: dict[bool, list[float]] = {True: [], False: []}
-    with start(module, plan, checked=True) as checked, start(module, plan, checked=False) as believing:
-        engines = {True: checked, False: believing}
+    with start(module, plan, checked=True) as checked, start(module, plan, checked=False) as unchecked:
+        engines = {True: checked, False: unchecked}
         timestep = 1000.0
 
         def run(engine: Engine, count: int) -> float:
             nonlocal timestep
             begin = time.perf_counter()
             for _ in range(count):
-                timestep -= 1e-3  # one trajectory for all: it falls within one
+                timestep -= 1e-3  # falls throughout, so that all calls are one trajectory
                 engine(**{**inputs, "timestep": torch.full_like(inputs["timestep"], timestep)})
             return (time.perf_counter() - begin) / count * 1e3
 
@@ -104,11 +105,11 @@ def measure(name: str, rounds: int, calls: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
+    """Run the command; exit code 0."""
     made = argparse.ArgumentParser(prog="python -m tools.measure messages", description=__doc__.split("\n")[0])
     made.add_argument("--denoiser", choices=DENOISERS, default="sd15-like")
-    made.add_argument("--rounds", type=int, default=10, metavar="N", help="at least 2 (default 10)")
-    made.add_argument("--calls", type=int, default=20, metavar="N", help="per round and engine (default 20)")
+    made.add_argument("--rounds", type=int, default=10, metavar="N", help="at least 2 (default: 10)")
+    made.add_argument("--calls", type=int, default=20, metavar="N", help="per round and engine (default: 20)")
     made.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     options = made.parse_args(argv)
     if options.rounds < 2 or options.calls < 1:

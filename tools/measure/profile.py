@@ -1,6 +1,8 @@
-"""record_profile: measure a denoiser's operators on a device, compare their sum with the whole, write a profile.
+"""Measures the time (ms) of every distinct operator call of a denoiser, and writes them as a cost profile.
 
-python -m tools.measure profile --model sd15-like --device cpu --output sd15-like.json
+    python -m tools.measure profile --model sd15-like --device cpu --output sd15-like.json
+
+The sum over the graph is compared with the measured time of the whole, which is kept in the profile too.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ BUSY = 0.1  # an inter-quartile range of the whole above this share of it says m
 
 
 def record(name: str, device: str, mode: TimingMode, command: str) -> CostProfile:
-    """Profile of one of tools.denoisers, or of a model that partitioner.models knows (with random parameters).
+    """The profile of one of tools.denoisers, or of a model that partitioner.models knows, with random parameters.
 
-    Half of the whole calls that the sum is compared with run before the operators and half after, so that a
-    machine that becomes slower or faster meanwhile does not pass for an error.
+    Half of the whole calls that the sum is compared with run before the operators and half after, so that a machine
+    that becomes slower or faster meanwhile is not mistaken for an error.
     """
     target = measuring_device(device, mode)
     module: nn.Module | None = None
@@ -106,7 +108,7 @@ def _progress(done: int, total: int) -> None:
 
 
 def report(profile: CostProfile) -> str:
-    """What was measured and how the sum compares with the whole, for people."""
+    """What was measured, and how the sum compares with the whole, as text."""
     lines = [f"{len(profile.signatures)} signatures on {profile.device_name}, {profile.dtype}, {profile.mode}"]
     for check in profile.checks:
         lines.append(
@@ -121,7 +123,7 @@ def report(profile: CostProfile) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 for a wrong option, a device that is not there or a file that cannot be written."""
+    """Run the command; exit code 0, or 2 for a wrong option, a missing device or a file that cannot be written."""
     parser = argparse.ArgumentParser(prog="python -m tools.measure profile", description=__doc__.splitlines()[0])
     names = ", ".join((*DENOISERS, *model_names()))
     parser.add_argument("--model", required=True, metavar="NAME", help=f"one of {names}, a folder or a hub id")

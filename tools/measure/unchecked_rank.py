@@ -1,4 +1,4 @@
-"""unchecked_rank: a rank's process whose messages are believed unread, for tools.measure.messages."""
+"""A rank's process that uses messages without checking them, for python -m tools.measure messages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from runtime.ranks import rank_process
 
 
-def believe(mailbox: Any) -> None:
-    """Make a mailbox, or all of a class, use messages without checking that they belong.
+def skip_checks(mailbox: Any) -> None:
+    """Make a mailbox use messages without checking that they belong to this plan and this step.
 
-    Only the key is read of a header: without it a message could not be told from another.
+    Of a header only the key is read, without which messages could not be told apart.
     """
 
     def find(words: Sequence[int], _peer: int, _sequence: int, box: Any = mailbox) -> Any:
@@ -31,17 +31,17 @@ def believe(mailbox: Any) -> None:
 
 
 def main() -> None:
-    """As runtime.ranks.rank_process, with a mailbox that believes."""
+    """Run runtime.ranks.rank_process with a mailbox that checks nothing."""
     from runtime.ranks import rank_main as serve
     from runtime.transport import gloo as transport
 
-    class Believing(transport.GlooMailbox):
+    class UncheckedMailbox(transport.GlooMailbox):
         def __init__(self, *args: Any, **options: Any) -> None:
             self._closing = False
-            believe(self)
+            skip_checks(self)
             super().__init__(*args, **options)
 
-    serve.GlooMailbox = Believing  # type: ignore[attr-defined]
+    serve.GlooMailbox = UncheckedMailbox  # type: ignore[attr-defined]
     rank_process.main()
 
 

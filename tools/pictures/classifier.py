@@ -1,6 +1,7 @@
 """Classifier: tells shape, colour, background and place of a drawn picture; its features are compared too.
 
-It takes the role that CLIP and Inception have for real pictures: agreement with the prompt and Fréchet distance.
+It is to drawn pictures what CLIP and Inception are to photographs: it measures agreement with the prompt and the
+Fréchet distance.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ FILE = Path(__file__).parents[1] / "trained" / "classifier" / "classifier.safete
 
 
 class Classifier(nn.Module):
-    """pixels (count, 3, 32, 32) in [-1, 1] -> one tensor of logits per entry of CHOICES."""
+    """A small convolutional network: pixels (count, 3, 32, 32) in [-1, 1] -> logits for each of CHOICES."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(FEATURES, count) for count in CHOICES)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(count, FEATURES)."""
+        """Features (count, FEATURES) of pixels (count, 3, 32, 32) in [-1, 1]."""
         made: torch.Tensor = self.project(self.convolutions(pixels).flatten(1))
         return made
 
@@ -44,7 +45,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def agreement(self, pixels: torch.Tensor, labels: torch.Tensor) -> float:
-        """The share of pictures whose four labels (count, 4) are all recognised."""
+        """Share of pictures in which all four labels (count, 4) are recognised."""
         right = torch.stack([logits.argmax(1) for logits in self(pixels)], 1) == labels
         return float(right.all(1).float().mean())
 

@@ -7,7 +7,13 @@ from PIL import Image
 
 
 def picture_grid(pixels: torch.Tensor, columns: int = 8, enlarge: int = 3) -> Image.Image:
-    """(count, 3, height, width) in [-1, 1] as one picture, row by row."""
+    """Many pictures as one, row by row.
+
+    Args:
+        pixels: (count, 3, height, width) in [-1, 1].
+        columns: pictures in a row.
+        enlarge: factor by which the result is enlarged.
+    """
     count, _, height, width = pixels.shape
     rows = count // columns
     grid = pixels[: rows * columns].view(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2)

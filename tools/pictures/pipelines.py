@@ -29,7 +29,7 @@ DENOISERS = ("unet", "dit", "mmdit")
 
 
 def new_codec() -> AutoencoderTiny:
-    """Pictures of 32x32 to latents of 4x8x8 and back."""
+    """An untrained autoencoder: pictures of 3 x 32 x 32 to latents of 4 x 8 x 8 and back."""
     widths, blocks = (32, 32, 32), (1, 1, 1)
     return AutoencoderTiny(
         encoder_block_out_channels=widths, decoder_block_out_channels=widths,
@@ -38,14 +38,14 @@ def new_codec() -> AutoencoderTiny:
 
 
 def load_codec(folder: Path) -> AutoencoderTiny:
-    """The codec that was trained, which forgets where it came from."""
+    """The trained autoencoder, without the folder that it came from in its configuration."""
     codec = AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32).eval()
     codec.register_to_config(_name_or_path="")
     return codec
 
 
 def call_arguments(kind: str) -> dict[str, Any]:
-    """The arguments that a call of a shipped pipeline needs besides the usual ones."""
+    """The arguments that a call of a shipped pipeline needs besides prompt and steps."""
     own: dict[str, dict[str, Any]] = {
         "dit": {"use_resolution_binning": False, "clean_caption": False},
         "mmdit": {"max_sequence_length": 0},  # no empty tokens

@@ -1,4 +1,4 @@
-"""shapes: a procedural data set of captioned pictures, for small denoisers that can be trained on a CPU.
+"""Draws a procedural data set of captioned pictures, for small denoisers that can be trained on a CPU.
 
 A picture shows one shape of one colour on a background, in one place, with a little jitter of size and place. The
 caption names all four, so that a classifier can tell whether a generated picture agrees with its prompt.
@@ -35,7 +35,12 @@ WORDS = ("a", "on", *SHAPES, *COLOURS, *BACKGROUNDS, *PLACES)
 
 @dataclass(frozen=True)
 class Pictures:
-    """pixels: (count, 3, SIZE, SIZE) in [-1, 1]. labels: (count, 4), an index into each of CHOICES."""
+    """Drawn pictures.
+
+    Attributes:
+        pixels: (count, 3, SIZE, SIZE) in [-1, 1].
+        labels: (count, 4), one index for each of CHOICES: shape, colour, background, place.
+    """
 
     pixels: torch.Tensor
     labels: torch.Tensor
@@ -46,13 +51,17 @@ class Pictures:
 
 
 def caption(label: list[int]) -> str:
-    """The caption of one label: "a red circle on navy left"."""
+    """The caption of one label.
+
+    >>> caption([0, 0, 3, 1])
+    'a red circle on navy left'
+    """
     shape, colour, background, place = label
     return f"a {list(COLOURS)[colour]} {SHAPES[shape]} on {list(BACKGROUNDS)[background]} {list(PLACES)[place]}"
 
 
 def draw_labels(count: int, generator: torch.Generator) -> torch.Tensor:
-    """(count, 4) labels, each part uniform."""
+    """Uniformly random labels (count, 4)."""
     return torch.stack([torch.randint(n, (count,), generator=generator) for n in CHOICES], 1)
 
 

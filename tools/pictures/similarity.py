@@ -1,4 +1,4 @@
-"""Figures of likeness between pictures: PSNR and SSIM."""
+"""How alike two pictures are: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ SPREAD = 1.5  # deviation of the window's Gaussian, in pixels
 
 
 def psnr(pixels: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Per picture, in dB; (count, 3, height, width) in [0, 1]. 100 where they are equal to 1e-10."""
+    """Peak signal-to-noise ratio of each picture, in dB, at most 100.
+
+    Args:
+        pixels, reference: (count, 3, height, width) in [0, 1].
+    """
     error = (pixels.double() - reference.double()).square().flatten(1).mean(1)
     return -10 * error.clamp_min(1e-10).log10()
 
 
 def ssim(pixels: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Per picture, in [-1, 1]; (count, 3, height, width) in [0, 1].
+    """Structural similarity of each picture, in [-1, 1].
 
-    Source: Wang et al., 2004; Gaussian window of 11 pixels (or all of a smaller picture's), valid positions only.
+    Source: Wang et al., 2004, with a Gaussian window of 11 pixels, or as many as a smaller picture has, at positions
+    where all of the window is inside.
+
+    Args:
+        pixels, reference: (count, 3, height, width) in [0, 1].
     """
     one, other = pixels.double(), reference.double()
     size = min(WINDOW, *one.shape[-2:])

@@ -1,4 +1,4 @@
-"""Tokenizers of the words that tools.pictures.shapes writes captions with; every word is one token."""
+"""Tokenizers of the words that captions of drawn pictures are written with; every word is one token."""
 
 from __future__ import annotations
 

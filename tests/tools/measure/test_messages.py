@@ -14,7 +14,7 @@ from tools.measure import messages as measure_header
 
 
 @pytest.mark.processes
-def test_an_engine_that_believes_gives_the_same_and_checks_nothing() -> None:
+def test_an_engine_without_checks_gives_the_same_and_checks_nothing() -> None:
     denoiser = toy()
     plan = toy_plan(denoiser)
     outputs = []
