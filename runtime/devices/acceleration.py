@@ -14,7 +14,14 @@ from runtime.errors import InputError
 
 
 def check_acceleration(transport: str, devices: Sequence[str], *, cuda_graphs: bool, green_contexts: bool) -> None:
-    """InputError where CUDA graphs or green contexts are asked for and the ranks cannot have them."""
+    """Raise InputError where CUDA graphs or green contexts are asked for and the ranks cannot have them.
+
+    Args:
+        transport: the engine's, see runtime.options.
+        devices: of the ranks.
+        cuda_graphs: whether ranks shall replay CUDA graphs.
+        green_contexts: whether ranks that share a GPU shall get shares of it.
+    """
     if cuda_graphs and not all(torch.device(device).type == "cuda" for device in devices):
         raise InputError(f"CUDA graphs need GPUs, and the devices are {', '.join(devices)}; leave cuda_graphs out")
     if green_contexts and transport != "threads":
@@ -24,9 +31,14 @@ def check_acceleration(transport: str, devices: Sequence[str], *, cuda_graphs: b
 
 
 def device_streams(devices: Sequence[str], *, green_contexts: bool = False) -> list[DeviceStream]:
-    """A device stream for each rank. green_contexts: ranks that share a GPU get equal, disjoint shares of it.
+    """A device stream for each rank.
 
-    InputError where no two ranks share one.
+    Args:
+        devices: rank -> device, as torch names it; "cuda" is the current GPU.
+        green_contexts: ranks that share a GPU get equal, disjoint shares of it.
+
+    Raises:
+        InputError: green contexts are asked for, and no two ranks share a GPU.
     """
     whole = [_with_index(torch.device(device)) for device in devices]
     ranks_on = Counter(device for device in whole if device.type == "cuda")
@@ -50,7 +62,7 @@ def device_streams(devices: Sequence[str], *, green_contexts: bool = False) -> l
 
 
 def _with_index(device: torch.device) -> torch.device:
-    """ "cuda" is the current GPU."""
+    """The device with its index; that of "cuda" is the current GPU's."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device

@@ -1,4 +1,4 @@
-"""CUDA graphs: a segment's kernels, captured once in memory of their own and launched together from then on."""
+"""CUDA graphs: the kernels of a segment, captured once in memory of their own and launched together from then on."""
 
 from __future__ import annotations
 
@@ -12,25 +12,35 @@ Pool = Any  # torch gives the type of its memory pools no public name
 Value = Any  # a tensor, or a list of tensors where an operator makes several
 Signature = tuple[tuple[torch.Size, tuple[int, ...]], ...]
 
-EAGER_CALLS = 3  # before a capture: code is loaded, kernels are chosen, libraries get their workspaces
+EAGER_CALLS = 3  # before a capture, in which code is loaded, kernels are chosen and libraries get their workspaces
 
-# A capture forbids every other thread what concerns the whole device, such as waiting for all of it, and torch waits
-# for all of it before a capture. So what is no replay, the calls that warm up included, happens one thread at a time.
+# During a capture no other thread may do what concerns the whole device, such as waiting for all of it, and torch
+# itself waits for all of it before a capture. So captures and the calls before them happen in one thread at a time.
 _NO_REPLAY = threading.Lock()
 
 
 def graph_pool() -> Pool:
-    """Memory for the graphs of one rank, which it replays one after the other on one stream."""
+    """A memory pool for the graphs of one rank, which it replays one after the other on one stream."""
     return torch.cuda.graph_pool_handle()
 
 
 class GraphedRun:
     """A function on one GPU; after EAGER_CALLS calls its kernels are replayed from a CUDA graph.
 
-    fixed: by position, whether an input is the same tensor in every call (a parameter), which the kernels then read
-    in place. The other inputs are copied into static buffers, and the outputs out of the graph's memory, so that the
-    next replay overwrites nothing that anybody still has: messages under way, lagged values, results. Copies and
-    replay stand on the current stream, which orders them after each other. One graph per shapes and strides.
+    The first calls with given shapes and strides, then the later ones, all on the current stream:
+
+        calls 1 to 3   run the function
+        call 4         capture the function, then as below
+        calls 5 ...    copy the moving inputs into static buffers; replay the graph; copy the outputs out of its memory
+
+    The copies out let the next replay overwrite nothing that anybody still has: messages under way, lagged values,
+    results.
+
+    Args:
+        function: what to run.
+        fixed: by position, whether an input is the same tensor in every call (a parameter); kernels read those in
+            place. The other inputs are the moving ones.
+        pool: the memory of the rank's graphs.
     """
 
     def __init__(self, function: Callable[..., Sequence[Value]], fixed: Sequence[bool], pool: Pool) -> None:
@@ -42,7 +52,7 @@ class GraphedRun:
 
     @property
     def is_captured(self) -> bool:
-        """Whether there is a graph for every shape that it was called with, and one at least."""
+        """Whether there is a graph for every signature that it was called with, and at least one."""
         return bool(self._captures) and self._captures.keys() == self._eager_calls.keys()
 
     def __call__(self, *inputs: Value) -> Sequence[Value]:

@@ -1,11 +1,22 @@
-"""CudaDeviceStream: the streams of a rank on a GPU. Ranks are threads of one process; nobody waits on the host.
+"""CudaDeviceStream: the CUDA streams of a rank on a GPU. Ranks are threads of one process; no thread waits for a GPU.
 
-A rank has one compute stream, the current stream of its thread. A message is a tensor and a moment (an event): the
-sender records it on its compute stream after the producer, the reader's compute stream waits for it where the message
-is taken. Between ranks of one GPU nothing is copied. Between two GPUs each ordered pair of ranks has a pair of copy
-streams, one on either GPU (torch copies on the source's current stream, between barriers with the target's): a copy
-waits for its own producer only, and delays neither the sender's compute nor other messages, nor can messages that
-travel both ways wait for each other.
+A rank has one compute stream, the current stream of its thread. A message is a tensor and an event: the sender records
+the event on its compute stream after the producer, and the reader's compute stream waits for it where the message is
+taken. Between ranks of one GPU nothing is copied. Between two GPUs each ordered pair of ranks has a pair of copy
+streams, one on either GPU (torch copies on the source's current stream, between barriers with the target's). A message
+from rank 0 on GPU A to rank 1 on GPU B:
+
+       compute of rank 0 (A)   copy out, 0 to 1 (A)   copy in, 0 to 1 (B)   compute of rank 1 (B)
+    1  produce the tensor                                                   (other work)
+    2  record ``made``                                                          :
+    3  (other work)            wait for ``made``                                :
+    4      :                   copy ===============>  copy                      :
+    5      :                                          record ``there``          :
+    6      :                                                                wait for ``there``
+    7      :                                                                read the tensor
+
+So a copy waits for its own producer only, delays neither the sender's compute nor other messages, and messages that
+travel both ways cannot wait for each other.
 
 Memory. torch's allocator hands a freed block out again at once to the stream that it was allocated on, so a block must
 not be freed while another stream may still use it. Who uses what on another stream:
@@ -39,11 +50,11 @@ from runtime.devices.stream import DeviceStream, Event
 
 T = TypeVar("T")
 
-COPIES_FIRST = -1  # priority of copy streams; torch takes them from another set than compute streams
+COPIES_FIRST = -1  # priority of copy streams; torch then takes them from another pool than compute streams
 
 
 def new_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
-    """A CUDA stream of its own on this GPU."""
+    """A new CUDA stream on this GPU. priority: lower ones are served first."""
     stream: torch.cuda.Stream = torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]
     return stream
 
@@ -54,7 +65,13 @@ def _event(stream: torch.cuda.Stream) -> Event:
 
 
 class CudaDeviceStream(DeviceStream):
-    """The device stream of a rank on a GPU. compute: its compute stream."""
+    """The device stream of a rank on a GPU. The numbers in its comments are those of the table above.
+
+    Args:
+        rank: whose it is.
+        device: the GPU, with its index.
+        compute: the CUDA stream on which the rank computes.
+    """
 
     def __init__(self, rank: int, device: torch.device, compute: torch.cuda.Stream) -> None:
         super().__init__(rank, device)
@@ -79,7 +96,7 @@ class CudaDeviceStream(DeviceStream):
         return value
 
     def now(self) -> Event | None:
-        return _event(self.compute)
+        return _event(self.compute)  # 2
 
     def fetch(
         self, tensor: torch.Tensor, made: Event | None, sender: DeviceStream
@@ -92,11 +109,11 @@ class CudaDeviceStream(DeviceStream):
                 here = tensor.to(self.device)
             return here, _event(arriving)
         leaving = sender._copy_stream(sender._to, self.rank)
-        leaving.wait_event(made)
+        leaving.wait_event(made)  # 3
         with torch.cuda.stream(leaving), torch.cuda.stream(arriving):
-            here = tensor.to(self.device, non_blocking=True)
+            here = tensor.to(self.device, non_blocking=True)  # 4
         tensor.record_stream(leaving)
-        return here, _event(arriving)
+        return here, _event(arriving)  # 5
 
     def _copy_stream(self, streams: dict[int, torch.cuda.Stream], peer: int) -> torch.cuda.Stream:
         if peer not in streams:
@@ -104,7 +121,7 @@ class CudaDeviceStream(DeviceStream):
         return streams[peer]
 
     def accept(self, tensor: torch.Tensor, there: Event) -> None:
-        self.compute.wait_event(there)
+        self.compute.wait_event(there)  # 6
         tensor.record_stream(self.compute)
 
     def synchronize(self) -> None:

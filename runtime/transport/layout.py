@@ -1,4 +1,4 @@
-"""How a tensor of any memory layout becomes contiguous bytes, and a tensor again."""
+"""Layout: a tensor of any memory layout as contiguous bytes, and back."""
 
 from __future__ import annotations
 
@@ -8,24 +8,31 @@ from partitioner.graph.ir import TensorMeta
 
 
 def pack(tensor: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
-    """The elements in the memory order that was traced, contiguous; no copy where the tensor lies like that."""
+    """The tensor's elements in the memory order of ``meta``, contiguous; no copy where they lie so already.
+
+    >>> transposed = torch.arange(6).view(3, 2).t()
+    >>> pack(transposed, TensorMeta((2, 3), (1, 2), "int64"))
+    tensor([[0, 1],
+            [2, 3],
+            [4, 5]])
+    """
     return tensor.permute(_memory_order(meta)).contiguous()
 
 
 def as_bytes(packed: torch.Tensor) -> torch.Tensor:
-    """The bytes of a contiguous tensor, without a copy. A single element may have any stride, also 0."""
+    """The bytes of a contiguous tensor, without a copy; also of a single element, which may have any stride."""
     return packed.as_strided((packed.numel(),), (1,)).view(torch.uint8)
 
 
 def unpack(packed: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
-    """Undo ``pack``; takes the elements in any shape."""
+    """Undo ``pack``: a tensor of the shape and memory order of ``meta``. packed: the elements, in any shape."""
     order = _memory_order(meta)
     inverse = sorted(range(len(order)), key=order.__getitem__)
     return packed.view([meta.shape[dim] for dim in order]).permute(inverse)
 
 
 def _memory_order(meta: TensorMeta) -> list[int]:
-    """Dimensions by falling stride, if the tensor fills its memory without gaps in that order; else as they are."""
+    """The dimensions by falling stride if a tensor of this meta fills its memory without gaps, else as they are."""
     order = sorted(range(len(meta.shape)), key=lambda dim: (-meta.stride[dim], dim))
     length = 1
     for dim in reversed(order):

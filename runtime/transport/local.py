@@ -1,4 +1,4 @@
-"""LocalMailbox: messages between ranks that are threads of one process, or are emulated in turn."""
+"""LocalMailbox: messages between ranks that are threads of one process, or take turns in one thread."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from runtime.transport.mailbox import Mailbox, MessageKey
 
 
 class LocalMailbox(Mailbox):
-    """Ranks of one process: a send puts the tensor into the reader's mailbox.
+    """A send puts the tensor into the reader's mailbox.
 
-    It is laid out in memory as other mailboxes would do it, so that all give the same bits; mostly that is no copy.
+    The tensor is laid out in memory as after a transport between processes, so that all transports give the same bits;
+    mostly that needs no copy.
+
+    Args:
+        rank: whose mailbox it is.
+        peers: the mailboxes of all ranks, by rank; complete when the first message is sent.
+        device: where the rank computes.
     """
 
     def __init__(self, rank: int, peers: list[LocalMailbox], device: torch.device) -> None:

@@ -1,7 +1,11 @@
-"""Mailbox: one rank's side of the transport: messages by key, whoever delivers them.
+"""Mailbox: one rank's side of the transport; it keeps the messages that have arrived until they are taken.
 
-Every message has a key (table, wire, context, step). Its sender says who reads it; its reader takes it by key,
-so that which value is read never depends on timing. A mailbox keeps a rank's arrived messages.
+Every message has a key (table, wire, context, step). Its sender says which ranks read it; its reader takes it by key,
+so that which value is read never depends on timing.
+
+    LocalMailbox    ranks that are threads of one process, or take turns in one thread
+    StreamMailbox   threads of one process, some of them on GPUs
+    GlooMailbox     processes, on one machine or several
 """
 
 from __future__ import annotations
@@ -20,7 +24,11 @@ from runtime.errors import MessageError
 
 
 class MessageKey(NamedTuple):
-    """Names one message. table: which graph or parameter list; wire: its index there."""
+    """Names one message.
+
+    table: number of the graph, or of the list of parameters, that the tensor belongs to. wire: its index there.
+    context: number of the cache context (and micro-batch). step: of the evaluation that made it.
+    """
 
     table: int
     wire: int
@@ -30,7 +38,7 @@ class MessageKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a wire carries: its value's name (for messages to people), its meta, and who may send it to this rank."""
+    """What a wire carries: the name of its value, for error messages; its meta; and which ranks may send it here."""
 
     value: str
     meta: TensorMeta
@@ -38,7 +46,7 @@ class Expected:
 
 
 class PeerLost(Exception):
-    """The connection to ``peer`` broke: the end of some rank, which its supervisor sees and names."""
+    """The connection to ``peer`` broke: some rank has ended, and the driver's supervisor finds out which."""
 
     def __init__(self, rank: int, peer: int, cause: BaseException) -> None:
         super().__init__(f"rank {rank} lost its connection to rank {peer}: {cause}")
@@ -46,7 +54,11 @@ class PeerLost(Exception):
 
 
 class Mailbox(ABC):
-    """One rank's side of the transport. Thread-safe."""
+    """One rank's side of the transport. Thread-safe.
+
+    sent_bytes: of all tensors that it has sent, for each reader. wait_seconds: time spent in ``wait``. waiting_for: the
+    message that a thread waits for now.
+    """
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -62,14 +74,20 @@ class Mailbox(ABC):
 
     @abstractmethod
     def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
-        """Send to each of the ranks ``readers``; returns at once. The tensor must not be written to again."""
+        """Send a tensor to other ranks; returns at once.
+
+        Args:
+            readers: the ranks that will take it.
+            key: of the message; its table is registered.
+            tensor: of the shape and dtype of its wire. It must not be written to again.
+        """
 
     @abstractmethod
     def close(self) -> None:
-        """End every thread and connection of this mailbox; what is still under way is lost."""
+        """End every thread and connection of this mailbox; messages that have not arrived are lost."""
 
     def register(self, table: int, wires: Sequence[Expected]) -> None:
-        """Say what the messages of ``table`` are, before any of them is sent or taken."""
+        """Say what the messages of ``table`` are, by wire, before any of them is sent or taken."""
         with self._changed:
             self._tables[table] = wires
             self._changed.notify_all()
@@ -80,7 +98,7 @@ class Mailbox(ABC):
 
     @property
     def kept(self) -> int:
-        """How many messages have arrived and were not taken yet."""
+        """How many messages have arrived and have not been taken."""
         return len(self._arrived)
 
     def ready(self, key: MessageKey) -> bool:
@@ -90,10 +108,13 @@ class Mailbox(ABC):
             return key in self._arrived
 
     def wait(self, key: MessageKey, timeout_s: float | None = None) -> None:
-        """Wait until the message is there. TimeoutError after ``timeout_s``; raises the mailbox's failure.
+        """Wait until the message has arrived.
 
-        MessageError when a message of another step comes on the same wire instead: each wire has one sender, whose
-        messages keep their order.
+        Raises:
+            TimeoutError: it has not after ``timeout_s``.
+            MessageError: a message of another step came on the same wire instead. Each wire has one sender, whose
+                messages keep their order.
+            BaseException: the mailbox's failure, see ``fail``.
         """
         start = time.perf_counter()
         self.waiting_for = key
@@ -106,7 +127,7 @@ class Mailbox(ABC):
                 self._raise_failure()
                 stray = self._stray(key) if key not in self._arrived else None
                 if there:
-                    self.waiting_for = None  # else it stays, to be asked for
+                    self.waiting_for = None  # otherwise it is kept, for reports of who waits for whom
         finally:
             self.wait_seconds += time.perf_counter() - start
         if stray is not None:
@@ -134,9 +155,12 @@ class Mailbox(ABC):
             return self._arrived.pop(key)
 
     def forget(self, context: int, before_step: int, ahead: int | None = None) -> None:
-        """Drop what arrived or will arrive in ``context`` of steps before ``before_step``.
+        """Drop what has arrived or will arrive in ``context`` of earlier steps: a new trajectory begins.
 
-        ahead: from now on messages of this step and later may overtake those of earlier ones (look-ahead).
+        Args:
+            context: number of the cache context.
+            before_step: the first step whose messages are kept.
+            ahead: from now on messages of this step and later may overtake those of earlier ones (look-ahead).
         """
         with self._changed:
             self._forgotten[context] = before_step
@@ -158,7 +182,7 @@ class Mailbox(ABC):
         return self._failure
 
     def deliver(self, key: MessageKey, tensor: torch.Tensor) -> None:
-        """Put an arrived message in; called by whoever received it."""
+        """Put in a message that has arrived; called by the code that received it."""
         with self._changed:
             if key.step >= self._forgotten.get(key.context, key.step):
                 self._arrived[key] = tensor

@@ -26,9 +26,13 @@ def driver_key() -> str:
 
 
 class Rendezvous(Store):
-    """Where the ranks of a gloo group find each other's addresses, without a server or a port.
+    """A store in which the ranks of a gloo group find each other's addresses, without a server or a port.
 
-    What is set here is announced to the other ranks by the supervisor's connections, and put in there.
+    What is set here is announced to the other ranks over their connections to the driver, and put into theirs.
+
+    Args:
+        announce: sends a key and its value to the other ranks.
+        timeout_s: from now, for ``get``.
     """
 
     def __init__(self, announce: Callable[[str, bytes], None], timeout_s: float) -> None:
@@ -40,13 +44,13 @@ class Rendezvous(Store):
         self._failure: BaseException | None = None
 
     def put(self, key: str, value: bytes) -> None:
-        """Take what another rank has set."""
+        """Put in what another rank has set."""
         with self._changed:
             self._known[key] = value
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """Make everyone who waits here raise."""
+        """Make everyone who waits here, now or later, raise ConnectionError."""
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()
@@ -64,7 +68,7 @@ class Rendezvous(Store):
             if self._failure is not None:
                 raise ConnectionError(str(self._failure))
             if key not in self._known:
-                raise TimeoutError(f"no rank has said {key} in time")
+                raise TimeoutError(f"no rank has set {key} in time")
             return self._known[key]
 
     def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:

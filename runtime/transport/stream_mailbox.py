@@ -13,9 +13,14 @@ from runtime.transport.mailbox import MessageKey
 
 
 class StreamMailbox(LocalMailbox):
-    """A LocalMailbox whose messages may be there on the host before they are on the device.
+    """A LocalMailbox whose messages may have arrived on the host before their values are on the device.
 
-    Sends and takes are called by the rank's own thread, inside its device stream.
+    Each then has an event, for which the reader's device stream waits when the message is taken. ``send`` and ``take``
+    are called by the rank's own thread, inside its device stream.
+
+    Args:
+        peers: the mailboxes of all ranks, by rank; complete when the first message is sent.
+        stream: the rank's device stream.
     """
 
     def __init__(self, peers: list[StreamMailbox], stream: DeviceStream) -> None:
@@ -34,7 +39,7 @@ class StreamMailbox(LocalMailbox):
             peer.deliver_at(key, *peer.stream.fetch(laid_out, made, self.stream))
 
     def deliver_at(self, key: MessageKey, tensor: torch.Tensor, there: Event | None) -> None:
-        """Put in a message that is there from a moment on."""
+        """Put in a message whose values are there from the event ``there`` on; None: they are."""
         with self._changed:
             self.deliver(key, tensor)
             if there is not None and key in self._arrived:

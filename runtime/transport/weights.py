@@ -1,8 +1,8 @@
-"""Weights: where a denoiser's parameters are: in the driver's memory, and in the files that they were loaded from.
+"""Weights: a denoiser's parameters, in the driver's memory and in the files that they were loaded from.
 
-Ranks read what they need from the files themselves, all at once, where a file holds exactly what is in memory (a
-LoRA that was fused, say, is not in it); the rest is sent to them. What other ranks hold and a file can give back,
-the driver lets go of while they run.
+Where a file holds exactly what is in memory, ranks read what they need from it themselves, all at the same time; the
+rest (a LoRA that was fused, say) is sent to them. While they run, the driver releases the memory of parameters that
+other ranks hold and that can be read again from a file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Weights:
         self._file_of = _files_of(denoiser)
         self._same: dict[str, bool] = {}  # whether the file holds what is in memory
         self._released: dict[str, torch.Tensor] = {}  # path -> what has its shape, dtype and device, and no memory
-        self._offset_of: dict[str, int] = {}  # of the released
+        self._offset_of: dict[str, int] = {}  # path of a released parameter -> see offset_of
         self._guard: RemovableHandle | None = None  # refuses calls of a denoiser that lacks parameters
         self._tracing = False
 
@@ -46,13 +46,14 @@ class Weights:
         return frozenset(self._released)
 
     def files_of(self, wanted: Sequence[Parameter]) -> dict[str, Path]:
-        """path -> the file that holds exactly that tensor, for those that a file holds."""
+        """path -> the file that holds exactly that tensor, for those of the parameters that a file holds."""
         return {p.path: self._file_of[p.path] for p in wanted if p.path in self._released or self._is_in_file(p.path)}
 
     def tensors_of(self, wanted: Sequence[Parameter]) -> dict[str, torch.Tensor]:
-        """path -> the denoiser's own tensor (not a copy), in the order of ``wanted``; read if it was released.
+        """path -> the denoiser's own tensor, not a copy, in the order of ``wanted``; read again where it was released.
 
-        PlanMismatch where the denoiser has no such parameter or buffer.
+        Raises:
+            PlanMismatch: the denoiser has no such parameter or buffer.
         """
         state = self._state()
         found: dict[str, torch.Tensor] = {}
@@ -68,7 +69,7 @@ class Weights:
         return found
 
     def offsets_of(self, wanted: Sequence[Parameter]) -> tuple[int, ...]:
-        """Where the driver's tensors begin, as ``offset_of`` says."""
+        """How far the driver's tensors begin beyond a multiple of 64 bytes, see ``offset_of``; 0 for what it lacks."""
         state = self._state()
         return tuple(
             self._offset_of[p.path] if p.path in self._released else offset_of(state[p.path]) if p.path in state else 0
@@ -76,7 +77,7 @@ class Weights:
         )
 
     def take_out(self, wanted: Sequence[Parameter]) -> None:
-        """Give parameters that may lie in a mapped file memory of their own, so that they do not keep all of it."""
+        """Copy parameters out of the mapped file that they may lie in, so that they do not keep all of it in memory."""
         parameters = dict(self._denoiser.named_parameters())
         for path in [p.path for p in wanted if p.path in parameters and p.path not in self._released]:
             if self._is_in_file(path):
@@ -84,7 +85,7 @@ class Weights:
                 parameters[path].data = at_offset(mapped.clone(), offset_of(mapped))
 
     def release(self, kept: set[str]) -> None:
-        """Let go of every parameter that is not in ``kept``, where a file can give it back."""
+        """Release the memory of every parameter that can be read again from a file. kept: paths not to release."""
         state = self._state()
         storages = {state[path].untyped_storage().data_ptr() for path in kept if path in state}
         for path, parameter in self._denoiser.named_parameters():
@@ -105,7 +106,11 @@ class Weights:
             )
 
     def restore(self) -> None:
-        """Read back what was released. EngineError names the file that cannot be read; the denoiser lacks it then."""
+        """Read again what was released.
+
+        Raises:
+            EngineError: a file cannot be read; the message names it. The denoiser then lacks the parameter.
+        """
         parameters = dict(self._denoiser.named_parameters())
         for path in list(self._released):
             like = self._released[path]
@@ -125,10 +130,10 @@ class Weights:
 
     @contextmanager
     def traceable(self) -> Iterator[None]:
-        """Inside it the denoiser can be traced, whatever it has released and whatever device it is on.
+        """A context in which the denoiser can be traced, whatever was released and whatever device it is on.
 
-        Where it is whole and on a cpu, nothing is done; else its tensors are fake ones on the cpu, for which
-        operators are traced as they are for plans. Make the example inputs inside, too.
+        Where it is whole and on a cpu, nothing is done; otherwise its tensors are replaced by fake ones on the cpu, for
+        which operators are traced as they are for plans. Make the example inputs inside, too.
         """
         first = next(self._denoiser.parameters(), None)
         if not self._released and (first is None or first.device.type == "cpu"):
@@ -173,7 +178,14 @@ class Weights:
 
 
 def read_stored(file: Path, name: str, meta: TensorMeta, offset: int = 0) -> torch.Tensor:
-    """A tensor of a safetensors file, in its own memory, with meta's dtype and strides; offset: see ``at_offset``."""
+    """Read a tensor of a safetensors file into memory of its own.
+
+    Args:
+        file: the safetensors file.
+        name: of the tensor in it.
+        meta: the shape, strides and dtype that it is to have.
+        offset: where its memory is to begin, see ``at_offset``.
+    """
     with safe_open(file, framework="pt") as opened:
         stored = opened.get_tensor(name)
     made = torch.empty_strided(meta.shape, meta.stride, dtype=getattr(torch, meta.dtype))
@@ -181,7 +193,7 @@ def read_stored(file: Path, name: str, meta: TensorMeta, offset: int = 0) -> tor
 
 
 def digest_of(file: Path, name: str) -> str | None:
-    """A digest of a tensor of a safetensors file; None where there is no such file or tensor to read."""
+    """SHA-256 of a tensor of a safetensors file, its dtype and shape; None where there is no such file or tensor."""
     try:
         with safe_open(file, framework="pt") as opened:
             stored = opened.get_tensor(name)
@@ -193,7 +205,7 @@ def digest_of(file: Path, name: str) -> str | None:
 
 
 def offset_of(tensor: torch.Tensor) -> int:
-    """How far its memory begins beyond a multiple of 64 bytes; 0 on other devices than the cpu."""
+    """How many bytes beyond a multiple of 64 its memory begins; 0 on other devices than the cpu."""
     return tensor.data_ptr() % _LINE if tensor.device.type == "cpu" else 0
 
 
