@@ -1,4 +1,4 @@
-"""Every error that a user can meet at run time; each says what was expected, what came and what to do.
+"""Every error that a user can meet at run time; each message says what was expected, what came and what to do.
 
 docs/guides/troubleshooting.md lists them with their ways out.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class EngineError(Exception):
-    """Base of the run-time errors; exit_code is what run-plan ends with."""
+    """Base of the run-time errors. exit_code: what run-plan ends with."""
 
     exit_code = 5
 
@@ -29,7 +29,7 @@ class PlanMismatch(EngineError):
 
 
 class EngineClosed(EngineError):
-    """The engine was closed, or ended by an earlier failure, which is its ``__cause__``."""
+    """The engine was closed, or an earlier failure has ended it, which is then the ``__cause__``."""
 
 
 class StartupError(EngineError):
@@ -79,7 +79,7 @@ class RankDied(RankError):
 
 
 class RankStalled(RankError):
-    """A rank made no progress within the step deadline; ``value`` is the tensor that another waits for."""
+    """A rank made no progress within the step deadline. value: the tensor of it that another rank waits for."""
 
     def __init__(
         self,
@@ -95,11 +95,11 @@ class RankStalled(RankError):
 
 
 class ConnectionBroke(RankError):
-    """Two ranks lost their connection although both live."""
+    """Two ranks lost their connection although both still run."""
 
 
 class MessageError(RankError):
-    """A message that does not belong: another plan, step, tensor, shape or dtype than expected."""
+    """A message is not the expected one: it is of another plan, step, tensor, shape or dtype."""
 
 
 class ComponentFailed(RankError):
@@ -153,6 +153,10 @@ _UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2
 
 
 def bytes_wanted(error: BaseException) -> int | None:
-    """How much memory an allocator's error says that was asked for, or None."""
+    """How much memory was asked for, as an allocator's error says; None where it does not.
+
+    >>> bytes_wanted(RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB."))
+    2684354560
+    """
     found = re.search(r"tried to allocate ([\d.]+) ?(bytes|B|KiB|MiB|GiB|TiB)\b", str(error), re.IGNORECASE)
     return int(float(found[1]) * _UNITS.get(found[2], 1)) if found else None

@@ -1,7 +1,8 @@
-"""Ranks: starts the ranks other than the driver's, gives them commands, supervises and ends them.
+"""Ranks: starts the ranks of an engine, gives them commands, supervises and ends them.
 
-Three kinds with one face: EmulatedRanks (one thread runs all in turn: the oracle of every test), ThreadRanks (one
-thread each) and, in processes.py, ProcessRanks (one process each).
+EmulatedRanks   all in the caller's thread, in turn; the reference that tests compare the others with
+ThreadRanks     one thread each
+ProcessRanks    one process each
 """
 
 from __future__ import annotations
@@ -24,33 +25,46 @@ T = TypeVar("T")
 
 
 class Ranks(ABC):
-    """The ranks of one engine. ``worker`` is rank 0's own, which lives in the driver's thread and on ``stream``."""
+    """The ranks of one engine.
+
+    worker: rank 0's own, which runs in the driver's thread and on ``stream``.
+    """
 
     worker: Worker
 
     @property
     def stream(self) -> DeviceStream:
+        """The device stream of rank 0."""
         return DeviceStream(0, self.worker.device)
 
     @abstractmethod
     def command(self, rank: int, command: Build | Load | Evaluate) -> None:
-        """Tell a rank (not 0) what to do next; returns at once."""
+        """Tell a rank other than 0 what to do next; returns at once."""
 
     def readable(self, rank: int, files: Mapping[str, Path]) -> dict[str, Path]:
-        """Those of the files, by parameter, from which the rank itself can read what the driver has."""
+        """Those of the files that the rank can read itself, with the content that the driver sees.
+
+        Args:
+            rank: which.
+            files: path of a parameter in the denoiser -> the file that holds it.
+        """
         return {}
 
     @abstractmethod
     def run(self, work: Waiting[T]) -> T:
-        """Run rank 0's own work to its end while the others do theirs; raises their failures."""
+        """Run rank 0's own work to its end, while the other ranks do theirs, and return its value.
+
+        Raises:
+            EngineError: a rank has failed, ended or stalled.
+        """
 
     @abstractmethod
     def wait_loaded(self) -> None:
-        """Wait until every rank has done the Load commands it was given; its thread, not its device."""
+        """Wait until every rank has done its Load commands, as far as its thread goes; its device may be behind."""
 
     @abstractmethod
     def reports(self) -> list[Report]:
-        """What every rank has done, by rank."""
+        """A report of every rank, by rank."""
 
     @abstractmethod
     def close(self) -> None:
@@ -58,6 +72,7 @@ class Ranks(ABC):
 
 
 def local_workers(setups: Sequence[Setup]) -> list[Worker]:
+    """The workers of ranks in one process, connected by LocalMailboxes."""
     peers: list[LocalMailbox] = []
     for setup in setups:
         peers.append(LocalMailbox(setup.rank, peers, torch.device(setup.device)))
@@ -65,6 +80,7 @@ def local_workers(setups: Sequence[Setup]) -> list[Worker]:
 
 
 def begin_work(worker: Worker, command: Build | Load | Evaluate) -> Waiting[Any] | None:
+    """The work that a command means for a worker; None where it is done already."""
     if isinstance(command, Build):
         worker.build(command)
         return None

@@ -1,4 +1,4 @@
-"""EmulatedRanks: all ranks in one thread, in turn; deterministic, for tests and for quality measurements."""
+"""EmulatedRanks: all ranks in one thread, in turn; for tests, and to measure the quality of plans without devices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.worker.waiting import Waiting
 
 
 class EmulatedRanks(Ranks):
-    """All ranks in the caller's thread, each running until it must wait; the order cannot change a result."""
+    """All ranks in the caller's thread, each running until it must wait. Their order cannot change a result."""
 
     def __init__(self, setups: Sequence[Setup]) -> None:
         self._workers = local_workers(setups)

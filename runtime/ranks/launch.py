@@ -1,4 +1,4 @@
-"""launch: where the processes of ranks come from: this machine, or what torchrun has started (torchrun.py)."""
+"""launch: starts the processes of ranks, here on this machine (LocalLauncher); see torchrun_driver for others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class RankProcess(Protocol):
-    """A rank's process, as its driver sees it; ``str`` names it."""
+    """A rank's process, as the driver sees it; ``str`` names it in messages."""
 
     def ending(self, timeout_s: float = 0.0) -> str | None:
         """How it ended, in words; None if it has not ended ``timeout_s`` from now."""
@@ -31,8 +31,10 @@ class RankProcess(Protocol):
 
 @dataclass(frozen=True)
 class Launched:
-    """A process that has begun. line: the driver's end of its connection. host: the address whose network interface
-    it is to use."""
+    """A process that was started.
+
+    line: the driver's end of its connection. host: the address whose network interface the process is to use.
+    """
 
     process: RankProcess
     line: socket.socket
@@ -40,25 +42,36 @@ class Launched:
 
 
 class Launcher(ABC):
-    """Begins the processes of ranks. host: the address whose network interface the driver is to use."""
+    """Starts the processes of ranks. host: the address whose network interface the driver is to use."""
 
     host: str
 
     @abstractmethod
     def begin(self, rank: int, timeout_s: float) -> Launched:
-        """Begin a rank's process; OSError says why it cannot begin."""
+        """Start a rank's process.
+
+        Raises:
+            OSError: it cannot be started.
+            StartupError: what should start it is not there within ``timeout_s``.
+        """
 
     @abstractmethod
     def places(self, devices: Sequence[str], timeout_s: float) -> list[Place]:
-        """rank -> where it is, for ranks on these devices."""
+        """rank -> its place. devices: by rank."""
 
     @abstractmethod
     def readable(self, rank: int, files: Mapping[str, Path], timeout_s: float) -> dict[str, Path]:
-        """Those of the files, by the tensor that is wanted of each, that hold the same tensor where the rank is."""
+        """Those of the files that hold, on the rank's machine, the tensor that they hold on this one.
+
+        Args:
+            rank: which.
+            files: name of a tensor -> the file that holds it.
+            timeout_s: for the rank's machine to compare them; none counts as the same after that.
+        """
 
 
 class LocalLauncher(Launcher):
-    """Begins them on this machine; they talk over the loopback interface. module: what such a process runs."""
+    """Starts them on this machine, where they connect over the loopback interface. module: what a process runs."""
 
     host = LOOPBACK
 
@@ -105,7 +118,7 @@ def start_process(
     line: socket.socket | Connection, module: str = "runtime.ranks.rank_process"
 ) -> subprocess.Popen[bytes]:
     """Start a rank's process, which talks to its driver over ``line`` and ends when that, or this process, does."""
-    # the rank shall find every module where this process does; -P keeps the current folder out
+    # the rank must find every module where this process does; -P keeps the current folder out
     places = [*filter(None, sys.path), str(Path(__file__).resolve().parents[2])]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, str(line.fileno()), str(os.getpid())],

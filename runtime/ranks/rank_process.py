@@ -1,7 +1,8 @@
-"""rank_process: where a rank's process begins, as ``python -P -m runtime.ranks.rank_process DESCRIPTOR PARENT``.
+"""rank_process: the program of a rank's process, ``python -P -m runtime.ranks.rank_process DESCRIPTOR PARENT``.
 
-DESCRIPTOR: of the inherited socket to the driver. PARENT: the id of the process that began this one, the driver's or
-one that torchrun began. The watch over both starts before torch is imported, which takes seconds.
+DESCRIPTOR: of the inherited socket to the driver. PARENT: the id of the process that started this one, which is the
+driver or an agent that torchrun has started. Both are watched from the beginning, before torch is imported, which takes
+seconds.
 """
 
 from __future__ import annotations

@@ -26,10 +26,15 @@ CAPTURE_S = 10.0  # much longer than the capture of one rank's CUDA graphs takes
 
 
 class ThreadRanks(Ranks):
-    """One thread per rank; messages are handed over in memory, or copied from GPU to GPU.
+    """One thread per rank; messages are passed on in memory, or copied from GPU to GPU.
 
-    green_contexts: ranks that share a GPU get equal, disjoint shares of it. A rank on a GPU queues its work on
-    streams of its own (runtime.devices.cuda_stream): the deadline is for its thread, which a kernel does not hold up.
+    A rank on a GPU queues its work on streams of its own (runtime.devices.cuda_stream), so its thread does not wait for
+    its kernels; the step deadline is for the threads.
+
+    Args:
+        setups: by rank; the first is the driver's own.
+        step_timeout_s: for one step.
+        green_contexts: ranks that share a GPU get equal, disjoint shares of it.
     """
 
     def __init__(self, setups: Sequence[Setup], step_timeout_s: float, *, green_contexts: bool = False) -> None:
@@ -90,7 +95,7 @@ class ThreadRanks(Ranks):
         try:
             value = run_to_end(work, self.worker.mailbox, self._step_timeout_s)
             if not all(worker.is_settled for worker in self._workers):
-                # the caller must not meet the capture of a CUDA graph, see runtime.devices.cuda_graphs
+                # the caller must not use the device during the capture of a CUDA graph, see runtime.devices.cuda_graphs
                 self._wait_idle(CAPTURE_S)
             return value
         except TimeoutError:
@@ -101,7 +106,7 @@ class ThreadRanks(Ranks):
         self._wait_idle()
 
     def _wait_idle(self, timeout_s: float | None = None) -> None:
-        """Wait until every rank's thread has done its commands; raises their failures."""
+        """Wait until every rank's thread has done its commands, or ``timeout_s`` is over; raises their failures."""
         with self._idle:
             self._idle.wait_for(
                 lambda: not any(self._pending) or self.worker.mailbox.failure is not None, timeout=timeout_s
@@ -120,7 +125,7 @@ class ThreadRanks(Ranks):
         for thread in self._threads:
             thread.join()
         for stream in self._streams:
-            with contextlib.suppress(RuntimeError):  # a GPU that failed has said so to a rank
+            with contextlib.suppress(RuntimeError):  # a GPU that failed has already raised in its rank
                 stream.synchronize()
 
 

@@ -1,4 +1,4 @@
-"""compiled: what torch.compile makes of a lowered segment."""
+"""compiled: a lowered segment as torch.compile makes it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _ONE_AT_A_TIME = threading.Lock()  # ranks that are threads of one process compi
 
 
 def compiled(module: fx.GraphModule) -> Callable[..., Sequence[torch.Tensor]]:
-    """The module's function, compiled in the first call (seconds to minutes) for the shapes of that call.
+    """The module's function; its first call compiles it for the shapes of that call, in seconds to minutes.
 
-    Its results differ from the module's in the last bits: operators are fused and sums reordered. Shapes are those
-    that were traced, so that another compilation is an exception (other strides, say); torch compiles one function
-    at most 8 times and runs it as it is from then on.
+    Its results differ from the module's in the last bits: operators are fused and sums reordered. Later calls have the
+    same shapes, those that were traced, and rarely need another compilation (for other strides, say). torch compiles
+    one function at most 8 times, and from then on runs it uncompiled.
     """
     # its own code object, unlike Module.__call__, which all modules share: the bound on compilations is per code object
     run: Callable[..., Sequence[torch.Tensor]] = torch.compile(module.forward, dynamic=False)

@@ -11,9 +11,16 @@ from runtime.worker.specs import ComponentSpec
 
 
 class Component:
-    """A ComponentSpec lowered for one device; ``segments[i]`` belongs to instruction i where that is a Compute.
+    """A ComponentSpec lowered for one device.
 
-    compile: run what torch.compile makes of the segments. cuda_graphs: replay them from CUDA graphs.
+    segments: number of an instruction of the program that is a Compute -> what it runs. hoisted: the nodes that do not
+    depend on the latent. inputs: the wires of the inputs that it reads. wire_index: value name -> index of its wire.
+
+    Args:
+        spec: what to lower.
+        device: where it runs.
+        compile: run what torch.compile makes of the segments.
+        cuda_graphs: replay the segments from CUDA graphs.
     """
 
     def __init__(
@@ -42,5 +49,5 @@ class Component:
 
     @property
     def is_settled(self) -> bool:
-        """Whether every segment is; see there."""
+        """Whether every segment is, see Segment.is_settled."""
         return all(segment.is_settled for segment in self.segments.values())

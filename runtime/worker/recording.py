@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from partitioner.plan.timeline import COMMUNICATION, COMPUTE, DRIVER, IDLE, Span, Timeline, Transfer
 
-MessageName = tuple[int, ...]  # a transport key; with a reader it names one message
+MessageName = tuple[int, ...]  # a MessageKey; with the reading rank it names one transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A tensor handed to the transport for the ranks ``readers``."""
+    """A tensor that was handed to the transport, for the ranks ``readers``; ``at``: when, in seconds."""
 
     message: MessageName
     readers: tuple[int, ...]
@@ -37,7 +37,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A message waited for from ``start`` and had at ``end``."""
+    """A message that was waited for from ``start`` and was there at ``end``, in seconds."""
 
     message: MessageName
     name: str
@@ -60,10 +60,14 @@ class Recorder:
 
 
 def assemble(marks: Mapping[int, Sequence[Mark]], calls: Sequence[tuple[float, float]]) -> Timeline:
-    """The timeline of a run. marks: by rank. calls: (start, end) in seconds of the driver's denoiser calls.
+    """The timeline of a run.
 
-    A wait is idle until the message was sent and communication from then on. Between calls the driver does the
-    pipeline's own work. A transfer's arrival is when its reader had it.
+    A wait is idle until the message was sent, and communication from then on. Between calls the driver does the
+    pipeline's own work. A transfer has arrived when its reader takes it.
+
+    Args:
+        marks: what each rank recorded, by rank.
+        calls: start and end of the driver's denoiser calls, in seconds.
     """
     begin = calls[0][0] if calls else 0.0
     # what ranks were told before the first call (their parameters, say) is not of the trajectory

@@ -17,7 +17,14 @@ from runtime.worker.compiled import compiled
 
 
 class Segment:
-    """A run of nodes as one GraphModule: values in (``reads``), values out (``keeps``)."""
+    """A run of nodes as one GraphModule.
+
+    Args:
+        nodes: in their order.
+        reads: names of the values that it takes.
+        keeps: names of the values that it returns.
+        device: where it runs.
+    """
 
     def __init__(self, nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> None:
         self.reads = tuple(reads)
@@ -26,33 +33,37 @@ class Segment:
         self._run: Callable[..., Sequence[torch.Tensor]] = self.module
         self._writes = any(node.group >= 0 for node in nodes)
         ends = list(dict.fromkeys(node.module or node.key for node in (nodes[0], nodes[-1])))
-        self.name = " .. ".join(ends)  # for people
+        self.name = " .. ".join(ends)  # for recordings
         self._key_of = {name: node.key for name, node in _fx_names(nodes).items()}
 
     def __call__(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run it; ``values`` holds at least ``reads``. Returns ``keeps`` by name."""
+        """Run it: the values that it keeps, by name. values: by name, at least those that it reads."""
         outputs = self._run(*[values[name] for name in self.reads])
         return dict(zip(self.keeps, outputs, strict=True))
 
     def compile(self) -> None:
-        """Run what torch.compile makes of it from now on; the next call compiles it."""
+        """From now on run what torch.compile makes of it; the next call compiles it."""
         self._run = compiled(self.module)
 
     def replay(self, fixed: Collection[str], pool: Pool) -> None:
-        """Replay it from a CUDA graph after some calls. fixed: what it reads that is the same tensor in every call.
+        """From now on replay it from a CUDA graph, after some calls (runtime.devices.cuda_graphs).
 
-        One that writes to its nodes' storage stays as it is: another segment may read it, and a graph has its own.
+        A segment that writes in place is not replayed: another segment may read the storage, and a graph has its own.
+
+        Args:
+            fixed: names of what it reads that is the same tensor in every call.
+            pool: the memory of the rank's graphs.
         """
         if not self._writes:
             self._run = GraphedRun(self._run, [name in fixed for name in self.reads], pool)
 
     @property
     def is_settled(self) -> bool:
-        """Whether calls to come do what the last one did; a CUDA graph is captured first."""
+        """Whether later calls only repeat what the last one did; before that, its CUDA graph is captured."""
         return not isinstance(self._run, GraphedRun) or self._run.is_captured
 
     def first_node(self, values: Mapping[str, torch.Tensor], wanted: Callable[[torch.Tensor], bool]) -> str | None:
-        """The key of the first node that makes a ``wanted`` tensor: runs the segment again, node by node."""
+        """The key of the first node that makes a tensor for which ``wanted`` holds; runs the segment node by node."""
         finder = _Finder(self.module, wanted)
         finder.run(*[values[name] for name in self.reads])
         return self._key_of.get(finder.found)
@@ -60,7 +71,7 @@ class Segment:
     def failing_node(self, error: BaseException, values: Mapping[str, torch.Tensor]) -> str | None:
         """The key of the node in which the call on ``values`` raised ``error``, read from the traceback.
 
-        Compiled code has no lines of its own nodes: the segment runs again, as it was lowered, to fail at one.
+        In compiled code no line belongs to one node: there the segment runs again as it was lowered, to fail once more.
         """
         key = self._node_in(error)
         if key is None and self._run is not self.module:
@@ -83,7 +94,7 @@ class Segment:
 
 
 class _Finder(fx.Interpreter):
-    """Notes the name of the first node whose value, or one of them, is wanted."""
+    """Runs a module node by node, and notes the first node that makes a tensor for which ``wanted`` holds."""
 
     def __init__(self, module: fx.GraphModule, wanted: Callable[[torch.Tensor], bool]) -> None:
         super().__init__(module)
@@ -125,9 +136,13 @@ def _segment(
 
 
 def lower(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> fx.GraphModule:
-    """Nodes -> a GraphModule of the positional inputs ``reads`` that returns the tuple ``keeps``.
+    """Lower nodes to a GraphModule.
 
-    Device arguments that were traced for another device become ``device``.
+    Args:
+        nodes: in their order.
+        reads: names of its positional inputs.
+        keeps: names of the values in the tuple that it returns.
+        device: takes the place of the device that the nodes' arguments name.
     """
     graph = fx.Graph()
     values: dict[str, fx.Node] = {name: graph.placeholder(f"arg{i}") for i, name in enumerate(reads)}
