@@ -45,6 +45,7 @@ class AgentThread:
             self.agent.obey()
 
 
+@pytest.mark.processes
 def test_an_agents_process_is_begun_and_its_end_is_told() -> None:
     with running_server() as server:
         at_work = AgentThread(server)

@@ -1,32 +1,27 @@
-"""Messages that are there on the host before they are on a device: whoever reads them waits for the right moment.
+"""Messages that have arrived on the host before they are on a device: whoever reads them waits for the right event.
 
-A device stream of this file stands for a GPU: its moments are numbers, and what it is told to wait for is noted.
+The device streams of this file stand for GPUs: their events are numbers, and those waited for are noted.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 
 from partitioner.graph.ir import TensorMeta
-from runtime.devices.acceleration import check_acceleration, device_streams
+from runtime.devices.acceleration import device_streams
 from runtime.devices.cuda_stream import CudaDeviceStream
 from runtime.devices.stream import DeviceStream
-from runtime.engine import Engine
-from runtime.errors import InputError
-from runtime.options import EngineOptions
 from runtime.transport.mailbox import Expected, MessageKey
 from runtime.transport.stream_mailbox import StreamMailbox
-from tests.support.engines import toy, toy_plan
 
 CPU = torch.device("cpu")
 META = TensorMeta((2, 3), (1, 2), "float32")
 
 
 class NotedStream(DeviceStream):
-    """Work is counted; a fetched tensor is a copy, there one moment after it was made."""
+    """An event is the number of its call; a fetched tensor is a copy, whose event is 100 later."""
 
     def __init__(self, rank: int) -> None:
         super().__init__(rank, CPU)
@@ -58,7 +53,7 @@ def message(value: float) -> torch.Tensor:
     return torch.full((2, 3), value)
 
 
-def test_a_reader_waits_for_the_moment_of_the_message_that_it_takes() -> None:
+def test_a_reader_waits_for_the_event_of_the_message_that_it_takes() -> None:
     sender, reader = NotedStream(0), NotedStream(1)
     first, second = mailboxes(sender, reader)
     first.send([1], MessageKey(0, 0, 0, 1), message(1.0))
@@ -70,7 +65,7 @@ def test_a_reader_waits_for_the_moment_of_the_message_that_it_takes() -> None:
     assert first.sent_bytes == 2 * 24
 
 
-def test_a_message_has_one_moment_for_each_reader() -> None:
+def test_a_message_has_one_event_for_each_reader() -> None:
     streams = [NotedStream(rank) for rank in range(3)]
     boxes = mailboxes(*streams)
     boxes[0].send([1, 2], MessageKey(0, 0, 0, 0), message(5.0))
@@ -80,7 +75,7 @@ def test_a_message_has_one_moment_for_each_reader() -> None:
     assert streams[0].done == 1
 
 
-def test_what_is_forgotten_leaves_no_moment_behind() -> None:
+def test_what_is_forgotten_leaves_no_event_behind() -> None:
     boxes = mailboxes(NotedStream(0), NotedStream(1))
     boxes[0].send([1], MessageKey(0, 0, 0, 1), message(1.0))
     boxes[1].forget(0, before_step=5)
@@ -89,7 +84,7 @@ def test_what_is_forgotten_leaves_no_moment_behind() -> None:
     assert list(boxes[1]._there) == [MessageKey(0, 0, 0, 5)]
 
 
-def test_what_the_driver_puts_in_itself_has_no_moment() -> None:
+def test_what_the_driver_puts_in_itself_has_no_event() -> None:
     stream = NotedStream(0)
     (box,) = mailboxes(stream)
     box.deliver(MessageKey(0, 0, 0, 0), message(1.0))
@@ -105,23 +100,3 @@ def test_ranks_on_cpus_need_no_streams() -> None:
     boxes[0].send([1], MessageKey(0, 0, 0, 0), message(1.0))
     assert torch.equal(boxes[1].take(MessageKey(0, 0, 0, 0)), message(1.0))
     assert boxes[1]._there == {}
-
-
-@pytest.mark.parametrize(
-    ("transport", "options", "expected"),
-    [
-        ("threads", {"cuda_graphs": True}, "CUDA graphs need GPUs, and the devices are cpu, cpu"),
-        ("emulation", {"cuda_graphs": True}, "CUDA graphs need GPUs"),
-        ("threads", {"green_contexts": True}, "none of cpu, cpu is shared"),
-        ("processes", {"green_contexts": True}, "use transport 'threads', not 'processes'"),
-    ],
-)
-def test_what_only_gpus_can_do_is_refused(transport: str, options: dict[str, bool], expected: str) -> None:
-    with pytest.raises(InputError, match=expected):
-        Engine(toy(), toy_plan(toy(), 2), EngineOptions(transport=transport, **options))
-
-
-def test_graphs_are_for_gpus_only_among_the_devices() -> None:
-    check_acceleration("threads", ["cuda:0", "cuda"], cuda_graphs=True, green_contexts=True)
-    with pytest.raises(InputError, match="cuda:0, cpu"):
-        check_acceleration("threads", ["cuda:0", "cpu"], cuda_graphs=True, green_contexts=False)

@@ -1,0 +1,24 @@
+"""The header of a message: its words are where the table in the module says."""
+
+from __future__ import annotations
+
+import torch
+
+from runtime.transport.header import DTYPES, HEADER_WORDS, MAGIC, RECEIPT, header_words
+from runtime.transport.mailbox import MessageKey
+
+
+def test_the_words_say_what_the_message_is() -> None:
+    words = header_words(7, MessageKey(1, 2, 3, 4), torch.zeros(5, 6, dtype=torch.bfloat16))
+    assert words[:4] == [MAGIC, 7, 0, 0]
+    assert words[4:8] == [1, 2, 3, 4]
+    assert words[8:11] == [DTYPES.index("bfloat16"), 60, 2]
+    assert words[11:] == [5, 6] + [0] * 10
+    assert len(words) == HEADER_WORDS
+
+
+def test_a_receipt_has_no_payload() -> None:
+    words = header_words(7, RECEIPT)
+    assert MessageKey(*words[4:8]) == RECEIPT
+    assert not any(words[8:])
+    assert len(words) == HEADER_WORDS

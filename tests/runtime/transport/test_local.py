@@ -1,0 +1,40 @@
+"""LocalMailbox: a message is laid out as its wire says, and ends with its mailbox."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from partitioner.graph.ir import TensorMeta
+from runtime.errors import EngineError
+from runtime.transport.local import LocalMailbox
+from runtime.transport.mailbox import Expected, MessageKey
+
+KEY = MessageKey(0, 0, 0, 0)
+
+
+def pair(meta: TensorMeta) -> list[LocalMailbox]:
+    peers: list[LocalMailbox] = []
+    for rank in range(2):
+        peers.append(LocalMailbox(rank, peers, torch.device("cpu")))
+    for peer in peers:
+        peer.register(0, [Expected("value", meta, (0,))])
+    return peers
+
+
+def test_a_message_has_the_memory_order_that_was_traced() -> None:
+    sender, reader = pair(TensorMeta((2, 3), (1, 2), "float32"))
+    tensor = torch.arange(6.0).view(2, 3)
+    sender.send([1], KEY, tensor)
+    taken = reader.take(KEY)
+    assert torch.equal(taken, tensor)
+    assert taken.stride() == (1, 2)
+
+
+def test_who_waits_at_a_closed_mailbox_is_told() -> None:
+    sender, reader = pair(TensorMeta((1,), (1,), "float32"))
+    sender.send([1], KEY, torch.zeros(1))
+    reader.close()
+    assert reader.kept == 0
+    with pytest.raises(EngineError, match="the engine is closed"):
+        reader.wait(KEY)
