@@ -33,20 +33,32 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("plan", metavar="PLAN", help="plan file made by partition-model")
     made.add_argument("--pipeline", required=True, metavar="FOLDER|HUB_ID", help="the diffusers pipeline")
-    made.add_argument("--prompt", default=None, metavar="TEXT")
-    made.add_argument("--negative-prompt", default=None, metavar="TEXT")
+    made.add_argument("--prompt", default=None, metavar="TEXT", help="what to make")
+    made.add_argument("--negative-prompt", default=None, metavar="TEXT", help="what to avoid")
     made.add_argument("--image", default=None, metavar="FILE", help="start image, for pipelines that take one (SVD)")
-    made.add_argument("--seed", type=int, default=0, metavar="S")
+    made.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise (default 0)")
     made.add_argument("--steps", type=int, default=50, metavar="K", help="denoising steps (default 50)")
     made.add_argument("--guidance-scale", type=float, default=None, metavar="G", help="default: the pipeline's own")
     made.add_argument("--height", type=int, default=None, help="default: the pipeline's own")
     made.add_argument("--width", type=int, default=None, help="default: the pipeline's own")
-    made.add_argument("--frames", type=int, default=None, help="of a video; default: the pipeline's own")
-    made.add_argument("--output", required=True, metavar="FILE", help=", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES))
+    made.add_argument("--frames", type=int, default=None, help="frames of a video; default: the pipeline's own")
+    made.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help=f"image or video to write: {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}",
+    )
     made.add_argument("--force", action="store_true", help="overwrite the output file")
     made.add_argument("--exact", action="store_true", help="every step exact: the unmodified pipeline's result")
-    made.add_argument("--warmup", type=int, default=None, metavar="W", help="exact first steps; default: the plan's")
-    made.add_argument("--predictor", choices=("hold", "linear", "adaptive"), default=None, help="default: the plan's")
+    made.add_argument(
+        "--warmup", type=int, default=None, metavar="W", help="how many first steps are exact; default: the plan's"
+    )
+    made.add_argument(
+        "--predictor",
+        choices=("hold", "linear", "adaptive"),
+        default=None,
+        help="in async steps, how values of earlier steps become an estimate of the present one; default: the plan's",
+    )
     made.add_argument("--devices", default=None, metavar="LIST", help="cpu,cpu or cuda:0,cuda:1; one per rank")
     made.add_argument(
         "--dtype",
@@ -55,15 +67,28 @@ def parser() -> argparse.ArgumentParser:
         help="default: float32 on a CPU, else the plan's",
     )
     made.add_argument("--threads", type=int, default=1, metavar="T", help="torch threads per rank on a cpu (default 1)")
-    made.add_argument("--transport", choices=("processes", "threads", "emulation"), default=None)
+    made.add_argument(
+        "--transport",
+        choices=("processes", "threads", "emulation"),
+        default=None,
+        help="what a rank is; emulation: all in one thread, in turn; default: processes on a CPU, threads on GPUs",
+    )
     made.add_argument("--compile", action="store_true", help="compile each rank's segments with torch.compile")
     made.add_argument("--cuda-graphs", action="store_true", help="replay each rank's segments from CUDA graphs")
     made.add_argument(
         "--green-contexts", action="store_true", help="ranks that share a GPU each get a share of its multiprocessors"
     )
     made.add_argument("--check-finite", action="store_true", help="stop at the first NaN or Inf and name its node")
-    made.add_argument("--step-timeout", type=float, default=300.0, metavar="SECONDS", help="default 300")
-    made.add_argument("--startup-timeout", type=float, default=120.0, metavar="SECONDS", help="default 120")
+    made.add_argument(
+        "--step-timeout", type=float, default=300.0, metavar="SECONDS", help="how long a step may take (default 300)"
+    )
+    made.add_argument(
+        "--startup-timeout",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="how long the ranks may take to start (default 120)",
+    )
     made.add_argument("--trace", default=None, metavar="FILE", help="write what every rank did, for ui.perfetto.dev")
     made.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     return made

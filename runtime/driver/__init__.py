@@ -1,1 +1,1 @@
-"""The driver's side of a denoiser call: what it is, which trajectory it belongs to, who computes what."""
+"""The driver: reads each denoiser call, finds its trajectory, and has the ranks compute it."""

@@ -198,7 +198,7 @@ def saved(name: str, folder: Path) -> Path:
 
 
 def load(folder: Path) -> Any:
-    """from_pretrained, quiet."""
+    """Load a saved pipeline, without its progress bar."""
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained(folder)
