@@ -63,7 +63,7 @@ ARROWS = (
     *(((_at(5), 361), (_at(2) + 210, y)) for y in (307, 373, 439)),
 )
 NOTES = (
-    ("compile time (partitioner): executes nothing, needs no weights and no GPU", 24, 36, True),
+    ("compile time (partitioner): the model is not run; no weights and no GPU are needed", 24, 36, True),
     ("run time (runtime): one call of the denoiser at a time", 24, 270, True),
     ("latents in, noise out", _at(0) + BOX - 4, 414, False),
     ("boundary tensors from rank to rank", _at(2) + 224, 454, False),
