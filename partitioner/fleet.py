@@ -1,8 +1,16 @@
 """Fleet: the devices that a plan is for, from `--devices 4`, `--devices h200,a100-80g` or a JSON description.
 
-A description is {"devices": [{"name": "b200", "speed": 2.0, "memory_gb": 180, "link_gb_per_s": 700, "latency_us": 8}]}.
-speed: relative to the device that the costs hold for. memory_gb: 1e9 bytes. link_gb_per_s: 1e9 bytes per second that
-really arrive, one direction. What is left out comes from the data sheet of that name; "count" repeats a device.
+A description is
+
+    {"devices": [{"name": "b200", "count": 2, "speed": 2.0, "memory_gb": 180, "link_gb_per_s": 700, "latency_us": 8}]}
+
+    count            how many such devices; 1 where it is left out
+    speed            relative to the device that the costs hold for
+    memory_gb        in 1e9 bytes
+    link_gb_per_s    1e9 bytes per second that really arrive, in one direction
+    latency_us       of one message
+
+What else is left out comes from the data sheet of that name.
 """
 
 from __future__ import annotations
@@ -26,7 +34,15 @@ MAX_DESCRIPTION_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device. speed: relative to the device of the costs; None: as the data sheets say."""
+    """One device of a fleet.
+
+    Attributes:
+        name: Of its data sheet, where it has one.
+        memory_bytes: What a component on it may take.
+        link_gb_per_s: 1e9 bytes per second that arrive, in one direction.
+        latency_ms: Of one message.
+        speed: Relative to the device that the costs hold for; None until ``with_speeds`` takes it from the data sheets.
+    """
 
     name: str
     memory_bytes: float
@@ -91,7 +107,11 @@ def parse_devices(text: str) -> Fleet | int:
 
 
 def known_device(name: str) -> Device:
-    """A device as its data sheet has it; the start of a name is enough where it is unique ("a100")."""
+    """The device of a data sheet, by its name or by the start of it where only one begins so ("a100").
+
+    Raises:
+        UsageError: No data sheet has that name, or more than one begins with it.
+    """
     specs = device_specs()
     found = [name] if name in specs else [known for known in specs if name and known.startswith(name)]
     if len(found) != 1:
@@ -105,16 +125,17 @@ def known_device(name: str) -> Device:
 
 
 def limit_memory(fleet: Fleet, memory_bytes: float | None) -> Fleet:
-    """The same devices with at most so much memory each."""
+    """The same devices with at most so much memory each; None: with all that they have."""
     if memory_bytes is None:
         return fleet
     return tuple(replace(device, memory_bytes=min(device.memory_bytes, memory_bytes)) for device in fleet)
 
 
 def paired(fleet: Fleet) -> tuple[Devices, list[tuple[int, ...]]]:
-    """For two branches: devices of like speed in pairs, each pair as good as the worse of both, and their numbers.
+    """Pair devices of like speed for two branches; an odd device, the slowest, is left out.
 
-    An odd device, the slowest, is left out.
+    Returns:
+        One device per pair, as good as the worse of both, and the numbers of the two in the fleet.
     """
     order = sorted(range(len(fleet)), key=lambda d: (-_speed(fleet[d]), d))
     pairs: list[tuple[int, ...]] = [(order[i], order[i + 1]) for i in range(0, len(order) - 1, 2)]
@@ -134,7 +155,7 @@ def paired(fleet: Fleet) -> tuple[Devices, list[tuple[int, ...]]]:
 
 
 def as_devices(fleet: Sequence[Device]) -> Devices:
-    """What the solver takes; every speed must be known."""
+    """The devices as the solver takes them; every speed must be known."""
     return Devices(
         names=tuple(device.name for device in fleet),
         speeds=tuple(map(_speed, fleet)),

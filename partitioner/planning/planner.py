@@ -83,13 +83,14 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
         MeasureError: Costs are to be measured on a device that is not there.
         InfeasibleError: Nothing fits the devices, or only what is slower than one device and ``force`` is not set.
 
+    >>> import torch
     >>> from partitioner.costs.model import CostModel
-    >>> from partitioner.models.spec import model_spec
-    >>> from partitioner.planning.sources import FromSpec
-    >>> spec = model_spec("tools/trained/unet", dtype="float32")  # a folder here; "svd" or a hub id as well
-    >>> planning = plan(PlanRequest(FromSpec(spec), "cpu,cpu", CostModel("cpu")))
-    >>> planning.plan.branches, planning.plan.components, planning.plan.devices
-    (2, 1, ('cpu', 'cpu'))
+    >>> from partitioner.planning.sources import FromModule
+    >>> chain = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(8))).eval()
+    >>> source = FromModule(chain, {"input": torch.zeros(64, 512)}, {"input": "latent"})
+    >>> planning = plan(PlanRequest(source, "cpu,cpu", CostModel("cpu")))
+    >>> planning.plan.components, planning.plan.mode, planning.plan.devices
+    (2, 'lookahead', ('cpu', 'cpu'))
     """
     clock = _Clock()
     options, model, advisor = request.options, request.costs, request.advisor

@@ -19,15 +19,18 @@ from partitioner.search.problem import Problem
 from partitioner.search.solver import Solver
 from partitioner.staleness.edge_errors import EdgeErrors
 
-CLOSE = 0.02  # the slowest component may be so far above the mean; measurements differ by as much
+CLOSE = 0.02  # how far the slowest component may be above the mean; measurements differ by as much
 ROUNDS = 6  # at most
 
 
 @dataclass(frozen=True)
 class Round:
-    """One split, its components measured whole. predicted_ms, measured_ms: of each component's latent nodes.
+    """One split whose components were measured whole.
 
-    slowest: the slowest component over the mean, each relative to the speed of its device; 1.0 is perfect balance.
+    Attributes:
+        predicted_ms: Of each component's latent nodes, the sum of their costs.
+        measured_ms: Of each component's latent nodes, run together.
+        slowest: The slowest component over the mean, each relative to the speed of its device; 1.0 is perfect balance.
     """
 
     predicted_ms: tuple[float, ...]
@@ -42,10 +45,14 @@ class Round:
 
 @dataclass(frozen=True)
 class Refinement:
-    """Rounds in order, and which of them is best: the one whose slowest component took least.
+    """What measuring whole components led to.
 
-    candidate, problem: of that split, under costs that are as its components were measured. scale: measured time of
-    all components of that split over what it was by the first costs.
+    Attributes:
+        rounds: In order.
+        best: The number of the round whose slowest component took least.
+        candidate: The split of that round; its figures are by costs that agree with its measured components.
+        problem: Of the same graph, by those costs.
+        scale: Measured time of all components of that split over their time by the first costs.
     """
 
     rounds: tuple[Round, ...]
@@ -109,8 +116,10 @@ def refine_split(
 
 
 def _finish_ms(measured: Sequence[float], chosen: Candidate, fleet: Fleet) -> tuple[float, float]:
-    """When the slowest component is done and when all would be, were the work spread evenly; both per step, and for
-    the slower device of each pair where there are two branches."""
+    """The time of the slowest component, and what every component would take if the work were spread evenly.
+
+    Both are per step, and for the slower device of each pair where there are two branches.
+    """
     speeds = [
         min(fleet[chosen.device_of[rank_of(b, k, chosen.components)]].speed or 1.0 for b in range(chosen.branches))
         for k in range(chosen.components)
