@@ -67,6 +67,7 @@ TOUCH_TORCH = {
     "partitioner.graph.export",
     "partitioner.graph.operators",
     "partitioner.graph.reader",
+    "partitioner.graph.storages",
     "partitioner.graph.torch_private",
     "partitioner.models.build",
     "partitioner.models.source",

@@ -1,1 +1,1 @@
-"""A denoiser as a graph of plain data: tracing it, and what its operators do."""
+"""A denoiser as a graph of plain data: tracing it, and knowing what its operators do."""

@@ -1,4 +1,4 @@
-"""A denoiser call's arguments: bound to names, flattened to paths, each with its role."""
+"""Arguments of a denoiser call: bound to names, flattened to paths, each with its role."""
 
 from __future__ import annotations
 
@@ -14,7 +14,20 @@ from partitioner.graph.ir import Argument, Role
 
 
 def flatten_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Argument]]:
-    """Keyword arguments -> (tensors by path, literals by path), in order; TraceError for anything else."""
+    """Take nested keyword arguments apart into tensors and literals, by path.
+
+    Args:
+        arguments: Tensors, numbers, strings, None, and dicts and lists of them, by name.
+
+    Returns:
+        The tensors by path, and the literals by path, both in order.
+
+    Raises:
+        TraceError: An argument is or holds something else.
+
+    >>> flatten_arguments({"extra": {"scale": 0.5, "kind": ["a", None]}})
+    ({}, {'extra.scale': 0.5, 'extra.kind.0': 'a', 'extra.kind.1': None})
+    """
     tensors: dict[str, torch.Tensor] = {}
     literals: dict[str, Argument] = {}
 
@@ -41,7 +54,14 @@ def flatten_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, torch.Ten
 
 
 def role_of(path: str, roles: Mapping[str, str | Role]) -> Role:
-    """The role that ``roles`` gives to an argument's path: the longest matching prefix counts."""
+    """The role that an argument has: that of the longest prefix of its path in ``roles``.
+
+    Raises:
+        TraceError: No prefix is there.
+
+    >>> role_of("extra.ids", {"extra": "prompt", "x": "latent"}).name
+    'PROMPT'
+    """
     parts = path.split(".")
     for length in range(len(parts), 0, -1):
         role = roles.get(".".join(parts[:length]))
@@ -54,7 +74,11 @@ def role_of(path: str, roles: Mapping[str, str | Role]) -> Role:
 
 
 def bind_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's arguments by name, without the variable-keyword wrapper; TypeError as the call would give."""
+    """The arguments of ``module(*args, **kwargs)`` by name; those that ``**`` takes stand among the others.
+
+    Raises:
+        TypeError: The module cannot be called so; the message is that of the call.
+    """
     bound = inspect.signature(module.forward).bind(*args, **kwargs)
     arguments = dict(bound.arguments)
     for name, parameter in inspect.signature(module.forward).parameters.items():

@@ -1,4 +1,4 @@
-"""trace: any denoiser -> TracedGraph, by torch.export under fake tensors; no weight is read or copied."""
+"""trace: any denoiser to a TracedGraph, by torch.export; no weight is read or copied."""
 
 from __future__ import annotations
 
@@ -24,14 +24,28 @@ def trace(
     *,
     model: str = "custom",
 ) -> TracedGraph:
-    """Trace ``module(**example_inputs)``.
+    """Trace ``module(**example_inputs)`` into a graph of its operators.
 
-    example_inputs: keyword arguments; values are tensors (real or fake), nested dicts, lists and tuples of
-    them, or literals (None, bool, int, float, str). Shapes and dtypes are what is traced for.
-    roles: role of each tensor argument by its path ("timestep", "added_cond_kwargs.text_embeds") or by the
-    prefix of its path ("added_cond_kwargs"); the longest match counts. Each tensor argument needs one, and
-    one must be "latent".
-    Raises TraceError: what could not be traced, in which module, and what to do.
+    Args:
+        module: The denoiser, in eval mode.
+        example_inputs: Keyword arguments of a call: tensors (real or fake), literals (None, bool, int, float, str), and
+            dicts, lists and tuples of them. The graph holds for their shapes and dtypes and for these literals.
+        roles: What each tensor argument is, by its path ("timestep", "added_cond_kwargs.text_embeds") or a prefix of
+            its path ("added_cond_kwargs"), of which the longest counts: "latent" (the noisy sample), "timestep",
+            "prompt" (the same for a whole trajectory) or "constant". One must be "latent".
+        model: What plans call the model.
+
+    Raises:
+        TraceError: The module cannot be traced; the message says where and what to do. Or an argument has no role.
+
+    >>> import torch
+    >>> module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.SiLU()).eval()
+    >>> print(trace(module, {"input": torch.zeros(2, 8)}, {"input": "latent"}))
+    custom (Sequential), 2 nodes
+    input %input: float32[2,8] latent
+    %linear = aten.linear.default(%input, %p_0_weight, %p_0_bias)  # latent float32[2,8] 0/linear.0
+    %silu = aten.silu.default(%linear)  # latent float32[2,8] 1/silu.0
+    return (%silu,)
     """
     tensors, literals = flatten_arguments(example_inputs)
     input_roles = {path: role_of(path, roles) for path in tensors}
@@ -46,10 +60,15 @@ def trace(
 
 @contextmanager
 def fake_mode() -> Iterator[None]:
-    """Inside it tensors have shapes and dtypes but no storage, so a model of any size can be built and traced.
+    """Inside it tensors have shapes and dtypes but no storage, so that a model of any size can be built and traced.
 
-    Only building takes the model's dtype as default (ModelSpec.build does): a forward that makes tensors without
-    naming a dtype, as SVD's does, makes them float32 in a real call.
+    The default dtype stays as it is. ModelSpec.build sets it to the model's while it builds, and not for tracing: a
+    forward that makes tensors without naming a dtype, as SVD's does, makes them float32 in a real call.
+
+    >>> with fake_mode():
+    ...     layer = torch.nn.Linear(100_000, 100_000)  # 40 GB
+    >>> layer.weight.shape
+    torch.Size([100000, 100000])
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         yield

@@ -1,7 +1,7 @@
-"""TracedGraph: the denoiser as plain data, free of torch, printable, hashable and picklable.
+"""TracedGraph: a denoiser as plain data, free of torch, that prints readably and pickles.
 
-Legend: a *value* is anything an operator can read: an input, a parameter or a node's output. Values are
-named; names are unique in a graph. Nodes stand in execution order, which is a topological order.
+A *value* is what an operator can read: an input, a parameter or a node's output. Values have names, which are unique in
+a graph. Nodes stand in execution order, which is a topological order.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DTYPE_BYTES = {
 
 
 class Role(IntEnum):
-    """What a value depends on; the larger wins where two meet (so ``max`` joins roles).
+    """What a value depends on. An operator's role is the largest (``max``) of those that it reads.
 
-    CONSTANT: parameters and literals only. PROMPT: also conditioning that stays the same for a whole
-    trajectory. TIMESTEP: also the timestep (and perhaps the prompt), but not the latent. LATENT: the rest.
-    Only LATENT nodes are placed; the others are computed by whoever reads them.
+    CONSTANT: parameters and literals only. PROMPT: also conditioning, which stays the same for a whole trajectory.
+    TIMESTEP: also the timestep, but not the latent. LATENT: also the latent. Only LATENT nodes are placed; the others
+    are computed by every component that reads them.
     """
 
     CONSTANT = 0
@@ -40,7 +40,14 @@ class Role(IntEnum):
 
     @classmethod
     def parse(cls, text: str) -> Role:
-        """'latent', 'timestep', 'prompt' or 'constant' -> Role; ValueError names the choices otherwise."""
+        """The role of that name.
+
+        Raises:
+            ValueError: There is none; the message names the choices.
+
+        >>> Role.parse("latent").name
+        'LATENT'
+        """
         try:
             return cls[text.upper()]
         except KeyError:
@@ -50,7 +57,7 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A reference to a value, as it stands in a node's arguments."""
+    """A value that a node's arguments refer to by name."""
 
     name: str
 
@@ -60,7 +67,7 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A torch constant in a node's arguments: kind is dtype, device, layout or memory_format."""
+    """A constant of torch in a node's arguments. kind: dtype, device, layout or memory_format."""
 
     kind: str
     value: str
@@ -74,7 +81,11 @@ Argument = Any  # Ref | Symbol | int | float | bool | str | None | tuple[Argumen
 
 @dataclass(frozen=True, slots=True)
 class TensorMeta:
-    """Shape, strides (in elements) and dtype name ("float16") of a tensor."""
+    """Shape, strides (in elements) and dtype name of a tensor.
+
+    >>> print(TensorMeta((2, 3), (3, 1), "float16"))
+    float16[2,3]
+    """
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -94,7 +105,7 @@ class TensorMeta:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A tensor argument of the denoiser. name: its path, such as "added_cond_kwargs.text_embeds"."""
+    """A tensor argument of the denoiser. name: its path among the arguments ("added_cond_kwargs.text_embeds")."""
 
     name: str
     meta: TensorMeta
@@ -103,7 +114,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter or buffer. name: the value; path: its name among the module's parameters and buffers."""
+    """A parameter or buffer. name: of the value in the graph; path: its name in the module ("blocks.0.conv.weight")."""
 
     name: str
     path: str
@@ -114,9 +125,17 @@ class Parameter:
 class Node:
     """One operator call.
 
-    name: the value it makes. key: stable across resolutions and batches, "module.path/target.k".
-    target: "aten.linear.default" or "operator.getitem". outputs: one meta per tensor it returns.
-    group: nodes that share storage which one of them writes to have the same group and are never cut
+    Attributes:
+        name: Name of the value that it makes; unique in the graph, but another trace may number it otherwise.
+        key: Name that stays the same at other resolutions and batch sizes: "module.path/operator.k", the operator's
+            k-th call in that module. Plans use it.
+        target: The operator: "aten.linear.default" or "operator.getitem".
+        args: Positional arguments; kwargs: keyword arguments, as pairs.
+        module: Path of the module that makes the call.
+        role: What the value depends on.
+        outputs: Shape, strides and dtype of each tensor that it returns.
+        group: The same number for nodes that share storage which one of them writes to; they are never cut apart. -1
+            for all others.
     """
 
     name: str
@@ -131,7 +150,7 @@ class Node:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of the values it reads, each once, in order."""
+        """Names of the values that it reads, each once, in order."""
         found: dict[str, None] = {}
         for ref in _refs((self.args, tuple(value for _, value in self.kwargs))):
             found[ref] = None
@@ -139,7 +158,11 @@ class Node:
 
     @property
     def meta(self) -> TensorMeta:
-        """The meta of its single tensor output; ValueError where it has none or several."""
+        """Shape, strides and dtype of its output.
+
+        Raises:
+            ValueError: It has none or several.
+        """
         if len(self.outputs) != 1:
             raise ValueError(f"node {self.name} ({self.target}) has {len(self.outputs)} tensor outputs")
         return self.outputs[0]
@@ -172,10 +195,15 @@ class _Costs(Protocol):
 
 @dataclass(frozen=True)
 class TracedGraph:
-    """A traced denoiser.
+    """A traced denoiser: the operators of one call, for given shapes, dtypes and literals.
 
-    literals: the non-tensor arguments it was traced with, by path (a call with others needs another trace).
-    results: the values it returns, in the order of its flattened output (a Ref or a literal).
+    Attributes:
+        model: What plans call the model; class_name: the class of its module.
+        inputs: The tensor arguments.
+        literals: The other arguments, by path; a call with others needs another trace.
+        parameters: The parameters and buffers that some node reads.
+        nodes: The operator calls in execution order.
+        results: The values and literals that the call returns, in the order of its flattened output.
     """
 
     model: str
@@ -205,7 +233,7 @@ class TracedGraph:
 
     @cached_property
     def readers(self) -> dict[str, tuple[str, ...]]:
-        """value name -> names of the nodes that read it, in execution order."""
+        """Value name -> names of the nodes that read it, in execution order."""
         found: dict[str, list[str]] = {}
         for node in self.nodes:
             for name in node.reads:
@@ -219,9 +247,9 @@ class TracedGraph:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the canonical graph: targets, topology, shapes, dtypes and parameter names.
+        """SHA-256 of operators, topology, shapes, dtypes, literals and parameter paths.
 
-        Value names do not enter (they are numbered by position), nor does the model's name.
+        Names of values do not enter it, for they are numbered by position, and neither does the model's name.
         """
         number: dict[str, int] = {}
         for name in [i.name for i in self.inputs] + [p.name for p in self.parameters]:

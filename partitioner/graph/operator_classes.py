@@ -1,4 +1,4 @@
-"""Operators by what they do to data: compute-bound classes, views, casts. Free of torch."""
+"""Operators by what they do to data: products, views, reshapes, casts. Free of torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ATTENTION = {
     "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention_for_cpu",
 }  # fmt: skip
 
-# Operators that hand out the same storage under another shape, or storage that nobody has filled.
+# Operators that return the storage of their argument under another shape, or storage that is not filled.
 _VIEWS = {
     "getitem", "view", "transpose", "permute", "unsqueeze", "squeeze", "expand", "expand_as", "broadcast_to", "slice",
     "select", "narrow", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "unflatten", "t", "numpy_T",
@@ -21,11 +21,15 @@ _VIEWS = {
     "empty_strided", "empty_permuted",
 }  # fmt: skip
 _RESHAPES = {"reshape", "flatten", "reshape_as"}  # a view where strides allow it, else a copy
-_CASTS = {"to", "type_as", "contiguous", "float", "half", "_to_copy"}  # their argument itself where it fits already
+_CASTS = {"to", "type_as", "contiguous", "float", "half", "_to_copy"}  # their argument itself where it need not change
 
 
 def operator_class(target: str) -> str:
-    """'conv', 'matmul', 'attention' (compute-bound) or 'memory' (the rest): "aten.conv2d.default" -> 'conv'."""
+    """The class that an operator's efficiency is known by: 'conv', 'matmul' or 'attention'; 'memory' for all others.
+
+    >>> operator_class("aten.conv2d.default"), operator_class("aten.silu.default")
+    ('conv', 'memory')
+    """
     name = operator_name(target)
     if name in CONV or name in CONV_TRANSPOSE:
         return "conv"
@@ -35,13 +39,17 @@ def operator_class(target: str) -> str:
 
 
 def operator_name(target: str) -> str:
-    """Name without namespace and overload: "aten.conv2d.default" -> "conv2d"."""
+    """An operator's name without namespace and overload.
+
+    >>> operator_name("aten.add.Tensor")
+    'add'
+    """
     parts = target.split(".")
     return parts[1] if len(parts) > 1 else target
 
 
 def moves_data(graph: TracedGraph, node: Node) -> bool:
-    """False for a node that only relabels storage (a view, a cast to what it is already)."""
+    """Whether a node reads or writes elements; a view does not, nor a cast to the dtype that is there already."""
     name = operator_name(node.target)
     if name in _VIEWS:
         return False
@@ -56,12 +64,12 @@ def moves_data(graph: TracedGraph, node: Node) -> bool:
 
 
 def is_free(graph: TracedGraph, node: Node, mode: str) -> bool:
-    """Whether a node costs nothing: taking an item of a tuple; but for eager mode, also all that moves no data."""
+    """Whether a node costs nothing: taking an item of a tuple; in other modes than eager, whatever moves no data."""
     return node.target == "operator.getitem" or (mode != "eager" and not moves_data(graph, node))
 
 
 def value_metas(graph: TracedGraph, name: str) -> tuple[TensorMeta, ...]:
-    """The tensors that a value (input, parameter or node) stands for."""
+    """Shapes, strides and dtypes of a value (input, parameter or node): one, or as many as its node has outputs."""
     if name in graph.node_by_name:
         return graph.node_by_name[name].outputs
     if name in graph.parameter_by_name:
@@ -70,10 +78,10 @@ def value_metas(graph: TracedGraph, name: str) -> tuple[TensorMeta, ...]:
 
 
 def _is_viewable(source: TensorMeta, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor can be seen in another shape without a copy.
+    """Whether a tensor can be reshaped without a copy.
 
-    Neighbouring dimensions with stride[i] = size[i+1]·stride[i+1] merge to one run; the new shape must cut at
-    every border between runs.
+    Neighbouring dimensions with stride[i] = size[i+1]·stride[i+1] lie in memory as one run. There is no copy where no
+    dimension of the new shape reaches across a border between two runs.
     """
     if source.numel == 0:
         return True

@@ -1,4 +1,4 @@
-"""From the names and arguments in a TracedGraph to the torch operators and values that they stand for."""
+"""From the operator names and arguments in a TracedGraph to the torch operators and values that they stand for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from partitioner.graph.ir import Argument, Node, Ref, Symbol
 
 
 def resolve(target: str) -> Any:
-    """ "aten.linear.default" -> the operator; AttributeError where this torch has none of that name."""
+    """The operator of that name ("aten.linear.default").
+
+    Raises:
+        AttributeError: This version of torch has none.
+    """
     if target == "operator.getitem":
         return operator.getitem
     namespace, name, overload = target.split(".")
@@ -21,9 +25,12 @@ def resolve(target: str) -> Any:
 
 
 def bind(argument: Argument, values: Mapping[str, Any], device: torch.device) -> Any:
-    """An argument of a node with its Refs looked up in ``values`` and its devices replaced by ``device``.
+    """An argument of a node as torch takes it.
 
-    values: tensors, or what stands for them in a torch.fx graph.
+    Args:
+        argument: The argument as the graph has it.
+        values: What its Refs stand for, by name: tensors, or nodes of a torch.fx graph.
+        device: What stands for every device in it.
     """
     if isinstance(argument, Ref):
         return values[argument.name]
@@ -35,7 +42,14 @@ def bind(argument: Argument, values: Mapping[str, Any], device: torch.device) ->
 
 
 def lowered(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> fx.GraphModule:
-    """Nodes as a module of the positional inputs ``reads`` that returns the tuple ``keeps``."""
+    """Nodes as a torch.fx module.
+
+    Args:
+        nodes: The nodes, in execution order.
+        reads: Names of the values that the module takes, as positional arguments.
+        keeps: Names of the values that it returns, as a tuple.
+        device: Where operators that make tensors make them.
+    """
     graph = fx.Graph()
     values: dict[str, Any] = {name: graph.placeholder(f"read_{i}") for i, name in enumerate(reads)}
     for node in nodes:

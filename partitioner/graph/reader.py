@@ -1,4 +1,4 @@
-"""Reads an ExportedProgram into a TracedGraph: strips no-ops, joins roles, names keys."""
+"""ExportReader: from torch.export's ExportedProgram to a TracedGraph."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from partitioner.errors import TraceError
 from partitioner.graph.ir import Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
-from partitioner.graph.torch_private import OpOverload, aliased_argument, is_mutated_argument, tree_unflatten
+from partitioner.graph.modules import calling_module
+from partitioner.graph.storages import Storages, find_storages
+from partitioner.graph.torch_private import OpOverload, tree_unflatten
 
 # Operators that check or mark and compute nothing.
 _DROPPED = {"aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten.sym_constrain_range.default"}
-# Operators that hand their first argument itself on, in eval mode or as exported.
+# Operators that return their first argument itself, in eval mode or as exported.
 _IDENTITIES = {"aten.dropout.default", "aten.feature_dropout.default", "aten.detach.default",
                "aten.detach_.default", "aten.alias.default"}  # fmt: skip
-# Operators that copy their first argument, or hand it on, where they need not change it.
+# Operators that copy their first argument, or return it itself where it need not change.
 _CASTS = {"aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten._to_copy.default"}
 
 
 class ExportReader:
-    """Reads an ExportedProgram into a TracedGraph: strips no-ops, joins roles, names keys."""
+    """Reads an ExportedProgram into a TracedGraph.
+
+    Operators that compute nothing and nodes that nothing reads are left out; every node gets a key, a role and a group.
+    """
 
     def __init__(
         self,
@@ -36,6 +41,16 @@ class ExportReader:
         model: str,
         class_name: str,
     ) -> None:
+        """Prepare to read.
+
+        Args:
+            program: What torch.export gave.
+            tensors: The tensor arguments that it was exported with, by path.
+            literals: The other arguments, by path.
+            input_roles: Roles of the tensor arguments, by path.
+            model: What plans call the model.
+            class_name: The class of its module.
+        """
         self.program = program
         self.tensors = tensors
         self.literals = literals
@@ -48,10 +63,14 @@ class ExportReader:
         self.parameters: dict[str, Parameter] = {}
         self.nodes: list[Node] = []
         self.position: Counter[str] = Counter()
-        self.storage: dict[str, str] = {}  # fx node name -> name of the one that owns its storage
-        self.written: set[str] = set()  # owners of the storages that some node writes to
+        self.storages: Storages
 
     def read(self) -> TracedGraph:
+        """The graph; to be called once.
+
+        Raises:
+            TraceError: The program holds what no component can run; the message says what and what to do.
+        """
         signature = self.program.graph_signature
         for spec in signature.output_specs:
             if spec.kind is not OutputKind.USER_OUTPUT:
@@ -59,7 +78,7 @@ class ExportReader:
                     f"{self.model} changes {spec.target or 'an input'} in its forward ({spec.kind.name}); a component "
                     "cannot share state that changes: compute it from the inputs instead"
                 )
-        self._find_storages()
+        self.storages = find_storages(self.program, self.model)
         kinds = {spec.arg.name: spec for spec in signature.input_specs}
         paths = iter(self._user_inputs())
         results: tuple[Argument, ...] = ()
@@ -76,10 +95,8 @@ class ExportReader:
                 flat = fx_node.args[0] if isinstance(fx_node.args[0], (list, tuple)) else (fx_node.args[0],)
                 results = tuple(self._argument(item) for item in flat)
             elif fx_node.op != "get_attr":  # an operand of a higher-order operator, which _read_call refuses
-                raise TraceError(
-                    f"{self.model}: node {fx_node.name} is a {fx_node.op}, which has no place in a component"
-                )
-        nodes = self._grouped(_needed(self.nodes, results, self.written, self.storage))
+                raise TraceError(f"{self.model}: node {fx_node.name} is a {fx_node.op}, which no component can run")
+        nodes = self.storages.group(self.storages.needed(self.nodes, results), self.roles)
         read = {name for node in nodes for name in node.reads}
         return TracedGraph(
             model=self.model,
@@ -97,7 +114,7 @@ class ExportReader:
 
     def _read_input(self, fx_node: torch.fx.Node, path: str | None) -> None:
         if path is None:
-            self.replaced[fx_node.name] = None  # literals are burnt in; nothing reads them
+            self.replaced[fx_node.name] = None  # literals are constants of the program; nothing reads them
             return
         role = self.input_roles[path]
         self.replaced[fx_node.name] = Ref(path)
@@ -107,7 +124,7 @@ class ExportReader:
     def _read_parameter(self, fx_node: torch.fx.Node, spec: Any) -> None:
         name = fx_node.name
         if spec.kind is InputKind.CONSTANT_TENSOR and fx_node.users:
-            module = _module_path(next(iter(fx_node.users)))
+            module = calling_module(next(iter(fx_node.users)))
             raise TraceError(
                 f"{self.model}: module {module or '<root>'} reads a tensor that is neither parameter nor buffer "
                 f"({spec.target}), so no rank could load it; register it as a buffer in __init__, or make it in "
@@ -132,14 +149,14 @@ class ExportReader:
         raise TraceError(f"{self.model}: an operator takes a {type(item).__name__}, which a plan cannot carry")
 
     def _read_call(self, fx_node: torch.fx.Node) -> None:
-        target = _target_name(fx_node.target, self.model, _module_path(fx_node))
+        target = _target_name(fx_node.target, self.model, calling_module(fx_node))
         if target in _DROPPED:
             return
         value = fx_node.meta.get("val")
         outputs = _metas(value)
         args = tuple(self._argument(item) for item in fx_node.args)
         kwargs = tuple((key, self._argument(item)) for key, item in fx_node.kwargs.items())
-        module = _module_path(fx_node)
+        module = calling_module(fx_node)
         ordinal = self.position[f"{module}/{target}"]
         self.position[f"{module}/{target}"] += 1
         if self._is_identity(fx_node, target, args, kwargs, outputs):
@@ -172,7 +189,7 @@ class ExportReader:
         source = self._meta_of(args[0]) if args and isinstance(args[0], Ref) else None
         if source is None or outputs != (source,):
             return False
-        if self.written & {self.storage[fx_node.name], self.storage[fx_node.all_input_nodes[0].name]}:
+        if self.storages.is_written(fx_node.name) or self.storages.is_written(fx_node.all_input_nodes[0].name):
             return False  # a copy that is written to, or whose source is, must stay a copy
         if target in _CASTS:
             copies = dict(kwargs).get("copy", False) or True in args[1:]
@@ -192,49 +209,6 @@ class ExportReader:
             if node.name == ref.name:
                 return node.outputs[0] if len(node.outputs) == 1 else None
         return None
-
-    def _find_storages(self) -> None:
-        """Note whose storage each value shares, and which storages are written to."""
-        placeholders = {node.name for node in self.program.graph.find_nodes(op="placeholder")}
-        for fx_node in self.program.graph.nodes:
-            self.storage[fx_node.name] = fx_node.name
-            if fx_node.op != "call_function":
-                continue
-            for position, argument in enumerate(fx_node.args):
-                if not isinstance(argument, torch.fx.Node):
-                    continue
-                owner = self.storage[argument.name]
-                if is_mutated_argument(fx_node.target, position):
-                    if owner in placeholders:
-                        raise TraceError(
-                            f"{self.model}: module {_module_path(fx_node) or '<root>'}: {fx_node.target} writes to "
-                            f"{owner} in place; a component cannot share state that changes: use the out-of-place "
-                            "form of that operator"
-                        )
-                    self.written.add(owner)
-                    self.storage[fx_node.name] = owner
-                elif aliased_argument(fx_node.target) == position:
-                    self.storage[fx_node.name] = owner
-
-    def _grouped(self, nodes: list[Node]) -> tuple[Node, ...]:
-        """Give roles and groups: nodes of a storage that is written to stay together and share a role."""
-        numbers = {owner: number for number, owner in enumerate(sorted(self.written))}
-        group_of = {n.name: numbers.get(self.storage.get(n.name, n.name), -1) for n in nodes}
-        group_role: dict[int, Role] = dict.fromkeys(numbers.values(), Role.CONSTANT)
-        while True:  # a group's role can raise that of earlier nodes, so repeat until it holds
-            before = dict(group_role)
-            for node in nodes:
-                group = group_of[node.name]
-                role = max((self.roles[name] for name in node.reads), default=Role.CONSTANT)
-                if group >= 0:
-                    role = group_role[group] = max(role, group_role[group])
-                self.roles[node.name] = role
-            if before == group_role:
-                break
-        return tuple(
-            Node(n.name, n.key, n.target, n.args, n.kwargs, n.module, self.roles[n.name], n.outputs, group_of[n.name])
-            for n in nodes
-        )
 
 
 _SYMBOLS = (
@@ -263,25 +237,6 @@ def _paths(program: ExportedProgram) -> list[str]:
     for key, value in kwargs.items():
         visit(key, value)
     return paths
-
-
-def _needed(
-    nodes: list[Node], results: tuple[Argument, ...], written: set[str], storage: Mapping[str, str]
-) -> list[Node]:
-    """Without the nodes that nothing reads; writes to storage that is read count as read."""
-    wanted = {item.name for item in results if isinstance(item, Ref)}
-    kept: list[Node] = []
-    for node in reversed(nodes):
-        owner = storage.get(node.name, node.name)
-        if node.name in wanted or (owner in written):
-            kept.append(node)
-            wanted.update(node.reads)
-    return kept[::-1]
-
-
-def _module_path(fx_node: torch.fx.Node) -> str:
-    stack = fx_node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
 
 
 def _target_name(target: Any, model: str, module: str) -> str:

@@ -1,4 +1,4 @@
-"""The one place that touches torch's private names, so that a new release is met in one file."""
+"""All uses of torch's private names, so that a new release of torch changes one file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def is_mutated_argument(target: Any, position: int) -> bool:
-    """Whether an operator writes to its positional argument (detach_ changes no element)."""
+    """Whether an operator writes to the argument at that position; detach_ does not, though its schema says so."""
     if not isinstance(target, OpOverload) or target._schema.name == "aten::detach_":
         return False
     arguments = target._schema.arguments
@@ -40,10 +40,10 @@ def is_mutated_argument(target: Any, position: int) -> bool:
 
 
 def aliased_argument(target: Any) -> int | None:
-    """Position of the argument whose storage the operator's output may share, or None.
+    """Position of the argument whose storage the operator's output may share; None where there is none.
 
-    reshape, contiguous, flatten and the casts return their argument itself where they can, without saying so in
-    their schema.
+    reshape, contiguous, flatten and the casts return their argument itself where they can, though their schemas do not
+    say so.
     """
     if not isinstance(target, OpOverload):
         return 0  # operator.getitem
@@ -55,7 +55,7 @@ def aliased_argument(target: Any) -> int | None:
 
 @contextmanager
 def forgotten_sources() -> Iterator[None]:
-    """After the block, forget the source text of the GraphModules that were made in it.
+    """After the block, free the source text of the GraphModules that were made in it.
 
     torch keeps it for ever, for tracebacks: a program that traces again and again would grow.
     """
@@ -68,7 +68,7 @@ def forgotten_sources() -> Iterator[None]:
 
 
 def forget_source_with(module: GraphModule) -> None:
-    """Forget the module's source text when the module goes."""
+    """Free the module's source text when the module is collected."""
     weakref.finalize(module, _forget_source, module.forward.__code__.co_filename)
 
 
@@ -81,9 +81,13 @@ _MAY_ALIAS = {"aten::reshape", "aten::contiguous", "aten::flatten", "aten::to", 
 
 
 def gloo_group(store: Store, rank: int, world: int, *, host: str, timeout: timedelta) -> Any:
-    """A gloo group of its own, apart from torch.distributed's default one, bound to the interface of ``host``.
+    """A gloo process group of its own, apart from torch.distributed's default one.
 
-    timeout: for connecting, and for every wait that names none.
+    Args:
+        store: Where the ranks find each other.
+        rank: This process's number; world: how many processes there are.
+        host: Address of the network interface that it is bound to.
+        timeout: For connecting, and for every wait that names no other.
     """
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [ProcessGroupGloo.create_device(hostname=host)]

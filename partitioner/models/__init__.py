@@ -1,4 +1,4 @@
-"""Which denoisers are known and how they are called; ``register_model`` adds an architecture.
+"""The known denoisers and the arguments that they are called with; ``register_model`` adds an architecture.
 
 Torch and diffusers are imported only when something is built.
 """

@@ -1,4 +1,4 @@
-"""The architectures that are known by name: the arguments of one call, as diffusers' pipelines give them.
+"""Built-in architectures: the arguments of one denoiser call, as diffusers' pipelines give them.
 
 Arguments that are None there are left out.
 """
@@ -10,8 +10,6 @@ from typing import Any
 from partitioner.errors import UsageError
 from partitioner.models.inputs import Inputs, latent, prompt, timestep
 from partitioner.models.registry import Request, register_model
-
-# The arguments of one call, as diffusers' pipelines give them; arguments that are None there are left out.
 
 
 @register_model("UNet2DConditionModel")
@@ -46,7 +44,7 @@ def _width_of(cross_attention_dim: int | list[int]) -> int:
 
 @register_model("UNet2DModel", batches_guidance=False)
 def _unet_2d(request: Request) -> Inputs:
-    """Denoisers of pixels: DDPM, DDIM, consistency models."""
+    """Denoisers without a VAE, in pixels: DDPM, DDIM, consistency models."""
     config, rows = request.config, request.rows
     size = config["sample_size"]
     height, width = request.pixels((size, size) if isinstance(size, int) else tuple(size), 1)

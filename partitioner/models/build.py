@@ -1,4 +1,4 @@
-"""Builds a diffusers denoiser from its configuration, without weights."""
+"""build_denoiser: a diffusers denoiser from its configuration, without weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
 
 def build_denoiser(class_name: str, config: Mapping[str, Any]) -> nn.Module:
-    """The denoiser with the dtypes that from_pretrained(torch_dtype=the default dtype) gives it."""
+    """A denoiser with random weights, and the dtypes that from_pretrained gives it for torch's default dtype.
+
+    Args:
+        class_name: A model class of diffusers.
+        config: Its configuration.
+
+    Raises:
+        UsageError: This version of diffusers has no such class.
+    """
     import torch
 
     cls = diffusers_class(class_name)

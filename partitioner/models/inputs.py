@@ -1,4 +1,4 @@
-"""Example inputs of a denoiser call: tensors with a shape, a dtype and a role, and literals."""
+"""Example inputs of a denoiser call: tensors with a role, a shape and a dtype, and literals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from partitioner.graph.ir import Role
 
 @dataclass(frozen=True, slots=True)
 class ExampleTensor:
-    """One tensor argument: its role, its shape and its dtype (None: the denoiser's)."""
+    """One tensor argument: its role, its shape and its dtype (None: that of the denoiser)."""
 
     role: Role
     shape: tuple[int, ...]
@@ -22,15 +22,19 @@ Inputs = Mapping[str, Any]  # argument -> ExampleTensor, literal (bool, int, flo
 
 
 def latent(*shape: int) -> ExampleTensor:
-    """The noisy sample."""
+    """The noisy sample, of that shape and of the denoiser's dtype.
+
+    >>> latent(2, 4, 64, 64).shape
+    (2, 4, 64, 64)
+    """
     return ExampleTensor(Role.LATENT, shape)
 
 
 def timestep(*shape: int, dtype: str | None = "float32") -> ExampleTensor:
-    """The timestep: no shape for a scalar. float32 also stands for the integers that some schedulers pass."""
+    """The timestep; a scalar without a shape. float32 also stands for the integers that some samplers pass."""
     return ExampleTensor(Role.TIMESTEP, shape, dtype)
 
 
 def prompt(*shape: int, dtype: str | None = None) -> ExampleTensor:
-    """Conditioning that stays the same for a whole trajectory."""
+    """Conditioning that stays the same for a whole trajectory, such as the text's embedding or the image's size."""
     return ExampleTensor(Role.PROMPT, shape, dtype)

@@ -1,6 +1,6 @@
-"""The registry of architectures: how the denoisers of one class are called.
+"""The registry of architectures: the arguments that denoisers of one class are called with.
 
-To add one, write a function that gets a Request and returns the arguments of one denoiser call:
+To add one, write a function that takes a Request and returns the arguments of one denoiser call:
 
     @register_model("tiny-dit", build=TinyDiT)
     def _tiny_dit(request: Request) -> Inputs:
@@ -27,11 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be traced. height and width in pixels, frames of the video; None: as the pipeline does by default.
+    """The sizes that a denoiser is to be traced for, and its configuration.
 
-    batch: images or videos per call. rows: batch, twice that where guidance is batched with it.
-    config, pipeline, vae: the configurations of the denoiser (with its class's defaults), of its pipeline
-    (model_index.json) and of the pipeline's VAE; the last two are empty where they are not known.
+    Attributes:
+        height: Of the images, in pixels; None for the pipeline's default. So are width and frames.
+        width: Of the images, in pixels.
+        frames: Of the video.
+        batch: Images or videos per call.
+        rows: Rows of a call: batch, or twice that where both halves of guidance are in one batch.
+        config: Configuration of the denoiser, with its class's defaults.
+        pipeline: Configuration of its pipeline (model_index.json); empty where it is not known, as is vae.
+        vae: Configuration of the pipeline's VAE.
     """
 
     height: int | None
@@ -51,7 +57,15 @@ class Request:
         return 2 ** (len(self.vae["block_out_channels"]) - 1) if "block_out_channels" in self.vae else 8
 
     def pixels(self, default: tuple[int, int], multiple: int) -> tuple[int, int]:
-        """(height, width) in pixels; UsageError unless both are multiples of ``multiple``."""
+        """Height and width of the images, in pixels.
+
+        Args:
+            default: What they are unless they were asked for.
+            multiple: What both must be multiples of.
+
+        Raises:
+            UsageError: One of them is not.
+        """
         height = default[0] if self.height is None else self.height
         width = default[1] if self.width is None else self.width
         for option, value in (("--height", height), ("--width", width)):
@@ -64,7 +78,16 @@ class Request:
         return height, width
 
     def latent_pixels(self, default: tuple[int, int] | None = None, patch: int = 1) -> tuple[int, int]:
-        """(height, width) of the latent: by default config's sample_size; patch: what both must be multiples of."""
+        """Height and width of the latent.
+
+        Args:
+            default: Height and width of the images in pixels unless they were asked for; None for those that config's
+                sample_size says.
+            patch: What height and width of the latent must be multiples of.
+
+        Raises:
+            UsageError: One of them is not.
+        """
         factor = self.vae_factor
         if default is None:
             size = self.config["sample_size"]
@@ -76,6 +99,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
+    """What register_model was told of an architecture."""
+
     describe: Callable[[Request], Inputs]
     build: Callable[[], nn.Module] | None
     batches_guidance: bool
@@ -94,12 +119,30 @@ def register_model(
     video: bool = False,
     dtype: str = "float16",
 ) -> Callable[[Callable[[Request], Inputs]], Callable[[Request], Inputs]]:
-    """Decorate the function that gives the arguments of a denoiser call, and so add an architecture.
+    """Add an architecture, by decorating the function that gives the arguments of a denoiser call.
 
-    name: a name of your own together with ``build``, which makes the denoiser; or the name of a diffusers class
-    without it, and then folders, hub ids and configurations of that class are understood.
-    batches_guidance: whether the pipeline calls it once per step with both guidance halves in one batch.
-    video: whether it has frames. dtype: what it is traced in unless asked otherwise.
+    Args:
+        name: A name of your own together with ``build``; or the name of a diffusers class without it, and then folders
+            and hub ids that hold a denoiser of that class are understood.
+        build: Makes the denoiser.
+        batches_guidance: Whether the pipeline calls it once per step with both halves of guidance in one batch.
+        video: Whether it has frames.
+        dtype: What it is traced in unless another dtype is asked for.
+
+    Raises:
+        UsageError: The name is taken.
+
+    >>> import torch
+    >>> from partitioner.models import latent, model_spec, timestep
+    >>> class Shift(torch.nn.Module):
+    ...     def forward(self, x, t):
+    ...         return x + t
+    >>> @register_model("example-shift", build=Shift, dtype="float32")
+    ... def _shift(request):
+    ...     height, width = request.pixels(default=(32, 32), multiple=8)
+    ...     return {"x": latent(request.rows, 3, height, width), "t": timestep()}
+    >>> model_spec("example-shift", height=64).inputs["x"].shape
+    (2, 3, 64, 32)
     """
 
     def register(describe: Callable[[Request], Inputs]) -> Callable[[Request], Inputs]:
@@ -112,5 +155,5 @@ def register_model(
 
 
 def model_names() -> tuple[str, ...]:
-    """The names that model_spec knows: built-in ones, then registered ones that build themselves."""
+    """The names that model_spec takes: the built-in ones, then those registered with a ``build`` function."""
     return (*BUILT_IN, *(name for name, known in ARCHITECTURES.items() if known.build is not None))

@@ -1,4 +1,4 @@
-"""find_source: where a model's configuration is: in the repository, in a local folder or on the hub; never weights."""
+"""find_source: a model's configuration, from this package, a local folder or the hub; weights are never read."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ Reader = Callable[[str], Path | None]  # a path inside a repository -> the local
 class ModelSource:
     """A denoiser's class and configurations.
 
-    name: for plans. config: of the denoiser, with its class's defaults. pipeline: its model_index.json; vae: that of
-    the pipeline's VAE; both empty where they are not known. revision: the commit on the hub.
+    Attributes:
+        name: What plans call the model.
+        class_name: A model class of diffusers.
+        config: Configuration of the denoiser, with its class's defaults.
+        pipeline: Configuration of its pipeline (model_index.json); empty where it is not known.
+        vae: Configuration of the pipeline's VAE; empty where it is not known.
+        revision: The commit on the hub; None for what is not from there.
     """
 
     name: str
@@ -40,7 +45,9 @@ class ModelSource:
 def find_source(model: str) -> ModelSource | None:
     """The source of a built-in name, a folder or a hub id; None where ``model`` is none of them.
 
-    Raises UsageError: a folder without a configuration, a class that this diffusers lacks, a hub out of reach.
+    Raises:
+        UsageError: The folder holds no configuration, this version of diffusers lacks the class, or the hub cannot be
+            reached.
     """
     if model in BUILT_IN:
         document = _read(_FOLDER / f"{model}.json")
@@ -54,7 +61,11 @@ def find_source(model: str) -> ModelSource | None:
 
 
 def diffusers_class(class_name: str) -> Any:
-    """A model class of diffusers by its name; UsageError where this version has none of that name."""
+    """A model class of diffusers.
+
+    Raises:
+        UsageError: This version of diffusers has none of that name.
+    """
     import diffusers
 
     cls = getattr(diffusers, class_name, None)

@@ -1,4 +1,4 @@
-"""model_spec: a name, folder or hub id -> ModelSpec, how to build a denoiser, its example inputs and their roles.
+"""model_spec: a name, folder or hub id to a ModelSpec: how to build a denoiser, its example inputs and their roles.
 
 Torch and diffusers are imported only when something is built.
 """
@@ -35,10 +35,17 @@ DTYPES = ("float16", "bfloat16", "float32")
 class ModelSpec:
     """How to build a denoiser, its example inputs and their roles; a value that builds nothing until asked.
 
-    name: what plans call the model. revision: the commit of a hub id, else None. dtype: "float16".
-    halves: 2 where a call holds both halves of the guidance batch, else 1. batch: images or videos per call.
-    inputs: the arguments of a call; branch_inputs: those of one guidance half (the same where halves is 1).
-    make: makes the denoiser with the default dtype. scheduler: the class of the pipeline's sampler, where known.
+    Attributes:
+        name: What plans call the model.
+        class_name: The class of the denoiser.
+        inputs: The arguments of one call.
+        branch_inputs: The arguments of a call for one half of guidance; the same where halves is 1.
+        halves: 2 where a call holds both halves of guidance in one batch, else 1.
+        batch: Images or videos per call.
+        dtype: "float16", "bfloat16" or "float32".
+        make: Makes the denoiser, with torch's default dtype.
+        revision: The commit of a hub id, else None.
+        scheduler: The class of the pipeline's sampler; None where it is not known.
     """
 
     name: str
@@ -53,13 +60,13 @@ class ModelSpec:
     scheduler: str | None = None
 
     def load(self) -> None:
-        """Import what building and tracing need, which takes seconds; ``trace_model`` does it otherwise."""
+        """Import what building and tracing need, which takes seconds; else the first ``trace_model`` does it."""
         importlib.import_module("partitioner.graph.export")
         if self.class_name in ARCHITECTURES and ARCHITECTURES[self.class_name].build is None:
             diffusers_class(self.class_name)
 
     def build(self) -> nn.Module:
-        """The denoiser in eval mode with random weights; without any inside ``graph.export.fake_mode()``."""
+        """The denoiser in eval mode, with random weights; inside ``graph.export.fake_mode()`` without any."""
         import torch
 
         before = torch.get_default_dtype()
@@ -71,13 +78,17 @@ class ModelSpec:
 
     @property
     def roles(self) -> dict[str, Role]:
-        """Role of each tensor argument by its path, such as "added_cond_kwargs.text_embeds"."""
+        """Role of each tensor argument, by its path ("added_cond_kwargs.text_embeds")."""
         return dict(_roles("", self.inputs))
 
     def example_inputs(self, *, branch: bool = False) -> dict[str, Any]:
-        """Arguments of one call, tensors filled with zeros; branch: of one half of the guidance batch.
+        """Arguments of one call, with tensors of zeros.
 
-        Raises UsageError: branch where guidance is not batched.
+        Args:
+            branch: Those of a call for one half of guidance.
+
+        Raises:
+            UsageError: One half is asked for, and the calls hold no two.
         """
         if branch and self.halves == 1:
             raise UsageError(f"{self.name} has one branch: its calls hold no guidance batch to split; use --branches 1")
@@ -105,9 +116,15 @@ def _zeros(inputs: Inputs, dtype: str) -> dict[str, Any]:
 
 
 def trace_model(spec: ModelSpec, *, branch: bool = False) -> TracedGraph:
-    """Build the denoiser without weights and trace it; branch: with the inputs of one half of the guidance batch.
+    """Build the denoiser without weights and trace it.
 
-    Raises TraceError where it cannot be traced, UsageError as example_inputs does.
+    Args:
+        spec: The denoiser and its inputs.
+        branch: Trace a call for one half of guidance.
+
+    Raises:
+        TraceError: The denoiser cannot be traced.
+        UsageError: One half is asked for, and the calls hold no two.
     """
     from partitioner.graph.export import fake_mode, trace
 
@@ -127,10 +144,21 @@ def model_spec(
 ) -> ModelSpec:
     """The spec of a denoiser at given sizes; no weight is read.
 
-    model: a built-in or registered name, the folder of a diffusers pipeline or model, or a hub id.
-    height, width: of the images, in pixels; frames: of the video; None: the pipeline's defaults.
-    batch: images or videos per prompt. guidance: whether classifier-free guidance is used.
-    Raises UsageError: an unknown model or class, or a size that it cannot have.
+    Args:
+        model: A built-in or registered name, the folder of a diffusers pipeline or model, or a hub id.
+        height: Of the images, in pixels; None for the pipeline's default, as for width and frames.
+        width: Of the images, in pixels.
+        frames: Of the video.
+        batch: Images or videos per prompt.
+        guidance: Whether classifier-free guidance is used.
+        dtype: "float16", "bfloat16" or "float32"; None for what the architecture is registered with.
+
+    Raises:
+        UsageError: The model or its class is not known, or it cannot have that size or dtype.
+
+    >>> spec = model_spec("sd15", height=256, width=256, dtype="float32")
+    >>> spec.inputs["sample"].shape, spec.halves, spec.dtype
+    ((2, 4, 32, 32), 2, 'float32')
     """
     source, architecture = _find(model)
     return _spec(source, architecture, _Sizes(height, width, frames, batch, guidance), dtype)
@@ -146,9 +174,19 @@ def live_spec(
     batch: int = 1,
     guidance: bool = True,
 ) -> ModelSpec:
-    """The spec of a denoiser in memory that belongs to a diffusers pipeline; sizes as for model_spec.
+    """The spec of a denoiser in memory, for the dtype that it has.
 
-    Raises UsageError: a class whose arguments are not known, or a size that it cannot have.
+    Args:
+        denoiser: The module.
+        pipeline: The diffusers pipeline that it belongs to.
+        height: Of the images, in pixels; this and the following as for model_spec.
+        width: Of the images, in pixels.
+        frames: Of the video.
+        batch: Images or videos per prompt.
+        guidance: Whether classifier-free guidance is used.
+
+    Raises:
+        UsageError: The arguments of its class are not known, or it cannot have that size.
     """
     class_name = type(denoiser).__name__
     vae = getattr(pipeline, "vae", None)
