@@ -36,10 +36,9 @@ def build_problem(
 
     Each parameter and each hoisted node becomes a shared item of the latent nodes that need it, directly or through
     other hoisted nodes: a timestep node costs time in every step; a prompt or constant node costs none, but what it
-    keeps for the steps counts as memory. edge_weights: staleness by (producer, reader), such as drift.measure gives;
-    the proxy of staleness.py without it. driver_ms: the pipeline's own work in every step, which the driver does and
-    which counts as part of the last node, for the driver's component has that. Raises UsageError if a node's cost is
-    missing, or if a weight is.
+    keeps for the steps counts as memory. edge_weights: staleness by (producer, reader), such as EdgeErrors.weights;
+    the proxy of flow.py without it. driver_ms: the pipeline's own work in every step (see Problem). Raises UsageError
+    if a node's cost is missing, or if a weight is.
     """
     nodes = graph.latent_nodes
     missing = [node.name for node in graph.nodes if node.name not in costs.nodes]
@@ -63,12 +62,10 @@ def build_problem(
     else:
         weights = _given_weights(edge_weights, [(values[u].name, nodes[v].name) for u, v in edges])
     items = _SharedItems(graph, costs)
-    cost_ms = np.array([costs.nodes[node.name].ms for node in nodes], dtype=np.float64)
-    cost_ms[-1:] += driver_ms
     readings = [(item, v) for v, node in enumerate(nodes) for item in items.needed_by(node)]
     return Problem(
         names=tuple(node.name for node in nodes),
-        cost_ms=cost_ms,
+        cost_ms=np.array([costs.nodes[node.name].ms for node in nodes], dtype=np.float64),
         macs=_ints(costs.nodes[node.name].macs for node in nodes),
         activation_bytes=_activation_bytes(graph, nodes),
         together=_together(nodes, [*results, len(nodes) - 1]),
@@ -85,6 +82,7 @@ def build_problem(
         item_parameter_bytes=_ints(items.parameter_bytes),
         reading_item=_ints(item for item, _ in readings),
         reading_node=_ints(v for _, v in readings),
+        driver_ms=driver_ms,
     )
 
 

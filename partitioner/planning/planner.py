@@ -122,7 +122,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
             refinement = refine_split(
                 graphs[chosen.branches], costs[chosen.branches], chosen, fleet, model, edge_errors, progress=progress
             )
-        sequential_ms = model.driver_ms + (sequential_ms - model.driver_ms) * refinement.scale
+        sequential_ms = (problems[1].driver_ms + problems[1].work_ms * refinement.scale) / max(as_devices(fleet).speeds)
         candidates[candidates.index(chosen)] = chosen = refinement.candidate
         problem = refinement.problem
     certificate = None
@@ -140,7 +140,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
         mode=chosen.mode,
         predictor=options.predictor or default_predictor(chosen, advisor),
         devices=[fleet[d].name for d in chosen.device_of],
-        predicted=predicted_figures(graphs[chosen.branches], chosen, fleet, sequential_ms, costs[1], model.driver_ms),
+        predicted=predicted_figures(graphs[chosen.branches], chosen, fleet, sequential_ms, costs[1]),
         cost_source=_cost_source(costs, chosen),
         versions=_versions(),
         revision=traced.revision,

@@ -17,7 +17,6 @@ def predicted_figures(
     fleet: Fleet,
     sequential_ms: float,
     whole_costs: GraphCosts,
-    driver_ms: float,
 ) -> Predicted:
     programs = build_programs(graph, chosen.placed, chosen.components)
     preamble = build_preamble(graph, chosen.placed, chosen.components)
@@ -32,12 +31,10 @@ def predicted_figures(
             held = {*program.parameters, *(preamble.parameters if driver else ())}
             metas = [graph.parameter_by_name[name].meta for name in held]
             speed = fleet[chosen.device_of[rank_of(branch, k, chosen.components)]].speed or 1.0
-            load_ms = figures.load_ms * slowest_of_pair[k] / speed
-            if k == chosen.components - 1 and not driver:  # the driver's own work is rank 0's only
-                load_ms -= driver_ms / speed
+            load_ms = figures.load_ms if driver else figures.work_ms  # on the slowest device of its pair
             components.append(
                 PredictedComponent(
-                    compute_ms=_rounded(load_ms),
+                    compute_ms=_rounded(load_ms * slowest_of_pair[k] / speed),
                     macs=figures.macs,
                     parameters=sum(meta.numel for meta in metas),
                     parameter_bytes=sum(meta.size_bytes for meta in metas),

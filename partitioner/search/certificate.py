@@ -196,7 +196,7 @@ class _Model:
         """T of each device, and its memory."""
         problem = self.problem
         for d, speed in enumerate(self.devices.speeds):
-            load = [(c, float(ms) / speed) for c, ms in zip(self.x[:, d], problem.cost_ms, strict=True)]
+            load = [(c, float(ms) / speed) for c, ms in zip(self.x[:, d], problem.load_ms, strict=True)]
             load += [(c, float(ms) / speed) for c, ms in zip(self.y[:, d], problem.item_cost_ms, strict=True)]
             receive = [
                 (c, self.devices.receive_ms(d, float(size), 1))

@@ -23,7 +23,7 @@ def fine_borders(problem: Problem) -> Ints:
     border between two heavy nodes stands where it sends the fewest bytes (and has the fewest shared items read on both
     sides), the earliest of these.
     """
-    heavy = np.flatnonzero(~problem.light | (problem.cost_ms > LONG * problem.total_ms))
+    heavy = np.flatnonzero(~problem.light | (problem.load_ms > LONG * problem.total_ms))
     legal = problem.legal_border
     weight = problem.live_bytes() + problem.repeated_bytes()
     borders = [0]
@@ -43,7 +43,7 @@ def cluster_borders(problem: Problem, limit: int) -> Ints:
     none is left, what counts as small grows. So clusters are even in time and end where little is sent.
     """
     weight = (problem.live_bytes() + problem.repeated_bytes()).tolist()
-    cost = problem.cost_ms.tolist()
+    cost = problem.load_ms.tolist()
     before = list(range(-1, problem.size))  # of each border, the one before it that is left
     after = list(range(1, problem.size + 2))
     sums = np.concatenate([[0.0], np.cumsum(cost)]).tolist()

@@ -59,6 +59,7 @@ def coarsen(fine: Problem, borders: Iterable[int]) -> Coarse:
         item_parameter_bytes=fine.item_parameter_bytes,
         reading_item=readings[:, 0],
         reading_node=readings[:, 1],
+        driver_ms=fine.driver_ms,
     )
     return Coarse(fine, marks, problem)
 

@@ -29,13 +29,15 @@ class CutTensor:
 class ComponentFigures:
     """What one component costs on its device. pieces: runs of neighbouring nodes that it consists of.
 
-    load_ms: its nodes and the shared items that they read, on its device; receive_ms: of what it receives;
-    step_ms: both, as far as communication cannot hide. parameter_bytes is a part of memory_bytes.
+    work_ms: its nodes and the shared items that they read, on its device; load_ms: with the driver's work, which the
+    last node's component has; receive_ms: of what it receives; step_ms: load and receiving, as far as communication
+    cannot hide. parameter_bytes is a part of memory_bytes.
     """
 
     device: int
     nodes: int
     pieces: int
+    work_ms: float
     load_ms: float
     receive_ms: float
     step_ms: float
@@ -86,7 +88,7 @@ class Evaluation:
 def lower_bound_ms(problem: Problem, devices: Devices) -> float:
     """A bound that no placement's T can beat: max(all work / all speeds, largest inseparable work / fastest device)."""
     item_cost = problem.item_cost_ms.tolist()
-    own = problem.cost_ms.tolist()
+    own = problem.load_ms.tolist()
     items: list[set[int]] = [set() for _ in own]
     for item, node in zip(problem.reading_item.tolist(), problem.reading_node.tolist(), strict=True):
         items[node].add(item)
@@ -131,10 +133,10 @@ def evaluate(
     if sorted(order) != list(range(n)):
         raise UsageError(f"each of {n} components needs its own device; got {order}")
 
-    load, macs, nodes, pieces, live = [0.0] * n, [0] * n, [0] * n, [0] * n, [0] * n
+    work, macs, nodes, pieces, live = [0.0] * n, [0] * n, [0] * n, [0] * n, [0] * n
     before = -1
     for v, k in enumerate(place):
-        load[k] += float(problem.cost_ms[v])
+        work[k] += float(problem.cost_ms[v])
         macs[k] += int(problem.macs[v])
         nodes[k] += 1
         pieces[k] += k != before
@@ -144,7 +146,7 @@ def evaluate(
     held = {(place[v], i) for i, v in zip(problem.reading_item.tolist(), problem.reading_node.tolist(), strict=True)}
     items, parameters = [0] * n, [0] * n
     for k, i in sorted(held):
-        load[k] += float(problem.item_cost_ms[i])
+        work[k] += float(problem.item_cost_ms[i])
         macs[k] += int(problem.item_macs[i])
         items[k] += int(problem.item_bytes[i])
         parameters[k] += int(problem.item_parameter_bytes[i])
@@ -175,13 +177,15 @@ def evaluate(
 
     figures = []
     for k, d in enumerate(order):
-        load_ms = load[k] / devices.speeds[d]
+        work_ms = work[k] / devices.speeds[d]
+        load_ms = work_ms + (problem.driver_ms / devices.speeds[d] if k == place[-1] else 0.0)
         receive = devices.receive_ms(d, received[k], messages[k])
         figures.append(
             ComponentFigures(
                 device=d,
                 nodes=nodes[k],
                 pieces=pieces[k],
+                work_ms=work_ms,
                 load_ms=load_ms,
                 receive_ms=receive,
                 step_ms=step_ms(mode, load_ms, receive),

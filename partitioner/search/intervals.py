@@ -63,7 +63,7 @@ class Pieces:
         self.size = problem.size
         self._edges = _unique_edges(problem)
         self._items = _merged_items(problem)
-        self.node_ms = problem.cost_ms + self._items.own_cost_ms  # what a node costs wherever it is
+        self.node_ms = problem.load_ms + self._items.own_cost_ms  # what a node costs wherever it is
         self.shared_ms = float(self._items.cost_ms.sum())  # what may be computed by several components
         self._runs = Figures(
             load_ms=_run_sums(self.node_ms) + self._item_table(self._items.cost_ms),

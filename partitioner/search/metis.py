@@ -37,7 +37,7 @@ def metis_placement(problem: Problem, devices: Devices) -> Ints | None:
         pymetis.CSRAdjacency(
             np.searchsorted(source[by_source], np.arange(problem.size + 1)).tolist(), target[by_source].tolist()
         ),
-        vweights=_integers(problem.cost_ms).tolist(),
+        vweights=_integers(problem.load_ms).tolist(),
         eweights=(1 + _integers(sent[by_source])).tolist(),
         tpwgts=[speed / sum(devices.speeds) for speed in devices.speeds],
         options=pymetis.Options(ufactor=UNEVEN, ncuts=CUTS, seed=0),

@@ -29,6 +29,8 @@ class Problem:
     Per edge: edge_value, edge_reader (node, later than the producer), edge_staleness (its weight when it is cut).
     Per shared item: item_cost_ms and item_macs (each step), item_bytes (memory), of which item_parameter_bytes.
     Per reading of an item: reading_item, reading_node; a node reads an item once at most.
+    driver_ms: the pipeline's own work in each step (guidance, a step of the scheduler), done by the rank that has the
+    last component, which is the one of the last node.
     """
 
     names: tuple[str, ...]
@@ -49,6 +51,7 @@ class Problem:
     item_parameter_bytes: Ints
     reading_item: Ints
     reading_node: Ints
+    driver_ms: float = 0.0
 
     def __post_init__(self) -> None:
         n = len(self.names)
@@ -61,7 +64,7 @@ class Problem:
         )
         if n == 0:
             raise UsageError("the graph has no node that depends on the latent, so there is nothing to split")
-        for array in (self.cost_ms, self.edge_staleness, self.item_cost_ms):
+        for array in (self.cost_ms, self.edge_staleness, self.item_cost_ms, np.array(self.driver_ms)):
             if not np.all(np.isfinite(array)) or np.any(array < 0):
                 raise UsageError("costs and staleness weights must be finite and not negative")
         if any(len(array) != length for length, arrays in lengths for array in arrays):
@@ -79,9 +82,21 @@ class Problem:
         return self.value_producer[self.edge_value]
 
     @cached_property
-    def total_ms(self) -> float:
-        """The least work in one step, each shared item computed once: what a sequential step costs at speed 1."""
+    def load_ms(self) -> Floats:
+        """(n,) what each node adds to its component's load: its cost, and to the last node's the driver's work."""
+        load = self.cost_ms.copy()
+        load[-1] += self.driver_ms
+        return load
+
+    @cached_property
+    def work_ms(self) -> float:
+        """The least work of one call, each shared item computed once, without the driver's."""
         return float(self.cost_ms.sum() + self.item_cost_ms.sum())
+
+    @property
+    def total_ms(self) -> float:
+        """What a sequential step costs at speed 1: the call's work and the driver's."""
+        return self.work_ms + self.driver_ms
 
     @cached_property
     def legal_border(self) -> Bools:

@@ -47,6 +47,7 @@ def random_problem(seed: int, size: int | None = None) -> Problem:
         item_parameter_bytes=np.zeros(items, dtype=np.int64),
         reading_item=np.array([i for i, _ in readings], dtype=np.int64),
         reading_node=np.array([v for _, v in readings], dtype=np.int64),
+        driver_ms=float(rng.choice([0.0, 1.5])),
     )
 
 

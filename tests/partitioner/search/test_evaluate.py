@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -60,6 +62,15 @@ def test_chain_by_hand() -> None:
     assert figures.sequential_ms == 10.5
     assert figures.lower_bound_ms == 5.25
     assert figures.gap == pytest.approx(7.5 / 5.25 - 1)
+
+
+def test_the_drivers_work_is_load_of_the_last_nodes_component() -> None:
+    figures = evaluate(replace(HAND, driver_ms=1.0), [0, 0, 1, 1], LINKED, "async")
+    first, second = figures.components
+    assert (first.work_ms, first.load_ms) == (3.5, 3.5)
+    assert (second.work_ms, second.load_ms, second.step_ms) == (7.5, 8.5, pytest.approx(8.5 + 3.5))
+    assert (figures.compute_ms, figures.sequential_ms) == (8.5, 11.5)
+    assert lower_bound_ms(replace(HAND, driver_ms=100.0), LINKED) == 104.5  # the last node's component has no less
 
 
 def test_fold_by_hand() -> None:

@@ -79,7 +79,12 @@ def test_solving_is_deterministic(problem: Problem, mode: Mode) -> None:
 @given(problems(), MODES, st.sampled_from([0.25, 8.0]))
 def test_scaling_time_scales_the_step(problem: Problem, mode: Mode, factor: float) -> None:
     devices = Devices.equal(2)
-    scaled = replace(problem, cost_ms=problem.cost_ms * factor, item_cost_ms=problem.item_cost_ms * factor)
+    scaled = replace(
+        problem,
+        cost_ms=problem.cost_ms * factor,
+        item_cost_ms=problem.item_cost_ms * factor,
+        driver_ms=problem.driver_ms * factor,
+    )
     split, other = (try_to_solve(p, devices, mode, byte_weight=1.0) for p in (problem, scaled))
     assert (split is None) == (other is None)
     if split is not None and other is not None:
