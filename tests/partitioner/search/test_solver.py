@@ -41,6 +41,7 @@ def chain(costs: list[float], size_bytes: int = 10) -> Problem:
         item_parameter_bytes=np.full(n, 100),
         reading_item=np.arange(n),
         reading_node=np.arange(n),
+        driver_ms=0.0,
     )
 
 
