@@ -18,7 +18,9 @@ from collections.abc import Mapping, Sequence
 from partitioner.baselines.asyncdiff_split import broadcast_sizes
 from partitioner.graph.ir import Role, TracedGraph
 from partitioner.graph.modules import enclosing_modules
-from partitioner.simulator.machine import Action, Broadcast, EndCall, HostWork, Machine, Work, play, work
+from partitioner.simulator.actions import Action, Broadcast, EndCall, HostWork, Work, work
+from partitioner.simulator.machine import Machine
+from partitioner.simulator.play import play
 from partitioner.simulator.simulate import Simulation, summarise
 
 

@@ -11,18 +11,21 @@ from itertools import accumulate
 
 from partitioner.errors import PlanError
 from partitioner.graph.ir import Node, TracedGraph
+from partitioner.plan.inseparable import inseparable_pairs
+from partitioner.plan.placement import KeyPlacement, NamePlacement
+from partitioner.search.units import joined_units
 
 MIN_COVERED = 0.9  # share of the plan's nodes that a graph must have, and of the graph's that the plan must know
 
 
-def carry_over(placement: Mapping[str, int], graph: TracedGraph, forward_only: bool, origin: str) -> dict[str, int]:
+def carry_over(placement: KeyPlacement, graph: TracedGraph, forward_only: bool, origin: str) -> dict[str, int]:
     """Latent node name -> component, in execution order.
 
     placement: node key -> component. forward_only: values may only go to components further along the chain.
     origin: what the plan was made for, named in errors. Raises PlanError if the graph is too different.
     """
     _check_coverage(placement, graph, origin)
-    unit_of = _inseparable(graph)
+    unit_of = _units(graph)
     component_of_unit: dict[str, int] = {}
     for node in graph.latent_nodes:
         if node.key in placement:
@@ -35,7 +38,7 @@ def carry_over(placement: Mapping[str, int], graph: TracedGraph, forward_only: b
     return placed
 
 
-def check_forward(graph: TracedGraph, placed: Mapping[str, int], origin: str) -> None:
+def check_forward(graph: TracedGraph, placed: NamePlacement, origin: str) -> None:
     """PlanError if some value goes to an earlier component of the chain."""
     for node in graph.latent_nodes:
         for name in node.reads:
@@ -47,7 +50,7 @@ def check_forward(graph: TracedGraph, placed: Mapping[str, int], origin: str) ->
                 )
 
 
-def _check_coverage(placement: Mapping[str, int], graph: TracedGraph, origin: str) -> None:
+def _check_coverage(placement: KeyPlacement, graph: TracedGraph, origin: str) -> None:
     """Both sides must know most of the other: a key counts as known below a module that the other side names."""
     keys = {node.key for node in graph.latent_nodes}
     modules = {module for node in graph.latent_nodes for module in _enclosing(node.module)}
@@ -62,37 +65,15 @@ def _check_coverage(placement: Mapping[str, int], graph: TracedGraph, origin: st
         )
 
 
-def _inseparable(graph: TracedGraph) -> dict[str, str]:
-    """Latent node name -> the first node of the unit that stays on one component.
-
-    A unit: nodes of one group (shared storage that is written to), and an operator with several outputs together with
-    what reads it, for only single tensors can be sent.
-    """
-    unit_of: dict[str, str] = {}
-    first_of_group: dict[int, str] = {}
-    merged: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while name in merged:
-            name = merged[name]
-        return name
-
-    order = {node.name: position for position, node in enumerate(graph.latent_nodes)}
-    for node in graph.latent_nodes:
-        ties = [name for name in node.reads if name in order and len(graph.node_by_name[name].outputs) != 1]
-        if node.group >= 0:
-            ties.append(first_of_group.setdefault(node.group, node.name))
-        for name in ties:
-            first, second = sorted((root(name), root(node.name)), key=order.__getitem__)
-            if first != second:
-                merged[second] = first
-    for node in graph.latent_nodes:
-        unit_of[node.name] = root(node.name)
-    return unit_of
+def _units(graph: TracedGraph) -> dict[str, str]:
+    """Latent node name -> the first node of its unit, which stays on one component."""
+    nodes = graph.latent_nodes
+    together = joined_units(len(nodes), inseparable_pairs(nodes)).tolist()
+    return {node.name: nodes[unit].name if unit >= 0 else node.name for node, unit in zip(nodes, together, strict=True)}
 
 
 def _place_unknown(
-    placement: Mapping[str, int],
+    placement: KeyPlacement,
     graph: TracedGraph,
     forward_only: bool,
     unit_of: Mapping[str, str],
@@ -127,7 +108,7 @@ def _ceilings(graph: TracedGraph, unit_of: Mapping[str, str], known: Mapping[str
     return ceiling
 
 
-def _components_by_module(placement: Mapping[str, int]) -> dict[str, set[int]]:
+def _components_by_module(placement: KeyPlacement) -> dict[str, set[int]]:
     """module path -> components of the plan's nodes in it and below it."""
     found: dict[str, set[int]] = {}
     for key, component in placement.items():

@@ -22,7 +22,9 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from partitioner.errors import PlanError
 from partitioner.graph.ir import TracedGraph
+from partitioner.plan.build_programs import build_programs
 from partitioner.plan.carry_over import carry_over, check_forward
+from partitioner.plan.differences import boundaries_of, differences_of
 from partitioner.plan.fields import (
     ARRAY,
     KEY_REGEX,
@@ -36,7 +38,7 @@ from partitioner.plan.fields import (
     first_error_of,
     shown_briefly,
 )
-from partitioner.plan.program import build_programs, find_boundaries
+from partitioner.plan.placement import NamePlacement
 from partitioner.plan.records import Boundary, CostSource, PlanInput, PlanLiteral, Predicted
 from partitioner.plan.speedup import trajectory_speedup
 from partitioner.search.mode import Mode
@@ -156,7 +158,7 @@ class Plan(PlanRecord):
     def from_split(
         cls,
         graph: TracedGraph,
-        placed: Mapping[str, int],
+        placement: NamePlacement,
         *,
         components: int,
         devices: Sequence[str],
@@ -170,8 +172,8 @@ class Plan(PlanRecord):
         mode: Mode = "lookahead",
         predictor: PredictorName = "hold",
     ) -> Self:
-        """The plan of a split. placed: latent node name -> component. PlanError if it does not hold together."""
-        in_order = {node.name: placed[node.name] for node in graph.latent_nodes}
+        """The plan of a split. PlanError if it does not hold together."""
+        in_order = {node.name: placement[node.name] for node in graph.latent_nodes}
         build_programs(graph, in_order, components)
         periods = tuple(periods) if periods is not None else (1,) * components
         try:
@@ -256,7 +258,7 @@ class Plan(PlanRecord):
         """
         if not self.same_inputs(graph):
             return
-        differences = self._differences(graph)
+        differences = differences_of(self.class_name, self.placement, graph)
         if graph.fingerprint != self.fingerprint and not differences:
             differences = [f"operators or shapes (fingerprint {self.fingerprint[:12]}… and {graph.fingerprint[:12]}…)"]
         if differences:
@@ -280,38 +282,6 @@ class Plan(PlanRecord):
         PlanError says how to make a plan if the graph is too different.
         """
         return carry_over(self.placement, graph, self.mode == "lookahead", self.origin)
-
-    def _differences(self, graph: TracedGraph) -> list[str]:
-        """The first few differences in words: class, nodes that are missing or new."""
-        found = [f"class {graph.class_name}"] if graph.class_name != self.class_name else []
-        keys = {node.key: None for node in graph.latent_nodes}
-        for text, one, other in (
-            ("is not in the model", self.placement, keys),
-            ("is not in the plan", keys, self.placement),
-        ):
-            only = [key for key in one if key not in other]
-            found += [f"node {shown_briefly(key)} {text}" for key in only[:2]]
-            if len(only) > 2:
-                found.append(f"nor are {len(only) - 2} more")
-        return found
-
-
-def boundaries_of(graph: TracedGraph, placed: Mapping[str, int]) -> tuple[Boundary, ...]:
-    """The boundary tensors of a placement (latent node name -> component), in execution order."""
-    found = []
-    for cut in find_boundaries(graph, placed):
-        node = graph.node_by_name[cut.value]
-        found.append(
-            Boundary(
-                key=node.key,
-                source=cut.source,
-                readers=cut.readers,
-                dtype=node.meta.dtype,
-                shape=node.meta.shape,
-                size_bytes=node.meta.size_bytes,
-            )
-        )
-    return tuple(found)
 
 
 def plan_schema() -> dict[str, Any]:

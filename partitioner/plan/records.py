@@ -14,10 +14,10 @@ from partitioner.plan.fields import (
     Count,
     Dtype,
     Figure,
+    InputRole,
     Label,
     NodeKey,
     PlanRecord,
-    RoleName,
     Shape,
     shown_briefly,
 )
@@ -29,7 +29,7 @@ class PlanInput(PlanRecord):
     path: ArgumentPath
     shape: Shape
     dtype: Dtype
-    role: RoleName
+    role: InputRole
 
 
 class PlanLiteral(PlanRecord):

@@ -11,12 +11,11 @@ were sent one call ago by its left neighbour. During the last warm-up calls this
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ComponentRun:
     """Component ``component`` runs call ``call``; reads[s]: the call whose message it reads from component s."""
 
     component: int
@@ -45,20 +44,20 @@ class Schedule:
         if self.warmup < 1:
             raise ValueError(f"warmup must be at least 1 (the first call has nothing to read from), got {self.warmup}")
 
-    def runs(self, call: int) -> list[Run]:
+    def runs(self, call: int) -> list[ComponentRun]:
         """What to run at a call, in the order in which each component is to run it."""
-        runs: list[Run] = []
+        runs: list[ComponentRun] = []
         everyone = range(self.components)
         if self.is_exact(call):
-            runs += [Run(i, call, (call,) * self.components) for i in everyone]
+            runs += [ComponentRun(i, call, (call,) * self.components) for i in everyone]
         elif self.mode == "async":
             reads = tuple(self._newest(source, call) for source in everyone)
-            runs += [Run(i, call, reads) for i in everyone if self._due(i, call)]
+            runs += [ComponentRun(i, call, reads) for i in everyone if self._due(i, call)]
         if self.mode == "lookahead" and self.components > 1:
             for i in everyone:
                 ahead = call + self.components - 1 - i
                 if not self.is_exact(ahead) and (self.calls is None or ahead < self.calls):
-                    runs.append(Run(i, ahead, (ahead,) * self.components))
+                    runs.append(ComponentRun(i, ahead, (ahead,) * self.components))
         return runs
 
     def is_exact(self, call: int) -> bool:
@@ -76,15 +75,3 @@ class Schedule:
             if self._due(source, earlier) and earlier <= call - period:
                 return earlier
         return self.warmup - 1
-
-
-def rounds(schedule: Schedule, calls: Sequence[int]) -> str:
-    """The schedule as a grid, one line per component: the calls that it runs at each call."""
-    lines = []
-    for component in range(schedule.components):
-        cells = []
-        for call in calls:
-            own = [run for run in schedule.runs(call) if run.component == component]
-            cells.append("+".join(f"{run.call}{'~' if run.lagged else ''}" for run in own) or ".")
-        lines.append(f"{component}: " + " ".join(f"{cell:>5}" for cell in cells))
-    return "\n".join(lines)

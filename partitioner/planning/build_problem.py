@@ -10,8 +10,10 @@ from partitioner.costs.node_costs import GraphCosts
 from partitioner.errors import UsageError
 from partitioner.graph.ir import Node, Role, TracedGraph
 from partitioner.graph.operator_classes import moves_data, operator_name
+from partitioner.plan.inseparable import inseparable_pairs
 from partitioner.search.arrays import Floats, Ints
 from partitioner.search.problem import Problem
+from partitioner.search.units import joined_units
 from partitioner.staleness.flow import flow_weights
 
 # Operators that cost little, by name: not worth a cut before them, and neither are views.
@@ -68,7 +70,8 @@ def build_problem(
         cost_ms=np.array([costs.nodes[node.name].ms for node in nodes], dtype=np.float64),
         macs=_ints(costs.nodes[node.name].macs for node in nodes),
         activation_bytes=_activation_bytes(graph, nodes),
-        together=_together(nodes, [*results, len(nodes) - 1]),
+        # the driver's component has the last node and whatever makes a result
+        together=joined_units(len(nodes), [*inseparable_pairs(nodes), [*results, len(nodes) - 1]]),
         light=np.array([_is_light(graph, node) for node in nodes], dtype=np.bool_),
         value_names=tuple(node.name for node in values),
         value_producer=value_producer,
@@ -193,35 +196,3 @@ def _activation_bytes(graph: TracedGraph, nodes: tuple[Node, ...]) -> Ints:
         change[first[name]] += bytes_of
         change[last[name] + 1] -= bytes_of
     return np.cumsum(change)[:-1]
-
-
-def _together(nodes: tuple[Node, ...], ends: list[int]) -> Ints:
-    """Nodes that no cut may separate, by number; -1 for the others.
-
-    Nodes of one group (they share storage that is written to); an operator with several outputs and what takes them
-    apart (only single tensors are sent); whatever makes a result and the last node (the driver's component has both).
-    """
-    parent = list(range(len(nodes)))
-
-    def root(v: int) -> int:
-        while parent[v] != v:
-            v = parent[v]
-        return v
-
-    def join(v: int, w: int) -> None:
-        first, second = sorted((root(v), root(w)))
-        parent[second] = first
-
-    position = {node.name: v for v, node in enumerate(nodes)}
-    first_of_group: dict[int, int] = {}
-    for v, node in enumerate(nodes):
-        if node.group >= 0:
-            join(first_of_group.setdefault(node.group, v), v)
-        for read in node.reads:
-            if read in position and len(nodes[position[read]].outputs) != 1:
-                join(position[read], v)
-    for v in ends:
-        join(ends[-1], v)
-    roots = [root(v) for v in range(len(nodes))]
-    sizes = np.bincount(roots, minlength=len(nodes))
-    return np.array([r if sizes[r] > 1 else -1 for r in roots], dtype=np.int64)

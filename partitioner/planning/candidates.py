@@ -26,7 +26,8 @@ from partitioner.search.devices import Devices
 from partitioner.search.evaluate import Evaluation, evaluate
 from partitioner.search.mode import Mode
 from partitioner.search.problem import Problem
-from partitioner.search.solver import EPSILON, Solver, Split
+from partitioner.search.solver import EPSILON, Solver
+from partitioner.search.split import Split
 from partitioner.staleness.edge_errors import EdgeErrors, least_error
 
 RESCORED = (EPSILON / 4, EPSILON / 2, EPSILON)  # the best split for each is rescored by its measured error

@@ -13,7 +13,7 @@ from partitioner.graph.ir import TracedGraph
 from partitioner.models.samplers import adds_noise
 from partitioner.plan.fields import PredictorName
 from partitioner.search.mode import Mode
-from partitioner.staleness.edge_errors import EdgeErrors, drift_of_keys
+from partitioner.staleness.edge_errors import EdgeErrors, edge_errors_by_key
 from profiles.quality_profile import QualityProfile
 
 ASYNC_PREDICTORS: tuple[PredictorName, ...] = ("hold", "linear", "adaptive")  # of equal dB the first is taken
@@ -133,7 +133,7 @@ class QualityAdvisor:
     def edge_errors(self, graph: TracedGraph) -> EdgeErrors | None:
         """What the profile holds of the staleness of this denoiser's edges, traced at whatever size; None: nothing."""
         for measured in self._profile.drift:
-            found = drift_of_keys(graph, measured.edges, measured.sketches)
+            found = edge_errors_by_key(graph, measured.edges, measured.sketches)
             if found is not None:
                 return found
         return None

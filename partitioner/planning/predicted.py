@@ -5,7 +5,8 @@ from __future__ import annotations
 from partitioner.costs.node_costs import GraphCosts
 from partitioner.fleet import Fleet
 from partitioner.graph.ir import TracedGraph
-from partitioner.plan.program import build_preamble, build_programs
+from partitioner.plan.build_programs import build_programs
+from partitioner.plan.preamble import build_preamble
 from partitioner.plan.ranks import rank_of
 from partitioner.plan.records import Predicted, PredictedComponent
 from partitioner.planning.candidates import Candidate

@@ -14,7 +14,8 @@ import numpy as np
 
 from partitioner.search.arrays import Floats
 from partitioner.search.devices import Devices
-from partitioner.search.intervals import Pieces, fits
+from partitioner.search.interval_figures import fits
+from partitioner.search.intervals import Intervals
 from partitioner.search.mode import Mode
 
 
@@ -45,12 +46,12 @@ def without(state: State, kind: int) -> State | None:
 class ContiguousSearch:
     """Contiguous splits of one Problem over given devices."""
 
-    def __init__(self, pieces: Pieces, devices: Devices, mode: Mode) -> None:
+    def __init__(self, intervals: Intervals, devices: Devices, mode: Mode) -> None:
         self._devices = devices
         self._mode = mode
-        self._figures = pieces.runs()
-        self._size = pieces.size
-        filled = np.triu(np.ones((pieces.size + 1, pieces.size + 1), dtype=np.bool_), 1)
+        self._figures = intervals.runs()
+        self._size = intervals.size
+        filled = np.triu(np.ones((intervals.size + 1, intervals.size + 1), dtype=np.bool_), 1)
         self._step_ms = [
             np.where(filled & fits(self._figures, devices, members[0]),
                      self._figures.step_ms(devices, members[0], mode), np.inf)

@@ -9,6 +9,7 @@ import numpy as np
 
 from partitioner.search.arrays import Ints
 from partitioner.search.problem import Problem
+from partitioner.search.units import joined_units
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,17 +74,4 @@ def _unique_pairs(first: Ints, second: Ints) -> tuple[Ints, Ints]:
 
 def _coarse_units(fine: Problem, run_of: Ints, count: int) -> Ints:
     """What stays together among the runs: runs that hold nodes of one unit, transitively."""
-    parent = list(range(count))
-
-    def root(run: int) -> int:
-        while parent[run] != run:
-            run = parent[run]
-        return run
-
-    for members in fine.units.values():
-        roots = sorted({root(int(run)) for run in run_of[members]})
-        for other in roots[1:]:
-            parent[other] = roots[0]
-    roots_of = np.array([root(run) for run in range(count)], dtype=np.int64)
-    sizes = np.bincount(roots_of, minlength=count)
-    return np.where(sizes[roots_of] > 1, roots_of, -1)
+    return joined_units(count, [run_of[members].tolist() for members in fine.units.values()])

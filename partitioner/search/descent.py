@@ -12,7 +12,8 @@ import numpy as np
 from partitioner.search.arrays import Floats, Ints
 from partitioner.search.devices import Devices
 from partitioner.search.folds import Fold
-from partitioner.search.intervals import Figures, Pieces, fits
+from partitioner.search.interval_figures import IntervalFigures, fits
+from partitioner.search.intervals import Intervals
 from partitioner.search.mode import Mode
 
 SWEEPS = 20  # far more than were ever needed; each but the last improves the split
@@ -20,16 +21,18 @@ REACH = 12  # how far two borders are moved together
 TOLERANCE = 1e-9  # relative; smaller gains are rounding
 
 
-def refine(pieces: Pieces, fold: Fold, devices: Devices, mode: Mode, cap_ms: float, byte_weight: float) -> Fold:
-    """A fold that is at least as good as ``fold``, whose borders are those of ``pieces``."""
-    return _Refiner(pieces, fold, devices, mode, cap_ms, byte_weight).run()
+def improve_borders(
+    intervals: Intervals, fold: Fold, devices: Devices, mode: Mode, cap_ms: float, byte_weight: float
+) -> Fold:
+    """A fold that is at least as good as ``fold``, whose borders are those of ``intervals``."""
+    return _Descent(intervals, fold, devices, mode, cap_ms, byte_weight).run()
 
 
-class _Refiner:
+class _Descent:
     def __init__(
-        self, pieces: Pieces, fold: Fold, devices: Devices, mode: Mode, cap_ms: float, byte_weight: float
+        self, intervals: Intervals, fold: Fold, devices: Devices, mode: Mode, cap_ms: float, byte_weight: float
     ) -> None:
-        self._pieces, self._devices, self._mode = pieces, devices, mode
+        self._intervals, self._devices, self._mode = intervals, devices, mode
         self._cap_ms, self._byte_weight = cap_ms, byte_weight
         self._device_of = fold.device_of
         # The innermost component is kept as the run [l, r) of what is inside all the others.
@@ -85,10 +88,10 @@ class _Refiner:
         kept = some_inside & ((a > outermost[0]) | (b < outermost[1]))
         return a[kept], b[kept]
 
-    def _figures(self, k: int, *borders: Ints | int) -> tuple[Figures, Floats]:
+    def _figures(self, k: int, *borders: Ints | int) -> tuple[IntervalFigures, Floats]:
         """Figures and T of component k = [a, b) + [c, d); T is inf where it does not fit its device's memory."""
         a, b, c, d = np.broadcast_arrays(*borders)
-        figures = self._pieces.folded(a, b, c, d)
+        figures = self._intervals.folded(a, b, c, d)
         device = self._device_of[k]
         step = figures.step_ms(self._devices, device, self._mode)
         return figures, np.where(fits(figures, self._devices, device), step, np.inf)

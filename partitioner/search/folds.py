@@ -16,7 +16,8 @@ import numpy as np
 from partitioner.search.arrays import Bools, Floats, Ints
 from partitioner.search.chains import State, device_states, take_devices, without
 from partitioner.search.devices import Devices
-from partitioner.search.intervals import Figures, Pieces, fits
+from partitioner.search.interval_figures import IntervalFigures, fits
+from partitioner.search.intervals import Intervals
 from partitioner.search.mode import Mode
 
 ROUNDING = 1e-9
@@ -46,23 +47,18 @@ class FoldedSearch:
     where there are more than MOST_CANDIDATES.
     """
 
-    def __init__(self, pieces: Pieces, devices: Devices, mode: Mode, cap_ms: float) -> None:
+    def __init__(self, intervals: Intervals, devices: Devices, mode: Mode, cap_ms: float) -> None:
         self._devices = devices
         self._mode = mode
         self._cap_ms = cap_ms
-        self._size = pieces.size
-        self._pieces = pieces
+        self._size = intervals.size
+        self._intervals = intervals
         self._states = device_states(devices)
         self._outer = self._shapes(np.zeros(1, dtype=np.int64), np.full(1, self._size, dtype=np.int64))
         inside = np.triu_indices(self._size + 1, 1)
         middle = len(devices) > 2
         self._inner = self._shapes(*(inside if middle else (np.zeros(0, dtype=np.int64),) * 2))
         self._last = self._kept(inside[0], inside[1], inside[1], inside[1])  # all of its inside
-
-    def fastest_ms(self) -> float:
-        """The least T of any fold; inf if none has T <= cap_ms and fits."""
-        value, _ = self._search(lambda shapes, kind: shapes.step_ms[kind], np.maximum)
-        return value
 
     def best(self, cap_ms: float, byte_weight: float) -> Fold | None:
         """The fold of the least score among those with T <= cap_ms (at most the search's own); None without one."""
@@ -79,7 +75,7 @@ class FoldedSearch:
 
     def _shapes(self, start: Ints, end: Ints) -> _Shapes:
         """All components that take some of the inside [start, end) and leave some, sorted by what they leave."""
-        node_ms = np.concatenate([[0.0], np.cumsum(self._pieces.node_ms)])
+        node_ms = np.concatenate([[0.0], np.cumsum(self._intervals.node_ms)])
         low, high = self._load_window()
         runs = end - start
         start, end = np.repeat(start, runs), np.repeat(end, runs)
@@ -98,7 +94,7 @@ class FoldedSearch:
 
     def _kept(self, start: Ints, a: Ints, b: Ints, end: Ints) -> _Shapes:
         """Those of the components that can be part of a split with T <= cap_ms on some device."""
-        figures = self._pieces.folded(start, a, b, end)
+        figures = self._intervals.folded(start, a, b, end)
         step_ms = [self._step_ms(figures, members[0]) for members in self._devices.kinds]
         usable = np.isfinite(np.minimum.reduce(step_ms))
         order = np.flatnonzero(usable)
@@ -108,10 +104,10 @@ class FoldedSearch:
             self._size,
         )  # fmt: skip
 
-    def _step_ms(self, figures: Figures, device: int) -> Floats:
+    def _step_ms(self, figures: IntervalFigures, device: int) -> Floats:
         speeds = self._devices.speeds
         others = self._cap_ms * (sum(speeds) - speeds[device])
-        enough: Bools = figures.load_ms >= (self._pieces.problem.total_ms - others) * (1 - ROUNDING) - ROUNDING
+        enough: Bools = figures.load_ms >= (self._intervals.problem.total_ms - others) * (1 - ROUNDING) - ROUNDING
         step = figures.step_ms(self._devices, device, self._mode)
         return np.where(enough & (step <= self._cap_ms) & fits(figures, self._devices, device), step, np.inf)
 
@@ -119,8 +115,8 @@ class FoldedSearch:
         """Least and greatest sum of node_ms that a component of some split with T <= cap_ms can have."""
         speeds = self._devices.speeds
         high = self._cap_ms * max(speeds)
-        low = self._pieces.problem.total_ms - self._cap_ms * (sum(speeds) - min(speeds)) - self._pieces.shared_ms
-        slack = ROUNDING * (1 + self._pieces.problem.total_ms)
+        low = self._intervals.problem.total_ms - self._cap_ms * (sum(speeds) - min(speeds)) - self._intervals.shared_ms
+        slack = ROUNDING * (1 + self._intervals.problem.total_ms)
         return low - slack, high + slack
 
     def _search(self, figure: _Figure, combine: np.ufunc) -> tuple[float, Fold | None]:
@@ -184,7 +180,7 @@ class _Shapes:
     """Components [start, a) + [b, end) with their figures, sorted by the inside [a, b) that they leave."""
 
     def __init__(
-        self, start: Ints, a: Ints, b: Ints, end: Ints, figures: Figures, step_ms: list[Floats], size: int
+        self, start: Ints, a: Ints, b: Ints, end: Ints, figures: IntervalFigures, step_ms: list[Floats], size: int
     ) -> None:
         self.start, self.end = start, end
         self.figures = figures

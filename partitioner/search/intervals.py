@@ -1,4 +1,4 @@
-"""Pieces: figures of every run [a, b) of a Problem's nodes, as tables, and of two runs owned by one component.
+"""Intervals: figures of every run [a, b) of a Problem's nodes, as tables, and of two runs owned by one component.
 
 What one component receives, computes, holds and reads stale depends on its own nodes only: a value that it reads and
 does not make is received once, whoever makes it. So the figures of a split are sums, or maxima, over its components.
@@ -6,56 +6,20 @@ does not make is received once, whoever makes it. So the figures of a split are 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from partitioner.search.arrays import Bools, Floats, Ints
-from partitioner.search.devices import Devices
-from partitioner.search.mode import Mode
-from partitioner.search.problem import KEPT_MESSAGES, Problem
+from partitioner.search.arrays import Floats, Ints
+from partitioner.search.interval_figures import IntervalFigures
+from partitioner.search.problem import Problem
 
 Shorts = NDArray[np.int16]
 CHUNK = 4096  # components whose overlaps are computed at a time, so that the arrays stay in cache
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Additive figures of components, one array element each. load_ms is at speed 1."""
-
-    load_ms: Floats
-    receive_bytes: Floats
-    messages: Floats
-    staleness: Floats
-    item_bytes: Floats
-    activation_bytes: Floats
-
-    def step_ms(self, devices: Devices, device: int, mode: Mode) -> Floats:
-        """T of each component on that device; see problem.step_ms."""
-        load = self.load_ms / devices.speeds[device]
-        receive = self.messages * devices.latency_ms[device] + self.receive_bytes / (
-            devices.link_gb_per_s[device] * 1e6
-        )
-        return np.maximum(load, receive) if mode == "lookahead" else load + receive
-
-    def memory_bytes(self) -> Floats:
-        """Shared items, activations and received boundary tensors."""
-        return self.item_bytes + self.activation_bytes + KEPT_MESSAGES * self.receive_bytes
-
-    def at(self, index: Ints) -> Figures:
-        """The figures of some of the components."""
-        return Figures(*(getattr(self, name)[index] for name in Figures.__dataclass_fields__))
-
-    def score(self, mode: Mode, byte_weight: float) -> Floats:
-        """What is minimised among splits of about the same T: staleness (in async) + byte_weight x (bytes that are
-        sent in a step + bytes of the shared items that are held, so that copies of them are avoided)."""
-        weighted = byte_weight * (self.receive_bytes + self.item_bytes)
-        return weighted if mode == "lookahead" else self.staleness + weighted
-
-
-class Pieces:
+class Intervals:
     """Tables over all runs of a Problem's nodes; borders are 0..size."""
 
     def __init__(self, problem: Problem) -> None:
@@ -65,7 +29,7 @@ class Pieces:
         self._items = _merged_items(problem)
         self.node_ms = problem.load_ms + self._items.own_cost_ms  # what a node costs wherever it is
         self.shared_ms = float(self._items.cost_ms.sum())  # what may be computed by several components
-        self._runs = Figures(
+        self._runs = IntervalFigures(
             load_ms=_run_sums(self.node_ms) + self._item_table(self._items.cost_ms),
             receive_bytes=self._receive_table(problem.value_bytes.astype(np.float64)),
             messages=self._receive_table(np.ones(len(problem.value_bytes))),
@@ -79,12 +43,12 @@ class Pieces:
         )
         self._far = self._far_values()
 
-    def runs(self) -> Figures:
+    def runs(self) -> IntervalFigures:
         """Tables (size+1, size+1): figures of a component that is the run [a, b), at [a, b]; zero where a >= b."""
         return self._runs
 
-    def folded(self, a: Ints, b: Ints, c: Ints, d: Ints) -> Figures:
-        """Figures of components that are two runs [a, b) and [c, d) each.
+    def folded(self, a: Ints, b: Ints, c: Ints, d: Ints) -> IntervalFigures:
+        """IntervalFigures of components that are two runs [a, b) and [c, d) each.
 
         a <= b <= c <= d; either run may be empty, and where neither is, there is something between them (b < c).
         """
@@ -95,10 +59,10 @@ class Pieces:
             self._share(figures, part, a[part], b[part], c[part], d[part])
         return figures
 
-    def _apart(self, a: Ints, b: Ints, c: Ints, d: Ints) -> Figures:
-        """Figures as if the two runs were different components."""
+    def _apart(self, a: Ints, b: Ints, c: Ints, d: Ints) -> IntervalFigures:
+        """IntervalFigures as if the two runs were different components."""
         runs = self._runs
-        return Figures(
+        return IntervalFigures(
             load_ms=runs.load_ms[a, b] + runs.load_ms[c, d],
             receive_bytes=runs.receive_bytes[a, b] + runs.receive_bytes[c, d],
             messages=runs.messages[a, b] + runs.messages[c, d],
@@ -107,7 +71,7 @@ class Pieces:
             activation_bytes=np.maximum(runs.activation_bytes[a, b], runs.activation_bytes[c, d]),
         )
 
-    def _share(self, figures: Figures, index: Ints, a: Ints, b: Ints, c: Ints, d: Ints) -> None:
+    def _share(self, figures: IntervalFigures, index: Ints, a: Ints, b: Ints, c: Ints, d: Ints) -> None:
         """Take off what the two runs of the components at ``index`` have in common."""
         edges = self._edge_sum
         inner = edges[b, d] - edges[a, d] - edges[b, c] + edges[a, c]
@@ -259,10 +223,3 @@ def _next_reader(index: Ints, where: Ints, count: int, size: int) -> Shorts:
     table = np.full((size + 1, count), size, dtype=np.int16)
     table[where, index] = where
     return np.ascontiguousarray(np.minimum.accumulate(table[::-1], axis=0)[::-1])
-
-
-def fits(figures: Figures, devices: Devices, device: int) -> Bools:
-    """Where the components fit the device's memory."""
-    limit = devices.memory_bytes[device]
-    memory = figures.memory_bytes()
-    return np.ones(memory.shape, dtype=np.bool_) if math.isinf(limit) else memory <= limit

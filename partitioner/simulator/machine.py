@@ -1,17 +1,9 @@
-"""machine: plays what ranks do on simulated devices and wires; deterministic and free of torch.
-
-A rank's script is a list of actions. Each rank has a host, which launches work, and a device, which does it in order;
-the host runs ahead until an action makes it wait. Every rank has one port out and one port in: a transfer holds both
-for the time of its bytes, and arrives a latency later. On a shared bus all transfers take turns.
-"""
+"""Machine: simulated devices and the links between them."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-
-from partitioner.plan.timeline import COMMUNICATION, COMPUTE, DRIVER, IDLE, Span, Timeline, Transfer
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,214 +23,31 @@ FREE = Link(0.0, float("inf"))
 
 @dataclass(frozen=True)
 class Machine:
-    """speeds: of each rank, relative to the device that costs are of. wires: by (sender, reader).
+    """speeds: of each rank, relative to the device that costs are of. links: by (sender, reader).
 
     shared_bus: transfers take turns on one bus. launch_ms: host time to launch one node, where costs are those of
     kernels. driver_ms: the driver's own work per call (the pipeline's scheduler and guidance).
     """
 
     speeds: tuple[float, ...]
-    wires: Mapping[tuple[int, int], Link]
+    links: Mapping[tuple[int, int], Link]
     shared_bus: bool = False
     launch_ms: float = 0.0
     driver_ms: float = 0.0
 
     @classmethod
     def uniform(
-        cls, ranks: int, wire: Link, *, launch_ms: float = 0.0, driver_ms: float = 0.0, shared_bus: bool = False
+        cls, ranks: int, link: Link, *, launch_ms: float = 0.0, driver_ms: float = 0.0, shared_bus: bool = False
     ) -> Machine:
-        """Equal devices, each joined to each by the same kind of wire."""
-        wires = {(a, b): wire for a in range(ranks) for b in range(ranks) if a != b}
-        return cls((1.0,) * ranks, wires, shared_bus, launch_ms, driver_ms)
+        """Equal devices, each joined to each by the same kind of link."""
+        links = {(a, b): link for a in range(ranks) for b in range(ranks) if a != b}
+        return cls((1.0,) * ranks, links, shared_bus, launch_ms, driver_ms)
 
     @property
     def ranks(self) -> int:
         return len(self.speeds)
 
     def broadcast_ms(self, size_bytes: int) -> float:
-        """Time of a broadcast along the ring 0, 1, ...: the bytes flow through it, as fast as its slowest wire."""
-        ring = [self.wires[rank, rank + 1] for rank in range(self.ranks - 1)]
-        return sum(wire.latency_ms for wire in ring) + max((w.bytes_ms(size_bytes) for w in ring), default=0.0)
-
-
-MessageId = Hashable
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Nodes on the device. device_ms: all their times; launch_ms: the host's time to launch all of them; lead_ms: from
-    the first launch to the end of the last, were the device idle before."""
-
-    name: str
-    device_ms: float
-    launch_ms: float = 0.0
-    lead_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class HostWork:
-    """Work of the host that waits for the device and that the device waits for."""
-
-    name: str
-    ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Emit:
-    """Send what the device has just made to some ranks; the rank goes on at once."""
-
-    key: MessageId
-    name: str
-    size_bytes: int
-    readers: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Await:
-    """Wait until the message has arrived."""
-
-    key: MessageId
-
-
-@dataclass(frozen=True, slots=True)
-class Broadcast:
-    """A collective that every rank joins and that blocks every device until all have the data."""
-
-    key: MessageId
-    name: str
-    size_bytes: int
-    root: int
-
-
-@dataclass(frozen=True, slots=True)
-class EndCall:
-    """The call ``call`` has ended; for rank 0 only."""
-
-    call: int
-
-
-Action = Work | HostWork | Emit | Await | Broadcast | EndCall
-
-
-def work(name: str, nodes_ms: Sequence[float], launch_ms: float) -> Work:
-    """Nodes of given times, each launched in ``launch_ms``; nodes that take no time are not launched."""
-    times = [ms for ms in nodes_ms if ms > 0]
-    total = rest = sum(times)
-    lead = 0.0
-    for number, ms in enumerate(times, start=1):
-        lead = max(lead, number * launch_ms + rest)
-        rest -= ms
-    return Work(name, total, launch_ms * len(times), lead)
-
-
-@dataclass
-class _Rank:
-    script: Sequence[Action]
-    position: int = 0
-    host_ms: float = 0.0
-    device_ms: float = 0.0
-
-
-@dataclass
-class _Play:
-    machine: Machine
-    ranks: list[_Rank]
-    arrived: dict[tuple[MessageId, int], Transfer] = field(default_factory=dict)
-    waiting: dict[tuple[MessageId, int], int] = field(default_factory=dict)
-    gathered: dict[MessageId, list[int]] = field(default_factory=dict)
-    port_free: dict[tuple[str, int], float] = field(default_factory=dict)
-    spans: list[Span] = field(default_factory=list)
-    transfers: list[Transfer] = field(default_factory=list)
-    ends: list[float] = field(default_factory=list)
-    queue: list[tuple[float, int]] = field(default_factory=list)
-
-    def run(self) -> None:
-        self.queue = [(0.0, rank) for rank in range(len(self.ranks))]
-        # the rank that is furthest back acts next, so that messages meet the ports in the order of time
-        while self.queue:
-            _, rank = heapq.heappop(self.queue)
-            state = self.ranks[rank]
-            if state.position < len(state.script) and self.act(rank, state, state.script[state.position]):
-                state.position += 1
-                heapq.heappush(self.queue, (state.device_ms, rank))
-
-    def act(self, rank: int, state: _Rank, action: Action) -> bool:
-        """Do one action; False if the rank has to wait (it is queued again by what it waits for)."""
-        if isinstance(action, Work):
-            end = max(state.device_ms + action.device_ms, state.host_ms + action.lead_ms)
-            self.note(rank, COMPUTE, action.name, state.device_ms, end)
-            state.device_ms = end
-            state.host_ms += action.launch_ms
-        elif isinstance(action, HostWork):
-            start = max(state.host_ms, state.device_ms)
-            self.note(rank, DRIVER, action.name, state.device_ms, start + action.ms)
-            state.host_ms = state.device_ms = start + action.ms
-        elif isinstance(action, Emit):
-            for reader in action.readers:
-                self.send(rank, reader, action, state.device_ms)
-        elif isinstance(action, Await):
-            transfer = self.arrived.get((action.key, rank))
-            if transfer is None:
-                self.waiting[action.key, rank] = rank
-                return False
-            self.note(rank, IDLE, f"waits for {transfer.name}", state.device_ms, transfer.sent_ms)
-            began = max(state.device_ms, transfer.sent_ms)
-            self.note(rank, COMMUNICATION, f"receives {transfer.name}", began, transfer.arrived_ms)
-            state.device_ms = max(state.device_ms, transfer.arrived_ms)
-            state.host_ms = max(state.host_ms, transfer.arrived_ms)
-        elif isinstance(action, Broadcast):
-            return self.join(rank, action)
-        else:
-            self.ends.append(state.device_ms)
-        return True
-
-    def send(self, source: int, reader: int, action: Emit, now_ms: float) -> None:
-        wire = self.machine.wires[source, reader]
-        ports = [("bus", 0)] if self.machine.shared_bus else [("out", source), ("in", reader)]
-        begin = max(now_ms, *(self.port_free.get(port, 0.0) for port in ports))
-        gone = begin + wire.bytes_ms(action.size_bytes)
-        self.port_free.update(dict.fromkeys(ports, gone))
-        transfer = Transfer(source, reader, action.name, action.size_bytes, now_ms, begin, gone + wire.latency_ms)
-        self.transfers.append(transfer)
-        self.arrived[action.key, reader] = transfer
-        if self.waiting.pop((action.key, reader), None) is not None:
-            heapq.heappush(self.queue, (self.ranks[reader].device_ms, reader))
-
-    def join(self, rank: int, action: Broadcast) -> bool:
-        """The last rank to come starts the broadcast for all of them."""
-        there = self.gathered.setdefault(action.key, [])
-        there.append(rank)
-        if len(there) < len(self.ranks):
-            return False
-        del self.gathered[action.key]
-        start = max(state.device_ms for state in self.ranks)
-        end = start + self.machine.broadcast_ms(action.size_bytes)
-        for other, state in enumerate(self.ranks):
-            self.note(other, IDLE, f"waits for the others' {action.name}", state.device_ms, start)
-            self.note(other, COMMUNICATION, f"broadcast {action.name}", start, end)
-            if other != action.root:
-                self.transfers.append(Transfer(action.root, other, action.name, action.size_bytes, start, start, end))
-            state.device_ms = end
-            if other != rank:
-                state.position += 1
-                heapq.heappush(self.queue, (end, other))
-        return True
-
-    def note(self, rank: int, kind: str, name: str, start: float, end: float) -> None:
-        if end > start:
-            self.spans.append(Span(rank, kind, name, start, end))
-
-
-def play(machine: Machine, scripts: Sequence[Sequence[Action]]) -> Timeline:
-    """Play the scripts, one per rank. ValueError shows where each rank stands if they wait for each other forever."""
-    run = _Play(machine, [_Rank(script) for script in scripts])
-    run.run()
-    stuck = [
-        f"rank {rank} at {state.script[state.position]}"
-        for rank, state in enumerate(run.ranks)
-        if state.position < len(state.script)
-    ]
-    if stuck:
-        raise ValueError("the ranks wait for each other forever: " + "; ".join(stuck))
-    spans = sorted(run.spans, key=lambda span: (span.start_ms, span.rank))
-    return Timeline(machine.ranks, tuple(spans), tuple(run.transfers), tuple(run.ends))
+        """Time of a broadcast along the ring 0, 1, ...: the bytes flow through it, as fast as its slowest link."""
+        ring = [self.links[rank, rank + 1] for rank in range(self.ranks - 1)]
+        return sum(link.latency_ms for link in ring) + max((w.bytes_ms(size_bytes) for w in ring), default=0.0)

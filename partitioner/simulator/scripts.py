@@ -6,15 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from partitioner.graph.ir import Role, TracedGraph
-from partitioner.plan.program import Compute, Preamble, Program, Receive, Send, build_preamble, build_programs
+from partitioner.plan.build_programs import build_programs
+from partitioner.plan.placement import NamePlacement
+from partitioner.plan.preamble import Preamble, build_preamble
+from partitioner.plan.program import Compute, Program, Receive, Send
 from partitioner.plan.ranks import rank_of
-from partitioner.plan.schedule import Run, Schedule
-from partitioner.simulator.machine import Action, Await, Emit, EndCall, HostWork, Machine, Work, work
+from partitioner.plan.schedule import ComponentRun, Schedule
+from partitioner.simulator.actions import Action, Await, Emit, EndCall, HostWork, Work, work
+from partitioner.simulator.machine import Machine
 
 
 def write_scripts(
     graph: TracedGraph,
-    placed: Mapping[str, int],
+    placement: NamePlacement,
     costs_ms: Mapping[str, float],
     machine: Machine,
     schedule: Schedule,
@@ -23,7 +27,7 @@ def write_scripts(
     branches: int = 1,
 ) -> list[list[Action]]:
     """What each rank does in ``calls`` denoiser calls; arguments as for ``simulate``."""
-    return _Scripts(graph, placed, costs_ms, machine, schedule, branches).all(calls)
+    return _Scripts(graph, placement, costs_ms, machine, schedule, branches).all(calls)
 
 
 class _Scripts:
@@ -32,7 +36,7 @@ class _Scripts:
     def __init__(
         self,
         graph: TracedGraph,
-        placed: Mapping[str, int],
+        placement: NamePlacement,
         costs_ms: Mapping[str, float],
         machine: Machine,
         schedule: Schedule,
@@ -42,8 +46,8 @@ class _Scripts:
         if machine.ranks != components * branches:
             raise ValueError(f"{branches} x {components} ranks need as many devices; the machine has {machine.ranks}")
         self.graph = graph
-        self.programs = build_programs(graph, placed, components)
-        self.preamble = build_preamble(graph, placed, components)
+        self.programs = build_programs(graph, placement, components)
+        self.preamble = build_preamble(graph, placement, components)
         self.costs_ms = costs_ms
         self.machine = machine
         self.schedule = schedule
@@ -65,7 +69,7 @@ class _Scripts:
             self.scripts[0] += [HostWork("scheduler", self.machine.driver_ms), EndCall(call)]
         return self.scripts
 
-    def _send_inputs(self, runs: Sequence[Run], branch: int, start: bool) -> None:
+    def _send_inputs(self, runs: Sequence[ComponentRun], branch: int, start: bool) -> None:
         if start:
             self._work(0, "preamble, prompt", self.preamble.hoisted.prompt)
         for call in dict.fromkeys(run.call for run in runs):
@@ -76,7 +80,7 @@ class _Scripts:
                     size = _input_bytes(self.graph, self.preamble, self.programs[run.component], start)
                     self.scripts[0].append(Emit(("inputs", rank, call), f"inputs of call {call}", size, (rank,)))
 
-    def _evaluate(self, run: Run, branch: int) -> None:
+    def _evaluate(self, run: ComponentRun, branch: int) -> None:
         program = self.programs[run.component]
         components = self.schedule.components
         rank = rank_of(branch, run.component, components)
@@ -98,7 +102,7 @@ class _Scripts:
             size = sum(self.graph.node_by_name[name].meta.size_bytes for name in program.results)
             script.append(Emit(("result", branch, run.call), f"result of call {run.call}", size, (0,)))
 
-    def _send(self, rank: int, branch: int, run: Run, step: Send) -> None:
+    def _send(self, rank: int, branch: int, run: ComponentRun, step: Send) -> None:
         size = self.graph.node_by_name[step.value].meta.size_bytes
         readers = tuple(rank_of(branch, reader, self.schedule.components) for reader in step.readers)
         self.scripts[rank].append(Emit((branch, step.value, run.call), f"%{step.value} of {run.call}", size, readers))

@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from partitioner.graph.ir import TracedGraph
+from partitioner.plan.placement import NamePlacement
 from partitioner.plan.schedule import Schedule
 from partitioner.plan.timeline import COMMUNICATION, COMPUTE, DRIVER, IDLE, Timeline
-from partitioner.simulator.machine import Machine, play
+from partitioner.simulator.machine import Machine
+from partitioner.simulator.play import play
 from partitioner.simulator.scripts import write_scripts
 
 
@@ -53,7 +55,7 @@ class Simulation:
 
 def simulate(
     graph: TracedGraph,
-    placed: Mapping[str, int],
+    placement: NamePlacement,
     costs_ms: Mapping[str, float],
     machine: Machine,
     schedule: Schedule,
@@ -62,27 +64,27 @@ def simulate(
     branches: int = 1,
     component_ms: Sequence[float] | None = None,
 ) -> Simulation:
-    """Play a placement (latent node name -> component) over ``calls`` denoiser calls.
+    """Play a placement over ``calls`` denoiser calls.
 
     graph: what one branch computes. costs_ms: of every node, on a device of speed 1. component_ms: what the latent
     nodes of each component took when they were measured together; their costs are then scaled to it.
     Raises PlanError as build_programs does.
     """
     if component_ms is not None:
-        costs_ms = scaled_to_components(costs_ms, placed, component_ms)
-    scripts = write_scripts(graph, placed, costs_ms, machine, schedule, calls=calls, branches=branches)
+        costs_ms = scaled_to_components(costs_ms, placement, component_ms)
+    scripts = write_scripts(graph, placement, costs_ms, machine, schedule, calls=calls, branches=branches)
     return summarise(play(machine, scripts), schedule.warmup, *_steady_window(schedule, calls))
 
 
 def scaled_to_components(
-    costs_ms: Mapping[str, float], placed: Mapping[str, int], component_ms: Sequence[float]
+    costs_ms: Mapping[str, float], placement: NamePlacement, component_ms: Sequence[float]
 ) -> dict[str, float]:
     """Node costs whose sum over each component's latent nodes is what was measured of it."""
     sums = [0.0] * len(component_ms)
-    for name, k in placed.items():
+    for name, k in placement.items():
         sums[k] += costs_ms[name]
     factors = [measured / total if total > 0 else 1.0 for measured, total in zip(component_ms, sums, strict=True)]
-    return {**costs_ms, **{name: costs_ms[name] * factors[k] for name, k in placed.items()}}
+    return {**costs_ms, **{name: costs_ms[name] * factors[k] for name, k in placement.items()}}
 
 
 def summarise(timeline: Timeline, warmup: int, first: int, last: int) -> Simulation:

@@ -30,8 +30,8 @@ class SpeedOfLight:
 
 
 def without_communication(machine: Machine) -> Machine:
-    """The same machine with wires that take no time."""
-    return replace(machine, wires=dict.fromkeys(machine.wires, FREE))
+    """The same machine with links that take no time."""
+    return replace(machine, links=dict.fromkeys(machine.links, FREE))
 
 
 def speed_of_light(played: Simulation, unhindered: Simulation, machine: Machine, sequential_ms: float) -> SpeedOfLight:

@@ -11,9 +11,9 @@ import numpy as np
 from partitioner.graph.ir import TracedGraph
 from partitioner.search.arrays import Floats
 from partitioner.search.problem import Problem
-from partitioner.search.solver import Split
+from partitioner.search.split import Split
 
-Edge = tuple[str, str]  # names of a value's node and of a node that reads it
+NamedEdge = tuple[str, str]  # names of a value's node and of a node that reads it
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +23,11 @@ class EdgeErrors:
     The norm of a sketch, or of a sum of sketches, estimates the root mean square over steps of the output error's norm.
     """
 
-    edges: tuple[Edge, ...]
+    edges: tuple[NamedEdge, ...]
     sketches: Floats
 
     @cached_property
-    def weights(self) -> Mapping[Edge, float]:
+    def weights(self) -> Mapping[NamedEdge, float]:
         """Norm of each edge's error, for build_problem; a split's error is at most their sum."""
         norms = np.linalg.norm(self.sketches, axis=1)
         return dict(zip(self.edges, norms.tolist(), strict=True))
@@ -49,7 +49,7 @@ def least_error(drift: EdgeErrors, problem: Problem, splits: Sequence[Split]) ->
     return min(splits, key=lambda split: drift.error(dict(zip(problem.names, split.assignment, strict=True))))
 
 
-def drift_of_keys(
+def edge_errors_by_key(
     graph: TracedGraph, edges: Sequence[tuple[str, str]], sketches: Sequence[Sequence[float]]
 ) -> EdgeErrors | None:
     """EdgeErrors of a graph, of what was measured by the stable keys of nodes; None unless that has all its edges."""

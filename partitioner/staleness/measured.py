@@ -8,7 +8,7 @@ of an exact trajectory. Sketches of edges add like the errors do, and their norm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,17 @@ from partitioner.errors import UsageError
 from partitioner.graph.arguments import flatten_arguments
 from partitioner.graph.ir import Node, TracedGraph
 from partitioner.graph.operators import bind, resolve
-from partitioner.staleness.edge_errors import Edge, EdgeErrors
+from partitioner.staleness.edge_errors import EdgeErrors, NamedEdge
 
 PROBES = 32
-Tensors = Mapping[str, torch.Tensor]
+TensorsByPath = Mapping[str, torch.Tensor]
 ReadHook = Callable[[str, str, Any], Any]  # (reader, value's name, value) -> what it reads instead
 
 
-def measure_module(
+def measure_module_edge_errors(
     module: nn.Module, graph: TracedGraph, calls: Sequence[Mapping[str, Any]], *, probes: int = PROBES
 ) -> EdgeErrors:
-    """Sketch every edge's error of a denoiser with real weights; see measure_drift.
+    """Sketch every edge's error of a denoiser with real weights; see measure_edge_errors.
 
     graph: of the module. calls: the arguments of consecutive calls of an exact trajectory, as it was traced with.
     """
@@ -44,11 +44,16 @@ def measure_module(
                     f"call {number} of the trajectory: {item.name} is "
                     f"{'missing' if found is None else list(found.shape)}; expected {list(item.meta.shape)}, as traced"
                 )
-    return measure_drift(graph, state, steps, probes=probes)
+    return measure_edge_errors(graph, state, steps, probes=probes)
 
 
-def measure_drift(
-    graph: TracedGraph, parameters: Tensors, trajectory: Sequence[Tensors], *, probes: int = PROBES, seed: int = 0
+def measure_edge_errors(
+    graph: TracedGraph,
+    parameters: TensorsByPath,
+    trajectory: Sequence[TensorsByPath],
+    *,
+    probes: int = PROBES,
+    seed: int = 0,
 ) -> EdgeErrors:
     """Sketch every edge's error.
 
@@ -67,9 +72,9 @@ def measure_drift(
     with torch.no_grad():
         before = evaluate_graph(graph, parameters, trajectory[0])
     for step, inputs in enumerate(trajectory[1:]):
-        offsets: dict[Edge, torch.Tensor] = {}
+        offsets: dict[NamedEdge, torch.Tensor] = {}
 
-        def offset(reader: str, name: str, value: Any, offsets: dict[Edge, torch.Tensor] = offsets) -> Any:
+        def offset(reader: str, name: str, value: Any, offsets: dict[NamedEdge, torch.Tensor] = offsets) -> Any:
             if (name, reader) not in row or not isinstance(value, torch.Tensor) or placed[name].group >= 0:
                 return value
             if not value.is_floating_point():
@@ -95,28 +100,8 @@ def measure_drift(
     return EdgeErrors(edges, scaled)
 
 
-def lagged_outputs(
-    graph: TracedGraph, parameters: Tensors, trajectory: Sequence[Tensors], placement: Mapping[str, int]
-) -> Iterator[torch.Tensor]:
-    """What one-step lag really gives: the first result of each step but the first, which is exact.
-
-    In each of these a node reads what other components made in the step before, lag and all. Inputs are as given: that
-    the sampler would go on from the wrong outputs is left out.
-    """
-    with torch.no_grad():
-        before = evaluate_graph(graph, parameters, trajectory[0])
-        for inputs in trajectory[1:]:
-
-            def stale(reader: str, name: str, value: Any, before: Mapping[str, Any] = before) -> Any:
-                apart = reader in placement and placement.get(name, placement[reader]) != placement[reader]
-                return before[name] if apart else value
-
-            before = evaluate_graph(graph, parameters, inputs, stale)
-            yield before[graph.result_values[0]]
-
-
 def evaluate_graph(
-    graph: TracedGraph, parameters: Tensors, inputs: Tensors, read: ReadHook | None = None
+    graph: TracedGraph, parameters: TensorsByPath, inputs: TensorsByPath, read: ReadHook | None = None
 ) -> dict[str, Any]:
     """Value of every node by name, computed node by node. read: may replace what a node reads."""
     values: dict[str, Any] = {item.name: inputs[item.name] for item in graph.inputs}

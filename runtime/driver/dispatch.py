@@ -21,7 +21,7 @@ import torch
 from partitioner.graph.ir import Ref, Role
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import rank_of, seat_of
-from partitioner.plan.schedule import Run
+from partitioner.plan.schedule import ComponentRun
 from partitioner.search.problem import KEPT_MESSAGES
 from runtime.driver.call_arguments import CallReader, Tensors
 from runtime.driver.distribution import Distribution
@@ -60,7 +60,7 @@ class Dispatcher:
     def run(
         self, trajectory: Trajectory, tensors: Tensors, built: BuiltGraph, part: BuiltGraph | None, parts: int
     ) -> tuple[Any, ...]:
-        """Run the trajectory's present call on all ranks.
+        """ComponentRun the trajectory's present call on all ranks.
 
         Args:
             trajectory: has taken this call's inputs.
@@ -98,7 +98,7 @@ class Dispatcher:
         return tuple(outputs)
 
     def _tell(
-        self, batch: Batch, branches: Sequence[Tensors], trajectory: Trajectory, runs: Sequence[Run]
+        self, batch: Batch, branches: Sequence[Tensors], trajectory: Trajectory, runs: Sequence[ComponentRun]
     ) -> list[Evaluate]:
         """Command one call's runs on one batch and send their inputs; returns rank 0's own commands.
 

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from partitioner.graph.ir import Role, TracedGraph
-from partitioner.plan.schedule import Run, Schedule
+from partitioner.plan.schedule import ComponentRun, Schedule
 from runtime.driver.call_arguments import Tensors
 from runtime.driver.correction import corrected
 from runtime.driver.forecast import Forecast, forecast_of
@@ -152,7 +152,7 @@ class Trajectory:
         calls, finish = (known.calls, known.finish) if known is not None else (None, 0)
         self._schedule = Schedule(components, mode, warmup, self.run_mode.periods, calls=calls, finish=finish)
 
-    def runs(self, *, announced: bool = True) -> list[Run]:
+    def runs(self, *, announced: bool = True) -> list[ComponentRun]:
         """What to run at this call.
 
         Args:
@@ -204,7 +204,7 @@ class Trajectory:
                 output = corrected(output, missed, noise_schedule.sensitivity[self.call])
         return output
 
-    def done(self, runs: Sequence[Run]) -> None:
+    def done(self, runs: Sequence[ComponentRun]) -> None:
         """End the present call. runs: what was run at it."""
         self.call += 1
         self._next_base = self.base + max(self.call, *(run.call + 1 for run in runs))

@@ -11,7 +11,7 @@ from torch import fx
 from partitioner.graph.ir import Node
 from partitioner.graph.operators import bind, resolve
 from partitioner.graph.torch_private import forget_source_with
-from partitioner.plan.program import Hoisted
+from partitioner.plan.hoisted import Hoisted
 from runtime.devices.cuda_graphs import GraphedRun, Pool
 from runtime.worker.compiled import compiled
 

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from partitioner.graph.ir import Node, Parameter, Role, TensorMeta, TracedGraph
-from partitioner.plan.program import Compute, Preamble, Program, build_preamble, build_programs, find_boundaries
+from partitioner.plan.boundaries import find_boundaries
+from partitioner.plan.build_programs import build_programs
+from partitioner.plan.preamble import Preamble, build_preamble
+from partitioner.plan.program import Compute, Program
 
 
 @dataclass(frozen=True, slots=True)

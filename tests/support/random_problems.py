@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from partitioner.errors import UsageError
 from partitioner.search.devices import Devices
 from partitioner.search.evaluate import Evaluation, evaluate
+from partitioner.search.folds import Fold
 from partitioner.search.mode import Mode
 from partitioner.search.problem import Problem
 
@@ -115,3 +117,16 @@ def brute_force(
 
 def score(figures: Evaluation, byte_weight: float) -> float:
     return figures.staleness + byte_weight * (figures.bytes_per_step + figures.repeated_bytes)
+
+
+def unfold(problem: Problem, fold: Fold) -> np.ndarray:
+    """Component of each node of a fold."""
+    owner = np.full(problem.size, -1)
+    for k in range(len(fold.device_of)):
+        owner[fold.left[k] : fold.left[k + 1]] = k
+        owner[fold.right[k + 1] : fold.right[k]] = k
+    return owner
+
+
+def least_score(found: list[Evaluation], cap_ms: float, byte_weight: float) -> float:
+    return min((score(figures, byte_weight) for figures in found if figures.step_ms <= cap_ms), default=math.inf)

@@ -17,7 +17,7 @@ from partitioner.costs.roofline import estimate_on
 from partitioner.graph.ir import TracedGraph
 from partitioner.models.source import diffusers_class
 from partitioner.models.spec import model_spec, trace_model
-from partitioner.simulator.machine import work
+from partitioner.simulator.actions import work
 from partitioner.simulator.simulate import Simulation
 from profiles.device_sheets import DeviceSpec, Efficiency, device_spec
 

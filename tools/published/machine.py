@@ -19,5 +19,5 @@ def machine_of(spec: DeviceSpec, ranks: int, link: str) -> Machine:
     machine = Machine.uniform(ranks, link_of(spec, "pcie"), launch_ms=spec.launch_us * 1e-3, driver_ms=spec.driver_ms)
     if link == "pcie":
         return machine
-    bridges = {(a, b): link_of(spec, link) for a, b in machine.wires if a // 2 == b // 2}
-    return replace(machine, wires={**machine.wires, **bridges})
+    bridges = {(a, b): link_of(spec, link) for a, b in machine.links if a // 2 == b // 2}
+    return replace(machine, links={**machine.links, **bridges})

@@ -16,7 +16,8 @@ from partitioner.search.devices import Devices
 from partitioner.search.evaluate import Evaluation, evaluate
 from partitioner.search.mode import MODES
 from partitioner.search.problem import Problem
-from partitioner.search.solver import SWEEP, Solver, Split
+from partitioner.search.solver import SWEEP, Solver
+from partitioner.search.split import Split
 from profiles.device_sheets import device_spec
 
 MODELS = ("sd15", "sd21", "sdxl", "svd", "animatediff", "x4up", "sd3", "flux")

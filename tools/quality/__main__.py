@@ -28,7 +28,7 @@ from partitioner.errors import PartitionerError, UsageError
 from profiles.json_files import JsonFileError
 from tools.pictures.grid import picture_grid
 from tools.quality.calibration import calibrate
-from tools.quality.drift import measure_drift
+from tools.quality.edge_errors import measure_edge_errors
 from tools.quality.engine_config import parse_config
 from tools.quality.measured_pipeline import shipped_pipeline, users_pipeline
 from tools.quality.metrics import metrics_for
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.plot:
         plot(document, options.plot)
     if options.calibrate:
-        calibrate(options.calibrate, document, None if options.denoiser else measure_drift(pipeline, wanted[0]))
+        calibrate(options.calibrate, document, None if options.denoiser else measure_edge_errors(pipeline, wanted[0]))
     return document
 
 

@@ -1,4 +1,4 @@
-"""measure_drift: the error in a denoiser's output that a lag of one step causes on each edge of its graph."""
+"""measure_edge_errors: the error in a denoiser's output that a lag of one step causes on each edge of its graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from partitioner.graph.arguments import bind_arguments
 from partitioner.graph.export import trace
 from partitioner.models.spec import live_spec
-from partitioner.staleness.measured import measure_module
+from partitioner.staleness.measured import measure_module_edge_errors
 from profiles.quality_profile import MeasuredDrift
 from runtime.denoiser import denoiser_name
 from tools.quality.measured_pipeline import MeasuredPipeline
@@ -18,7 +18,7 @@ from tools.quality.samplers import SamplingCase
 DRIFT_CALLS, DRIFT_PROBES, DRIFT_PARTS = 8, 16, 8  # calls of a trajectory, probes of each, numbers kept of an edge
 
 
-def measure_drift(pipeline: MeasuredPipeline, case: SamplingCase) -> MeasuredDrift:
+def measure_edge_errors(pipeline: MeasuredPipeline, case: SamplingCase) -> MeasuredDrift:
     """Measure the edges in some steps of one exact trajectory, that of the pipeline's first sample."""
     denoiser = getattr(pipeline.pipe, denoiser_name(pipeline.pipe))
     calls: list[dict[str, Any]] = []
@@ -33,7 +33,7 @@ def measure_drift(pipeline: MeasuredPipeline, case: SamplingCase) -> MeasuredDri
     first = min(4, len(calls) - 2)  # as after a warm-up
     some = calls[first : first + DRIFT_CALLS]
     graph = trace(denoiser, some[0], live_spec(denoiser, pipeline.pipe).roles, model=pipeline.name)
-    drift = measure_module(denoiser, graph, some, probes=DRIFT_PROBES)
+    drift = measure_module_edge_errors(denoiser, graph, some, probes=DRIFT_PROBES)
     return MeasuredDrift(
         denoiser=pipeline.name,
         edges=tuple((graph.node_by_name[u].key, graph.node_by_name[v].key) for u, v in drift.edges),

@@ -9,8 +9,8 @@ from torch import nn
 from partitioner.errors import PlanError
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
+from partitioner.plan.build_programs import build_programs
 from partitioner.plan.plan import Plan
-from partitioner.plan.program import build_programs
 from tests.support.plans import plan_simply
 
 ROLES = {"sample": "latent", "timestep": "timestep", "encoder_hidden_states": "prompt"}

@@ -11,18 +11,12 @@ from hypothesis import strategies as st
 
 from partitioner.errors import PlanError
 from partitioner.graph.ir import Input, Node, Parameter, Ref, Role, TensorMeta, TracedGraph
-from partitioner.plan.program import (
-    BoundaryTensor,
-    Compute,
-    Hoisted,
-    Program,
-    Receive,
-    Send,
-    build_preamble,
-    build_programs,
-    check_programs,
-    find_boundaries,
-)
+from partitioner.plan.boundaries import BoundaryTensor, find_boundaries
+from partitioner.plan.build_programs import build_programs
+from partitioner.plan.deadlock import check_programs
+from partitioner.plan.hoisted import Hoisted
+from partitioner.plan.preamble import build_preamble
+from partitioner.plan.program import Compute, Program, Receive, Send
 
 SCALAR = TensorMeta((1,), (1,), "float32")
 

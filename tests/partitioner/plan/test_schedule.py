@@ -8,43 +8,48 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitioner.plan.schedule import Run, Schedule, rounds
+from partitioner.plan.schedule import ComponentRun, Schedule
+from tests.support.schedule_grid import schedule_grid
 
 
 def grid(text: str) -> str:
-    """A grid as ``rounds`` prints it, from one that is written with single spaces."""
+    """A grid as ``schedule_grid`` prints it, from one that is written with single spaces."""
     lines = (line.split() for line in dedent(text).strip().splitlines())
     return "\n".join(f"{label} " + " ".join(f"{cell:>5}" for cell in cells) for label, *cells in lines)
 
 
 def test_exact_runs_every_component_at_every_call_and_reads_that_call() -> None:
     schedule = Schedule(3, "exact", 1, (1, 1, 1))
-    assert rounds(schedule, range(4)) == grid(
+    assert schedule_grid(schedule, range(4)) == grid(
         """
         0: 0 1 2 3
         1: 0 1 2 3
         2: 0 1 2 3
         """
     )
-    assert schedule.runs(2) == [Run(0, 2, (2, 2, 2)), Run(1, 2, (2, 2, 2)), Run(2, 2, (2, 2, 2))]
+    assert schedule.runs(2) == [
+        ComponentRun(0, 2, (2, 2, 2)),
+        ComponentRun(1, 2, (2, 2, 2)),
+        ComponentRun(2, 2, (2, 2, 2)),
+    ]
 
 
 def test_async_reads_the_call_before_after_the_warm_up() -> None:
     schedule = Schedule(2, "async", 2, (1, 1))
-    assert rounds(schedule, range(5)) == grid(
+    assert schedule_grid(schedule, range(5)) == grid(
         """
         0: 0 1 2~ 3~ 4~
         1: 0 1 2~ 3~ 4~
         """
     )
-    assert schedule.runs(1) == [Run(0, 1, (1, 1)), Run(1, 1, (1, 1))]
-    assert schedule.runs(2) == [Run(0, 2, (1, 1)), Run(1, 2, (1, 1))]
-    assert schedule.runs(4) == [Run(0, 4, (3, 3)), Run(1, 4, (3, 3))]
+    assert schedule.runs(1) == [ComponentRun(0, 1, (1, 1)), ComponentRun(1, 1, (1, 1))]
+    assert schedule.runs(2) == [ComponentRun(0, 2, (1, 1)), ComponentRun(1, 2, (1, 1))]
+    assert schedule.runs(4) == [ComponentRun(0, 4, (3, 3)), ComponentRun(1, 4, (3, 3))]
 
 
 def test_a_component_with_a_period_runs_when_it_is_due() -> None:
     schedule = Schedule(3, "async", 2, (2, 3, 1))
-    assert rounds(schedule, range(9)) == grid(
+    assert schedule_grid(schedule, range(9)) == grid(
         """
         0: 0 1 2~ . 4~ . 6~ . 8~
         1: 0 1 2~ . . 5~ . . 8~
@@ -63,19 +68,19 @@ def test_what_a_component_with_a_period_began_is_read_a_period_later() -> None:
 
 def test_look_ahead_fills_the_pipe_during_the_last_warm_up_calls() -> None:
     schedule = Schedule(3, "lookahead", 3, (1, 1, 1), calls=7)
-    assert rounds(schedule, range(7)) == grid(
+    assert schedule_grid(schedule, range(7)) == grid(
         """
         0: 0 1+3 2+4 5 6 . .
         1: 0 1 2+3 4 5 6 .
         2: 0 1 2 3 4 5 6
         """
     )
-    assert Run(0, 3, (3, 3, 3)) in schedule.runs(1), "all that it reads belongs to the call that it works for"
+    assert ComponentRun(0, 3, (3, 3, 3)) in schedule.runs(1), "all that it reads belongs to the call that it works for"
 
 
 def test_the_last_calls_are_exact_where_asked_for() -> None:
     schedule = Schedule(3, "lookahead", 3, (1, 1, 1), calls=8, finish=2)
-    assert rounds(schedule, range(8)) == grid(
+    assert schedule_grid(schedule, range(8)) == grid(
         """
         0: 0 1+3 2+4 5 . . 6 7
         1: 0 1 2+3 4 5 . 6 7
@@ -87,7 +92,7 @@ def test_the_last_calls_are_exact_where_asked_for() -> None:
 
 def test_look_ahead_without_a_known_end_runs_on() -> None:
     schedule = Schedule(2, "lookahead", 2, (1, 1))
-    assert rounds(schedule, range(2, 5)) == grid(
+    assert schedule_grid(schedule, range(2, 5)) == grid(
         """
         0: 3 4 5
         1: 2 3 4
@@ -98,7 +103,7 @@ def test_look_ahead_without_a_known_end_runs_on() -> None:
 @pytest.mark.parametrize("mode", ["exact", "async", "lookahead"])
 def test_one_component_lags_behind_nobody(mode: str) -> None:
     schedule = Schedule(1, mode, 1, (1,), calls=4)
-    assert rounds(schedule, range(4)) == grid("0: 0 1 2 3")
+    assert schedule_grid(schedule, range(4)) == grid("0: 0 1 2 3")
     assert all(schedule.is_exact(call) for call in range(4))
 
 

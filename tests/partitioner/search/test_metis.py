@@ -10,7 +10,7 @@ import pytest
 from partitioner.search.devices import Devices
 from partitioner.search.metis import metis_placement
 from partitioner.search.problem import Problem
-from partitioner.search.solver import solve
+from partitioner.search.solver import Solver
 
 WIDTH, LENGTH = 6, 12
 
@@ -54,9 +54,9 @@ def branchy(seed: int) -> Problem:
 def test_branches_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pymetis")
     problems, devices = [branchy(seed) for seed in range(6)], Devices.equal(2)
-    found = [solve(problem, devices, "async", byte_weight=1e-6) for problem in problems]
+    found = [Solver(problem).solve(devices, "async", byte_weight=1e-6) for problem in problems]
     monkeypatch.setitem(sys.modules, "pymetis", None)
-    without = [solve(problem, devices, "async", byte_weight=1e-6) for problem in problems]
+    without = [Solver(problem).solve(devices, "async", byte_weight=1e-6) for problem in problems]
     fewer = 0
     for split, other in zip(found, without, strict=True):
         assert split.score(1e-6) <= other.score(1e-6)
@@ -77,4 +77,4 @@ def test_load_follows_speed() -> None:
 def test_without_pymetis_there_is_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymetis", None)
     assert metis_placement(branchy(0), Devices.equal(2)) is None
-    assert solve(branchy(0), Devices.equal(2), "async").form in {"contiguous", "folded", "reordered"}
+    assert Solver(branchy(0)).solve(Devices.equal(2), "async").form in {"contiguous", "folded", "reordered"}

@@ -1,4 +1,4 @@
-"""What solve promises of any split: properties, awkward graphs, unequal devices, memories, refusals."""
+"""What Solver.solve promises of any split: properties, awkward graphs, unequal devices, memories, refusals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from partitioner.search.devices import Devices
 from partitioner.search.evaluate import evaluate
 from partitioner.search.mode import Mode
 from partitioner.search.problem import Problem
-from partitioner.search.solver import Solver, Split, solve
+from partitioner.search.solver import Solver
+from partitioner.search.split import Split
 from tests.support.random_problems import brute_force, is_fold, problems, random_problem
 
 MODES = st.sampled_from(["lookahead", "async"])
@@ -47,7 +48,7 @@ def chain(costs: list[float], size_bytes: int = 10) -> Problem:
 
 def try_to_solve(problem: Problem, devices: Devices, mode: Mode, **options: float) -> Split | None:
     try:
-        return solve(problem, devices, mode, **options)
+        return Solver(problem).solve(devices, mode, **options)
     except InfeasibleError:
         return None
 
@@ -65,7 +66,7 @@ def test_split_is_what_it_claims(problem: Problem, count: int, mode: Mode, epsil
     assert set(split.assignment) == set(range(count))
     assert split.assignment[-1] == count - 1
     assert again.step_ms >= again.lower_bound_ms * (1 - 1e-12)
-    best = solve(problem, devices, mode, epsilon=0.0)
+    best = Solver(problem).solve(devices, mode, epsilon=0.0)
     assert again.step_ms <= best.evaluation.step_ms * (1 + epsilon + 1e-6)
 
 
@@ -138,7 +139,7 @@ def test_a_wider_epsilon_never_costs_score(problem: Problem, mode: Mode) -> None
 @pytest.mark.parametrize("seed", range(60))
 def test_async_finds_the_best_fold_of_a_small_graph(seed: int) -> None:
     problem, devices = random_problem(seed, size=7), Devices.equal(3, link_gb_per_s=1e-5)
-    split = solve(problem, devices, "async", epsilon=0.0)
+    split = Solver(problem).solve(devices, "async", epsilon=0.0)
     found = brute_force(problem, devices, "async", is_fold)
     assert split.evaluation.step_ms <= min(figures.step_ms for figures in found) * (1 + 1e-9)
 
@@ -154,43 +155,43 @@ def test_a_fold_keeps_skip_connections_fresh() -> None:
         edge_reader=np.concatenate([problem.edge_reader, [v for _, v in skips]]),
         edge_staleness=np.ones(10),
     )
-    split = solve(problem, Devices.equal(2), "async")
+    split = Solver(problem).solve(Devices.equal(2), "async")
     assert split.form == "folded"
     assert split.assignment == (1, 1, 0, 0, 0, 0, 1, 1)
-    chained = solve(problem, Devices.equal(2), "lookahead")
+    chained = Solver(problem).solve(Devices.equal(2), "lookahead")
     assert chained.form == "contiguous"
     assert chained.assignment == (0, 0, 0, 0, 1, 1, 1, 1)
     assert split.evaluation.bytes_per_step < chained.evaluation.bytes_per_step
 
 
 def test_a_node_larger_than_the_average_share() -> None:
-    split = solve(chain([1, 1, 20, 1, 1]), Devices.equal(4), "lookahead", epsilon=0.0)
+    split = Solver(chain([1, 1, 20, 1, 1])).solve(Devices.equal(4), "lookahead", epsilon=0.0)
     assert split.evaluation.step_ms == 20
     assert split.evaluation.gap == 0
 
 
 @pytest.mark.parametrize("mode", ["lookahead", "async"])
 def test_zero_costs(mode: Mode) -> None:
-    split = solve(chain([0.0] * 5), Devices.equal(3), mode)
+    split = Solver(chain([0.0] * 5)).solve(Devices.equal(3), mode)
     assert set(split.assignment) == {0, 1, 2}
     assert split.evaluation.gap == 0
 
 
 @pytest.mark.parametrize("mode", ["lookahead", "async"])
 def test_one_device_gets_everything(mode: Mode) -> None:
-    split = solve(chain([1, 2, 3]), Devices.equal(1), mode)
+    split = Solver(chain([1, 2, 3])).solve(Devices.equal(1), mode)
     assert split.assignment == (0, 0, 0)
     assert split.evaluation.bytes_per_step == 0
 
 
 def test_more_devices_than_parts() -> None:
     with pytest.raises(InfeasibleError, match="4 components need as many parts, but the denoiser has only 3"):
-        solve(chain([1, 2, 3]), Devices.equal(4))
+        Solver(chain([1, 2, 3])).solve(Devices.equal(4))
 
 
 def test_faster_devices_get_more() -> None:
     devices = Devices(("slow", "fast", "slow"), (1.0, 2.0, 1.0), (math.inf,) * 3, (math.inf,) * 3, (0.0,) * 3)
-    split = solve(chain([1.0] * 8), devices, "lookahead", epsilon=0.0)
+    split = Solver(chain([1.0] * 8)).solve(devices, "lookahead", epsilon=0.0)
     assert split.evaluation.step_ms == 2.0
     fast = split.device_of.index(1)
     assert split.assignment.count(fast) == 4
@@ -200,7 +201,7 @@ def test_faster_devices_get_more() -> None:
 def test_memory_moves_the_border(mode: Mode) -> None:
     # balanced would be 4 and 4 nodes of 100 bytes; the second device holds two, and what it receives
     devices = Devices(("large", "small"), (1.0, 1.0), (1e6, 240.0), (math.inf,) * 2, (0.0, 0.0))
-    split = solve(chain([1.0] * 8, size_bytes=10), devices, mode)
+    split = Solver(chain([1.0] * 8, size_bytes=10)).solve(devices, mode)
     small = split.device_of.index(1)
     assert split.assignment.count(small) == 2
     assert split.evaluation.feasible
@@ -209,7 +210,7 @@ def test_memory_moves_the_border(mode: Mode) -> None:
 def test_memory_that_nothing_fits_is_said_with_the_numbers() -> None:
     devices = Devices.equal(2, name="tiny", memory_bytes=300)
     with pytest.raises(InfeasibleError, match=r"8e-07 GB.*tiny 3e-07 GB"):
-        solve(chain([1.0] * 8), devices, "async")
+        Solver(chain([1.0] * 8)).solve(devices, "async")
 
 
 def test_memory_that_no_fold_fits_is_met_by_a_free_placement() -> None:
@@ -217,8 +218,8 @@ def test_memory_that_no_fold_fits_is_met_by_a_free_placement() -> None:
     problem = replace(chain([1.0] * 6, size_bytes=0), item_bytes=np.array([600, 400, 200, 600, 400, 200]))
     devices = Devices.equal(3, memory_bytes=805)
     with pytest.raises(InfeasibleError):
-        solve(problem, devices, "lookahead")
-    split = solve(problem, devices, "async")
+        Solver(problem).solve(devices, "lookahead")
+    split = Solver(problem).solve(devices, "async")
     assert split.evaluation.feasible
     assert split.assignment[-1] == 2
 
@@ -233,4 +234,4 @@ def test_memory_that_no_fold_fits_is_met_by_a_free_placement() -> None:
 )
 def test_nonsense_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        solve(chain([1, 2]), Devices.equal(2), **options)  # type: ignore[arg-type]
+        Solver(chain([1, 2])).solve(Devices.equal(2), **options)  # type: ignore[arg-type]

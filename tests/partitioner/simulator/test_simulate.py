@@ -17,20 +17,9 @@ from partitioner.graph.ir import Input, Node, Ref, Role, TensorMeta, TracedGraph
 from partitioner.plan.ranks import rank_of
 from partitioner.plan.schedule import Schedule
 from partitioner.plan.timeline import Timeline, chrome_trace, write_trace
-from partitioner.simulator.machine import (
-    FREE,
-    Action,
-    Await,
-    Broadcast,
-    Emit,
-    EndCall,
-    HostWork,
-    Link,
-    Machine,
-    Work,
-    play,
-    work,
-)
+from partitioner.simulator.actions import Action, Await, Broadcast, Emit, EndCall, HostWork, Work, work
+from partitioner.simulator.machine import FREE, Link, Machine
+from partitioner.simulator.play import play
 from partitioner.simulator.scripts import write_scripts
 from partitioner.simulator.simulate import Simulation, scaled_to_components, simulate
 from partitioner.simulator.speed_of_light import speed_of_light, without_communication
@@ -311,7 +300,7 @@ def check_timeline(machine: Machine, scripts: Sequence[Sequence[Action]], timeli
                     assert (transfer.name, transfer.reader) == (action.name, reader)
                     transfers[action.key, reader] = transfer
     for transfer in timeline.transfers:
-        wire = machine.wires[transfer.source, transfer.reader]
+        wire = machine.links[transfer.source, transfer.reader]
         assert transfer.begin_ms >= transfer.sent_ms
         took = wire.latency_ms + wire.bytes_ms(transfer.size_bytes)
         assert transfer.arrived_ms == pytest.approx(transfer.begin_ms + took, abs=1e-9)

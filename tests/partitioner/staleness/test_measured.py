@@ -19,8 +19,9 @@ from partitioner.planning.compile import compile
 from partitioner.planning.options import PlanOptions
 from partitioner.search.devices import Devices
 from partitioner.search.solver import Solver
-from partitioner.staleness.edge_errors import EdgeErrors, drift_of_keys, least_error
-from partitioner.staleness.measured import evaluate_graph, lagged_outputs, measure_drift, measure_module
+from partitioner.staleness.edge_errors import EdgeErrors, edge_errors_by_key, least_error
+from partitioner.staleness.measured import evaluate_graph, measure_edge_errors, measure_module_edge_errors
+from tests.support.lagged_outputs import lagged_outputs
 
 WARMUP, STEPS = 4, 12
 
@@ -86,7 +87,7 @@ def small() -> Small:
 @pytest.fixture(scope="module")
 def drift(small: Small) -> EdgeErrors:
     _, graph, state, steps, _ = small
-    return measure_drift(graph, state, steps)
+    return measure_edge_errors(graph, state, steps)
 
 
 def test_interpreter_computes_what_the_module_does(small: Small) -> None:
@@ -122,11 +123,11 @@ def placements(graph: TracedGraph, count: int) -> list[dict[str, int]]:
 def test_what_a_profile_keeps_is_about_what_was_measured(small: Small, drift: EdgeErrors) -> None:
     graph = small.graph
     keys = [(graph.node_by_name[u].key, graph.node_by_name[v].key) for u, v in drift.edges]
-    kept = drift_of_keys(graph, keys, drift.condensed(8).tolist())
+    kept = edge_errors_by_key(graph, keys, drift.condensed(8).tolist())
     assert kept is not None
     for placed in placements(graph, 12):
         assert kept.error(placed) == pytest.approx(drift.error(placed), rel=0.1)
-    assert drift_of_keys(graph, keys[1:], drift.condensed(8).tolist()[1:]) is None
+    assert edge_errors_by_key(graph, keys[1:], drift.condensed(8).tolist()[1:]) is None
 
 
 def rank_correlation(a: list[float], b: list[float]) -> float:
@@ -196,15 +197,15 @@ def test_what_was_measured_on_full_calls_holds_for_each_branch(small: Small) -> 
 
 def test_a_trajectory_of_other_calls_is_refused(small: Small) -> None:
     with pytest.raises(UsageError, match=r"call 0 of the trajectory: sample is missing"):
-        measure_module(small.unet, small.graph, [{}, {}])
+        measure_module_edge_errors(small.unet, small.graph, [{}, {}])
     other = {**small.steps[0], "sample": torch.zeros(2, 3, 8, 8)}
     with pytest.raises(
         UsageError, match=r"call 1 of the trajectory: sample is \[2, 3, 8, 8\]; expected \[1, 3, 8, 8\]"
     ):
-        measure_module(small.unet, small.graph, [small.steps[0], other])
+        measure_module_edge_errors(small.unet, small.graph, [small.steps[0], other])
 
 
 def test_one_step_is_no_trajectory(small: Small) -> None:
     _, graph, state, steps, _ = small
     with pytest.raises(UsageError, match="two steps"):
-        measure_drift(graph, state, steps[:1])
+        measure_edge_errors(graph, state, steps[:1])

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from partitioner.plan.program import find_boundaries
+from partitioner.plan.boundaries import find_boundaries
 from runtime.errors import ComponentFailed, EngineClosed, NonFiniteValue, RankDied, RankOutOfMemory, RankStalled
 from tests.support.engines import equal, plan_of
 from tests.support.traces import is_gone, rank_processes

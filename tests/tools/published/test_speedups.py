@@ -86,6 +86,6 @@ def test_the_table_says_what_is_simulated(document: dict[str, Any]) -> None:
 def test_bridges_join_pairs_only() -> None:
     spec = device_spec("a5000")
     machine = machine_of(spec, 4, "nvlink")
-    fast = {pair for pair, wire in machine.wires.items() if wire.gb_per_s > 40}
+    fast = {pair for pair, wire in machine.links.items() if wire.gb_per_s > 40}
     assert fast == {(0, 1), (1, 0), (2, 3), (3, 2)}
     assert len({wire.gb_per_s for wire in machine_of(spec, 4, "pcie").wires.values()}) == 1
