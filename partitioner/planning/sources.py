@@ -153,10 +153,10 @@ class FromModule:
             half = trace(self.module, self.branch_inputs, self.roles, model=self.name)
         edge_errors = None
         if self.trajectory is not None:
-            from partitioner.staleness.measured import measure_module
+            from partitioner.staleness.measured import measure_module_edge_errors
 
             progress("measuring staleness on the trajectory")
-            edge_errors = measure_module(self.module, whole, self.trajectory)
+            edge_errors = measure_module_edge_errors(self.module, whole, self.trajectory)
         return FromGraphs(whole, half, edge_errors)
 
 
