@@ -1,7 +1,7 @@
 """PreambleRunner: computes on the driver what several components would otherwise each compute for themselves.
 
 These are nodes that depend on a parameter and on the prompt or the timestep, not on the latent, and that several
-components need, such as the timestep's embedding: see partitioner.plan.program.Preamble. Their values are sent to the
+components need, such as the timestep's embedding: see partitioner.plan.preamble.Preamble. Their values are sent to the
 ranks like inputs, so that the parameters are held once.
 """
 

@@ -44,7 +44,7 @@ class ComponentSpec:
 
 @dataclass(frozen=True)
 class PreambleSpec:
-    """What the driver computes for the components: see partitioner.plan.program.Preamble."""
+    """What the driver computes for the components: see partitioner.plan.preamble.Preamble."""
 
     program: Preamble
     nodes: tuple[Node, ...]
