@@ -242,9 +242,9 @@ def settings(draw: st.DrawFn) -> Setting:
     ranks = components * branches
     wire = Link(draw(st.sampled_from([0.0, 0.2])), draw(st.sampled_from([1.0, 10.0, 100.0])))
     speeds = tuple(draw(st.sampled_from([0.5, 1.0, 2.0])) for _ in range(ranks))
-    wires = Machine.uniform(ranks, wire).wires
+    links = Machine.uniform(ranks, wire).links
     launch_ms, driver_ms = draw(st.sampled_from([(0.0, 0.0), (0.1, 0.5), (1.0, 0.0)]))
-    machine = Machine(speeds, wires, draw(st.booleans()), launch_ms, driver_ms)
+    machine = Machine(speeds, links, draw(st.booleans()), launch_ms, driver_ms)
     mode = draw(st.sampled_from(["exact", "async", "lookahead"]))
     if mode == "lookahead":
         places.sort()
