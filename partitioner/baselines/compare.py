@@ -1,4 +1,4 @@
-"""baselines: other ways to split the same denoiser over as many devices, under the same costs.
+"""Baselines: other ways to split the same denoiser over as many devices, under the same costs.
 
 All run as AsyncDiff runs its own (arXiv 2406.06911): one component per device, features of the last step.
 """

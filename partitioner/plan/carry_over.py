@@ -1,4 +1,4 @@
-"""placement: node key -> component, carried over to a graph that was traced at another size or has extra nodes.
+"""A plan's placement, carried over to a graph that was traced at another size or has extra nodes.
 
 Known nodes keep their component. A node that the plan does not know (a LoRA adds some below the layer that it wraps)
 goes where its module's nodes are, within what its neighbours allow. Nodes that cannot be cut apart stay together.

@@ -1,4 +1,4 @@
-"""Types of a plan file's fields, and how what a stranger wrote is shown in an error."""
+"""Types of a plan file's fields, and short printable forms of invalid values for errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _from_array(value: object) -> object:
 
 
 ARRAY = (FailFast(), BeforeValidator(_from_array))
-Shape = Annotated[tuple[Annotated[int, Field(ge=0, le=2**40)], ...], Field(max_length=16), *ARRAY]
+TensorShape = Annotated[tuple[Annotated[int, Field(ge=0, le=2**40)], ...], Field(max_length=16), *ARRAY]
 
 
 def as_label(text: str) -> str:
@@ -52,6 +52,7 @@ Dtype = Annotated[str, BeforeValidator(_check_dtype), Field(json_schema_extra={"
 
 
 def first_error_of(error: ValidationError) -> str:
+    """The first error that pydantic found, in one sentence: field, what is wrong, what was given."""
     first = error.errors(include_url=False, include_context=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     where = ".".join(str(part)[:80] for part in first["loc"])
@@ -61,7 +62,7 @@ def first_error_of(error: ValidationError) -> str:
 
 
 def shown_briefly(value: Any) -> str:
-    """A short, printable form of something that a stranger wrote."""
+    """A short, printable form of a value from a file that may be hostile."""
     if isinstance(value, (dict, list, tuple)):
         return f"{'an object' if isinstance(value, dict) else 'an array'} of {len(value)}"
     text = ascii(value) if not isinstance(value, int) or value.bit_length() < 256 else "a huge number"

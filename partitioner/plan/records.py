@@ -18,7 +18,7 @@ from partitioner.plan.fields import (
     Label,
     NodeKey,
     PlanRecord,
-    Shape,
+    TensorShape,
     shown_briefly,
 )
 
@@ -27,7 +27,7 @@ class PlanInput(PlanRecord):
     """A tensor argument of the denoiser as it was traced; path such as "added_cond_kwargs.text_embeds"."""
 
     path: ArgumentPath
-    shape: Shape
+    shape: TensorShape
     dtype: Dtype
     role: InputRole
 
@@ -48,7 +48,7 @@ class Boundary(PlanRecord):
     source: Count
     readers: Annotated[tuple[Count, ...], Field(min_length=1, max_length=4096), *ARRAY]
     dtype: Dtype
-    shape: Shape
+    shape: TensorShape
     size_bytes: Count
 
     @model_validator(mode="after")

@@ -1,12 +1,25 @@
-"""Schedule: which components run which evaluations at a denoiser call, and which messages they read. Pure.
+"""Schedule: which components run which calls at each call of the denoiser, and whose messages they read. Pure.
 
-Legend: call c is the c-th denoiser call of a trajectory (0, 1, ...); N components, component i of N in a chain.
+Call c is the c-th call of a trajectory (0, 1, ...); N components, component i of N in a chain. The table has three
+components and a warm-up of three calls; a number is the call that a component runs, ~ says that it reads messages of
+earlier calls.
 
-Exact (c < warmup, the last ``finish`` calls, or all of them): every component runs call c and reads call c's messages.
-Async: every component i that is due runs call c and reads from component s the newest message that is sure to be
-there: of call c-1, or for a component with period p > 1 of its last run that began at least p calls ago.
-Look-ahead: component i runs call c+N-1-i, on inputs predicted for that call, and reads that call's messages, which
-were sent one call ago by its left neighbour. During the last warm-up calls this fills the pipe.
+1  Exact (the warm-up, the last ``finish`` calls, or all of them): every component runs call c on call c's messages.
+2  Async: every component that is due runs call c. It reads from component s the newest message that is sure to be
+   there: that of call c-1 or, for a component with period p > 1, of its last run that began at least p calls ago.
+3  Look-ahead: component i runs call c+N-1-i, on inputs predicted for that call, and reads that call's messages, which
+   its left neighbour sent one call ago. During the last warm-up calls this fills the pipe.
+
+    at call        0    1    2    3    4    5
+    1 exact     0: 0    1    2    3    4    5
+                1: 0    1    2    3    4    5
+                2: 0    1    2    3    4    5
+    2 async     0: 0    1    2    3~   4~   5~
+                1: 0    1    2    3~   4~   5~
+                2: 0    1    2    3~   4~   5~
+    3 look-     0: 0    1+3  2+4  5    6    7
+      ahead     1: 0    1    2+3  4    5    6
+                2: 0    1    2    3    4    5
 """
 
 from __future__ import annotations
@@ -16,7 +29,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ComponentRun:
-    """Component ``component`` runs call ``call``; reads[s]: the call whose message it reads from component s."""
+    """Component ``component`` runs call ``call``; reads[s] is the call whose message it reads from component s."""
 
     component: int
     call: int
@@ -30,8 +43,19 @@ class ComponentRun:
 
 @dataclass(frozen=True)
 class Schedule:
-    """mode: "exact", "async" or "lookahead". calls: length of the trajectory where known (look-ahead needs it).
-    finish: exact last calls, counted only where the length is known."""
+    """What every component runs at each call of a trajectory.
+
+    Args:
+        components: Length of the chain, N.
+        mode: "exact", "async" or "lookahead".
+        warmup: Exact first calls, at least 1.
+        periods: Every how many calls each component recomputes.
+        calls: Length of the trajectory where it is known; look-ahead then runs no call beyond the last.
+        finish: Exact last calls, counted only where the length is known.
+
+    >>> Schedule(2, "lookahead", 2, (1, 1), calls=5).runs(1)[-1]
+    ComponentRun(component=0, call=2, reads=(2, 2))
+    """
 
     components: int
     mode: str

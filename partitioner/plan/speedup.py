@@ -1,4 +1,4 @@
-"""trajectory_speedup: what a plan gains over a whole trajectory, its exact calls included."""
+"""The speed-up of a plan over a whole trajectory, its exact calls included."""
 
 from __future__ import annotations
 

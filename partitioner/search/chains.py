@@ -1,7 +1,17 @@
-"""Exact dynamic program over contiguous splits: component k is the run [p_k, p_{k+1}).
+"""Exact dynamic program over contiguous splits: component k has the nodes from border p_k up to border p_(k+1).
 
-Legend: m nodes, borders 0..m; a state says how many devices of each kind are in use. With equal devices a state is the
-number of components so far. O(states x kinds x m^2).
+    node        0   1   2   3   4   5   6   7
+    component   0   0   0   1   1   2   2   2          borders p = 0, 3, 5, 8
+
+The nodes are numbered 0..m-1, the borders 0..m. A state says how many devices of each kind are in use (with equal
+devices: how many components there are), and the table of a state has for each border p the best split of the nodes
+before p over these devices:
+
+    1  least T            table[state][p] = min over q < p of max(table[state - device][q], T of [q, p))
+    2  least score, T     table[state][p] = min over q < p of table[state - device][q] + score of [q, p),
+       within the cap                       where [q, p) is within the cap
+
+O(states x kinds of devices x m^2).
 """
 
 from __future__ import annotations
@@ -44,7 +54,7 @@ def without(state: State, kind: int) -> State | None:
 
 
 class ContiguousSearch:
-    """Contiguous splits of one Problem over given devices."""
+    """The search for contiguous splits of one Problem over given devices."""
 
     def __init__(self, intervals: Intervals, devices: Devices, mode: Mode) -> None:
         self._devices = devices

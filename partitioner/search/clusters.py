@@ -1,7 +1,7 @@
-"""Nested levels of a Problem: where cuts may stand at all, and the clusters that the folded search moves.
+"""Where borders may stand: between runs of nodes (the finest level) and between clusters of these (the coarser ones).
 
-Every coarser level's borders are borders of the finer one, so a split of clusters is a split of runs of nodes, and
-refining its borders can only improve it.
+Every coarser level's borders are borders of the finer one, so a split of clusters is also a split of the finer runs,
+and moving its borders there can only improve it.
 """
 
 from __future__ import annotations

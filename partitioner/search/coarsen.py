@@ -1,4 +1,4 @@
-"""coarsen: a Problem whose nodes are runs of another one's nodes."""
+"""Coarsening: a Problem whose nodes are runs of neighbouring nodes of another one."""
 
 from __future__ import annotations
 

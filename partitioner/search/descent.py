@@ -1,8 +1,15 @@
-"""refine: move the borders of a fold at the finest level, where the dynamic program over clusters could not put them.
+"""Descent: the borders of a fold are moved, one at a time, as long as that improves it.
 
-Coordinate descent: each border in turn, and the two borders of each inside together, go where (what T exceeds the cap
-by, score, T) of the two components that they separate is least in this order. So neither T above the cap nor the score
-below it gets worse.
+The dynamic program over clusters (folds.py) can put borders only between clusters. Here they may stand between any two
+runs of the finest level. In each sweep, for k = 1, 2, ..., N-1, the two borders between component k-1 and the inside
+that is left for components k and up are tried:
+
+    1  the left border alone, at every place
+    2  the right border alone, at every place
+    3  both together, up to REACH runs away
+
+Of all these the pair is taken for which the two components on its sides have the least (time above the cap, score, T),
+compared in this order. So a fold whose T is within the cap stays within it, and its score never gets worse.
 """
 
 from __future__ import annotations
@@ -24,7 +31,19 @@ TOLERANCE = 1e-9  # relative; smaller gains are rounding
 def improve_borders(
     intervals: Intervals, fold: Fold, devices: Devices, mode: Mode, cap_ms: float, byte_weight: float
 ) -> Fold:
-    """A fold that is at least as good as ``fold``, whose borders are those of ``intervals``."""
+    """Move the borders of a fold to better places.
+
+    Args:
+        intervals: Tables of the Problem that ``fold`` divides.
+        fold: Where to begin.
+        devices: The devices, one per component.
+        mode: How receiving overlaps with computing.
+        cap_ms: The T that is to be kept, in ms.
+        byte_weight: Staleness that one byte per step is worth.
+
+    Returns:
+        A fold that is no worse: its T is no further above the cap and, where it is within it, its score is no higher.
+    """
     return _Descent(intervals, fold, devices, mode, cap_ms, byte_weight).run()
 
 

@@ -1,6 +1,6 @@
-"""evaluate: every figure of a placement, from the placement itself; what every solver's claims are checked against.
+"""evaluate: every figure of a split from the assignment itself; what the searches find is always checked against it.
 
-Shares no arithmetic with the solvers: it walks the nodes, edges and readings of a Problem one by one.
+It shares no arithmetic with them: it walks the nodes, edges and readings of a Problem one by one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,20 @@
-"""Exact dynamic program over folds: component k takes [a', a) and [b, b'), and the next ones what is between.
+"""Exact dynamic program over folds: each component has a run of clusters near the input and one near the output.
 
-Legend: m clusters, borders 0..m; an inside [a, b) is what no component has yet. The first component's inside is
-everything, the last one takes all of its inside. Either run of a component may be empty, so chains and other one-sided
-splits are folds too. Components that could not be part of a split with T <= cap are left out: too slow themselves, or
-so light that the others would have to be.
+Clusters are numbered 0..m-1, borders 0..m. Component 0 is the outermost, N-1 the innermost. What components 0..k-1 have
+not taken is one run [a, b), the inside; component k takes a run from each of its ends. With N = 3:
+
+    cluster     0   1   2   3   4   5   6   7   8   9
+    component   0   0   1   1   2   2   2   1   0   0
+                l_0     l_1     l_2         r_2 r_1     r_0      (l_3 = r_3 = r_2: the last one takes all that is left)
+
+    inside before component 0   [0, 10)
+                            1   [2, 8)
+                            2   [4, 7)
+
+So skip connections from the first layers to the last stay on one component. Either run of a component may be empty:
+chains are folds too. The state is (inside, how many devices of each kind are in use); a step takes the component that
+leaves the inside [a, b). Components that cannot be part of a split with T <= cap are left out before: those that are
+too slow, and those so light that the others would be too slow.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Intervals: figures of every run [a, b) of a Problem's nodes, as tables, and of two runs owned by one component.
+"""Intervals: tables of the figures of every run [a, b) of a Problem's nodes, and of two runs that one component owns.
 
-What one component receives, computes, holds and reads stale depends on its own nodes only: a value that it reads and
-does not make is received once, whoever makes it. So the figures of a split are sums, or maxima, over its components.
+What a component receives, computes, holds and reads stale depends on its own nodes only: a value that it reads and does
+not make is received once, whoever makes it. So the figures of a split are sums, or maxima, over its components, and a
+table lookup gives those of one that is a single run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A start for the search where the graph has parallel branches: METIS's (optional extra "metis").
+"""METIS's split of a Problem (optional extra "metis"), one more candidate where the graph has parallel branches.
 
 Cutting between branches keeps each of them whole, which no run of nodes in execution order does.
 """

@@ -1,4 +1,7 @@
-"""Other execution orders of a Problem: a start for the search where the graph has parallel branches."""
+"""Another execution order of a Problem, in which each parallel branch is one run of nodes.
+
+Contiguous splits of it are splits that the given order does not have.
+"""
 
 from __future__ import annotations
 

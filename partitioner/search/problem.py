@@ -1,4 +1,4 @@
-"""Problem: all that a solver may know of a denoiser, as plain numbers in numpy arrays; no torch.
+"""Problem: what the search knows of a denoiser, as plain numbers in numpy arrays; no graph, no torch.
 
 Legend: n nodes in execution order; values (tensors that nodes make); edges (a node reads a value); shared
 items (what every component that reads it has for itself: a parameter, a timestep node, a kept prompt value).

@@ -1,4 +1,20 @@
-"""What each rank does in a trajectory, from programs and schedule."""
+"""What each rank does in a trajectory: scripts for the simulated machine, from programs and schedule.
+
+Rank 0 is the driver and has the last component; at each call, with two components:
+
+    rank 0 (driver, component 1)            rank 1 (component 0)
+    -------------------------------------   -----------------------------------
+    1  Work    the preamble
+    2  Emit    the call's inputs            2  Await   its inputs
+                                            3  Work    its nodes
+                                            4  Emit    its boundary tensors
+    3  Await   boundary tensors, by the
+               schedule this call's or
+               an earlier one's
+    4  Work    its nodes
+    5  HostWork the pipeline's scheduler
+    6  EndCall
+"""
 
 from __future__ import annotations
 

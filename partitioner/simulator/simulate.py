@@ -1,8 +1,9 @@
 """simulate: a whole trajectory of a plan on a simulated machine: step time, waits, a timeline. Pure.
 
-What runtime's driver and workers do, in their order: the driver sends each call's inputs, every rank runs its program
-on them by the schedule, sends overlap with compute, the driver joins the branches' results and does the pipeline's own
-work before the next call. What a predictor computes is left out: it is a few element-wise operations per boundary.
+It plays what runtime's driver and workers do, in their order: the driver sends each call's inputs, every rank runs its
+program on them by the schedule, sends overlap with compute, the driver joins the branches' results and does the
+pipeline's own work before the next call. What a predictor computes is left out: it is a few element-wise operations per
+boundary tensor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the time goes: speed-ups over one device, each after one more loss."""
+"""Speed of light: which part of the ideal speed-up each loss takes: balance, communication, warm-up."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from partitioner.simulator.simulate import Simulation
 
 @dataclass(frozen=True, slots=True)
 class SpeedOfLight:
-    """Where the time goes: speed-ups over one device, each after one more loss.
+    """Speed-ups over one device, each after one more loss.
 
-    ideal: as if the work were split perfectly; balanced: a steady step with free communication; connected: with it;
-    remaining: the whole trajectory, warm-up and all.
+    ideal: as if the work were divided evenly; balanced: a steady step with free communication; connected: with its
+    communication; remaining: the whole trajectory, warm-up and all. balanced can be above ideal where the guidance
+    batch is halved: half of the batch may cost less than half of a call.
     """
 
     ideal: float
@@ -23,9 +24,11 @@ class SpeedOfLight:
     calls: int
 
     def __str__(self) -> str:
+        above = round(self.balanced, 2) > round(self.ideal, 2)
+        why = " (above the ideal: half of the guidance batch costs less than half of a call)" if above else ""
         return (
-            f"ideal {self.ideal:.2f} x, balance leaves {self.balanced:.2f} x, communication {self.connected:.2f} x, "
-            f"warm-up {self.remaining:.2f} x over {self.calls} steps"
+            f"ideal {self.ideal:.2f} x, balance leaves {self.balanced:.2f} x{why}, "
+            f"communication {self.connected:.2f} x, warm-up {self.remaining:.2f} x over {self.calls} steps"
         )
 
 

@@ -1,4 +1,4 @@
-"""EdgeErrors: the measured error that each edge causes where its reader sees last step's value; no torch."""
+"""EdgeErrors: the measured error of the output for each edge whose reader sees last step's value; no torch."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class EdgeErrors:
         return float(np.linalg.norm(self.sketches[cut].sum(axis=0)))
 
 
-def least_error(drift: EdgeErrors, problem: Problem, splits: Sequence[Split]) -> Split:
+def least_error(errors: EdgeErrors, problem: Problem, splits: Sequence[Split]) -> Split:
     """Of a few good splits (such as Solver.sweep's) the one whose summed error is least, not the sum of its norms."""
-    return min(splits, key=lambda split: drift.error(dict(zip(problem.names, split.assignment, strict=True))))
+    return min(splits, key=lambda split: errors.error(dict(zip(problem.names, split.assignment, strict=True))))
 
 
 def edge_errors_by_key(

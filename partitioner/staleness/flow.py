@@ -1,12 +1,12 @@
-"""How much the output suffers when a node reads a value that is one step old: a proxy from the graph alone.
+"""Staleness weights of edges from the graph alone, for denoisers on which nothing was measured.
 
 To first order the error that lag causes is a sum over the edges that are cut, so each edge has a weight and a split's
-staleness is the sum of its cut edges' weights. Without a real denoiser to measure on (see drift.py), the weight is the
-edge's share of the output: the output's influence is 1, each node hands its influence on to the values that it reads
-in proportion to their elements, and an edge weighs what flows through it. The flow is conserved, so a cut that
+staleness is the sum of its cut edges' weights. Without a real denoiser to measure on (see measured.py), the weight is
+the edge's share of the output: the output's influence is 1, each node hands its influence on to the values that it
+reads in proportion to their elements, and an edge weighs what flows through it. The flow is conserved, so a cut that
 separates the latent from the output weighs 1 if each path crosses it once: a chain of N components weighs N-1, less
 what skip connections jump over, and a fold that keeps the outer skip connections fresh pays only for what goes through
-the inside. The assumption is that all values drift equally, relative to their size, from one step to the next.
+the inside. The assumption is that all values change equally, relative to their size, from one step to the next.
 """
 
 from __future__ import annotations

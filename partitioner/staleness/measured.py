@@ -1,4 +1,4 @@
-"""drift: measured staleness: what a real denoiser's output suffers where an edge's reader sees last step's value.
+"""Measured staleness: what a real denoiser's output suffers where a node reads the value of the step before.
 
 To first order the error of one-step lag is the sum over the cut edges u -> v of J_uv (y_u(t-1) - y_u(t)), where J_uv is
 the derivative of the output by what v reads of u. It is sketched: for random probes p of the output's shape, each

@@ -1,79 +1,28 @@
-"""The simulator: closed forms, causality, bounds, and traces that can be read."""
+"""Simulated trajectories: closed forms, causality, bounds."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitioner.baselines.asyncdiff_simulation import simulate_asyncdiff
-from partitioner.graph.ir import Input, Node, Ref, Role, TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
 from partitioner.plan.ranks import rank_of
 from partitioner.plan.schedule import Schedule
-from partitioner.plan.timeline import Timeline, chrome_trace, write_trace
-from partitioner.simulator.actions import Action, Await, Broadcast, Emit, EndCall, HostWork, Work, work
+from partitioner.plan.timeline import Timeline
+from partitioner.simulator.actions import Action, Await, Emit, HostWork, Work
 from partitioner.simulator.machine import FREE, Link, Machine
 from partitioner.simulator.play import play
 from partitioner.simulator.scripts import write_scripts
-from partitioner.simulator.simulate import Simulation, scaled_to_components, simulate
-from partitioner.simulator.speed_of_light import speed_of_light, without_communication
-from profiles.json_files import JsonFileError
+from partitioner.simulator.simulate import scaled_to_components, simulate
+from partitioner.simulator.speed_of_light import without_communication
+from tests.support.simulated import BYTES_MS, CALLS, WIRE, chain, graph_of, named, run
 
-META = TensorMeta((1000, 1000), (1000, 1), "float32")  # 4 MB
-WIRE = Link(0.25, 4.0)  # 4 MB take 1 ms
-BYTES_MS = 1.0
-CALLS = 40
-
-
-def graph_of(reads: Sequence[Sequence[int]]) -> TracedGraph:
-    """Node v reads the nodes reads[v]; those without any read the sample. One module per node."""
-    nodes = tuple(
-        Node(
-            name=f"n{v}",
-            key=f"m{v}/add.0",
-            target="aten.add.Tensor",
-            args=tuple(Ref(f"n{u}") for u in own) or (Ref("sample"),),
-            kwargs=(),
-            module=f"m{v}",
-            role=Role.LATENT,
-            outputs=(META,),
-        )
-        for v, own in enumerate(reads)
-    )
-    return TracedGraph("test", "Test", (Input("sample", META, Role.LATENT),), (), (), nodes, (Ref(nodes[-1].name),))
-
-
-def chain(length: int) -> TracedGraph:
-    return graph_of([[v - 1] if v else [] for v in range(length)])
-
-
-def run(
-    costs: Sequence[float],
-    mode: str,
-    *,
-    machine: Machine | None = None,
-    warmup: int = 1,
-    periods: Sequence[int] | None = None,
-    branches: int = 1,
-    calls: int = CALLS,
-) -> Simulation:
-    """A chain with one node per component."""
-    count = len(costs)
-    machine = machine or Machine.uniform(count * branches, FREE)
-    schedule = Schedule(count, mode, warmup, tuple(periods or [1] * count))
-    graph = chain(count)
-    placed = {f"n{k}": k for k in range(count)}
-    return simulate(graph, placed, named(costs), machine, schedule, calls=calls, branches=branches)
-
-
-def named(costs: Sequence[float]) -> dict[str, float]:
-    return {f"n{v}": ms for v, ms in enumerate(costs)}
+Setting = tuple[TracedGraph, dict[str, int], dict[str, float], Machine, Schedule, int]
 
 
 def test_one_rank_computes_one_call_after_the_other() -> None:
@@ -145,85 +94,6 @@ def test_measured_components_replace_the_sums_of_their_nodes() -> None:
     costs = named([1, 3, 2])
     played = simulate(chain(3), placed, costs, machine, schedule, calls=CALLS, component_ms=[8, 3])
     assert played.step_ms == pytest.approx(8.0)
-
-
-@pytest.mark.parametrize(("launch", "expected"), [(0.1, 4.1), (2.0, 8.0 + 1.0)])
-def test_launches_hide_behind_long_kernels_and_show_between_short_ones(launch: float, expected: float) -> None:
-    script = [work("nodes", [1.0, 0.0, 1.0, 1.0, 1.0], launch)]  # a view is not launched
-    assert play(Machine((1.0,), {}), [[*script, EndCall(0)]]).ends_ms == pytest.approx((expected,))
-
-
-def test_a_host_that_runs_ahead_hides_its_launches() -> None:
-    twice: list[Action] = [work("first", [5.0], 1.0), work("second", [1.0] * 3, 1.0), EndCall(0)]
-    assert play(Machine((1.0,), {}), [twice]).ends_ms == pytest.approx((1 + 5 + 3,))
-    waits: list[Action] = [twice[0], HostWork("reads the result", 0.0), *twice[1:]]
-    assert play(Machine((1.0,), {}), [waits]).ends_ms == pytest.approx((1 + 5 + 1 + 3,))
-
-
-def test_a_broadcast_blocks_everyone_and_flows_around_the_ring() -> None:
-    machine = Machine.uniform(3, WIRE)
-    scripts: list[list[Action]] = [[Work("w", ms), Broadcast("b", "b", META.size_bytes, 0)] for ms in (1.0, 4.0, 2.0)]
-    scripts[0].append(EndCall(0))
-    timeline = play(machine, scripts)
-    assert timeline.ends_ms == pytest.approx((4 + BYTES_MS + 2 * 0.25,))
-    assert {transfer.reader for transfer in timeline.transfers} == {1, 2}
-
-
-def test_transfers_take_turns_at_a_port_and_on_a_bus() -> None:
-    size = META.size_bytes
-    scripts: list[list[Action]] = [
-        [Emit("a", "a", size, (2,))],
-        [Emit("b", "b", size, (3,))],
-        [Await("a")],
-        [Await("b")],
-    ]
-    own = play(Machine.uniform(4, WIRE), scripts)
-    assert [t.arrived_ms for t in own.transfers] == pytest.approx([1.25, 1.25])
-    bus = play(Machine.uniform(4, WIRE, shared_bus=True), scripts)
-    assert sorted(t.arrived_ms for t in bus.transfers) == pytest.approx([1.25, 2.25])
-    fan: list[list[Action]] = [[Emit("a", "a", size, (1, 2))], [Await("a")], [Await("a")]]
-    assert sorted(t.arrived_ms for t in play(Machine.uniform(3, WIRE), fan).transfers) == pytest.approx([1.25, 2.25])
-
-
-def test_ranks_that_wait_for_each_other_are_named() -> None:
-    with pytest.raises(ValueError, match=r"rank 0 at Await.*rank 1 at Await"):
-        play(Machine.uniform(2, FREE), [[Await("a")], [Await("b"), Emit("a", "a", 0, (0,))]])
-
-
-def test_a_machine_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 x 2 ranks need as many devices; the machine has 3"):
-        run([1.0, 1.0], "exact", machine=Machine.uniform(3, FREE))
-
-
-# ---- AsyncDiff
-
-
-Setting = tuple[TracedGraph, dict[str, int], dict[str, float], Machine, Schedule, int]
-
-MODULES = [["m0"], ["m1"], ["m2"]]
-COSTS = {"n0": 3.0, "n1": 5.0, "n2": 4.0, "n3": 0.5}  # n3 is in no module: every rank computes it
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("warmup", [1, 2, 3])
-def test_asyncdiff_blocks_on_every_modules_output(stride: int, warmup: int) -> None:
-    ranks = 3 + stride - 1
-    machine = Machine.uniform(ranks, WIRE, driver_ms=0.1)
-    played = simulate_asyncdiff(chain(4), MODULES, COSTS, machine, calls=101, stride=stride, warmup=warmup)
-    broadcast = BYTES_MS + (ranks - 1) * 0.25
-    assert played.step_ms == pytest.approx((3 * broadcast + 5 + broadcast) / stride + 0.5 + 0.1)
-    assert played.exact_step_ms == pytest.approx(12.5 + 0.1)
-    computing = [rank.compute_ms for rank in played.ranks]
-    own = [3.0, 5.0, 4.0, 4.0][:ranks]
-    assert computing == pytest.approx([ms / stride + 0.5 for ms in own])
-
-
-def test_asyncdiff_needs_a_rank_more_for_stride_two() -> None:
-    with pytest.raises(ValueError, match="one more with 2"):
-        simulate_asyncdiff(chain(4), MODULES, COSTS, Machine.uniform(3, WIRE), calls=10, stride=2)
-
-
-# ---- what holds for every graph, placement and machine
 
 
 @st.composite
@@ -330,7 +200,7 @@ def check_timeline(machine: Machine, scripts: Sequence[Sequence[Action]], timeli
 
 @hypothesis.settings(max_examples=60)
 @given(settings())
-def test_free_wires_and_faster_devices_never_cost_time(
+def test_free_links_and_faster_devices_never_cost_time(
     setting: Setting,
 ) -> None:
     graph, placed, costs, machine, schedule, branches = setting
@@ -341,42 +211,3 @@ def test_free_wires_and_faster_devices_never_cost_time(
     quicker = simulate(graph, placed, half, free, schedule, calls=10, branches=branches)
     assert quicker.trajectory_ms <= quick.trajectory_ms + 1e-6
     assert quick.trajectory_ms <= slow.trajectory_ms + 1e-6
-
-
-# ---- where the time goes, and the trace
-
-
-def test_speed_of_light_names_each_loss() -> None:
-    machine = Machine.uniform(2, Link(0.0, 1.0), driver_ms=0.0)  # a tensor takes 4 ms
-    played = run([6.0, 4.0], "async", machine=machine)
-    unhindered = run([6.0, 4.0], "async", machine=without_communication(machine))
-    light = speed_of_light(played, unhindered, machine, sequential_ms=10.0)
-    assert light.ideal == 2.0
-    assert light.balanced == pytest.approx(10 / 6)
-    assert light.connected == pytest.approx(10 / 9)  # the round trip: (6 + 4 + 4 + 4) / 2
-    assert light.remaining < light.connected
-    assert str(light) == "ideal 2.00 x, balance leaves 1.67 x, communication 1.11 x, warm-up 1.09 x over 40 steps"
-
-
-def test_a_trace_has_a_row_per_rank_and_an_arrow_per_transfer(tmp_path: Path) -> None:
-    played = run([3.0, 5.0], "async", machine=Machine.uniform(2, WIRE), calls=4)
-    path = tmp_path / "rank.pt.trace.json"
-    write_trace(path, chrome_trace(played.timeline, ["component 1", "component 0"], source="simulated"))
-    document = json.loads(path.read_text(encoding="utf-8"))
-    assert document["otherData"] == {"source": "simulated"}
-    events = document["traceEvents"]
-    assert [e["args"]["name"] for e in events if e["name"] == "process_name"] == ["component 1", "component 0"]
-    calls = [e for e in events if e["name"].startswith("ProfilerStep#")]
-    assert [e["ts"] + e["dur"] for e in calls] == pytest.approx([1e3 * end for end in played.timeline.ends_ms])
-    spans = [e for e in events if e["ph"] == "X" and "kind" in e.get("args", {})]
-    assert len(spans) == len(played.timeline.spans)
-    assert sum(e["dur"] for e in spans if e["args"]["kind"] == "compute" and e["pid"] == 0) == pytest.approx(4 * 5000)
-    starts = {e["id"]: e for e in events if e["ph"] == "s"}
-    ends = {e["id"]: e for e in events if e["ph"] == "f"}
-    assert len(starts) == len(ends) == len(played.timeline.transfers)
-    for number, end in ends.items():
-        assert starts[number]["pid"] != end["pid"]
-        assert end["tid"] == 1 + end["pid"]
-        assert starts[number]["ts"] + 1250 <= end["ts"]
-    with pytest.raises(JsonFileError):
-        write_trace(path, document)
