@@ -3,7 +3,7 @@
 Per ordered pair of ranks there is one channel, on which every payload is preceded by a header
 (runtime.transport.header); one thread per sender receives, and checks the header before the payload. Sends never wait
 for the reader, so that the order of instructions alone decides whether ranks can wait for each other
-(partitioner.plan.program proves that they do not). What was sent is kept until its reader has said that it has it.
+(partitioner.plan.deadlock proves that they do not). What was sent is kept until its reader has said that it has it.
 
 Gloo itself checks nothing: it fills buffers partially, reinterprets dtypes and aborts on what is too long. Nor can a
 receive be taken back, and one that ran out of time breaks its whole group. So headers have a fixed length, all receives
