@@ -30,12 +30,12 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     (
         "what AsyncDiff does is compared with what this project's splits do",
         "partitioner/baselines/test_compare.py",
-        ["partitioner.baselines.asyncdiff_split", "partitioner.graph.modules"],
+        ["partitioner.graph.modules"],
     ),
     (
-        "one simulator plays both, with the same tests for it",
-        "partitioner/simulator/test_simulate.py",
-        ["partitioner.baselines.asyncdiff_simulation", "partitioner.simulator.*", "partitioner.plan.timeline"],
+        "machines and actions are what is played",
+        "partitioner/simulator/test_play.py",
+        ["partitioner.simulator.*"],
     ),
     (
         "what is measured is tried through the measurement that needs it",
@@ -55,7 +55,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     (
         "names of operators, and torch's private ones, are what tracing needs, and are tried by tracing",
         "partitioner/graph/test_reader.py",
-        ["partitioner.graph.operators", "partitioner.graph.torch_private"],
+        ["partitioner.graph.operators", "partitioner.graph.storages", "partitioner.graph.torch_private"],
     ),
     (
         "building a denoiser and its example inputs are steps of tracing a described model",
@@ -65,7 +65,30 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     (
         "the parts of a plan file are read and refused as one file",
         "partitioner/plan/test_plan.py",
-        ["partitioner.plan.fields", "partitioner.plan.ranks", "partitioner.plan.records", "partitioner.plan.speedup"],
+        [
+            "partitioner.plan.differences",
+            "partitioner.plan.fields",
+            "partitioner.plan.placement",
+            "partitioner.plan.ranks",
+            "partitioner.plan.records",
+            "partitioner.plan.speedup",
+        ],
+    ),
+    (
+        "programs, what they send and what is computed before them follow from one placement",
+        "partitioner/plan/test_program.py",
+        [
+            "partitioner.plan.boundaries",
+            "partitioner.plan.build_programs",
+            "partitioner.plan.deadlock",
+            "partitioner.plan.hoisted",
+            "partitioner.plan.preamble",
+        ],
+    ),
+    (
+        "what stays together matters where a placement is carried over",
+        "partitioner/plan/test_carry_over.py",
+        ["partitioner.plan.inseparable"],
     ),
     (
         "the steps of planning are tested by the plans that come of them",
@@ -73,8 +96,6 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         [
             "partitioner.planning.candidates",
             "partitioner.planning.predicted",
-            "partitioner.planning.request",
-            "partitioner.planning.sources",
         ],
     ),
     (
@@ -88,25 +109,25 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         ["partitioner.planning.remeasure"],
     ),
     (
-        "each algorithm is compared with trying all placements",
-        "partitioner/search/test_search.py",
-        [
-            "partitioner.search.arrays",
-            "partitioner.search.chains",
-            "partitioner.search.descent",
-            "partitioner.search.folds",
-            "partitioner.search.intervals",
-        ],
+        "figures of runs of nodes are compared with evaluate's, in the searches that add them up",
+        "partitioner/search/test_chains.py",
+        ["partitioner.search.arrays", "partitioner.search.interval_figures", "partitioner.search.intervals"],
     ),
     (
-        "coarser and reordered problems are tested beside the problem itself",
+        "nodes that stay together are a property of the problem",
         "partitioner/search/test_problem.py",
-        ["partitioner.search.clusters", "partitioner.search.coarsen", "partitioner.search.node_order"],
+        ["partitioner.search.units"],
     ),
     (
-        "inputs and last resort of the solver, tested through it",
+        "steps and last resort of the solver, tested through it",
         "partitioner/search/test_solver.py",
-        ["partitioner.search.devices", "partitioner.search.local_search", "partitioner.search.mode"],
+        [
+            "partitioner.search.attempt",
+            "partitioner.search.levels",
+            "partitioner.search.local_search",
+            "partitioner.search.mode",
+            "partitioner.search.split",
+        ],
     ),
     (
         "measured errors of edges are compared with real lag, and so is the estimate from the graph",
@@ -117,7 +138,6 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "they need a GPU",
         "runtime/test_gpu.py",
         [
-            "runtime.devices.acceleration",
             "runtime.devices.cuda_graphs",
             "runtime.devices.cuda_shares",
             "runtime.devices.cuda_stream",
@@ -142,32 +162,28 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     (
         "how a rank's process starts and ends is tested with what can go wrong then",
         "runtime/faults/test_start_up.py",
-        ["runtime.ranks.launch", "runtime.ranks.rank_main", "runtime.ranks.rank_process"],
+        [
+            "runtime.ranks.launch",
+            "runtime.ranks.rank_main",
+            "runtime.ranks.rank_messages",
+            "runtime.ranks.rank_process",
+            "runtime.ranks.supervisor",
+        ],
     ),
     (
         "torchrun's agent and driver are two sides of one handshake",
         "runtime/test_torchrun.py",
-        ["runtime.ranks.torchrun_agent", "runtime.ranks.torchrun_driver"],
+        ["runtime.ranks.remote_agent", "runtime.ranks.torchrun_agent", "runtime.ranks.torchrun_messages"],
     ),
     (
-        "mailboxes of every kind are held to the same tests",
+        "a channel is one pair of a mailbox's ranks",
         "runtime/transport/test_gloo.py",
-        ["runtime.transport.layout", "runtime.transport.local", "runtime.transport.mailbox"],
-    ),
-    (
-        "how processes find each other is tested with strangers that try to join",
-        "runtime/faults/test_messages.py",
-        ["runtime.transport.rendezvous"],
+        ["runtime.transport.gloo_channel"],
     ),
     (
         "commands are data, and tested by a worker that obeys them",
         "runtime/worker/test_worker.py",
-        ["runtime.worker.commands"],
-    ),
-    (
-        "a component is its specification, lowered to segments",
-        "runtime/worker/test_component.py",
-        ["runtime.worker.segment", "runtime.worker.specs"],
+        ["runtime.worker.commands", "runtime.worker.run_segment"],
     ),
     ("the command is run on a small denoiser", "tools/bench/test_bench.py", ["tools.bench.*"]),
     (
@@ -223,3 +239,11 @@ def test_what_is_said_here_is_so(why: str, where: str, names: list[str]) -> None
     assert (ROOT / "tests" / where).exists(), why
     for name in names:
         assert any(fnmatchcase(module, name) for module in MODULES), f"{name} is no module"
+
+
+def test_a_module_with_tests_of_its_name_is_not_said_to_be_tested_elsewhere() -> None:
+    for _, _, names in ELSEWHERE:
+        for name in names:
+            if "*" not in name:
+                path = FILES[name].relative_to(ROOT)
+                assert not (ROOT / "tests" / path.with_name(f"test_{path.name}")).exists(), name
