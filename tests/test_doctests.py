@@ -5,12 +5,11 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.support.sources import FILES
+from tests.support.sources import FILES, ROOT
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = [module for module, path in FILES.items() if ">>> " in path.read_text(encoding="utf-8")]
@@ -26,8 +25,8 @@ class Finder(doctest.DocTestFinder):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_examples_in_docstrings(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # an example may write a file
+def test_examples_in_docstrings(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # examples name files as they are in a checkout
     found = [test for test in Finder().find(importlib.import_module(module), module) if test.examples]
     assert found, "doctest finds no example where >>> is written"
     runner = doctest.DocTestRunner(optionflags=OPTIONS)

@@ -135,6 +135,7 @@ def test_the_same_command_writes_the_same_file(split: Run, folder: Path) -> None
     assert (folder / "a.json").read_bytes() == (folder / "b.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_file_is_overwritten_only_with_force(split: Run, folder: Path) -> None:
     target = folder / "unet-8-2.plan.json"
     target.write_text("mine")
@@ -194,6 +195,7 @@ def test_a_proof_without_highs_is_a_usage_error(split: Run, monkeypatch: pytest.
     assert "pip install 'diffusion-partitioner[prove]'" in err
 
 
+@pytest.mark.slow
 def test_on_a_cpu_the_plan_is_for_float32_unless_told_otherwise(run: Run, folder: Path) -> None:
     """run-plan computes in float32 there, and by the data sheet float16 takes a hundred times as long."""
     took = {}

@@ -97,7 +97,7 @@ def test_an_image_is_written_and_described(run: Run, tmp_path: Path) -> None:
     assert "run-plan: 2 ranks ready" in err
 
 
-@pytest.mark.parametrize("kind", DENOISERS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k == "dit" else [pytest.mark.slow]) for k in DENOISERS])
 def test_the_shipped_denoisers_draw_what_is_asked_for(kind: str, run: Run, tmp_path: Path) -> None:
     """They are saved in float16, which a CPU is not to compute in."""
     folder = TRAINED / kind
@@ -182,7 +182,7 @@ def test_exact_is_the_unmodified_pipeline_and_json_is_all_of_stdout(run: Run, ho
         assert image.tobytes() == own[0].tobytes()
 
 
-@pytest.mark.parametrize("warmup", [1, 3])
+@pytest.mark.parametrize("warmup", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_warm_up_and_predictor_may_differ_from_the_plans(run: Run, tmp_path: Path, warmup: int) -> None:
     arguments = ["--prompt", "a", "--warmup", str(warmup), "--predictor", "linear", "--transport", "emulation"]
     code, out, _ = run("stable_diffusion", *arguments, "--json", "--output", str(tmp_path / "a.png"))
@@ -245,6 +245,7 @@ def test_usage_that_cannot_work_is_refused(run: Run, tmp_path: Path, more: list[
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_image_that_is_none_is_refused(run: Run, tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
     text.write_text("no image")
@@ -281,6 +282,7 @@ def test_a_missing_or_broken_plan_is_refused(run: Run, tmp_path: Path) -> None:
         assert plan.name in refused(result, 3)
 
 
+@pytest.mark.slow
 def test_a_plan_for_another_pipeline_is_refused(run: Run, home: Home, tmp_path: Path) -> None:
     result = run(
         "stable_diffusion", "--prompt", "a", "--output", str(tmp_path / "a.png"), plan=home.plan("animatediff")

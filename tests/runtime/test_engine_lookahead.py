@@ -54,7 +54,7 @@ def latents_passed(pipe: Any) -> list[torch.Tensor]:
     return passed
 
 
-@pytest.mark.parametrize("components", [2, 3])
+@pytest.mark.parametrize("components", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_with_true_latents_foreseen_the_output_is_the_pipelines_own(
     pipe: Any, plans: dict[int, Plan], components: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +114,9 @@ def test_the_last_calls_of_a_sampler_of_two_calls_are_exact(pipe: Any, plans: di
     assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 
-@pytest.mark.parametrize("name", ["EulerAncestralDiscreteScheduler", "LCMScheduler"])
+@pytest.mark.parametrize(
+    "name", ["EulerAncestralDiscreteScheduler", pytest.param("LCMScheduler", marks=pytest.mark.slow)]
+)
 def test_a_sampler_that_adds_noise_runs_async(pipe: Any, plans: dict[int, Plan], name: str) -> None:
     import diffusers
 

@@ -33,6 +33,7 @@ SIZES: dict[str, dict[str, int]] = {
     "flux": {"height": 32, "width": 32},
 }
 STEPS, WARMUP = 5, 2
+QUICK = {"stable_diffusion", "stable_diffusion_3", "flux"}  # one of each kind of denoiser, without the slow suite
 
 
 @dataclass
@@ -165,7 +166,10 @@ def _check_parameters(case: Case, plan: Plan, held: list[int]) -> None:
     assert set().union(*paths) >= {path for path, _ in case.denoiser.named_parameters()}
 
 
-@pytest.mark.parametrize("name", pipelines.MAKERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in pipelines.MAKERS],
+)
 def test_exact_mode_is_the_unmodified_pipeline_for_all_steps(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
     own, other = case.call(), case.call(steps=3, seed=1)
@@ -282,6 +286,7 @@ def test_two_branches_are_exact_and_the_same_over_processes(cases: dict[str, Cas
             assert torch.equal(without_guidance, pipelines.call(pipe, guidance_scale=1.0)), "one branch does all of it"
 
 
+@pytest.mark.slow
 def test_two_branches_of_two_components_lag_within_each(case: Case) -> None:
     pipe, plan = case.load(), case.plan(4, branches=2)
     assert (plan.branches, plan.components) == (2, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -35,6 +36,7 @@ def test_signature_is_stable_text() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_nodes_of_one_signature_do_the_same_work() -> None:
     graph = full_graph("sd15")
     costs = estimate(graph)

@@ -16,7 +16,10 @@ from tests.support.small_models import SMALL, shapes, small_denoiser
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in ("svd", "animatediff") else []) for name in SMALL],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("sdxl", "svd", "animatediff", "wan") else [])
+        for name in SMALL
+    ],
 )
 def test_a_folder_without_weights_traces_as_the_loaded_model_does(name: str, tmp_path: Path) -> None:
     denoiser = small_denoiser(name)

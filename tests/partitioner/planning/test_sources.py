@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 
+import pytest
+
 from partitioner.graph.export import trace
 from partitioner.models.spec import model_spec, trace_model
 from partitioner.planning.sources import FromGraphs, FromModule, FromSpec
 from tests.support.chain import ROLES, Chain, arguments
 
 
+@pytest.mark.slow
 def test_a_spec_is_traced_whole_and_by_half() -> None:
     spec = model_spec("tools/trained/unet", dtype="float32")
     said: list[str] = []

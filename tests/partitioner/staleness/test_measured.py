@@ -97,6 +97,7 @@ def test_interpreter_computes_what_the_module_does(small: Small) -> None:
     torch.testing.assert_close(values[graph.result_values[0]], outputs[2])
 
 
+@pytest.mark.slow
 def test_without_a_cut_nothing_is_stale(small: Small, drift: EdgeErrors) -> None:
     _, graph, state, steps, outputs = small
     together = {node.name: 0 for node in graph.latent_nodes}

@@ -87,6 +87,7 @@ def test_a_failing_node_is_named() -> None:
     assert segment.failing_node(caught.value, {"x": torch.zeros(2, 3)}) is None, "these do not fail"
 
 
+@pytest.mark.slow
 def test_a_node_that_makes_nan_is_named() -> None:
     trajectory = Trajectory()
     trajectory.latents[1] = torch.full_like(trajectory.latents[1], float("inf"))

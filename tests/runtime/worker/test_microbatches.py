@@ -53,7 +53,7 @@ def test_parts_that_arrive_in_any_order_become_one_message() -> None:
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
 @pytest.mark.parametrize("placed", [contiguous, folded])
-@pytest.mark.parametrize("components", [2, 3])
+@pytest.mark.parametrize("components", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_warm_up_in_parts_changes_nothing_but_the_last_bits(
     components: int, placed: Callable[..., dict[str, int]], predictor: str
 ) -> None:
@@ -91,7 +91,9 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("transport", ["threads", "processes"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in ("periods", "branches") else []) for kind in KINDS]
+)
 def test_parts_are_the_same_on_every_transport(kind: str, transport: str) -> None:
     options = dict(KINDS[kind])
     rows = 2 * options.get("branches", 1)
