@@ -8,14 +8,13 @@ from typing import Annotated, Literal
 from pydantic import FailFast, Field
 
 from profiles.json_files import JsonFileError, canonical_bytes, read_json, write_atomic
-from profiles.records import Record
+from profiles.records import Record, Text
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 4_000_000
 MAX_VALUES = 40_000  # 10,000 signatures; a large denoiser has some 500
 
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Text = Annotated[str, Field(max_length=4096)]
 
 
 class SignatureCost(Record):

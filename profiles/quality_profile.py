@@ -11,14 +11,13 @@ from typing import Annotated, Self
 from pydantic import FailFast, Field, model_validator
 
 from profiles.json_files import canonical_bytes, read_json, write_atomic
-from profiles.records import Record
+from profiles.records import Record, Text
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 4_000_000
 SHIPPED = Path(__file__).parent / "quality.json"
 FEWER_STEPS = "fewer_steps"
 
-Text = Annotated[str, Field(max_length=4096)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Edge = Annotated[tuple[Text, Text], Field(strict=False)]
 Sketch = Annotated[tuple[Finite, ...], Field(strict=False)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from profiles.json_files import JsonFileError
+
+Text = Annotated[str, Field(max_length=4096)]
 
 
 class Record(BaseModel):

@@ -48,7 +48,7 @@ from partitioner.graph.ir import Node, TracedGraph
 from partitioner.graph.operator_classes import is_free, value_metas
 from profiles.cost_profile import SCHEMA_VERSION, CostProfile, SignatureCost
 
-Progress = Callable[[int, int], None]
+CallsDone = Callable[[int, int], None]
 
 MAX_ROUNDS = 15  # of calls below SLOW_MS; a slow call's spread is small
 SLOW_MS = 50.0
@@ -61,7 +61,7 @@ def measure(
     *,
     mode: TimingMode = "eager",
     command: str = "",
-    progress: Progress | None = None,
+    progress: CallsDone | None = None,
 ) -> CostProfile:
     """Time every distinct signature of a graph on a device: median and inter-quartile range of at least 5 calls.
 
@@ -113,7 +113,7 @@ def distinct_calls(graph: TracedGraph, mode: TimingMode) -> dict[str, Node]:
 
 
 def _measure_cpu(
-    graph: TracedGraph, calls: Mapping[str, Node], mode: TimingMode, report: Progress
+    graph: TracedGraph, calls: Mapping[str, Node], mode: TimingMode, report: CallsDone
 ) -> dict[str, SignatureCost]:
     device = torch.device("cpu")
     launch_ms = _compiled_call_ms() if mode == "compiled" else 0.0
@@ -147,7 +147,7 @@ def _compiled_call_ms() -> float:
 
 
 def _measure_cuda(
-    graph: TracedGraph, calls: Mapping[str, Node], device: torch.device, mode: TimingMode, report: Progress
+    graph: TracedGraph, calls: Mapping[str, Node], device: torch.device, mode: TimingMode, report: CallsDone
 ) -> dict[str, SignatureCost]:
     cache_bytes = int(torch.cuda.get_device_properties(device).L2_cache_size)
     costs: dict[str, SignatureCost] = {}

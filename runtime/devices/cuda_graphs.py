@@ -10,7 +10,7 @@ import torch
 
 Pool = Any  # torch gives the type of its memory pools no public name
 Value = Any  # a tensor, or a list of tensors where an operator makes several
-Signature = tuple[tuple[torch.Size, tuple[int, ...]], ...]
+InputLayout = tuple[tuple[torch.Size, tuple[int, ...]], ...]
 
 EAGER_CALLS = 3  # before a capture, in which code is loaded, kernels are chosen and libraries get their workspaces
 
@@ -47,8 +47,8 @@ class GraphedRun:
         self._function = function
         self._fixed = tuple(fixed)
         self._pool = pool
-        self._eager_calls: dict[Signature, int] = {}
-        self._captures: dict[Signature, _Capture] = {}
+        self._eager_calls: dict[InputLayout, int] = {}
+        self._captures: dict[InputLayout, _Capture] = {}
 
     @property
     def is_captured(self) -> bool:

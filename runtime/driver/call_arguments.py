@@ -17,7 +17,7 @@ from runtime.errors import InputError
 
 Tensors = Mapping[str, torch.Tensor]  # by path, such as "added_cond_kwargs.text_embeds"
 Literals = Mapping[str, Argument]
-Signature = tuple[tuple[Any, ...], ...]
+CallSignature = tuple[tuple[Any, ...], ...]
 
 
 class CallReader:
@@ -133,17 +133,17 @@ class CallReader:
         return next((t.dtype for t in self._denoiser.parameters() if t.is_floating_point()), torch.float32)
 
 
-def call_signature(tensors: Tensors, literals: Literals) -> Signature:
+def call_signature(tensors: Tensors, literals: Literals) -> CallSignature:
     """What the traced graph of a call depends on, as a key: shapes, dtypes and literals."""
     return _signature(((p, tuple(t.shape), str(t.dtype)) for p, t in tensors.items()), literals.items())
 
 
-def graph_signature(graph: TracedGraph) -> Signature:
+def graph_signature(graph: TracedGraph) -> CallSignature:
     """The ``call_signature`` of the calls that a traced graph is of."""
     return _signature(((i.name, i.meta.shape, f"torch.{i.meta.dtype}") for i in graph.inputs), graph.literals)
 
 
-def _signature(tensors: Iterable[tuple[Any, ...]], literals: Iterable[tuple[str, Argument]]) -> Signature:
+def _signature(tensors: Iterable[tuple[Any, ...]], literals: Iterable[tuple[str, Argument]]) -> CallSignature:
     kept = sorted((path, repr(value)) for path, value in literals if path != "return_dict" and value is not None)
     return (*sorted(tensors), *kept)
 

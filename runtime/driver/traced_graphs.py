@@ -15,7 +15,7 @@ from partitioner.errors import PartitionerError, TraceError, first_line
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
 from partitioner.plan.plan import Plan
-from runtime.driver.call_arguments import CallReader, Literals, Signature, Tensors, call_signature, graph_signature
+from runtime.driver.call_arguments import CallReader, CallSignature, Literals, Tensors, call_signature, graph_signature
 from runtime.errors import InputError, PlanMismatch
 from runtime.transport.weights import Weights
 from runtime.worker.specs import ComponentSpec, PreambleSpec, build_specs
@@ -46,7 +46,7 @@ class TracedGraphs:
         self._plan = plan
         self._calls = calls
         self._weights = weights
-        self._graphs: dict[Signature, BuiltGraph] = {}
+        self._graphs: dict[CallSignature, BuiltGraph] = {}
 
     def planned(self) -> BuiltGraph:
         """The graph of the call that the plan was made for.
