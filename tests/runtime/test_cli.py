@@ -148,6 +148,7 @@ def test_deadlines_are_those_that_were_asked_for(option: str, text: str, run: Ru
     assert re.search(text, err)
 
 
+@pytest.mark.slow
 def test_a_trace_is_written_and_not_over_another_file(run: Run, tmp_path: Path) -> None:
     trace = tmp_path / "run.pt.trace.json"
     arguments = ["--prompt", "a red cat", "--transport", "threads", "--trace", str(trace)]
@@ -201,6 +202,7 @@ def test_a_video_is_written_with_all_its_frames(run: Run, home: Home, tmp_path: 
         assert (video.size, video.n_frames) == ((32, 32), 2)
 
 
+@pytest.mark.slow
 def test_force_overwrites(run: Run, tmp_path: Path) -> None:
     output = tmp_path / "a.png"
     output.write_text("precious")

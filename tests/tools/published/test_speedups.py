@@ -88,4 +88,4 @@ def test_bridges_join_pairs_only() -> None:
     machine = machine_of(spec, 4, "nvlink")
     fast = {pair for pair, wire in machine.links.items() if wire.gb_per_s > 40}
     assert fast == {(0, 1), (1, 0), (2, 3), (3, 2)}
-    assert len({wire.gb_per_s for wire in machine_of(spec, 4, "pcie").wires.values()}) == 1
+    assert len({wire.gb_per_s for wire in machine_of(spec, 4, "pcie").links.values()}) == 1

@@ -9,7 +9,6 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from PIL import Image
 
 from tools.quality.plot import plot
 
@@ -51,10 +50,3 @@ def test_a_panel_for_every_case_and_a_line_for_every_predictor(
     assert labels == ["lookahead, chain", "fewer steps"] * 2
     assert axes.plot.call_args_list[0].args[:2] == ([1.5, 2.5], [40.0, 35.0])
     figure.savefig.assert_called_once()
-
-
-def test_the_picture_is_written(document: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    plot(document, tmp_path / "plot.png")
-    with Image.open(tmp_path / "plot.png") as image:
-        assert image.width > 2 * image.height
