@@ -93,7 +93,7 @@ def test_the_metadata_names_the_commands_and_the_license(wheel: Path) -> None:
     assert "run-plan = runtime.cli:main" in commands
 
 
-@pytest.mark.parametrize("command", ["partition-model", "run-plan"])
+@pytest.mark.parametrize("command", [pytest.param("partition-model", marks=pytest.mark.slow), "run-plan"])
 def test_commands_start_from_a_hostile_folder(python: Path, hostile: Path, command: str) -> None:
     done = run(hostile, python.parent / command, "--help")
     assert done.returncode == 0, done.stderr
@@ -109,6 +109,7 @@ def test_a_plan_is_made_from_a_hostile_folder(python: Path, hostile: Path) -> No
     assert (hostile / "sd15.plan.json").is_file()
 
 
+@pytest.mark.slow
 def test_workers_import_our_packages_from_a_hostile_folder(python: Path, hostile: Path) -> None:
     code = "import partitioner, runtime.worker.worker, profiles, tools; print(runtime.__file__, tools.__file__)"
     done = run(hostile, python, "-P", "-c", code)

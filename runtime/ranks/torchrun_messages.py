@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-import partitioner
+from partitioner._version import __version__
 from runtime.devices.memory import free_bytes
 
 
@@ -49,7 +49,7 @@ class Introduction:
         versions = {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "diffusion-partitioner": partitioner.__version__,
+            "diffusion-partitioner": __version__,
         }
         return cls(rank, os.getpid(), (socket.gethostname(), boot), versions, free_bytes("cpu"))
 

@@ -127,6 +127,7 @@ def test_a_sampler_that_adds_noise_runs_async(pipe: Any, plans: dict[int, Plan],
     assert torch.isfinite(output).all()
 
 
+@pytest.mark.slow
 def test_an_abandoned_trajectory_leaves_nothing_to_the_next(pipe: Any, plans: dict[int, Plan]) -> None:
     def stop(running: Any, step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         running._interrupt = step >= 4

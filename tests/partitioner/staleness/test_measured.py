@@ -26,6 +26,9 @@ from tests.support.lagged_outputs import lagged_outputs
 WARMUP, STEPS = 4, 12
 
 
+pytestmark = pytest.mark.slow  # its denoiser takes seconds to trace and to measure
+
+
 class Small(NamedTuple):
     """steps: inputs of consecutive calls; outputs: the exact ones."""
 
@@ -97,7 +100,6 @@ def test_interpreter_computes_what_the_module_does(small: Small) -> None:
     torch.testing.assert_close(values[graph.result_values[0]], outputs[2])
 
 
-@pytest.mark.slow
 def test_without_a_cut_nothing_is_stale(small: Small, drift: EdgeErrors) -> None:
     _, graph, state, steps, outputs = small
     together = {node.name: 0 for node in graph.latent_nodes}
@@ -136,7 +138,6 @@ def rank_correlation(a: list[float], b: list[float]) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-@pytest.mark.slow
 def test_measured_staleness_ranks_placements_as_real_lag_does(small: Small, drift: EdgeErrors) -> None:
     """Both what the solver minimises, the sum of the weights, and what the best splits are rescored with."""
     _, graph, state, steps, outputs = small
@@ -172,7 +173,6 @@ def test_good_splits_are_rescored(small: Small, drift: EdgeErrors) -> None:
     assert drift.error(dict(zip(problem.names, best.assignment, strict=True))) == min(errors)
 
 
-@pytest.mark.slow
 def test_compile_measures_on_a_trajectory(small: Small, drift: EdgeErrors) -> None:
     example = {**small.steps[0], "return_dict": False}
     roles = {"sample": "latent", "timestep": "timestep"}
@@ -185,7 +185,6 @@ def test_compile_measures_on_a_trajectory(small: Small, drift: EdgeErrors) -> No
     assert drift.error(placement) <= drift.error(unmeasured.place(small.graph))
 
 
-@pytest.mark.slow
 def test_what_was_measured_on_full_calls_holds_for_each_branch(small: Small) -> None:
     calls = [{**step, "sample": step["sample"].repeat(2, 1, 1, 1), "return_dict": False} for step in small.steps[:2]]
     one = {**small.steps[0], "return_dict": False}
