@@ -47,7 +47,8 @@ def test_recorded_nodes_sum_to_the_measured_whole(path: Path) -> None:
         assert f"{check.summed_ms:.1f} ms | {check.whole_ms:.1f} ms" in (FOLDER / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", [pytest.param("sd15-like", marks=pytest.mark.slow), "dit-like"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd15-like", "dit-like"])
 def test_recorded_profile_prices_its_denoiser(name: str) -> None:
     profile = CostProfile.load(FOLDER / f"cpu-{name}.json")
     with fake_mode():

@@ -61,7 +61,10 @@ def test_async_mode_computes_what_the_definition_says(
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
-@pytest.mark.parametrize("periods", [(2, 1), (3, 1), (2, 2, 1), (3, 2, 1)])
+@pytest.mark.parametrize(
+    "periods",
+    [(2, 1), pytest.param((3, 1), marks=pytest.mark.slow), pytest.param((2, 2, 1), marks=pytest.mark.slow), (3, 2, 1)],
+)
 def test_components_with_periods_recompute_only_when_they_are_due(periods: tuple[int, ...], predictor: str) -> None:
     trajectory = Trajectory(calls=9)
     plan = toy_plan(DENOISER, len(periods), placed=folded, periods=periods, predictor=predictor)

@@ -199,8 +199,8 @@ def exactly(case: Case) -> Iterator[Any]:
     "options",
     [
         {"guidance_scale": 1.0},
-        {"guidance_scale": 1.0, "num_images_per_prompt": 2},
-        {"height": 64, "width": 32},
+        pytest.param({"guidance_scale": 1.0, "num_images_per_prompt": 2}, marks=pytest.mark.slow),
+        pytest.param({"height": 64, "width": 32}, marks=pytest.mark.slow),
         {"height": 48, "width": 48},
         {"num_images_per_prompt": 2},
         {"prompt": "a blue dog on the moon"},

@@ -43,6 +43,7 @@ def made_profile(graph: TracedGraph, scale: float, kinds: set[str]) -> CostProfi
 EVERYTHING = {"conv", "matmul", "attention", "memory"}
 
 
+@pytest.mark.slow
 def test_full_profile_is_looked_up() -> None:
     graph = small_graph("dit-like")
     roofline = estimate(graph, "cpu")

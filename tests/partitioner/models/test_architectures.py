@@ -61,7 +61,10 @@ def test_every_built_in_name_is_tested() -> None:
     assert sorted(built_in) == sorted(PUBLISHED)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in ("sdxl", "svd", "flux") else []) for name in PUBLISHED],
+)
 def test_built_in_has_its_published_size_and_arguments(name: str) -> None:
     millions, shapes = PUBLISHED[name]
     spec = model_spec(name)

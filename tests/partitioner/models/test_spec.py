@@ -17,7 +17,7 @@ from tests.support.small_models import SMALL, shapes, small_denoiser
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ("sdxl", "svd", "animatediff", "wan") else [])
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("sd15", "sdxl", "svd", "animatediff", "wan") else [])
         for name in SMALL
     ],
 )

@@ -287,6 +287,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.slow
 def test_large_hostile_files_take_little_memory(tmp_path: Path) -> None:
     (tmp_path / "zeros.json").touch()
     os.truncate(tmp_path / "zeros.json", 1 << 30)

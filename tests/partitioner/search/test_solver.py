@@ -136,7 +136,9 @@ def test_a_wider_epsilon_never_costs_score(problem: Problem, mode: Mode) -> None
     assert scores == sorted(scores, reverse=True)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=[pytest.mark.slow] if seed >= 20 else []) for seed in range(60)]
+)
 def test_async_finds_the_best_fold_of_a_small_graph(seed: int) -> None:
     problem, devices = random_problem(seed, size=7), Devices.equal(3, link_gb_per_s=1e-5)
     split = Solver(problem).solve(devices, "async", epsilon=0.0)
