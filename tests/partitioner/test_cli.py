@@ -336,9 +336,9 @@ def test_help_and_usage_errors_need_no_torch() -> None:
 @pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error(split: Run, folder: Path) -> None:
     assert split("--devices", "2", "--output", "a.json")[0] == 0
-    process = _process("inspect", "a.json", cwd=folder)
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 0
+    with _process("inspect", "a.json", cwd=folder) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=60) == 0
