@@ -372,7 +372,7 @@ def endless(home: Home, tmp_path: Path) -> Iterator[Endless]:
         for pid in [process.pid, *ranks]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()  # closes its pipes, too
 
 
 @pytest.mark.processes
