@@ -130,7 +130,7 @@ def test_an_agent_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch)
     with running_server() as server:
         at_work = AgentThread(server)
         server._agent(1, timeout_s=60)
-        monkeypatch.setattr("partitioner.__version__", "0.0.0")
+        monkeypatch.setattr("runtime.ranks.torchrun_messages.__version__", "0.0.0")
         with pytest.raises(StartupError, match=r"has diffusion-partitioner \S+ and the driver has 0\.0\.0"):
             server.begin(1, timeout_s=60)
     at_work.thread.join(timeout=60)
