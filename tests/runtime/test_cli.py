@@ -26,6 +26,8 @@ from tests.support import pipelines
 from tests.support.plans import plan_simply
 from tools.pictures.pipelines import DENOISERS, TRAINED
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -31,6 +31,8 @@ from tests.support.engines import (
 )
 from tests.support.toy_plans import DENOISER
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 # ---- any module
 
 

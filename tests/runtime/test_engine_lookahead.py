@@ -16,6 +16,8 @@ from runtime.engine import Engine
 from tests.support import pipelines
 from tests.support.plans import plan_simply
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 STEPS = 9
 
 

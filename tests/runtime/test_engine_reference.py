@@ -28,6 +28,8 @@ from tests.support.engines import (
 )
 from tests.support.toy_plans import DENOISER, GRAPHS
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 
 @pytest.mark.parametrize("placed", [contiguous, folded])
 @pytest.mark.parametrize("components", [2, 3])

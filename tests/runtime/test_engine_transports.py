@@ -17,6 +17,8 @@ from runtime.worker.specs import build_specs
 from tests.support.engines import Trajectory, equal, largest_difference
 from tests.support.toy_plans import DENOISER, GRAPHS, KINDS, Kind
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 
 @pytest.fixture(scope="module", params=[f"{transport} {kind}" for transport in TRANSPORTS for kind in KINDS])
 def running(request: pytest.FixtureRequest) -> Iterator[tuple[Engine, Kind]]:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from partitioner.graph.arguments import flatten_arguments
 from partitioner.models.spec import model_spec, trace_model
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import seat_of
@@ -23,6 +22,8 @@ from runtime.worker.specs import build_specs
 from tests.support import pipelines
 from tests.support.engines import plan_of
 from tests.support.plans import plan_simply
+
+pytestmark = pytest.mark.usefixtures("trace_once")
 
 SIZES: dict[str, dict[str, int]] = {
     "stable_diffusion": {"height": 32, "width": 32},
@@ -92,27 +93,6 @@ class Case:
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     return {name: Case(name, tmp_path_factory.mktemp(name)) for name in pipelines.MAKERS}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _trace_once() -> Iterator[None]:
-    """Engines of the same folder trace the same graphs again and again; that takes most of their start."""
-    from runtime.driver import traced_graphs
-
-    traced: dict[str, Any] = {}
-    trace = traced_graphs.trace
-
-    def remembered(denoiser: Any, arguments: Any, roles: Any, *, model: str) -> Any:
-        tensors, literals = flatten_arguments(arguments)
-        shapes = sorted((path, tensor.shape, tensor.dtype) for path, tensor in tensors.items())
-        key = repr((denoiser.config._name_or_path, shapes, literals, model))
-        if key not in traced:
-            traced[key] = trace(denoiser, arguments, roles, model=model)
-        return traced[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(traced_graphs, "trace", remembered)
-        yield
 
 
 @pytest.fixture(scope="module", params=[f"{name} {ranks}" for name in pipelines.MAKERS for ranks in (2, 3)])

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from partitioner.graph.export import trace
 from partitioner.graph.ir import Ref, Role, Symbol, TracedGraph
 from partitioner.plan.plan import Plan
 from partitioner.plan.records import CostSource, Predicted, PredictedComponent
 from runtime.engine import Engine
 from runtime.options import EngineOptions
 from runtime.worker.predictor import PREDICTORS, Hold, Predictor
+from tests.support.trace_once import Traces
 
 ROLES = {"x": "latent", "t": "timestep", "context": "prompt"}
 WIDTH = 8
@@ -62,6 +62,9 @@ class ToyDenoiser(nn.Module):
         return (self.out(hidden),)
 
 
+TRACES = Traces()
+
+
 def toy() -> ToyDenoiser:
     """The toy denoiser with the weights of seed 0."""
     torch.manual_seed(0)
@@ -69,9 +72,9 @@ def toy() -> ToyDenoiser:
 
 
 def toy_graph(denoiser: nn.Module, rows: int = 2) -> TracedGraph:
-    """The toy denoiser, traced."""
+    """The toy denoiser, traced once for all tests."""
     example = {"x": torch.zeros(rows, 5, WIDTH), "t": torch.zeros(()), "context": torch.zeros(rows, 6)}
-    return trace(denoiser, example, ROLES, model="toy")
+    return TRACES.trace(denoiser, example, ROLES, model="toy")
 
 
 def contiguous(graph: TracedGraph, components: int) -> dict[str, int]:

@@ -14,6 +14,8 @@ from runtime.options import EngineOptions
 from tests.support.engines import WIDTH, Trajectory, equal, toy_plan
 from tests.support.toy_plans import DENOISER
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 
 @pytest.fixture(scope="module")
 def emulated() -> Iterator[Engine]:

@@ -12,6 +12,8 @@ from runtime.worker.commands import Evaluate
 from tests.support.engines import Trajectory, toy_plan
 from tests.support.toy_plans import DENOISER
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 
 def commands(monkeypatch: pytest.MonkeyPatch, calls: int, **options: Any) -> list[Evaluate]:
     """What rank 1, which has component 0 of 2, is told in a trajectory with 2 exact calls."""

@@ -21,6 +21,8 @@ from runtime.worker.microbatches import PartsOfMessages, join, joined_dim
 from runtime.worker.predictor import PREDICTORS
 from tests.support.engines import Trajectory, contiguous, equal, folded, largest_difference, run, toy, toy_plan
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 DENOISER = toy()
 ROUNDING = 2e-6  # outputs are of the order of 1
 
