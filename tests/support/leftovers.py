@@ -1,7 +1,8 @@
 """What the whole test run leaves behind in the system, which shall be nothing: processes, shared memory, files.
 
 Everything that tests start inherits a folder for temporary files that is this run's own; so what comes of it is known
-by that folder, also where its parent has ended, and what other programs do meanwhile does not matter.
+by that folder, also where its parent has ended, and what other programs do meanwhile does not matter. The processes
+that pytest-xdist divides a run over share the folder, and the one that started them looks once they have ended.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 
 SHARED_MEMORY = Path("/dev/shm")
-_FOLDER = Path(tempfile.mkdtemp(prefix="test-run-"))
+_DIVIDED = "PYTEST_XDIST_WORKER" in os.environ  # one process of several
+_FOLDER = Path(os.environ["TMPDIR"] if _DIVIDED else tempfile.mkdtemp(prefix="test-run-"))
 _SHARED_BEFORE = frozenset(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else frozenset()
 _PATIENCE_S = 5.0  # what was told to end has this long
 
@@ -77,6 +79,8 @@ def _shared_memory() -> frozenset[str]:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run where something is left, and take its files away."""
+    if _DIVIDED:
+        return
     until = time.monotonic() + _PATIENCE_S
     while (left := left_behind()) and time.monotonic() < until:
         time.sleep(0.05)

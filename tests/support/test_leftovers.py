@@ -24,18 +24,23 @@ LEFT = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 @pytest.mark.parametrize(
-    "what", [pytest.param(what, marks=[] if what == "nothing" else [pytest.mark.slow]) for what in LEFT]
+    ("what", "options"),
+    [
+        *(pytest.param(what, "", marks=[] if what == "nothing" else [pytest.mark.slow]) for what in LEFT),
+        pytest.param("a process", "-n 2", marks=pytest.mark.slow),
+    ],
 )
-def test_what_is_left_fails_the_run(tmp_path: Path, what: str) -> None:
+def test_what_is_left_fails_the_run(tmp_path: Path, what: str, options: str) -> None:
     name = f"test-leftovers-{os.getpid()}"
     code, words = (text.replace("{name}", name) for text in LEFT[what])
     (tmp_path / "conftest.py").write_text("from tests.support.leftovers import pytest_sessionfinish\n")
     (tmp_path / "test_it.py").write_text(f"import os, subprocess, sys, tempfile\ndef test_it():\n    {code}\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options.split(), str(tmp_path)],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DEBUG_TEMPROOT": str(tmp_path)},
+            env={**environment, "PYTHONPATH": str(ROOT), "PYTEST_DEBUG_TEMPROOT": str(tmp_path)},
             capture_output=True,
             text=True,
             timeout=300,
