@@ -32,7 +32,14 @@ def parser() -> argparse.ArgumentParser:
         description="Generate an image or a video with the denoiser split over several devices by a plan.",
     )
     made.add_argument("plan", metavar="PLAN", help="plan file made by partition-model")
-    made.add_argument("--pipeline", required=True, metavar="FOLDER|HUB_ID", help="the diffusers pipeline")
+    made.add_argument("--pipeline", required=True, metavar="FOLDER|HUB_ID|FILE", help="the diffusers pipeline")
+    made.add_argument("--variant", default=None, metavar="NAME", help="of its weights' files, such as fp16")
+    made.add_argument(
+        "--config",
+        default=None,
+        metavar="FOLDER|HUB_ID",
+        help="for a single file: a pipeline with its configuration; default: the published one that it is taken for",
+    )
     made.add_argument("--prompt", default=None, metavar="TEXT", help="what to make")
     made.add_argument("--negative-prompt", default=None, metavar="TEXT", help="what to avoid")
     made.add_argument("--image", default=None, metavar="FILE", help="start image, for pipelines that take one (SVD)")

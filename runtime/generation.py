@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,43 @@ def load(options: argparse.Namespace, dtype: torch.dtype) -> Any:
     """The pipeline that ``--pipeline`` names.
 
     Raises:
-        UsageError: there is no such folder or hub id, or it holds no pipeline that can be loaded.
+        UsageError: there is no such folder, file or hub id, or it holds no pipeline that can be loaded.
     """
     local = Path(options.pipeline)
     if not local.exists() and options.pipeline.count("/") != 1:
-        raise UsageError(f"--pipeline {options.pipeline} is neither a folder nor a hub id (owner/name)")
-    if local.exists() and not (local / "model_index.json").is_file():
-        raise UsageError(f"--pipeline {options.pipeline} has no model_index.json: expected a saved diffusers pipeline")
+        raise UsageError(f"--pipeline {options.pipeline} is neither a folder nor a file nor a hub id (owner/name)")
+    if local.is_dir() and not (local / "model_index.json").is_file():
+        what = "only a model's config.json" if (local / "config.json").is_file() else "no model_index.json"
+        raise UsageError(
+            f"--pipeline {options.pipeline} has {what}: expected a saved diffusers pipeline, whose folder has a "
+            "model_index.json and the folders of its parts"
+        )
     try:
-        return load_pipeline(options.pipeline, dtype)
+        return load_pipeline(options.pipeline, dtype, variant=options.variant, config=options.config)
     except (OSError, ValueError, ImportError) as error:
-        raise UsageError(f"--pipeline {options.pipeline} cannot be loaded: {first_line(error)}") from error
+        raise UsageError(
+            f"--pipeline {options.pipeline} cannot be loaded: {first_line(error).rstrip('.')}{_advice(options)}"
+        ) from error
+
+
+def _advice(options: argparse.Namespace) -> str:
+    """What to add to the command where the folder shows it."""
+    local = Path(options.pipeline)
+    if local.is_file():
+        return "" if options.config else "; --config FOLDER names a pipeline's folder with its configuration"
+    variants = _variants(local) if local.is_dir() else []
+    if options.variant in variants or not variants:
+        return ""
+    return f"; its weights are there as --variant {' or '.join(variants)}"
+
+
+def _variants(folder: Path) -> list[str]:
+    """Variants of weights in a pipeline's folder: fp16 of diffusion_pytorch_model.fp16.safetensors, also of shards."""
+    names = {file.name for file in folder.glob("*/*.safetensors")}
+    found = {
+        re.match(r"(?:diffusion_pytorch_model|model)\.([A-Za-z0-9_]+?)(?:-\d+-of-\d+)?\.safetensors$", n) for n in names
+    }
+    return sorted({match[1] for match in found if match})
 
 
 def generate(pipe: Any, options: argparse.Namespace) -> list[Any]:

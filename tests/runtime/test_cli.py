@@ -24,6 +24,7 @@ from partitioner.models.spec import model_spec
 from runtime.cli import main
 from tests.support import pipelines
 from tests.support.plans import plan_simply
+from tests.support.single_file import save_single_file
 from tools.pictures.pipelines import DENOISERS, TRAINED
 
 pytestmark = pytest.mark.usefixtures("trace_once")
@@ -260,7 +261,7 @@ def test_an_image_that_is_none_is_refused(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pipeline", "message"),
     [
-        ("{tmp}/missing", "is neither a folder nor a hub id"),
+        ("{tmp}/missing", "is neither a folder nor a file nor a hub id"),
         ("{tmp}", "has no model_index.json: expected a saved diffusers pipeline"),
         ("nobody/nothing", "nobody/nothing cannot be loaded"),
     ],
@@ -276,6 +277,31 @@ def test_a_broken_index_of_a_pipeline_is_refused(run: Run, tmp_path: Path, index
     (tmp_path / "model_index.json").write_text(index)
     arguments = ["--prompt", "a", "--output", str(tmp_path / "a.png")]
     assert message in refused(run("stable_diffusion", *arguments, pipeline=str(tmp_path)), 2)
+
+
+def test_a_model_alone_is_refused(run: Run, home: Home, tmp_path: Path) -> None:
+    arguments = ["--prompt", "a", "--output", str(tmp_path / "a.png")]
+    result = run("stable_diffusion", *arguments, pipeline=str(home.pipeline("stable_diffusion") / "unet"))
+    assert "only a model's config.json: expected a saved diffusers pipeline" in refused(result, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")  # diffusers' own call
+def test_a_variant_or_configuration_that_is_needed_is_named_and_works(run: Run, home: Home, tmp_path: Path) -> None:
+    plain = pipelines.load(home.pipeline("stable_diffusion"))
+    plain.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="50KB")
+    save_single_file(plain, tmp_path / "one.safetensors")
+    arguments = ["--prompt", "a", "--steps", "2", "--exact", "--transport", "emulation"]
+    made = [str(tmp_path / f"{name}.png") for name in ("plain", "half", "one")]
+    assert run("stable_diffusion", *arguments, "--output", made[0])[0] == 0
+    half = [*arguments, "--output", made[1]]
+    assert refused(run("stable_diffusion", *half, pipeline=str(tmp_path / "half")), 2).endswith("as --variant fp16")
+    assert run("stable_diffusion", *half, "--variant", "fp16", pipeline=str(tmp_path / "half"))[0] == 0
+    one = [*arguments, "--output", made[2]]
+    assert "--config FOLDER" in refused(run("stable_diffusion", *one, pipeline=str(tmp_path / "one.safetensors")), 2)
+    config = ["--config", str(home.pipeline("stable_diffusion"))]
+    assert run("stable_diffusion", *one, *config, pipeline=str(tmp_path / "one.safetensors"))[0] == 0
+    assert Path(made[0]).read_bytes() == Path(made[1]).read_bytes() == Path(made[2]).read_bytes()
 
 
 def test_a_missing_or_broken_plan_is_refused(run: Run, tmp_path: Path) -> None:
