@@ -114,11 +114,16 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter or buffer. name: of the value in the graph; path: its name in the module ("blocks.0.conv.weight")."""
+    """A parameter or buffer.
+
+    name: of the value in the graph. path: its name in the module ("blocks.0.conv.weight"). requires_grad: as in the
+    module; torch chooses kernels by it even where gradients are off, and they round differently in half precision.
+    """
 
     name: str
     path: str
     meta: TensorMeta
+    requires_grad: bool = False
 
 
 @dataclass(frozen=True, slots=True)

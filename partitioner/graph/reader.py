@@ -132,7 +132,8 @@ class ExportReader:
             )
         self.replaced[name] = Ref(name)
         self.roles[name] = Role.CONSTANT
-        self.parameters[name] = Parameter(name, str(spec.target), _meta(fx_node.meta["val"]))
+        value = fx_node.meta["val"]
+        self.parameters[name] = Parameter(name, str(spec.target), _meta(value), value.requires_grad)
 
     def _argument(self, item: Any) -> Argument:
         if isinstance(item, torch.fx.Node):

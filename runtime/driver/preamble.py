@@ -13,6 +13,7 @@ import torch
 
 from runtime.worker.segment import HoistedSegments
 from runtime.worker.specs import PreambleSpec
+from runtime.worker.static_values import static_values
 
 
 class PreambleRunner:
@@ -29,9 +30,7 @@ class PreambleRunner:
         self.values = spec.program.values
         by_name = {node.name: node for node in spec.nodes}
         self._segments = HoistedSegments(spec.program.hoisted, by_name, set(self.values), device)
-        self._static = {p.name: parameters[p.path] for p in spec.parameters}
-        if self._segments.constant is not None:
-            self._static |= self._segments.constant(self._static)
+        self._static = static_values(spec.parameters, parameters, self._segments.constant)
         self._prompt: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
 
     def refresh(self, context: int, branch: int, inputs: Mapping[str, torch.Tensor]) -> None:

@@ -153,7 +153,7 @@ class Weights:
                             if id(tensor) not in fakes:
                                 fake = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
                                 fakes[id(tensor)] = (
-                                    nn.Parameter(fake, requires_grad=False) if slots is module._parameters else fake
+                                    nn.Parameter(fake, tensor.requires_grad) if slots is module._parameters else fake
                                 )
                             swapped.append((slots, name, tensor))
                             slots[name] = fakes[id(tensor)]

@@ -26,6 +26,7 @@ from runtime.worker.predictor import PREDICTORS, Hold
 from runtime.worker.recording import Computed, Recorder, Sent, Taken
 from runtime.worker.run_segment import check_finite, run_segment
 from runtime.worker.segment import Segment
+from runtime.worker.static_values import static_values
 from runtime.worker.waiting import Waiting
 
 PARAMETER_CONTEXT = -1  # the context of messages that carry parameters
@@ -196,11 +197,7 @@ class Worker:
     def _static_values(self, table: int, component: Component) -> dict[str, torch.Tensor]:
         """Parameters and constants by value name; constants are computed once."""
         if table not in self._static:
-            spec = component.spec
-            values = {p.name: self.parameters[p.path] for p in spec.parameters}
-            if component.hoisted.constant is not None:
-                values |= component.hoisted.constant(values)
-            self._static[table] = values
+            self._static[table] = static_values(component.spec.parameters, self.parameters, component.hoisted.constant)
         return self._static[table]
 
     def _compute(
