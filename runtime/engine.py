@@ -22,7 +22,7 @@ from torch import nn
 from partitioner.plan.plan import Plan
 from partitioner.plan.timeline import Timeline
 from runtime.devices.memory import give_back
-from runtime.driver.call_arguments import CallReader, Literals, Tensors
+from runtime.driver.call_arguments import CallForm, CallReader, Tensors
 from runtime.driver.dispatch import Dispatcher
 from runtime.driver.distribution import Distribution
 from runtime.driver.traced_graphs import BuiltGraph, TracedGraphs
@@ -125,10 +125,10 @@ class Engine:
         """
         with self._lock:
             self._check_open()
-            tensors, literals = self._calls.read(args, kwargs)
+            tensors, form = self._calls.read(args, kwargs)
             try:
                 with torch.no_grad():
-                    return self._ranks.stream.call(lambda: self._call(tensors, literals))
+                    return self._ranks.stream.call(lambda: self._call(tensors, form))
             except InputError:
                 raise
             except BaseException as error:  # also an interrupt: ranks may be halfway, so nothing can go on
@@ -140,13 +140,13 @@ class Engine:
         """Have calls from here on belong to the cache context ``name``; "" is the default one."""
         self._context_name = name
 
-    def _call(self, tensors: Tensors, literals: Literals) -> tuple[Any, ...]:
+    def _call(self, tensors: Tensors, form: CallForm) -> tuple[Any, ...]:
         started = Recorder.now()
         home = next(iter(tensors.values())).device
         tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
         branches = self._calls.halves(tensors)
-        built = self._graph_of(branches[0], literals)
-        part = self._graph_of_part(built, branches[0], literals)
+        built = self._graph_of(branches[0], form)
+        part = self._graph_of_part(built, branches[0], form)
         trajectory = self._trajectories.of(self._context_name)
         scheduler = self._scheduler() if self._scheduler is not None else None
         trajectory.advance(built.graph, len(branches), tensors, scheduler)
@@ -158,18 +158,18 @@ class Engine:
             self._recorded_calls.append((started, Recorder.now()))
         return tuple(item.to(home) if isinstance(item, torch.Tensor) else item for item in results)
 
-    def _graph_of(self, tensors: Tensors, literals: Literals) -> BuiltGraph:
+    def _graph_of(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
         """The graph of such calls, which every rank has."""
-        built = self._graphs.graph_of(tensors, literals)
+        built = self._graphs.graph_of(tensors, form)
         self._distribution.give(built)
         return built
 
-    def _graph_of_part(self, whole: BuiltGraph, tensors: Tensors, literals: Literals) -> BuiltGraph | None:
+    def _graph_of_part(self, whole: BuiltGraph, tensors: Tensors, form: CallForm) -> BuiltGraph | None:
         """The graph of a micro-batch of such rows; None where the rows, or the boundary tensors, cannot be split."""
         parts = self._calls.parts(tensors, self.options.microbatches)
         if len(parts) == 1:
             return None
-        part = self._graph_of(parts[0], literals)
+        part = self._graph_of(parts[0], form)
         return part if can_join(whole.specs[0].wires, part.specs[0].wires, len(parts)) else None
 
     @property

@@ -60,7 +60,7 @@ def make_call(
     for name in node.reads:
         if name not in fresh:
             values[name] = random_value(graph, name, device)
-            if _role(graph, name) is Role.LATENT:
+            if _role(graph, name) >= Role.STEP:
                 fresh[name] = values[name]
         else:
             values[name] = fresh[name]

@@ -1,56 +1,107 @@
-"""Arguments of a denoiser call: bound to names, flattened to paths, each with its role."""
+"""Arguments of a denoiser call: bound to names, taken apart into values by path, each with its role."""
 
 from __future__ import annotations
 
+import enum
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 
 from partitioner.errors import TraceError
-from partitioner.graph.ir import Argument, Role
+from partitioner.graph.ir import DTYPE_BYTES, Argument, Role
+from partitioner.graph.nesting import ContainerKind
+
+_KINDS: dict[type, ContainerKind] = {list: "list", tuple: "tuple", torch.Size: "tuple", dict: "dict",
+                                     OrderedDict: "dict"}  # fmt: skip
+_MAX_DEPTH = 32
 
 
-def flatten_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Argument]]:
+@dataclass(frozen=True)
+class FlatArguments:
+    """A call's arguments, taken apart.
+
+    Attributes:
+        values: Tensors and literals by path, in the order in which they stand in the call.
+        containers: Kinds of the lists, tuples and empty dicts, by path; all other containers are dicts, which the paths
+            of their entries show.
+    """
+
+    values: dict[str, Any]
+    containers: dict[str, ContainerKind]
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors, by path."""
+        return {path: value for path, value in self.values.items() if isinstance(value, torch.Tensor)}
+
+    @cached_property
+    def literals(self) -> dict[str, Argument]:
+        """Numbers, strings and None, by path."""
+        return {path: value for path, value in self.values.items() if not isinstance(value, torch.Tensor)}
+
+
+def flatten_arguments(arguments: Mapping[str, Any]) -> FlatArguments:
     """Take nested keyword arguments apart into tensors and literals, by path.
 
-    Args:
-        arguments: Tensors, numbers, strings, None, and dicts and lists of them, by name.
+    Numbers of numpy become Python's, torch.Size becomes a tuple, OrderedDict a dict.
 
-    Returns:
-        The tensors by path, and the literals by path, both in order.
+    Args:
+        arguments: Tensors, numbers, strings, None, and dicts, lists and tuples of them, by name.
 
     Raises:
-        TraceError: An argument is or holds something else.
+        TraceError: An argument is or holds something else, or a dict has a key that no path can name.
 
-    >>> flatten_arguments({"extra": {"scale": 0.5, "kind": ["a", None]}})
-    ({}, {'extra.scale': 0.5, 'extra.kind.0': 'a', 'extra.kind.1': None})
+    >>> flat = flatten_arguments({"extra": {"scale": 0.5, "kind": ["a", None]}})
+    >>> flat.values, flat.containers
+    ({'extra.scale': 0.5, 'extra.kind.0': 'a', 'extra.kind.1': None}, {'extra.kind': 'list'})
     """
-    tensors: dict[str, torch.Tensor] = {}
-    literals: dict[str, Argument] = {}
+    flat = FlatArguments({}, {})
+    for name, value in arguments.items():
+        _flatten(name, value, flat, 0)
+    return flat
 
-    def visit(path: str, value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            tensors[path] = value
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                visit(f"{path}.{key}", item)
-        elif isinstance(value, (list, tuple)):
-            for position, item in enumerate(value):
-                visit(f"{path}.{position}", item)
-        elif value is None or isinstance(value, (bool, int, float, str)):
-            literals[path] = value
-        else:
+
+def _flatten(path: str, value: Any, flat: FlatArguments, depth: int) -> None:
+    kind = _KINDS.get(type(value))
+    if depth > _MAX_DEPTH:
+        raise TraceError(f"argument {path.split('.')[0]} is nested more than {_MAX_DEPTH} deep, or holds itself")
+    if isinstance(value, torch.Tensor):
+        if str(value.dtype).removeprefix("torch.") not in DTYPE_BYTES:
             raise TraceError(
-                f"argument {path} is a {type(value).__name__}; expected tensors, numbers, strings, None, "
-                "or dicts and lists of them"
+                f"argument {path} is a tensor of {value.dtype}, which a plan cannot carry; pass one of "
+                f"{', '.join(DTYPE_BYTES)}"
             )
-
-    for key, value in arguments.items():
-        visit(key, value)
-    return tensors, literals
+        flat.values[path] = value
+    elif kind == "dict":
+        if not value:
+            flat.containers[path] = kind
+        for key, item in value.items():
+            if not isinstance(key, str) or not key or "." in key:
+                raise TraceError(
+                    f"argument {path} has the key {key!r}; its paths would be ambiguous: keys must be strings without "
+                    "dots"
+                )
+            _flatten(f"{path}.{key}", item, flat, depth + 1)
+    elif kind is not None:
+        flat.containers[path] = kind
+        for position, item in enumerate(value):
+            _flatten(f"{path}.{position}", item, flat, depth + 1)
+    elif isinstance(value, numpy.generic):
+        _flatten(path, value.item(), flat, depth + 1)
+    elif value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, enum.Enum)):
+        flat.values[path] = value
+    else:
+        raise TraceError(
+            f"argument {path} is a {type(value).__module__}.{type(value).__qualname__}; expected tensors, numbers, "
+            "strings, None, or plain dicts, lists and tuples of them: pass its value or its parts as such"
+        )
 
 
 def role_of(path: str, roles: Mapping[str, str | Role]) -> Role:
@@ -68,20 +119,26 @@ def role_of(path: str, roles: Mapping[str, str | Role]) -> Role:
         if role is not None:
             return role if isinstance(role, Role) else Role.parse(role)
     raise TraceError(
-        f"argument {path} has no role; add it to roles as 'latent' (the noisy sample), 'timestep', 'prompt' "
-        "(stays the same during a trajectory) or 'constant'"
+        f"argument {path} has no role; add it to roles as 'latent' (the noisy sample), 'timestep', 'step' (given anew "
+        "at every step), 'prompt' (stays the same during a trajectory) or 'constant'"
     )
 
 
 def bind_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of ``module(*args, **kwargs)`` by name; those that ``**`` takes stand among the others.
 
+    An argument that is None, and None where it is not given, is left out.
+
     Raises:
         TypeError: The module cannot be called so; the message is that of the call.
     """
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    arguments = dict(bound.arguments)
-    for name, parameter in inspect.signature(module.forward).parameters.items():
+    signature = inspect.signature(module.forward)
+    arguments = dict(signature.bind(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if name not in arguments:
+            continue
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(name, {}))
+            arguments.update(arguments.pop(name))
+        elif parameter.default is None and arguments[name] is None:
+            del arguments[name]
     return arguments

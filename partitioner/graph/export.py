@@ -11,8 +11,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from partitioner.errors import TraceError, first_line
-from partitioner.graph.arguments import flatten_arguments, role_of
+from partitioner.graph.arguments import bind_arguments, flatten_arguments, role_of
 from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.nesting import nest_arguments
 from partitioner.graph.reader import ExportReader
 from partitioner.graph.torch_private import FakeTensorMode, forgotten_sources
 
@@ -32,7 +33,8 @@ def trace(
             dicts, lists and tuples of them. The graph holds for their shapes and dtypes and for these literals.
         roles: What each tensor argument is, by its path ("timestep", "added_cond_kwargs.text_embeds") or a prefix of
             its path ("added_cond_kwargs"), of which the longest counts: "latent" (the noisy sample), "timestep",
-            "prompt" (the same for a whole trajectory) or "constant". One must be "latent".
+            "step" (given anew at every step, as a ControlNet's residuals), "prompt" (the same for a whole trajectory)
+            or "constant". One must be "latent".
         model: What plans call the model.
 
     Raises:
@@ -47,15 +49,18 @@ def trace(
     %silu = aten.silu.default(%linear)  # latent float32[2,8] 1/silu.0
     return (%silu,)
     """
-    tensors, literals = flatten_arguments(example_inputs)
-    input_roles = {path: role_of(path, roles) for path in tensors}
+    try:
+        flat = flatten_arguments(bind_arguments(module, (), example_inputs))
+    except TypeError as error:
+        raise TraceError(f"{model} ({type(module).__name__}) cannot be called with these arguments: {error}") from error
+    input_roles = {path: role_of(path, roles) for path in flat.tensors}
     if Role.LATENT not in input_roles.values():
         raise TraceError(
-            f"no tensor argument has the role 'latent' (arguments: {', '.join(tensors) or 'none'}); "
+            f"no tensor argument has the role 'latent' (arguments: {', '.join(flat.tensors) or 'none'}); "
             "name the noisy sample in roles"
         )
-    program = _export(module, example_inputs, model)
-    return ExportReader(program, tensors, literals, input_roles, model, type(module).__name__).read()
+    program = _export(module, nest_arguments(flat.values, flat.containers), model)
+    return ExportReader(program, flat, input_roles, model, type(module).__name__).read()
 
 
 @contextmanager
@@ -74,7 +79,7 @@ def fake_mode() -> Iterator[None]:
         yield
 
 
-def _export(module: nn.Module, example_inputs: Mapping[str, Any], model: str) -> ExportedProgram:
+def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> ExportedProgram:
     if module.training:
         raise TraceError(f"{model} is in training mode; call .eval() first")
     failed_in: list[str] = []
@@ -91,7 +96,7 @@ def _export(module: nn.Module, example_inputs: Mapping[str, Any], model: str) ->
         hooks += [child.register_forward_pre_hook(note), child.register_forward_hook(clear)]
     try:
         with torch.no_grad(), forgotten_sources():
-            return torch.export.export(module, (), dict(example_inputs), strict=False)
+            return torch.export.export(module, (), dict(arguments), strict=False)
     except Exception as error:
         where = failed_in[-1] if failed_in else ""
         child_class = type(module.get_submodule(where)).__name__ if where else type(module).__name__

@@ -31,12 +31,16 @@ class Role(IntEnum):
     CONSTANT: parameters and literals only. PROMPT: also conditioning, which stays the same for a whole trajectory.
     TIMESTEP: also the timestep, but not the latent. LATENT: also the latent. Only LATENT nodes are placed; the others
     are computed by every component that reads them.
+
+    STEP is a role of inputs only: what the caller makes anew at every step, as a ControlNet's residuals, and what is no
+    latent, so that nothing can foresee it. Operators that read it are LATENT.
     """
 
     CONSTANT = 0
     PROMPT = 1
     TIMESTEP = 2
-    LATENT = 3
+    STEP = 3
+    LATENT = 4
 
     @classmethod
     def parse(cls, text: str) -> Role:
@@ -206,6 +210,7 @@ class TracedGraph:
         model: What plans call the model; class_name: the class of its module.
         inputs: The tensor arguments.
         literals: The other arguments, by path; a call with others needs another trace.
+        containers: Kinds of the lists, tuples and empty dicts among the arguments, by path; see graph.arguments.
         parameters: The parameters and buffers that some node reads.
         nodes: The operator calls in execution order.
         results: The values and literals that the call returns, in the order of its flattened output.
@@ -218,6 +223,7 @@ class TracedGraph:
     parameters: tuple[Parameter, ...]
     nodes: tuple[Node, ...]
     results: tuple[Argument, ...]
+    containers: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def node_by_name(self) -> dict[str, Node]:
@@ -296,7 +302,7 @@ class TracedGraph:
         - ``kind``: "input" or "operator".
         - ``op``: the operator ("aten.linear.default"); ``module``: the path of the module that calls it; ``key``: the
           node's name in plans. Of an input ``op`` is "input", ``module`` empty and ``key`` its path.
-        - ``role``: "latent", "timestep", "prompt" or "constant".
+        - ``role``: "latent", "timestep", "prompt" or "constant"; of an input also "step".
         - ``shape`` and ``dtype``: of its tensor, of the first where an operator makes several (as ``chunk`` does).
         - ``size_bytes``: of all that it makes; ``parameter_bytes``: of the parameters that it reads, which are no nodes
           of their own.

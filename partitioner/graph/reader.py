@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from partitioner.errors import TraceError
+from partitioner.graph.arguments import FlatArguments, flatten_arguments
 from partitioner.graph.ir import Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
 from partitioner.graph.modules import calling_module
 from partitioner.graph.storages import Storages, find_storages
@@ -35,8 +36,7 @@ class ExportReader:
     def __init__(
         self,
         program: ExportedProgram,
-        tensors: Mapping[str, torch.Tensor],
-        literals: Mapping[str, Argument],
+        arguments: FlatArguments,
         input_roles: Mapping[str, Role],
         model: str,
         class_name: str,
@@ -45,15 +45,13 @@ class ExportReader:
 
         Args:
             program: What torch.export gave.
-            tensors: The tensor arguments that it was exported with, by path.
-            literals: The other arguments, by path.
+            arguments: What it was exported with.
             input_roles: Roles of the tensor arguments, by path.
             model: What plans call the model.
             class_name: The class of its module.
         """
         self.program = program
-        self.tensors = tensors
-        self.literals = literals
+        self.arguments = arguments
         self.input_roles = input_roles
         self.model = model
         self.class_name = class_name
@@ -102,15 +100,16 @@ class ExportReader:
             model=self.model,
             class_name=self.class_name,
             inputs=tuple(self.inputs),
-            literals=tuple(self.literals.items()),
+            literals=tuple(self.arguments.literals.items()),
             parameters=tuple(p for name, p in self.parameters.items() if name in read),
             nodes=nodes,
             results=results,
+            containers=tuple(self.arguments.containers.items()),
         )
 
     def _user_inputs(self) -> list[str | None]:
         """Paths of the user inputs in placeholder order; None for a literal."""
-        return [path if path in self.tensors else None for path in _paths(self.program)]
+        return [path if path in self.arguments.tensors else None for path in _paths(self.program)]
 
     def _read_input(self, fx_node: torch.fx.Node, path: str | None) -> None:
         if path is None:
@@ -118,7 +117,7 @@ class ExportReader:
             return
         role = self.input_roles[path]
         self.replaced[fx_node.name] = Ref(path)
-        self.roles[path] = role
+        self.roles[path] = Role.LATENT if role is Role.STEP else role
         self.inputs.append(Input(path, _meta(fx_node.meta["val"]), role))
 
     def _read_parameter(self, fx_node: torch.fx.Node, spec: Any) -> None:
@@ -221,23 +220,9 @@ def _paths(program: ExportedProgram) -> list[str]:
     """Argument paths in the order of the flattened inputs."""
     in_spec = program.call_spec.in_spec
     assert in_spec is not None
-    count = in_spec.num_leaves
-    _, kwargs = tree_unflatten(list(range(count)), in_spec)
-    paths = [""] * count
-
-    def visit(path: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                visit(f"{path}.{key}", item)
-        elif isinstance(value, (list, tuple)):
-            for position, item in enumerate(value):
-                visit(f"{path}.{position}", item)
-        elif value is not None:
-            paths[value] = path
-
-    for key, value in kwargs.items():
-        visit(key, value)
-    return paths
+    _, kwargs = tree_unflatten(list(range(in_spec.num_leaves)), in_spec)
+    path_of = {number: path for path, number in flatten_arguments(kwargs).values.items()}
+    return [path_of[number] for number in range(in_spec.num_leaves)]
 
 
 def _target_name(target: Any, model: str, module: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, Va
 from partitioner.graph.ir import DTYPE_BYTES
 
 PredictorName = Literal["hold", "linear", "adaptive"]
-InputRole = Literal["latent", "timestep", "prompt", "constant"]
+InputRole = Literal["latent", "step", "timestep", "prompt", "constant"]
 
 # "module.path/operator.number"; module names are what add_module takes, and "@1" marks a module's second call
 KEY_PATTERN = r"^([A-Za-z0-9_@-]+(\.[A-Za-z0-9_@-]+)*)?/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\.[0-9]+$"

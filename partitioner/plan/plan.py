@@ -22,8 +22,9 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from partitioner.errors import PlanError
 from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nesting import nest_arguments
 from partitioner.plan.build_programs import build_programs
-from partitioner.plan.carry_over import carry_over, check_forward
+from partitioner.plan.carry_over import carry_over, check_coverage, check_forward
 from partitioner.plan.differences import boundaries_of, differences_of
 from partitioner.plan.fields import (
     ARRAY,
@@ -39,7 +40,7 @@ from partitioner.plan.fields import (
     shown_briefly,
 )
 from partitioner.plan.placement import NamePlacement
-from partitioner.plan.records import Boundary, CostSource, PlanInput, PlanLiteral, Predicted
+from partitioner.plan.records import Boundary, CostSource, PlanContainer, PlanInput, PlanLiteral, Predicted
 from partitioner.plan.speedup import trajectory_speedup
 from partitioner.search.mode import Mode
 from profiles.json_files import JsonFileError, read_json, write_atomic
@@ -72,6 +73,7 @@ class Plan(PlanRecord):
     """A split of one traced denoiser and how to run it; immutable, prints readably, safe to load from anywhere.
 
     components: N, the length of the chain. placement: node key -> component 0..N-1, in execution order.
+    containers: the lists, tuples and empty dicts of inputs and literals; in the file where there are any.
     branches: 2 if the guidance batch is halved; inputs, fingerprint and placement are then those of one half.
     periods: every how many steps each component recomputes; period is the largest. warmup: exact first steps.
     devices: names, entry r is rank r's.
@@ -85,6 +87,7 @@ class Plan(PlanRecord):
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     inputs: Annotated[tuple[PlanInput, ...], Field(min_length=1, max_length=1024), *ARRAY]
     literals: Annotated[tuple[PlanLiteral, ...], Field(max_length=1024), *ARRAY]
+    containers: Annotated[tuple[PlanContainer, ...], Field(max_length=1024), *ARRAY] = ()
     components: Size
     branches: Annotated[int, Field(ge=1, le=2)]
     period: Size
@@ -112,6 +115,7 @@ class Plan(PlanRecord):
             raise ValueError(f"period is {self.period}, the largest of periods is {max(self.periods)}")
         if set(self.placement.values()) != set(range(self.components)):
             raise ValueError(f"placement must use every component from 0 to {self.components - 1} and no other")
+        self.example_arguments({item.path: None for item in self.inputs})
         self._check_boundaries()
         return self
 
@@ -186,6 +190,7 @@ class Plan(PlanRecord):
                 fingerprint=graph.fingerprint,
                 inputs=_inputs_of(graph),
                 literals=tuple(PlanLiteral(path=path, value=value) for path, value in graph.literals),
+                containers=_containers_of(graph),
                 components=components,
                 branches=branches,
                 period=max(periods, default=1),
@@ -212,7 +217,8 @@ class Plan(PlanRecord):
     @cached_property
     def canonical(self) -> bytes:
         """The bytes of the plan's file: fields as in the class, nodes in execution order, one item a line."""
-        text = json.dumps(self.model_dump(mode="json"), ensure_ascii=False, allow_nan=False, indent=1)
+        unused = set() if self.containers else {"containers"}  # earlier releases know no such field
+        text = json.dumps(self.model_dump(mode="json", exclude=unused), ensure_ascii=False, allow_nan=False, indent=1)
         data = (text + "\n").encode()
         if len(data) > MAX_PLAN_BYTES:
             raise PlanError(f"the plan would have {len(data)} bytes; at most {MAX_PLAN_BYTES} are read")
@@ -246,10 +252,20 @@ class Plan(PlanRecord):
         """What the plan was made for: 'svd (UNetSpatioTemporalConditionModel)'."""
         return f"{self.model} ({self.class_name})"
 
+    def example_arguments(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of the call that the plan was made for.
+
+        Args:
+            tensors: The inputs, or whatever stands for them, by path.
+        """
+        values = {**tensors, **{item.path: item.value for item in self.literals}}
+        return nest_arguments(values, {item.path: item.kind for item in self.containers})
+
     def same_inputs(self, graph: TracedGraph) -> bool:
         """Whether the graph was traced for the inputs that the plan was made for."""
         literals = tuple((item.path, item.value) for item in self.literals)
-        return self.inputs == _inputs_of(graph) and literals == graph.literals
+        given = self.inputs, literals, self.containers
+        return given == (_inputs_of(graph), graph.literals, _containers_of(graph))
 
     def check(self, graph: TracedGraph) -> None:
         """PlanError with the first differences if the graph is not the one that the plan was made for.
@@ -276,11 +292,14 @@ class Plan(PlanRecord):
                 "make the plan again with partition-model"
             )
 
-    def place(self, graph: TracedGraph) -> dict[str, int]:
+    def place(self, graph: TracedGraph, *, same_denoiser: bool = False) -> dict[str, int]:
         """Latent node name -> component, in execution order, also for another resolution or batch or with a LoRA.
 
-        PlanError says how to make a plan if the graph is too different.
+        same_denoiser: the graph is known to be of the plan's denoiser, however much its arguments change (some have it
+        skip layers). PlanError says how to make a plan if the graph is too different.
         """
+        if not same_denoiser:
+            check_coverage(self.placement, graph, self.origin)
         return carry_over(self.placement, graph, self.mode == "lookahead", self.origin)
 
 
@@ -294,3 +313,7 @@ def _inputs_of(graph: TracedGraph) -> tuple[PlanInput, ...]:
         PlanInput(path=item.name, shape=item.meta.shape, dtype=item.meta.dtype, role=item.role.name.lower())  # type: ignore[arg-type]
         for item in graph.inputs
     )
+
+
+def _containers_of(graph: TracedGraph) -> tuple[PlanContainer, ...]:
+    return tuple(PlanContainer(path=path, kind=kind) for path, kind in graph.containers)  # type: ignore[arg-type]

@@ -41,6 +41,13 @@ class PlanLiteral(PlanRecord):
     )
 
 
+class PlanContainer(PlanRecord):
+    """A list, a tuple or an empty dict among the arguments; every other path leads through dicts."""
+
+    path: ArgumentPath
+    kind: Literal["list", "tuple", "dict"]
+
+
 class Boundary(PlanRecord):
     """A tensor that other components read. key: the node that makes it; source and readers: components."""
 

@@ -119,7 +119,7 @@ class _SharedItems:
         placed = {node.name for node in graph.latent_nodes}
         kept = _kept_bytes(graph)
         for item in graph.inputs:
-            if item.role is not Role.LATENT:
+            if item.role < Role.STEP:
                 self._needs[item.name] = self._add(size_bytes=item.meta.size_bytes)
         for parameter in graph.parameters:
             size = parameter.meta.size_bytes
@@ -179,7 +179,7 @@ def _kept_bytes(graph: TracedGraph) -> dict[str, int]:
 def _activation_bytes(graph: TracedGraph, nodes: tuple[Node, ...]) -> Ints:
     """Of each latent node: bytes of the latent values alive while it runs, in a run of the whole graph in order."""
     owner = _storage_of(graph, nodes)
-    inputs = [item for item in graph.inputs if item.role is Role.LATENT]
+    inputs = [item for item in graph.inputs if item.role >= Role.STEP]
     size = {item.name: item.meta.size_bytes for item in inputs}
     first = {item.name: 0 for item in inputs}
     last = {item.name: 0 for item in inputs}

@@ -36,7 +36,7 @@ def compile(
     Args:
         module: The denoiser. Its weights are not copied, and it is not run.
         example_inputs: Arguments of one call; their shapes and dtypes count, not their values.
-        roles: Of each tensor argument, "latent", "timestep" or "prompt"; see ``partitioner.trace``.
+        roles: Of each tensor argument, "latent", "timestep", "step" or "prompt"; see ``partitioner.trace``.
         devices: How many, or as for ``partition-model --devices``, or a Fleet.
         branch_inputs: Arguments of one half of the guidance batch, where ``example_inputs`` hold both halves; two
             branches are considered only then.

@@ -35,7 +35,7 @@ def measure_module_edge_errors(
     """
     state: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
     state.update(module.named_buffers(remove_duplicate=False))
-    steps = [flatten_arguments(call)[0] for call in calls]
+    steps = [flatten_arguments(call).tensors for call in calls]
     for number, step in enumerate(steps):
         for item in graph.inputs:
             found = step.get(item.name)

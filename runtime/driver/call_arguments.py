@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,12 +13,28 @@ from torch import nn
 from partitioner.errors import PartitionerError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments
 from partitioner.graph.ir import Argument, TracedGraph
+from partitioner.graph.nesting import nest_arguments
 from partitioner.plan.plan import Plan
+from runtime.driver.rows import split_rows
 from runtime.errors import InputError
 
 Tensors = Mapping[str, torch.Tensor]  # by path, such as "added_cond_kwargs.text_embeds"
-Literals = Mapping[str, Argument]
 CallSignature = tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """What a call's arguments are besides their tensors.
+
+    Attributes:
+        paths: of all tensors and literals, in the order of the call.
+        literals: numbers, strings and None, by path.
+        containers: kinds of the lists, tuples and empty dicts, by path.
+    """
+
+    paths: tuple[str, ...]
+    literals: Mapping[str, Argument]
+    containers: Mapping[str, str]
 
 
 class CallReader:
@@ -29,7 +46,7 @@ class CallReader:
         self._planned = {item.path: item for item in plan.inputs}
         self._latent = next(item for item in plan.inputs if item.role == "latent")
 
-    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], Literals]:
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], CallForm]:
         """Read a call's arguments.
 
         A timestep that is a number, or of an integer type where the plan has float32, is converted to the plan's form,
@@ -37,54 +54,72 @@ class CallReader:
 
         Args:
             args: positional arguments, as the denoiser takes them.
-            kwargs: keyword arguments; those that are None are left out, and so is return_dict.
+            kwargs: keyword arguments; those that are None by default and here are left out, and so is return_dict.
 
         Returns:
-            The tensors and the literals, each by path, such as "added_cond_kwargs.text_embeds".
+            The tensors by path, such as "added_cond_kwargs.text_embeds", and all else of the arguments.
 
         Raises:
-            InputError: an argument is unknown or missing, or its dtype or number of dimensions is not the plan's.
+            InputError: the denoiser cannot be called like this, the latent is missing or has another number of
+                dimensions than the plan's, or a tensor is of a dtype that the denoiser cannot take.
         """
         try:
             arguments = bind_arguments(self._denoiser, args, kwargs)
-            arguments = {name: value for name, value in arguments.items() if value is not None}
             arguments.pop("return_dict", None)
             for item in self._plan.inputs:
                 if item.role == "timestep" and isinstance(arguments.get(item.path), (int, float)):
                     dtype = getattr(torch, item.dtype)
                     arguments[item.path] = torch.full(item.shape, arguments[item.path], dtype=dtype)
-            tensors, literals = flatten_arguments(arguments)
+            flat = flatten_arguments(arguments)
         except (TypeError, PartitionerError) as error:
             raise InputError(f"the denoiser cannot be called like this: {error}") from error
-        self._check(tensors)
+        tensors = flat.tensors
+        self._check_latent(tensors)
         for path, tensor in tensors.items():
-            planned = self._planned[path]
-            if planned.role == "timestep" and planned.dtype == "float32" and not tensor.is_floating_point():
+            planned = self._planned.get(path)
+            if planned is not None and planned.role != "timestep":
+                self._check_dtype(path, tensor, getattr(torch, planned.dtype))
+            elif planned is not None and planned.dtype == "float32" and not tensor.is_floating_point():
                 tensors[path] = tensor.float()
-        return tensors, literals
+        return tensors, CallForm(tuple(flat.values), flat.literals, flat.containers)
 
-    def _check(self, tensors: Tensors) -> None:
-        missing, extra = self._planned.keys() - tensors.keys(), tensors.keys() - self._planned.keys()
-        if missing or extra:
+    def _check_latent(self, tensors: Tensors) -> None:
+        """All else is for the trace to decide; what rows are is the latent's to say."""
+        path, shape = self._latent.path, self._latent.shape
+        if path not in tensors:
+            raise InputError(f"the noisy sample, {path}, is missing from this call; the plan's calls have it")
+        if tensors[path].dim() != len(shape):
             raise InputError(
-                "this call's tensor arguments differ from the plan's: "
-                + "; ".join(f"{', '.join(sorted(s))} {w}" for s, w in ((missing, "missing"), (extra, "not in it")) if s)
-                + ". Make a plan for such calls: partition-model "
-                + f"--model {self._plan.model} --devices {self._plan.ranks}"
+                f"{path} has {tensors[path].dim()} dimensions ({list(tensors[path].shape)}), the plan has {len(shape)} "
+                f"({list(shape)}): make a plan for such calls"
             )
+
+    def _check_dtype(self, path: str, tensor: torch.Tensor, planned: torch.dtype) -> None:
+        """Traces do not see what operators do not take; a plan may be run in another floating dtype than its own."""
+        whole = not planned.is_floating_point and not tensor.is_floating_point()  # masks and ids of any kind
+        if not whole and tensor.dtype not in (planned, self._dtype()):
+            expected = self._dtype() if planned.is_floating_point else planned
+            raise InputError(f"{path} is of {tensor.dtype}, expected {expected}: convert it with .to({expected})")
+
+    def roles(self, tensors: Tensors) -> dict[str, str]:
+        """The role of each input: the plan's, and "step" for those that it does not know.
+
+        These may be given anew at every step, as a ControlNet's residuals; of those that stay the same it is true too.
+        """
+        roles: dict[str, str] = {path: item.role for path, item in self._planned.items()}
+        return roles | {path: "step" for path in tensors if path not in roles}
+
+    def differences(self, tensors: Tensors) -> str:
+        """In what a call's tensors differ from the plan's, in words: "mask is not in the plan"; "" for nothing."""
+        found = [f"{path} is missing" for path in self._planned if path not in tensors]
         for path, tensor in tensors.items():
-            planned = self._planned[path]
-            shape, wanted = planned.shape, getattr(torch, planned.dtype)
-            # a plan may be run in another floating dtype than it was made for, but not in one that is neither's
-            fits = tensor.dtype is wanted or (wanted.is_floating_point and tensor.dtype is self._dtype())
-            if planned.role != "timestep" and not fits:
-                expected = self._dtype() if wanted.is_floating_point else wanted
-                raise InputError(f"{path} is of {tensor.dtype}, expected {expected}: convert it with .to({expected})")
-            if tensor.dim() != len(shape):
-                raise InputError(
-                    f"{path} has {tensor.dim()} dimensions ({list(tensor.shape)}), the plan has {len(shape)} "
-                    f"({list(shape)})"
-                )
+            planned = self._planned.get(path)
+            if planned is None:
+                found.append(f"{path} is not in the plan")
+            elif tuple(tensor.shape) != planned.shape:
+                found.append(f"{path} is {list(tensor.shape)}, in the plan {list(planned.shape)}")
+        more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
+        return "; ".join(found[:4]) + more
 
     def halves(self, tensors: Tensors) -> list[dict[str, torch.Tensor]]:
         """The inputs of each branch, by path; one branch takes all rows where they cannot be split evenly."""
@@ -92,27 +127,13 @@ class CallReader:
 
     def parts(self, tensors: Tensors, count: int) -> list[dict[str, torch.Tensor]]:
         """Split the inputs into ``count`` parts of equally many rows; one part where that is not possible."""
-        rows = tensors[self._latent.path].shape[0]
-        if count == 1 or rows % count:
-            return [dict(tensors)]
-        parts: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
-        for path, tensor in tensors.items():
-            shape = self._planned[path].shape
-            per_row = shape[0] // self._latent.shape[0] if shape else 0
-            # something per row (a prompt, a frame of one) is split; what has no row dimension is shared
-            split = per_row > 0 and tensor.shape[0] == per_row * rows
-            pieces = tensor.chunk(count) if split else (tensor,) * count
-            for part, piece in zip(parts, pieces, strict=True):
-                part[path] = piece
-        return parts
+        return split_rows(tensors, self._latent.path, {path: i.shape for path, i in self._planned.items()}, count)
 
-    def example(self, tensors: Tensors, literals: Literals) -> dict[str, Any]:
+    def example(self, tensors: Tensors, form: CallForm) -> dict[str, Any]:
         """Arguments to trace such a call with, by name; their tensors are zeros."""
-        arguments: dict[str, Any] = {}
-        for path, tensor in tensors.items():
-            _put_at(arguments, path, torch.zeros(tensor.shape, dtype=tensor.dtype))
-        for path, literal in literals.items():
-            _put_at(arguments, path, literal)
+        zeros = {path: torch.zeros(tensor.shape, dtype=tensor.dtype) for path, tensor in tensors.items()}
+        values = {path: zeros[path] if path in zeros else form.literals[path] for path in form.paths}
+        arguments = nest_arguments(values, form.containers)
         if "return_dict" in inspect.signature(self._denoiser.forward).parameters:
             arguments["return_dict"] = False
         return arguments
@@ -120,37 +141,35 @@ class CallReader:
     def planned_example(self) -> dict[str, Any]:
         """Arguments to trace the call that the plan was made for, in the denoiser's own floating dtype."""
         dtype = self._dtype()
-        arguments: dict[str, Any] = {}
-        for item in self._plan.inputs:
-            wanted = dtype if item.dtype == self._latent.dtype else getattr(torch, item.dtype)
-            _put_at(arguments, item.path, torch.zeros(item.shape, dtype=wanted))
-        for literal in self._plan.literals:
-            _put_at(arguments, literal.path, literal.value)
-        return arguments
+        zeros = {
+            item.path: torch.zeros(
+                item.shape, dtype=dtype if item.dtype == self._latent.dtype else getattr(torch, item.dtype)
+            )
+            for item in self._plan.inputs
+        }
+        return self._plan.example_arguments(zeros)
 
     def _dtype(self) -> torch.dtype:
         """The denoiser's floating dtype."""
         return next((t.dtype for t in self._denoiser.parameters() if t.is_floating_point()), torch.float32)
 
 
-def call_signature(tensors: Tensors, literals: Literals) -> CallSignature:
-    """What the traced graph of a call depends on, as a key: shapes, dtypes and literals."""
-    return _signature(((p, tuple(t.shape), str(t.dtype)) for p, t in tensors.items()), literals.items())
+def call_signature(tensors: Tensors, form: CallForm) -> CallSignature:
+    """What the traced graph of a call depends on, as a key: shapes, dtypes, literals and containers."""
+    shapes = ((path, tuple(tensor.shape), str(tensor.dtype)) for path, tensor in tensors.items())
+    return _signature(shapes, form.literals.items(), form.containers.items())
 
 
 def graph_signature(graph: TracedGraph) -> CallSignature:
     """The ``call_signature`` of the calls that a traced graph is of."""
-    return _signature(((i.name, i.meta.shape, f"torch.{i.meta.dtype}") for i in graph.inputs), graph.literals)
+    shapes = ((item.name, item.meta.shape, f"torch.{item.meta.dtype}") for item in graph.inputs)
+    return _signature(shapes, graph.literals, graph.containers)
 
 
-def _signature(tensors: Iterable[tuple[Any, ...]], literals: Iterable[tuple[str, Argument]]) -> CallSignature:
-    kept = sorted((path, repr(value)) for path, value in literals if path != "return_dict" and value is not None)
-    return (*sorted(tensors), *kept)
-
-
-def _put_at(arguments: dict[str, Any], path: str, value: Any) -> None:
-    """Put a value at its path: "a.b" is key b of the dict that is argument a."""
-    *parents, last = path.split(".")
-    for parent in parents:
-        arguments = arguments.setdefault(parent, {})
-    arguments[last] = value
+def _signature(
+    shapes: Iterable[tuple[Any, ...]],
+    literals: Iterable[tuple[str, Argument]],
+    containers: Iterable[tuple[str, str]],
+) -> CallSignature:
+    given = sorted((path, repr(value)) for path, value in literals if path != "return_dict")
+    return (*sorted(shapes), *given, *sorted(containers))

@@ -1,6 +1,6 @@
 """TracedGraphs: the traced graph of every kind of call that a denoiser is given, each traced and split once.
 
-Two calls are of one kind if their shapes, dtypes and literal arguments are the same (``call_signature``).
+Two calls are of one kind if their shapes, dtypes, literal arguments and containers are the same (``call_signature``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from partitioner.errors import PartitionerError, TraceError, first_line
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
 from partitioner.plan.plan import Plan
-from runtime.driver.call_arguments import CallReader, CallSignature, Literals, Tensors, call_signature, graph_signature
+from runtime.driver.call_arguments import CallForm, CallReader, CallSignature, Tensors, call_signature, graph_signature
 from runtime.errors import InputError, PlanMismatch
 from runtime.transport.weights import Weights
 from runtime.worker.specs import ComponentSpec, PreambleSpec, build_specs
@@ -55,7 +55,7 @@ class TracedGraphs:
             PlanMismatch: the denoiser cannot be traced with the plan's arguments, or its graph is not the plan's.
         """
         try:
-            built = self._trace(self._calls.planned_example)
+            built = self._trace(self._calls.planned_example, self._calls.roles({}))
         except TraceError as error:
             raise PlanMismatch(
                 f"the plan was made for {self._plan.origin}, and this {type(self._denoiser).__name__} cannot be traced "
@@ -67,29 +67,41 @@ class TracedGraphs:
         self._graphs[graph_signature(built.graph)] = built
         return built
 
-    def graph_of(self, tensors: Tensors, literals: Literals) -> BuiltGraph:
+    def graph_of(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
         """The graph of a call with such arguments; traced if no such call has been seen.
 
         Raises:
             InputError: the denoiser cannot be traced with them, or the plan does not fit the graph.
         """
-        signature = call_signature(tensors, literals)
+        signature = call_signature(tensors, form)
         if signature not in self._graphs:
             try:
-                self._graphs[signature] = self._trace(lambda: self._calls.example(tensors, literals))
+                roles = self._calls.roles(tensors)
+                self._graphs[signature] = self._trace(
+                    lambda: self._calls.example(tensors, form), roles, same_denoiser=True
+                )
             except PartitionerError as error:
-                raise InputError(
-                    f"the plan does not fit this call ({first_line(error).rstrip('.')}). Make a plan for it: "
-                    f"partition-model --model {self._plan.model} --devices {self._plan.ranks} with its --height, "
-                    "--width, --frames or --batch"
-                ) from error
+                raise InputError(self._why_refused(tensors, error)) from error
         return self._graphs[signature]
 
-    def _trace(self, example: Callable[[], Mapping[str, Any]]) -> BuiltGraph:
-        roles = {item.path: item.role for item in self._plan.inputs}
+    def _why_refused(self, tensors: Tensors, error: PartitionerError) -> str:
+        """What is wrong with a call and what to do, in a sentence or two."""
+        differences = self._calls.differences(tensors)
+        given = f" It differs from the plan's calls: {differences}." if differences else ""
+        reason = first_line(error).rstrip(".")
+        if isinstance(error, TraceError):
+            return f"the denoiser cannot be traced for this call ({reason}).{given} Call it as the plan's calls do"
+        return (
+            f"the plan does not fit this call ({reason}).{given} Make a plan for such calls, from such arguments, with "
+            f"partitioner.compile(denoiser, example_inputs, roles, devices={self._plan.ranks})"
+        )
+
+    def _trace(
+        self, example: Callable[[], Mapping[str, Any]], roles: Mapping[str, str], *, same_denoiser: bool = False
+    ) -> BuiltGraph:
         with self._weights.traceable():
             graph = trace(self._denoiser, example(), roles, model=self._plan.model)
         if not getattr(self._denoiser, "peft_config", None):
             self._plan.check(graph)  # a LoRA changes the graph; its layers follow those that they wrap
-        placement = self._plan.place(graph)
+        placement = self._plan.place(graph, same_denoiser=same_denoiser)
         return BuiltGraph(len(self._graphs), graph, *build_specs(graph, placement, self._plan.components))

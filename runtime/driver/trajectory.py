@@ -23,6 +23,7 @@ the calls that a component then computes, in this order; ``.`` is nothing:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,8 @@ from runtime.driver.correction import corrected
 from runtime.driver.forecast import Forecast, forecast_of
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
 from runtime.driver.prompt_inputs import PromptInputs
+
+_LOGGER = logging.getLogger("runtime")
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,12 @@ class Trajectory:
         run_mode: how its trajectories are run.
         call: the present call, or the next one between two calls.
         base: the step of call 0.
+        warned: what the user has been warned of, by all trajectories of the engine.
     """
 
     number: int
     run_mode: RunMode
+    warned: set[str] = field(default_factory=set)
     call: int = 0
     base: int = 0
     _next_base: int = 0
@@ -140,6 +145,8 @@ class Trajectory:
         self._unannounced = [[[] for _ in range(components)] for _ in range(components)]
         self._noise_schedule, self._forecasts = None, {}
         self._begun.clear()
+        if mode == "lookahead" and components > 1 and not self._can_foresee_inputs(graph):
+            mode = "async"
         if mode == "lookahead" and components > 1:
             self._noise_schedule = noise_schedule_of(scheduler, timestep) if timestep is not None else None
             if self._noise_schedule is None:
@@ -151,6 +158,20 @@ class Trajectory:
         known = self._noise_schedule
         calls, finish = (known.calls, known.finish) if known is not None else (None, 0)
         self._schedule = Schedule(components, mode, warmup, self.run_mode.periods, calls=calls, finish=finish)
+
+    def _can_foresee_inputs(self, graph: TracedGraph) -> bool:
+        """Whether all inputs of later calls are known or can be predicted; warns once where they cannot."""
+        unknown = [item.name for item in graph.inputs if item.role is Role.STEP]
+        if unknown and "step inputs" not in self.warned:
+            self.warned.add("step inputs")
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            _LOGGER.warning(
+                "calls with %s%s run async instead of look-ahead: the pipeline may give that input anew at every step, "
+                "so that a later step's cannot be foreseen",
+                unknown[0],
+                more,
+            )
+        return not unknown
 
     def runs(self, *, announced: bool = True) -> list[ComponentRun]:
         """What to run at this call.
@@ -217,12 +238,13 @@ class Trajectories:
         self._run_mode = run_mode
         self._numbers_each = 1 + microbatches
         self._by_context: dict[str, Trajectory] = {}
+        self._warned: set[str] = set()
 
     def of(self, context_name: str) -> Trajectory:
         """The trajectory of a cache context, made when it is first asked for."""
         if context_name not in self._by_context:
             number = self._numbers_each * len(self._by_context)
-            self._by_context[context_name] = Trajectory(number, self._run_mode)
+            self._by_context[context_name] = Trajectory(number, self._run_mode, self._warned)
         return self._by_context[context_name]
 
 

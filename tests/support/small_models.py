@@ -68,7 +68,7 @@ def small_denoiser(name: str, **changes: Any) -> Any:
 
 
 def tensors_of(arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    return flatten_arguments(arguments)[0]
+    return flatten_arguments(arguments).tensors
 
 
 def shapes_of(arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

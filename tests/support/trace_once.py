@@ -23,13 +23,24 @@ class Traces:
 
     def trace(self, denoiser: nn.Module, arguments: Mapping[str, Any], roles: Any, *, model: str) -> TracedGraph:
         """As partitioner.trace."""
-        tensors, literals = flatten_arguments(arguments)
+        flat = flatten_arguments(arguments)
         training = [module.training for module in denoiser.modules()]
         layouts = [(tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in denoiser.parameters()]
-        shapes = sorted((path, tensor.shape, tensor.dtype) for path, tensor in tensors.items())
+        shapes = sorted((path, tensor.shape, tensor.dtype) for path, tensor in flat.tensors.items())
         folder = getattr(getattr(denoiser, "config", None), "_name_or_path", None)
         key = repr(
-            (type(denoiser), denoiser, folder, training, layouts, shapes, literals, sorted(roles.items()), model)
+            (
+                type(denoiser),
+                denoiser,
+                folder,
+                training,
+                layouts,
+                shapes,
+                flat.literals,
+                flat.containers,
+                sorted(roles.items()),
+                model,
+            )
         )
         if key not in self._known:
             self._known[key] = trace(denoiser, arguments, roles, model=model)

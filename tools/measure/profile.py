@@ -84,7 +84,7 @@ def whole_run(
     else:
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         values = {item.name: state[item.path].detach().to(device) for item in graph.parameters}
-        values |= {name: tensor.to(device) for name, tensor in flatten_arguments(inputs)[0].items()}
+        values |= {name: tensor.to(device) for name, tensor in flatten_arguments(inputs).tensors.items()}
     reads = [name for name in values if name in graph.readers]
     lowered = lower(graph.nodes, reads, graph.result_values, device)
     arguments = [values[name] for name in reads]

@@ -95,9 +95,9 @@ def test_what_is_not_said_about_the_inputs_is_asked_for() -> None:
         trace(denoiser, inputs(), {"x": "latent", "t": "timestep"})
     with pytest.raises(TraceError, match="no tensor argument has the role 'latent'"):
         trace(denoiser, inputs(), {"x": "prompt", "t": "timestep", "context": "prompt"})
-    with pytest.raises(ValueError, match="a role is one of latent, timestep, prompt, constant; got 'noise'"):
+    with pytest.raises(ValueError, match="a role is one of latent, step, timestep, prompt, constant; got 'noise'"):
         trace(denoiser, inputs(), {**ROLES, "x": "noise"})
-    with pytest.raises(TraceError, match="argument scale is a complex"):
+    with pytest.raises(TraceError, match=r"argument scale is a builtins\.complex"):
         trace(denoiser, {**inputs(), "scale": 1j}, ROLES)
     with pytest.raises(TraceError, match=r"training mode; call \.eval\(\) first"):
         trace(denoiser.train(), inputs(), ROLES)

@@ -64,7 +64,7 @@ def run(graph: TracedGraph, module: nn.Module, arguments: Mapping[str, Any]) -> 
     """Execute a graph node by node, as it says."""
     cpu = torch.device("cpu")
     state = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
-    values: dict[str, Any] = flatten_arguments(arguments)[0]
+    values: dict[str, Any] = flatten_arguments(arguments).tensors
     values.update((parameter.name, state[parameter.path]) for parameter in graph.parameters)
     with torch.no_grad():
         for node in graph.nodes:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,23 @@ def test_golden_bytes() -> None:
     """The format is a promise: a change of these bytes needs a new schema version."""
     golden = Path(__file__).with_name("golden.plan.json")
     assert make_plan(chain(layers=2), components=2).canonical == golden.read_bytes()
+
+
+def test_a_plan_keeps_the_structure_of_the_arguments(tmp_path: Path) -> None:
+    literals = (("layers.0", 1), ("layers.1", None))
+    graph = replace(chain(), literals=literals, containers=(("layers", "list"), ("rest", "tuple"), ("none", "dict")))
+    make_plan(graph).save(tmp_path / "a.json")
+    plan = Plan.load(tmp_path / "a.json")
+    assert plan.example_arguments({"sample": 0}) == {"sample": 0, "layers": [1, None], "rest": (), "none": {}}
+    assert plan.same_inputs(graph)
+    assert not plan.same_inputs(replace(graph, containers=()))
+    assert "containers" not in document()  # so that files without such arguments are what they were
+
+
+def test_arguments_that_contradict_each_other_are_refused() -> None:
+    changed = document() | {"containers": [{"path": "sample", "kind": "list"}]}
+    with pytest.raises(PlanError, match="argument sample is both a value and a container"):
+        Plan.parse(changed)
 
 
 def test_the_published_schema_is_the_models() -> None:

@@ -1,0 +1,55 @@
+"""Rows: which inputs are split with the latent's rows, and when nothing is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from runtime.driver.rows import split_rows
+
+
+@pytest.mark.parametrize(
+    ("planned_latent", "planned", "latent", "shape", "split"),
+    [
+        # planned inputs of the same size
+        ((1, 4, 8, 8), (1, 77, 6), (2, 4, 8, 8), (2, 77, 6), True),
+        ((1, 4, 8, 8), (77, 6), (2, 4, 8, 8), (77, 6), False),
+        ((1, 4, 8, 8), (), (2, 4, 8, 8), (), False),
+        ((2, 4, 8, 8), (2,), (4, 4, 8, 8), (1,), False),  # one timestep for all rows
+        # the prompt's rows once per frame, at another number of frames
+        ((1, 4, 16, 8, 8), (16, 77, 6), (2, 4, 16, 8, 8), (32, 77, 6), True),
+        ((1, 4, 16, 8, 8), (16, 77, 6), (2, 4, 8, 8, 8), (16, 77, 6), True),
+        ((1, 4, 16, 8, 8), (16, 77, 6), (2, 4, 12, 8, 8), (24, 77, 6), True),
+        # positions of the tokens, for all rows the same, at another size
+        ((1, 64, 16), (64, 3), (2, 64, 16), (64, 3), False),
+        ((1, 64, 16), (64, 3), (2, 128, 16), (128, 3), False),
+        # inputs that the plan does not know
+        ((1, 4, 8, 8), None, (2, 4, 8, 8), (2, 32, 4, 4), True),
+        ((1, 4, 8, 8), None, (2, 4, 8, 8), (32, 32, 4, 4), True),
+        ((1, 4, 8, 8), None, (2, 4, 8, 8), (1, 5, 4, 4), False),
+        ((1, 4, 8, 8), None, (2, 4, 8, 8), (), False),
+        ((1, 4, 8, 8), None, (2, 4, 8, 8), (3, 4), None),
+        ((1, 4, 8, 8), None, (2, 4, 8, 8), (64, 3), None),
+    ],
+)
+def test_what_goes_with_the_rows(
+    planned_latent: tuple[int, ...],
+    planned: tuple[int, ...] | None,
+    latent: tuple[int, ...],
+    shape: tuple[int, ...],
+    split: bool | None,
+) -> None:
+    tensors = {"x": torch.zeros(latent), "other": torch.zeros(shape)}
+    known = {"x": planned_latent, **({"other": planned} if planned is not None else {})}
+    parts = split_rows(tensors, "x", known, 2)
+    if split is None:
+        assert [part["other"].shape for part in parts] == [shape]
+    else:
+        expected = (shape[0] // 2, *shape[1:]) if split else shape
+        assert [part["other"].shape for part in parts] == [expected, expected]
+        assert [part["x"].shape[0] for part in parts] == [latent[0] // 2] * 2
+
+
+def test_rows_that_do_not_divide_stay_together() -> None:
+    tensors = {"x": torch.zeros(3, 4)}
+    assert [part["x"].shape for part in split_rows(tensors, "x", {"x": (1, 4)}, 2)] == [(3, 4)]
