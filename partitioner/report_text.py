@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from partitioner.models.samplers import adds_noise
+from partitioner.models.samplers import refusal_of
 from partitioner.planning.expected_quality import MARGIN_DB
 from partitioner.simulator.speed_of_light import SpeedOfLight
 from partitioner.tables import table_text
@@ -111,10 +111,12 @@ def _quality(document: Document) -> list[str]:
             lines.append(f"                 fewer sequential steps in the same time: {fewer:.1f} dB")
     if quality["fewer_steps_better"]:
         lines.append("note             fewer steps on one device were as good; prefer them, or use fewer components")
-    if document["mode"] == "lookahead" and quality["scheduler"] and adds_noise(quality["scheduler"]):
+    refusal = refusal_of(quality["scheduler"])
+    if document["mode"] == "lookahead" and refusal is not None:
         lines.append(
-            f"note             {quality['scheduler']} adds noise in every step, so this plan will run in async mode"
+            f"note             this plan will run in async mode, not in look-ahead: of {quality['scheduler']},"
         )
+        lines.append(f"                 {refusal}")
     return lines
 
 

@@ -70,6 +70,8 @@ TOUCH_TORCH = {
     "partitioner.graph.storages",
     "partitioner.graph.torch_private",
     "partitioner.models.build",
+    "partitioner.models.sampler_probe",
+    "partitioner.models.samplers",
     "partitioner.models.source",
     "partitioner.models.spec",
     "partitioner.process",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from partitioner.errors import UsageError
 from partitioner.graph.ir import TracedGraph
-from partitioner.models.samplers import adds_noise
+from partitioner.models.samplers import refusal_of
 from partitioner.plan.fields import PredictorName
 from partitioner.search.mode import Mode
 from partitioner.staleness.edge_errors import EdgeErrors, edge_errors_by_key
@@ -90,7 +90,7 @@ class QualityAdvisor:
     def advise(self, components: int, mode: Mode, predictor: PredictorName, speedup: float) -> Advice:
         """What to expect of a plan, and of fewer steps in the same time.
 
-        With a sampler that adds noise the engine runs every plan in async mode, so that is what is looked up.
+        With a sampler that look-ahead cannot predict the engine runs every plan in async mode, so that is looked up.
 
         Args:
             components: Of one branch.
@@ -98,7 +98,7 @@ class QualityAdvisor:
             predictor: Of the plan.
             speedup: Of the whole trajectory over one device.
         """
-        if self._adds_noise:
+        if self._unpredictable:
             mode = "async"
         fewer = self._profile.fewer_steps(speedup, self.sampling.steps, self.sampling.scheduler)
         denoisers = tuple(sorted({row.denoiser for row in self._profile.rows}))
@@ -115,20 +115,20 @@ class QualityAdvisor:
 
     def prefers_async(self, components: int) -> bool:
         """Whether async mode was measured to come closer to the sequential output than look-ahead, or has to stand in
-        for it because the engine cannot look ahead: the sampler adds noise.
+        for it because the engine cannot look ahead: the sampler adds noise, say.
 
         Args:
             components: Of one branch.
         """
-        if self._adds_noise:
+        if self._unpredictable:
             return True
         ahead = self._expected(components, "lookahead", "hold")
         stale = self._expected(components, "async", self.async_predictor(components))
         return ahead is not None and stale is not None and stale > ahead
 
     @property
-    def _adds_noise(self) -> bool:
-        return self.sampling.scheduler is not None and adds_noise(self.sampling.scheduler)
+    def _unpredictable(self) -> bool:
+        return refusal_of(self.sampling.scheduler) is not None
 
     def edge_errors(self, graph: TracedGraph) -> EdgeErrors | None:
         """What the profile holds of the staleness of this denoiser's edges, traced at whatever size; None: nothing."""

@@ -49,6 +49,7 @@ class Forecast:
         """
         self._scale, self._level = noise_schedule.scale, noise_schedule.level  # by call
         self._second_share = noise_schedule.second_share
+        self._calls_per_step = 1 if noise_schedule.second_share is None else 2
         self._kept = reach + self.checked + self.needs - 2
         self._calls = 0
         self._latents: dict[int, torch.Tensor] = {}  # by call, as passed
@@ -56,6 +57,7 @@ class Forecast:
         self._slope: dict[int, torch.Tensor] = {}  # of the move to that call
         self._before: torch.Tensor | None = None  # the latent at the last other level
         self._predicted: dict[int, torch.Tensor] = {}  # by call, the earliest prediction
+        self._made_at: dict[int, int] = {}  # by call, when that was made
 
     def observe(self, latent: torch.Tensor) -> None:
         """Take the latent of the next call, as the pipeline passes it: rows first."""
@@ -65,7 +67,7 @@ class Forecast:
             self._before = self._latents[call - 1]
         self._latents[call] = latent.detach().clone()
         self._slope[call] = self._slope_to(call) if call > 0 else torch.zeros_like(self._z[call])
-        for kept in (self._latents, self._z, self._slope, self._predicted):
+        for kept in (self._latents, self._z, self._slope, self._predicted, self._made_at):
             kept.pop(call - self._kept, None)
         self._calls += 1
 
@@ -79,6 +81,7 @@ class Forecast:
             same = self._latents[now] == self._before
             predicted = torch.where(same, self._latents[now], predicted)
         self._predicted.setdefault(call, predicted)
+        self._made_at.setdefault(call, now)
         return predicted
 
     def missed(self) -> torch.Tensor | None:
@@ -86,6 +89,19 @@ class Forecast:
         now = self._calls - 1
         predicted = self._predicted.get(now)
         return None if predicted is None else self._latents[now].float() - predicted.float()
+
+    def is_astray(self) -> bool:
+        """Whether in some row the last latent is further from its earliest prediction than from the latent before it.
+
+        That is the one that was there when it was predicted, or that of the step before. To hold it would have been no
+        worse, so such predictions are good for nothing.
+        """
+        now, missed = self._calls - 1, self.missed()
+        if missed is None:
+            return False
+        before = self._latents[min(self._made_at[now], now - self._calls_per_step)]
+        moved = self._latents[now].float() - before.float()
+        return bool((missed.flatten(1).norm(dim=1) > moved.flatten(1).norm(dim=1)).any())
 
     def _slope_to(self, call: int) -> torch.Tensor:
         """The slope of the move to a call from the one before it; if both are at one level, the slope before that."""

@@ -37,6 +37,7 @@ from runtime.driver.correction import corrected
 from runtime.driver.forecast import Forecast, forecast_of
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
 from runtime.driver.prompt_inputs import PromptInputs
+from runtime.driver.timesteps import Timesteps, timesteps_of
 
 _LOGGER = logging.getLogger("runtime")
 
@@ -83,6 +84,7 @@ class Trajectory:
     _next_base: int = 0
     _graph_and_branches: tuple[int, int] | None = None  # of its calls: id of the graph, number of branches
     _timesteps: object = None  # the scheduler's, a tensor that every run of a pipeline makes anew
+    _expected: Timesteps | None = None  # those of this trajectory's calls; None where the scheduler does not tell
     _timestep: float | None = None
     _prompts: PromptInputs = field(default_factory=PromptInputs)
     _unannounced: list[list[list[int]]] = field(default_factory=list)  # [reader][source] -> steps
@@ -90,6 +92,7 @@ class Trajectory:
     _noise_schedule: NoiseSchedule | None = None  # in look-ahead
     _forecasts: dict[str, Forecast] = field(default_factory=dict)  # by latent input
     _begun: set[tuple[int, int]] = field(default_factory=set)  # (context, component) that have run in it
+    _foreseen: list[bool] = field(default_factory=list)  # of each call in look-ahead, whether its prediction was of use
 
     @property
     def schedule(self) -> Schedule:
@@ -115,8 +118,8 @@ class Trajectory:
     def advance(self, graph: TracedGraph, branches: int, tensors: Tensors, scheduler: Any) -> None:
         """Take the inputs of the next call, and notice whether a new trajectory starts with it.
 
-        One starts when the scheduler has new timesteps, the timestep rises or is not the one that look-ahead expected,
-        the graph or the number of branches is another, or a prompt input has changed.
+        One starts when the scheduler has new timesteps, the timestep turns back where the scheduler's do not, or is not
+        the one that look-ahead expected, the graph or the number of branches is another, or a prompt input has changed.
 
         Args:
             graph: of the call.
@@ -127,51 +130,100 @@ class Trajectory:
         new_prompt = self._prompts.changed(graph, tensors)
         timestep = _timestep_of(graph, tensors)
         timesteps = getattr(scheduler, "timesteps", None)
-        rose = timestep is None or self._timestep is None or timestep > self._timestep
-        expected = self._noise_schedule is None or self._noise_schedule.expects(self.call, timestep or 0.0)
         graph_and_branches = (id(graph), branches)
         other = timesteps is not self._timesteps or graph_and_branches != self._graph_and_branches
-        start = rose or not expected or new_prompt or other
+        start = self._begins_again(timestep) or new_prompt or other
         self._timesteps, self._timestep, self._graph_and_branches = timesteps, timestep, graph_and_branches
         if start:
             self._start(graph, timestep, scheduler)
+        self._observe(tensors)
+        if self.mode_now == "lookahead":
+            astray = any(forecast.is_astray() for forecast in self._forecasts.values())
+            self._foreseen.append(not astray)
+            if astray:
+                self._mend(graph)
+                self._observe(tensors)
+
+    def _observe(self, tensors: Tensors) -> None:
         for path, forecast in self._forecasts.items():
             forecast.observe(tensors[path])
 
+    def _begins_again(self, timestep: float | None) -> bool:
+        """Whether a timestep does not go on with this trajectory: it is not the next one of the scheduler, and either
+        look-ahead relies on that, or it goes back to more noise."""
+        if timestep is None or self._timestep is None:
+            return True
+        if self._expected is not None and self._expected.expects(self.call, timestep):
+            return False
+        rises = self._expected is not None and self._expected.rises
+        back = timestep < self._timestep if rises else timestep > self._timestep
+        return back or self._noise_schedule is not None
+
     def _start(self, graph: TracedGraph, timestep: float | None, scheduler: Any) -> None:
         """Begin a trajectory: look-ahead where the noise schedule of its calls is known, async where it is not."""
-        components, mode, warmup = self.run_mode.components, self.run_mode.mode, self.run_mode.warmup
-        self.call, self.base = 0, self._next_base
-        self._unannounced = [[[] for _ in range(components)] for _ in range(components)]
-        self._noise_schedule, self._forecasts = None, {}
-        self._begun.clear()
-        if mode == "lookahead" and components > 1 and not self._can_foresee_inputs(graph):
+        mode, known = self.run_mode.mode, None
+        self._foreseen.clear()
+        self._expected = timesteps_of(scheduler, timestep) if timestep is not None else None
+        if mode == "lookahead" and self.run_mode.components > 1 and not self._can_foresee_inputs(graph):
             mode = "async"
-        if mode == "lookahead" and components > 1:
-            self._noise_schedule = noise_schedule_of(scheduler, timestep) if timestep is not None else None
-            if self._noise_schedule is None:
+        if mode == "lookahead" and self.run_mode.components > 1:
+            found = noise_schedule_of(scheduler, timestep) if timestep is not None else "its calls have no timestep"
+            if isinstance(found, str):
+                self._warn(f"Look-ahead is not possible: {found}. The trajectory runs in async mode.")
                 mode = "async"
             else:
-                warmup = max(warmup, components)  # (2)
-                latents = [item.name for item in graph.inputs if item.role is Role.LATENT]
-                self._forecasts = {name: forecast_of(self._noise_schedule, components - 1) for name in latents}
-        known = self._noise_schedule
-        calls, finish = (known.calls, known.finish) if known is not None else (None, 0)
+                known, self._expected = found, found.timesteps
+        self._begin(graph, mode, self.run_mode.warmup, known)
+
+    def _begin(self, graph: TracedGraph, mode: str, warmup: int, noise_schedule: NoiseSchedule | None) -> None:
+        """Begin with the present call as call 0; noise_schedule: in look-ahead, of the calls from this one on."""
+        components = self.run_mode.components
+        self.call, self.base = 0, self._next_base
+        self._unannounced = [[[] for _ in range(components)] for _ in range(components)]
+        self._noise_schedule, self._forecasts = noise_schedule, {}
+        self._begun.clear()
+        calls, finish = None, 0
+        if noise_schedule is not None:
+            calls, finish = noise_schedule.calls, noise_schedule.finish
+            warmup = max(warmup, components)  # (2)
+            latents = [item.name for item in graph.inputs if item.role is Role.LATENT]
+            self._forecasts = {name: forecast_of(noise_schedule, components - 1) for name in latents}
         self._schedule = Schedule(components, mode, warmup, self.run_mode.periods, calls=calls, finish=finish)
 
     def _can_foresee_inputs(self, graph: TracedGraph) -> bool:
         """Whether all inputs of later calls are known or can be predicted; warns once where they cannot."""
         unknown = [item.name for item in graph.inputs if item.role is Role.STEP]
-        if unknown and "step inputs" not in self.warned:
-            self.warned.add("step inputs")
+        if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            _LOGGER.warning(
-                "calls with %s%s run async instead of look-ahead: the pipeline may give that input anew at every step, "
-                "so that a later step's cannot be foreseen",
-                unknown[0],
-                more,
+            self._warn(
+                f"calls with {unknown[0]}{more} run async instead of look-ahead: the pipeline may give that input anew "
+                "at every step, so that a later step's cannot be foreseen"
             )
         return not unknown
+
+    def _mend(self, graph: TracedGraph) -> None:
+        """Run the present call exactly, whose latent was not as predicted, and go on from there: in look-ahead while
+        predictions are mostly of use, else async."""
+        known, call, bad = self._noise_schedule, self.call, self._foreseen.count(False)
+        assert known is not None
+        assert self._expected is not None
+        self._expected = self._expected.after(call)
+        if known.second_share is None and not (bad > 1 and 2 * bad > len(self._foreseen)):
+            self._begin(graph, "lookahead", 1, known.after(call))
+            return
+        self._warn(
+            "Look-ahead was given up in mid-trajectory: the latents that it predicted were further off than those of "
+            "the call before. The guidance scale may be high for so many steps, noise may be added, or a callback may "
+            'change the latents. The trajectory goes on in async mode; mode="async" runs all of it so, exact=True '
+            "gives the pipeline's own output."
+        )
+        self._begin(graph, "async", 1, None)
+
+    def _warn(self, message: str) -> None:
+        """Log a warning, once."""
+        if message not in self.warned:
+            self.warned.add(message)
+            _LOGGER.warning(message)
 
     def runs(self, *, announced: bool = True) -> list[ComponentRun]:
         """What to run at this call.
@@ -209,7 +261,7 @@ class Trajectory:
             if item.role is Role.LATENT:
                 later[item.name] = self._forecasts[item.name].predict(call)
             elif item.role is Role.TIMESTEP:
-                later[item.name] = self._noise_schedule.timestep(call, tensors[item.name])
+                later[item.name] = self._noise_schedule.timesteps.timestep(call, tensors[item.name])
         return later
 
     def correct(self, output: Any) -> Any:

@@ -81,7 +81,7 @@ QUALITY = {
         ({"scheduler": "DDIMScheduler"}, "(50 steps, DDIMScheduler)"),
         ({}, "fewer sequential steps in the same time: 40.0 dB"),
         ({"fewer_steps_better": True}, "fewer steps on one device were as good"),
-        ({"scheduler": "EulerAncestralDiscreteScheduler"}, "adds noise in every step, so this plan will run in async"),
+        ({"scheduler": "EulerAncestralDiscreteScheduler"}, "it adds noise of its own in its steps"),
     ],
 )
 def test_quality_says_what_it_was_measured_of(changed: dict[str, Any], expected: str) -> None:

@@ -129,6 +129,20 @@ def test_a_sampler_that_adds_noise_runs_async(pipe: Any, plans: dict[int, Plan],
     assert torch.isfinite(output).all()
 
 
+def test_a_latent_that_a_callback_changes_is_computed_exactly(pipe: Any, plans: dict[int, Plan]) -> None:
+    """And the pipe is filled again behind it."""
+
+    def halve(_pipe: Any, step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": values["latents"] * 0.5} if step == 4 else values
+
+    expected = pipelines.call(pipe, steps=STEPS, callback_on_step_end=halve)
+    with parallelize(pipe, plans[2], transport="emulation", correct=False) as engine:
+        output = pipelines.call(pipe, steps=STEPS, callback_on_step_end=halve)
+        stats = engine.stats
+    assert (stats.exact_steps, stats.lookahead_steps, stats.async_steps) == (3 + 2, STEPS - 5, 0)
+    assert float((output - expected).norm()) < 0.02 * float(expected.norm())
+
+
 @pytest.mark.slow
 def test_an_abandoned_trajectory_leaves_nothing_to_the_next(pipe: Any, plans: dict[int, Plan]) -> None:
     def stop(running: Any, step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -154,14 +168,14 @@ def test_another_timestep_than_foreseen_starts_over(pipe: Any, plans: dict[int, 
     scheduler = pipe.scheduler
     scheduler.set_timesteps(8)
     prompt = torch.randn(2, 16, 32)
-    latents = [torch.randn(2, 4, 16, 16) for _ in range(6)]
+    latent = torch.randn(2, 4, 16, 16)
     with Engine(pipe.unet, plans[2], scheduler=lambda: scheduler) as engine, torch.no_grad():
         for call in range(5):
-            engine(latents[call], scheduler.timesteps[call], encoder_hidden_states=prompt)
+            engine(latent, scheduler.timesteps[call], encoder_hidden_states=prompt)
         assert engine.stats.exact_steps == 3
         strange = scheduler.timesteps[7] - 20
-        output = engine(latents[5], strange, encoder_hidden_states=prompt)[0]
+        output = engine(latent, strange, encoder_hidden_states=prompt)[0]
         assert engine.stats.exact_steps == 4
     with torch.no_grad():
-        expected = pipe.unet(latents[5], strange, encoder_hidden_states=prompt, return_dict=False)[0]
+        expected = pipe.unet(latent, strange, encoder_hidden_states=prompt, return_dict=False)[0]
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)

@@ -18,12 +18,11 @@ from partitioner.planning.request import PlanRequest
 from partitioner.planning.sources import FromSpec
 from partitioner.search.mode import Mode
 from runtime.denoiser import denoiser_name
-from runtime.driver.noise_schedule import is_flow
 from runtime.loading import load_pipeline
 from tools.pictures.pipelines import TRAINED, call_arguments
 from tools.pictures.shapes import Pictures, draw_labels
 from tools.quality.engine_config import EngineConfig
-from tools.quality.samplers import SCHEDULERS, SamplingCase
+from tools.quality.samplers import SCHEDULERS, SamplingCase, predicts_flow
 
 
 class MeasuredPipeline:
@@ -63,10 +62,10 @@ class MeasuredPipeline:
         import diffusers
 
         name, options = SCHEDULERS[case.scheduler]
-        if case.scheduler.startswith("flow") != is_flow(self._own_scheduler):
+        if case.scheduler.startswith("flow") != predicts_flow(self._own_scheduler):
             raise UsageError(
                 f"--scheduler {case.scheduler} does not suit {self.name}, whose denoiser predicts "
-                f"{'a flow' if is_flow(self._own_scheduler) else 'no flow'}"
+                f"{'a flow' if predicts_flow(self._own_scheduler) else 'no flow'}"
             )
         self.pipe.scheduler = getattr(diffusers, name).from_config(self._own_scheduler.config, **options)
 

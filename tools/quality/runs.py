@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from partitioner.models.samplers import denoiser_calls, steps_of
-from runtime.driver.noise_schedule import is_stochastic
+from partitioner.models.samplers import denoiser_calls, refusal_of, steps_of
 from runtime.pipeline import parallelize
 from tools.quality.engine_config import EngineConfig
 from tools.quality.measured_pipeline import MeasuredPipeline
@@ -50,8 +49,8 @@ def _run_engine(scorer: PictureScorer, config: EngineConfig, warmup: int) -> tup
     pipeline, steps = scorer.pipeline, scorer.case.steps
     plan, form = pipeline.plan(config)
     mode = "async" if config.predictor not in (None, "lookahead") else plan.mode
-    # with a sampler that adds noise the engine runs async
-    lookahead = mode == "lookahead" and plan.components > 1 and not is_stochastic(pipeline.pipe.scheduler)
+    # with a sampler whose latents cannot be predicted the engine runs async
+    lookahead = mode == "lookahead" and plan.components > 1 and refusal_of(pipeline.sampler) is None
     exact = max(warmup, plan.components) if lookahead else warmup
     predictor = plan.predictor if mode == "lookahead" or config.predictor is None else config.predictor
     with parallelize(

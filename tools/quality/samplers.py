@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from partitioner.errors import UsageError
+from partitioner.models.sampler_probe import probe
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 # name on the command line -> (class of diffusers, arguments); those named flow... are for denoisers that predict a flow
@@ -57,3 +58,10 @@ def cases(schedulers: str | None, steps: str) -> list[SamplingCase]:
     if not all(count.isdigit() and int(count) >= 2 for count in counts):
         raise UsageError(f"--steps {steps}: expected numbers of 2 or more, such as 50,25")
     return [SamplingCase(name, int(count)) for name in names for count in counts]
+
+
+def predicts_flow(scheduler: Any) -> bool:
+    """Whether a scheduler of diffusers is for denoisers that predict a flow."""
+    made = type(scheduler).from_config(scheduler.config, use_dynamic_shifting=False)  # which wants to know the size
+    made.set_timesteps(10)
+    return probe(made).flow

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from partitioner.models.samplers import adds_noise
+from partitioner.models.samplers import refusal_of
 from partitioner.planning.candidates import Candidate
 from partitioner.planning.choose import advice_on, choose
 from partitioner.planning.expected_quality import Advice, QualityAdvisor, SamplingSetup
@@ -101,7 +101,7 @@ def recommended(scheduler: str, steps: int, devices: int) -> tuple[Candidate, Ad
     return chosen, advice, asked
 
 
-@pytest.mark.parametrize(("scheduler", "steps"), [case for case in MEASURED if not adds_noise(case[0])])
+@pytest.mark.parametrize(("scheduler", "steps"), [case for case in MEASURED if refusal_of(case[0]) is None])
 @pytest.mark.parametrize("devices", [2, 3, 4, 8])
 def test_by_what_was_measured_nothing_is_recommended_that_fewer_steps_come_near(
     scheduler: str, steps: int, devices: int
@@ -115,7 +115,7 @@ def test_by_what_was_measured_nothing_is_recommended_that_fewer_steps_come_near(
     assert held is None or held <= advice.psnr_db + 0.5
 
 
-@pytest.mark.parametrize(("scheduler", "steps"), [case for case in MEASURED if adds_noise(case[0])])
+@pytest.mark.parametrize(("scheduler", "steps"), [case for case in MEASURED if refusal_of(case[0]) is not None])
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_with_a_sampler_that_adds_noise_it_is_told_what_async_mode_is_worth(
     scheduler: str, steps: int, devices: int

@@ -11,6 +11,7 @@ import torch
 
 from runtime.driver.forecast import forecast_of
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
+from runtime.driver.timesteps import Timesteps
 from tests.support.schedulers import DETERMINISTIC, scheduler_of
 
 
@@ -47,18 +48,18 @@ def test_a_straight_trajectory_is_foreseen_exactly(name: str, reach: int) -> Non
     scheduler = scheduler_of(name, DETERMINISTIC[name], 20)
     calls = drive(scheduler, torch.full((2, 4, 8, 8), 0.3))
     noise_schedule = noise_schedule_of(scheduler, float(calls[0][1]))
-    assert noise_schedule is not None
+    assert isinstance(noise_schedule, NoiseSchedule)
     assert noise_schedule.calls == len(calls)
     forecast = forecast_of(noise_schedule, reach)
     compared = 0
     for call, (latent, timestep) in enumerate(calls):
-        assert noise_schedule.expects(call, float(timestep))
+        assert noise_schedule.timesteps.expects(call, float(timestep))
         forecast.observe(latent)
         # PNDM's first calls repeat a timestep on a latent that it has kept: no line goes through them
         if call >= (3 if name == "PNDMScheduler" else 1) and call + reach < len(calls):
             predicted = forecast.predict(call + reach)
             torch.testing.assert_close(predicted, calls[call + reach][0], atol=2e-3, rtol=2e-3)
-            later = noise_schedule.timestep(call + reach, timestep)
+            later = noise_schedule.timesteps.timestep(call + reach, timestep)
             assert later.dtype == timestep.dtype
             assert float(later) == float(calls[call + reach][1])
             compared += 1
@@ -68,13 +69,17 @@ def test_a_straight_trajectory_is_foreseen_exactly(name: str, reach: int) -> Non
 def _noise_schedule(levels: list[float], multistep: bool = False) -> NoiseSchedule:
     count = len(levels)
     return NoiseSchedule(
-        torch.arange(count, 0, -1).float(), 1.0, (1.0,) * count, tuple(levels), (0.0,) * count, multistep=multistep
+        Timesteps(torch.arange(count, 0, -1).float()),
+        (1.0,) * count,
+        tuple(levels),
+        (0.0,) * count,
+        multistep=multistep,
     )
 
 
 def test_what_does_not_change_is_taken_to_stay() -> None:
     forecast = forecast_of(
-        NoiseSchedule(torch.tensor([3.0, 2.0, 1.0]), 1.0, (0.2, 0.5, 0.9), (4.0, 2.0, 0.5), (0.0,) * 3), 1
+        NoiseSchedule(Timesteps(torch.tensor([3.0, 2.0, 1.0])), (0.2, 0.5, 0.9), (4.0, 2.0, 0.5), (0.0,) * 3), 1
     )
     image = torch.randn(1, 2, 4)
     for noisy in (1.0, 0.8):
@@ -160,8 +165,8 @@ def test_a_step_of_two_calls_is_made_of_foreseen_outputs(share: float, reach: in
     latents = two_call_latents([*levels, steps[-1]], share)
     count = len(latents)
     noise_schedule = NoiseSchedule(
-        torch.arange(count, 0, -1).float(), 1.0, (1.0,) * count, (*levels, steps[-1]), (0.0,) * count,
-        second_share=share, finish=2,
+        Timesteps(torch.arange(count, 0, -1).float()), (1.0,) * count, (*levels, steps[-1]), (0.0,) * count,
+        second_share=share,
     )  # fmt: skip
     forecast = forecast_of(noise_schedule, reach)
     for call in range(count - reach):

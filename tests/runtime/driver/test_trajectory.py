@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import diffusers
+import pytest
 import torch
 
 from runtime.driver import trajectory as module
@@ -13,6 +17,7 @@ from runtime.engine import Engine
 from runtime.options import EngineOptions
 from tests.support import engines
 from tests.support.engines import equal
+from tests.support.schedulers import BETAS, scheduler_of
 from tests.support.toy_plans import DENOISER, GRAPHS, KINDS
 
 
@@ -67,3 +72,87 @@ def test_lookahead_runs_what_the_docstring_draws() -> None:
         running.done(runs)
     drawn = re.findall(r"^    component \d {4,}(.*)$", str(module.__doc__), re.MULTILINE)
     assert grid == [row.split() for row in drawn]
+
+
+def modes(scheduler: Any, latents: Sequence[torch.Tensor], passed: Sequence[float], **mode: Any) -> list[str]:
+    """How each call of a trajectory over these latents and timesteps is run."""
+    given = {"components": 2, "mode": "lookahead", "warmup": 2, "periods": (1, 1)} | mode
+    running, found = Trajectory(0, RunMode(**given)), []
+    graph, context = GRAPHS[2](), torch.zeros(2, 6)
+    for latent, timestep in zip(latents, passed, strict=True):
+        tensors = {"x": latent, "t": torch.tensor(timestep), "context": context}
+        running.advance(graph, 1, tensors, scheduler)
+        found.append(running.mode_now)
+        runs = running.runs()
+        for run in runs:
+            running.inputs_at(run.call, graph, tensors)  # which predicts
+        running.done(runs)
+    return found
+
+
+def stepped(scheduler: Any, change: Callable[[int, torch.Tensor], torch.Tensor] = lambda _call, latent: latent) -> Any:
+    """The latents that a scheduler makes of one and the same output; change: what is done to each."""
+    latent, output = torch.randn(2, 2, 5, engines.WIDTH, generator=torch.Generator().manual_seed(0)).unbind(0)
+    passed = []
+    for call, timestep in enumerate(scheduler.timesteps):
+        latent = change(call, latent)
+        passed.append(
+            scheduler.scale_model_input(latent, timestep) if hasattr(scheduler, "scale_model_input") else latent
+        )
+        latent = scheduler.step(output, timestep, latent)[0]
+    return passed
+
+
+def ddim(steps: int) -> Any:
+    return scheduler_of("DDIMScheduler", {**BETAS, "clip_sample": False}, steps)
+
+
+def test_a_latent_that_was_changed_is_run_exactly_and_look_ahead_goes_on_behind_it() -> None:
+    scheduler = ddim(10)
+    latents = stepped(scheduler, lambda call, latent: latent * 0.5 if call == 5 else latent)
+    wanted = ["exact"] * 2 + ["lookahead"] * 3 + ["exact"] * 2 + ["lookahead"] * 3
+    assert modes(scheduler, latents, scheduler.timesteps.tolist()) == wanted
+
+
+def test_noise_that_only_the_pipeline_asks_for_is_seen_from_the_latents(caplog: Any) -> None:
+    """DDIM with eta = 1, and the best denoiser of Gaussian data; it is warned about once."""
+    scheduler, generator = ddim(12), torch.Generator().manual_seed(1)
+    latent = torch.randn(2, 5, engines.WIDTH, generator=generator)
+    latents = []
+    for timestep in scheduler.timesteps:
+        latents.append(latent)
+        output = latent * (1 - scheduler.alphas_cumprod[timestep]).sqrt()
+        latent = scheduler.step(output, timestep, latent, eta=1.0, generator=generator)[0]
+    # exact: the warm-up, two calls anew, and the first one of async mode
+    assert modes(scheduler, latents, scheduler.timesteps.tolist()) == ["exact"] * 5 + ["async"] * 7
+    assert len(caplog.records) == 1
+    assert "The trajectory goes on in async mode" in caplog.text
+
+
+def test_that_look_ahead_is_not_possible_is_said_with_the_reason(caplog: Any) -> None:
+    scheduler = scheduler_of("EulerAncestralDiscreteScheduler", BETAS, 6)
+    latents = [torch.randn(2, 5, engines.WIDTH) for _ in range(6)]
+    assert modes(scheduler, latents, scheduler.timesteps.tolist()) == ["exact"] * 2 + ["async"] * 4
+    assert "it adds noise of its own in its steps. The trajectory runs in async mode." in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["lookahead", "async"])
+def test_timesteps_that_rise_as_the_scheduler_says_go_on(mode: str) -> None:
+    """As Lumina's pipelines pass 1 - t/1000."""
+    scheduler = scheduler_of("FlowMatchEulerDiscreteScheduler", {}, 6)
+    latents, passed = stepped(scheduler), (1 - scheduler.timesteps / 1000).tolist()
+    assert modes(scheduler, latents, passed, mode=mode) == ["exact"] * 2 + [mode] * 4
+
+
+def test_timesteps_that_go_up_and_down_as_the_scheduler_says_go_on() -> None:
+    scheduler = scheduler_of("KDPM2AncestralDiscreteScheduler", BETAS, 10)
+    passed = scheduler.timesteps.tolist()
+    assert any(later > earlier for earlier, later in pairwise(passed))
+    latents = [torch.randn(2, 5, engines.WIDTH) for _ in passed]
+    assert modes(scheduler, latents, passed) == ["exact"] * 2 + ["async"] * 17
+
+
+def test_the_same_timesteps_once_more_are_another_trajectory() -> None:
+    scheduler = scheduler_of("FlowMatchEulerDiscreteScheduler", {}, 5)
+    latents, passed = stepped(scheduler), (1 - scheduler.timesteps / 1000).tolist()
+    assert modes(scheduler, latents * 2, passed * 2, mode="async") == (["exact"] * 2 + ["async"] * 3) * 2

@@ -1,0 +1,83 @@
+"""Timesteps: what a pipeline passes as the timestep of each call of a trajectory, read from its scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# What pipelines make of the scheduler's timestep t before they pass it on, as (ratio, offset): t, t/1000 (Flux),
+# 1 - t/1000 (Lumina, where 0 is noise and 1 the picture)
+MADE_OF = ((1.0, 0.0), (1e-3, 0.0), (-1e-3, 1.0))
+
+
+@dataclass(frozen=True)
+class Timesteps:
+    """The timesteps of a trajectory's calls, call 0 first.
+
+    Attributes:
+        values: as the scheduler has them.
+        ratio, offset: the pipeline passes ratio · value + offset.
+        first: where in the scheduler's timesteps the trajectory begins.
+    """
+
+    values: torch.Tensor
+    ratio: float = 1.0
+    offset: float = 0.0
+    first: int = 0
+
+    @property
+    def calls(self) -> int:
+        """How many calls the trajectory has."""
+        return len(self.values)
+
+    @property
+    def rises(self) -> bool:
+        """Whether what the pipeline passes is larger at the end than at the start."""
+        return float(self.values[-1] - self.values[0]) * self.ratio > 0
+
+    def expects(self, call: int, timestep: float) -> bool:
+        """Whether ``timestep`` is what the pipeline passes at ``call``."""
+        return call < self.calls and _near(float(self.values[call]) * self.ratio + self.offset, timestep)
+
+    def timestep(self, call: int, like: torch.Tensor) -> torch.Tensor:
+        """The timestep argument of a call, with the shape, dtype and device of ``like``."""
+        value = self.values[call].to(device=like.device)
+        if self.ratio != 1.0:
+            value = value.to(torch.float32) * self.ratio + self.offset
+        return value.to(like.dtype).expand(like.shape).contiguous()
+
+    def after(self, call: int) -> Timesteps:
+        """Those of the calls from ``call`` on."""
+        return Timesteps(self.values[call:], self.ratio, self.offset, self.first + call)
+
+
+def timesteps_of(scheduler: Any, timestep: float, every: int = 1) -> Timesteps | None:
+    """The timesteps of a trajectory whose first call passes ``timestep``; None where no such one is the scheduler's.
+
+    It may start in the middle, as in image-to-image: at the first equal timestep that is the first of its step. If
+    several (ratio, offset) fit (the last timestep of flow matching may equal its first one over 1000), the earlier
+    start counts.
+
+    Args:
+        scheduler: after its set_timesteps.
+        timestep: what the trajectory's first call passes.
+        every: calls per step.
+    """
+    timesteps = getattr(scheduler, "timesteps", None)
+    if not isinstance(timesteps, torch.Tensor) or timesteps.dim() != 1 or len(timesteps) == 0:
+        return None
+    values = timesteps.detach().cpu()
+    found = []
+    for number, (ratio, offset) in enumerate(MADE_OF):
+        passed = (values.double() * ratio + offset)[::every].tolist()
+        found += [(every * i, number) for i, value in enumerate(passed) if _near(value, timestep)]
+    if not found:
+        return None
+    first, number = min(found)
+    return Timesteps(values[first:], *MADE_OF[number], first)
+
+
+def _near(wanted: float, timestep: float) -> bool:
+    return abs(timestep - wanted) <= 1e-2 * max(abs(wanted), 1e-3)

@@ -1,0 +1,41 @@
+"""Timesteps: what pipelines make of the scheduler's, and where a trajectory begins in them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from runtime.driver.timesteps import Timesteps, timesteps_of
+from tests.support.schedulers import DETERMINISTIC, scheduler_of
+
+
+def test_what_does_not_go_on_is_not_expected() -> None:
+    scheduler = scheduler_of("DDIMScheduler", DETERMINISTIC["DDIMScheduler"], 20)
+    found = timesteps_of(scheduler, float(scheduler.timesteps[12]))
+    assert found is not None
+    assert (found.calls, found.first, found.rises) == (8, 12, False)
+    assert found.expects(0, float(scheduler.timesteps[12]))
+    assert not found.expects(0, float(scheduler.timesteps[11]))
+    assert not found.expects(8, 0.0)
+    assert found.after(3).expects(0, float(scheduler.timesteps[15]))
+    assert timesteps_of(None, 3.0) is None
+
+
+@pytest.mark.parametrize(("ratio", "offset", "rises"), [(1e-3, 0.0, False), (-1e-3, 1.0, True)])
+def test_what_the_pipeline_makes_of_timesteps_is_found(ratio: float, offset: float, rises: bool) -> None:
+    scheduler = scheduler_of("FlowMatchEulerDiscreteScheduler", {}, 8)
+    passed = scheduler.timesteps * ratio + offset
+    found = timesteps_of(scheduler, float(passed[0]))
+    assert found is not None
+    assert (found.calls, found.rises) == (8, rises)
+    assert all(found.expects(call, float(passed[call])) for call in range(8))
+    later = found.timestep(3, passed[0].to(torch.bfloat16).expand(2))
+    assert later.shape == (2,)
+    assert later.dtype == torch.bfloat16
+    assert float(later[0]) == pytest.approx(float(passed[3]), rel=1e-2)
+
+
+def test_an_argument_has_the_form_of_the_one_before() -> None:
+    found = Timesteps(torch.tensor([900, 800]))
+    assert found.timestep(1, torch.tensor(900)).dtype == torch.int64
+    assert found.timestep(1, torch.tensor([900, 900])).tolist() == [800, 800]
