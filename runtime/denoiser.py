@@ -1,27 +1,37 @@
-"""The denoiser of a pipeline: finds it, and stands in for it while an engine computes."""
+"""The denoiser of a pipeline: which it is, and how an engine takes over its ``forward`` and nothing else.
+
+The denoiser stays where it is, with its class, parameters and hooks; ``nn.Module.__call__`` runs the hooks around the
+engine as it runs them around the denoiser's own forward.
+"""
 
 from __future__ import annotations
 
+import copy
+import functools
+import logging
 import typing
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from partitioner.graph.arguments import bind_arguments
+from partitioner.graph.torch_private import compiled_call_set_aside, uncompiled, without_own_hooks
 from runtime.engine import Engine
 from runtime.errors import InputError
 
 DENOISER_NAMES = ("unet", "transformer")
+
+logger = logging.getLogger("runtime")
 
 
 def denoiser_name(pipe: Any) -> str:
     """The name of the attribute that holds a pipeline's denoiser: "unet" or "transformer".
 
     Raises:
-        InputError: the pipeline has no denoiser or two, or an engine already stands in for it.
+        InputError: the pipeline has no denoiser or two, or an engine computes for it already.
 
     >>> from types import SimpleNamespace
     >>> denoiser_name(SimpleNamespace(unet=torch.nn.Identity()))
@@ -34,54 +44,172 @@ def denoiser_name(pipe: Any) -> str:
             f"a {type(pipe).__name__} has {found}; expected a diffusers pipeline with one denoiser, as "
             f"{' or '.join(DENOISER_NAMES)}"
         )
-    if isinstance(getattr(pipe, names[0]), DistributedDenoiser):
+    forward = vars(uncompiled(getattr(pipe, names[0]))).get("forward")
+    if isinstance(forward, EngineForward) and forward.engine is not None:
         raise InputError("this pipeline is already inside a parallelize block; leave it first")
     return names[0]
 
 
-class DistributedDenoiser(nn.Module):
-    """Stands in for a denoiser in its pipeline: an engine computes; everything else is the denoiser's own.
+@contextmanager
+def plain_denoiser(pipe: Any, name: str) -> Iterator[nn.Module]:
+    """Inside the block the pipeline has its denoiser without the wrapper of torch.compile; afterwards with it.
 
-    It is called as the denoiser is, and has its config, dtype, device and other attributes, but no parameters.
+    Yields:
+        The denoiser itself.
     """
+    held = getattr(pipe, name)
+    plain = uncompiled(held)
+    if plain is not held:
+        setattr(pipe, name, plain)
+    try:
+        yield plain
+    finally:
+        now = getattr(pipe, name, None)
+        if now is plain and plain is not held:
+            setattr(pipe, name, held)
+        elif not isinstance(now, nn.Module) or uncompiled(now) is not plain:
+            logger.warning(
+                f"the pipeline's {name} was replaced inside the parallelize block, and stays so: calls of the new one "
+                "did not go through the engine. Put it in before the block"
+            )
 
-    def __init__(self, denoiser: nn.Module, engine: Engine) -> None:
-        super().__init__()
-        # not as submodules: this module owns no parameters, and a pipeline that moves it moves nothing
-        self.__dict__["_denoiser"] = denoiser
-        self.__dict__["_engine"] = engine
-        self.__dict__["_output_class"] = _output_class(denoiser)
-        self.eval()
+
+class _MethodInstead:
+    """Stands for a method on an instance. Deep copies and pickles of the instance have the method itself."""
+
+    def __init__(self, owner: nn.Module, name: str) -> None:
+        self._owner = owner
+        self._name = name
+        self._before = vars(owner).get(name)  # what somebody else has put on the instance
+        self.engine: Engine | None = None  # while it computes
+        functools.update_wrapper(cast(Any, self), getattr(owner, name))  # for those who read its signature
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The denoiser's."""
-        dtype: torch.dtype = self._denoiser.dtype
-        return dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The denoiser's."""
-        device: torch.device = self._denoiser.device
-        return device
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_denoiser"], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Make one denoiser call; arguments and result are the denoiser's own, return_dict included."""
-        output = self._engine(*args, **kwargs)
-        by_name = bind_arguments(self._denoiser, args, kwargs).get("return_dict", True)
-        return self._output_class(*output) if by_name and self._output_class is not None else output
+    def original(self) -> Callable[..., Any]:
+        """The method without the engine."""
+        method: Callable[..., Any] = self._before or getattr(type(self._owner), self._name).__get__(self._owner)
+        return method
 
     @contextmanager
-    def cache_context(self, name: str, **_details: Any) -> Iterator[None]:
-        """Have the calls inside belong to a cache context of diffusers: contexts do not see each other's messages."""
-        self._engine.in_context(name)
+    def in_place(self, engine: Engine) -> Iterator[None]:
+        """Stand for the method inside the block, unless somebody replaces this in turn, which then stays."""
+        self.engine = engine
+        setattr(self._owner, self._name, self)
         try:
             yield
         finally:
-            self._engine.in_context("")
+            self.engine = None
+            now = vars(self._owner).get(self._name)
+            if now is self:
+                self.remove_from(self._owner)
+            elif not _leads_to(now, self):
+                logger.warning(
+                    f"{type(self._owner).__name__}.{self._name} was replaced inside the parallelize block, and stays "
+                    "so: calls from then on did not go through the engine. Replace it before the block"
+                )
+
+    def remove_from(self, module: nn.Module) -> None:
+        """Have a module, the owner or a shallow copy of it, as it was before."""
+        if self._before is None:
+            vars(module).pop(self._name, None)
+        else:
+            setattr(module, self._name, self._before)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if id(self._owner) not in memo:  # no copy of the owner is being made
+            return self
+        if self._before is not None:
+            return copy.deepcopy(self._before, memo)
+        made = memo[id(self._owner)]
+        return getattr(type(made), self._name).__get__(made)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (getattr, (self._owner, self._name)) if self._before is None else (_itself, (self._before,))
+
+
+class EngineForward(_MethodInstead):
+    """Stands for a denoiser's ``forward``: an engine computes; once that has ended, the denoiser itself."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__(denoiser, "forward")
+        self._output_class = _output_class(denoiser)
+        # a user may compile the denoiser
+        self._compute = torch.compiler.disable(self._compute_by_engine)  # type: ignore[no-untyped-call]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Make one denoiser call; arguments and result are the denoiser's own, return_dict included."""
+        return self.original(*args, **kwargs) if self.engine is None else self._compute(self.engine, args, kwargs)
+
+    def _compute_by_engine(self, engine: Engine, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            raise InputError(
+                "an input of this denoiser call requires gradients, which an engine does not compute: make the call "
+                "under torch.no_grad(), or outside of the parallelize block"
+            )
+        output = engine(*args, **kwargs)
+        by_name = bind_arguments(self._owner, args, kwargs).get("return_dict", True)
+        return self._output_class(*output) if by_name and self._output_class is not None else output
+
+
+class EngineContext(_MethodInstead):
+    """Stands for a denoiser's ``cache_context``: what is called inside belongs to one of diffusers' cache contexts."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__(denoiser, "cache_context")
+
+    @contextmanager
+    def __call__(self, name: str, **details: Any) -> Iterator[None]:
+        """Enter the denoiser's own context and the engine's: contexts do not see each other's messages."""
+        engine = self.engine
+        with self.original(name, **details):
+            if engine is not None:
+                engine.in_context(name)
+            try:
+                yield
+            finally:
+                if engine is not None:
+                    engine.in_context("")
+
+
+class Takeover:
+    """The methods of a denoiser that an engine is to take over."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._denoiser = denoiser
+        self._forward = EngineForward(denoiser)
+        self._methods: list[_MethodInstead] = [self._forward]
+        if hasattr(denoiser, "cache_context"):
+            self._methods.append(EngineContext(denoiser))
+
+    def bare(self) -> nn.Module:
+        """The denoiser as the engine is to trace it: without its own hooks, which run around the engine anyway."""
+        made = without_own_hooks(self._denoiser)
+        for method in self._methods:
+            method.remove_from(made)
+        return made
+
+    @contextmanager
+    def by(self, engine: Engine) -> Iterator[None]:
+        """Have the engine compute the denoiser's calls inside the block; afterwards the denoiser is as it was.
+
+        What somebody puts around the methods inside the block stays, and works.
+        """
+        with compiled_call_set_aside(self._denoiser), ExitStack() as stack:
+            for method in self._methods:
+                stack.enter_context(method.in_place(engine))
+            yield
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _leads_to(method: Any, wanted: Any) -> bool:
+    """Whether a method is ``wanted`` or, as functools.wraps notes it, wraps it."""
+    while method is not None and method is not wanted:
+        method = getattr(method, "__wrapped__", None)
+    return method is wanted
 
 
 def _output_class(denoiser: nn.Module) -> type | None:

@@ -61,6 +61,7 @@ class Engine:
         *,
         devices: Sequence[str] | None = None,
         scheduler: Callable[[], Any] | None = None,
+        traced: Callable[[], nn.Module] | None = None,
     ) -> None:
         """Trace the denoiser, start the ranks and give each its part.
 
@@ -72,6 +73,8 @@ class Engine:
             scheduler: gives the pipeline's diffusers scheduler, from which the start of a trajectory and its noise
                 schedule are read. Without it a trajectory is taken to start where the timestep rises, and a look-ahead
                 plan runs async.
+            traced: gives the module to trace in the denoiser's place, where it is to be traced without something that
+                runs anyway. Default: the denoiser.
 
         Raises:
             PlanMismatch: the plan does not fit the denoiser or the devices; nothing was started.
@@ -92,7 +95,7 @@ class Engine:
         self._trajectories = Trajectories(_run_mode(plan, self.options), self.options.microbatches)
         self._calls = CallReader(denoiser, plan)
         self._weights = Weights(denoiser)
-        self._graphs = TracedGraphs(denoiser, plan, self._calls, self._weights)
+        self._graphs = TracedGraphs(denoiser, plan, self._calls, traced)
         planned = self._graphs.planned()
         give_back()  # what tracing took
         held = next(denoiser.parameters(), None)
@@ -144,6 +147,7 @@ class Engine:
         started = Recorder.now()
         home = next(iter(tensors.values())).device
         tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
+        self._distribution.recover()
         branches = self._calls.halves(tensors)
         built = self._graph_of(branches[0], form)
         part = self._graph_of_part(built, branches[0], form)
@@ -196,11 +200,16 @@ class Engine:
         """End the ranks and give the denoiser its parameters back; nothing is left running. May be called again.
 
         Raises:
-            EngineError: a file that holds the denoiser's parameters cannot be read any more.
+            EngineError: a file that held parameters of the denoiser was written to, and the ranks that have them, too,
+                have failed. All others are given back before that.
         """
         with self._lock:
-            self._end()
-            self._weights.restore()
+            try:
+                if not self._closed:
+                    self._distribution.recover()
+            finally:
+                self._end()
+                self._weights.restore()
 
     def _check_open(self) -> None:
         if self._closed:

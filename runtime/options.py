@@ -22,8 +22,9 @@ class EngineOptions:
         mode: how steps after the warm-up are run: "lookahead" or "async".
         correct: in look-ahead, correct the output for the error of the predicted latent (docs/concepts/look-ahead.md).
         check_finite: stop with NonFiniteValue at the first NaN or Inf, naming the node that made it. Slow.
-        keep_weights: keep in this process, while the engine runs, the parameters that only other ranks need. By
-            default those that the denoiser's files can give back are released until ``close``.
+        keep_weights: keep in this process's memory, while the engine runs, the parameters that only other ranks
+            need. By default those that one of the denoiser's files holds in the same dtype are views of it until
+            ``close``.
         compile: compile each rank's segments by torch.compile. The first calls take minutes, and results differ in
             the last bits.
         cuda_graphs: replay each rank's segments from CUDA graphs, on GPUs.

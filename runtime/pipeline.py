@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from partitioner.plan.plan import Plan
-from runtime.denoiser import DistributedDenoiser, denoiser_name
+from runtime.denoiser import Takeover, denoiser_name, plain_denoiser
 from runtime.engine import Engine
 from runtime.errors import InputError, PlanMismatch
 from runtime.options import EngineOptions
@@ -29,7 +30,7 @@ def parallelize(
     sizes: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Iterator[Engine]:
-    """Run a pipeline's denoiser by a plan inside a ``with`` block; its end puts the denoiser back and ends the ranks.
+    """Run a pipeline's denoiser by a plan inside a ``with`` block; its end gives the denoiser back and ends the ranks.
 
     Args:
         pipe: a diffusers pipeline with a ``unet`` or a ``transformer``.
@@ -56,29 +57,45 @@ def parallelize(
     options = replace(options or EngineOptions(), **overrides)
     if options.transport == "processes":
         join(options.startup_timeout_s)
-    name = denoiser_name(pipe)
-    denoiser = getattr(pipe, name)
-    if plan is None:
-        loaded = plan_for(pipe, devices, sizes or {})
-    else:
-        loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
+    with plain_denoiser(pipe, denoiser_name(pipe)) as denoiser:
+        takeover = Takeover(denoiser)
+        if plan is None:
+            loaded = plan_for(pipe, devices, sizes or {})
+        else:
+            loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
+        devices, options = _places(denoiser, loaded, devices, options, transport_is_given="transport" in overrides)
+        scheduler = partial(getattr, pipe, "scheduler", None)
+        with (
+            Engine(denoiser, loaded, options, devices=devices, scheduler=scheduler, traced=takeover.bare) as engine,
+            takeover.by(engine),
+        ):
+            yield engine
+
+
+def _places(
+    denoiser: nn.Module,
+    plan: Plan,
+    devices: Sequence[str] | int | None,
+    options: EngineOptions,
+    *,
+    transport_is_given: bool,
+) -> tuple[Sequence[str], EngineOptions]:
+    """The device of each rank, and the options with the transport that ranks on such devices need.
+
+    Raises:
+        InputError: ranks on GPUs were asked for under torchrun.
+        PlanMismatch: this machine has too few GPUs.
+    """
     if devices is None or isinstance(devices, int):
-        devices = default_devices(denoiser, loaded.ranks)
-    if any(device.startswith("cuda") for device in devices) and "transport" not in overrides:
+        devices = default_devices(denoiser, plan.ranks)
+    if any(device.startswith("cuda") for device in devices) and not transport_is_given:
         if launched():
             raise InputError(
                 "under torchrun every rank is a process, and ranks on GPUs are threads of one; leave torchrun out for "
                 'the GPUs of one machine, or keep the pipeline on cpu, or ask for transport="processes"'
             )
         options = replace(options, transport="threads")
-    with Engine(
-        denoiser, loaded, options, devices=devices, scheduler=lambda: getattr(pipe, "scheduler", None)
-    ) as engine:
-        setattr(pipe, name, DistributedDenoiser(denoiser, engine))
-        try:
-            yield engine
-        finally:
-            setattr(pipe, name, denoiser)
+    return devices, options
 
 
 def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str, Any]) -> Plan:

@@ -65,6 +65,7 @@ TOUCH_TORCH = {
     "partitioner.costs.timing",
     "partitioner.graph.arguments",
     "partitioner.graph.export",
+    "partitioner.graph.fakes",
     "partitioner.graph.operators",
     "partitioner.graph.reader",
     "partitioner.graph.storages",

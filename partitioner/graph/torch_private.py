@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import linecache
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from torch import nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed import ProcessGroupGloo
@@ -21,10 +24,13 @@ __all__ = [
     "FakeTensorMode",
     "OpOverload",
     "aliased_argument",
+    "compiled_call_set_aside",
     "forget_source_with",
     "forgotten_sources",
     "is_mutated_argument",
     "tree_unflatten",
+    "uncompiled",
+    "without_own_hooks",
 ]
 
 
@@ -75,6 +81,31 @@ def forget_source_with(module: GraphModule) -> None:
 def _forget_source(name: str) -> None:
     _loader.eval_cache.pop(name, None)
     linecache.cache.pop(name, None)
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that ``torch.compile(module)`` wraps, or the module itself."""
+    inner: nn.Module = getattr(module, "_orig_mod", module)
+    return inner
+
+
+@contextmanager
+def compiled_call_set_aside(module: nn.Module) -> Iterator[None]:
+    """Inside the block, ``module(...)`` runs uncompiled, even after ``module.compile()``; what the block sets stays."""
+    compiled = vars(module).pop("_compiled_call_impl", None)
+    try:
+        yield
+    finally:
+        if compiled is not None:
+            vars(module).setdefault("_compiled_call_impl", compiled)
+
+
+def without_own_hooks(module: nn.Module) -> nn.Module:
+    """A shallow copy of a module, which shares all that it has, but for hooks on its own call."""
+    made = copy.copy(module)
+    made._forward_hooks = OrderedDict()
+    made._forward_pre_hooks = OrderedDict()
+    return made
 
 
 _MAY_ALIAS = {"aten::reshape", "aten::contiguous", "aten::flatten", "aten::to", "aten::dropout"}

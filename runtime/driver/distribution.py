@@ -11,7 +11,7 @@ from runtime.options import EngineOptions
 from runtime.ranks.base import Ranks
 from runtime.transport.mailbox import MessageKey
 from runtime.transport.weights import Weights
-from runtime.worker.commands import Build, Load
+from runtime.worker.commands import Build, Load, SendBack
 from runtime.worker.worker import PARAMETER_CONTEXT
 
 
@@ -59,13 +59,29 @@ class Distribution:
     def release(self) -> None:
         """Let go of the parameters that only other processes need, if the options want that; files hold them."""
         if self._releases:
-            self._weights.release(self._loaded[0])
+            self._weights.release([path for paths in self._loaded[1:] for path in paths], self._loaded[0])
+
+    def recover(self) -> None:
+        """Have ranks send back the parameters that were let go of and whose file has been written to since.
+
+        Raises:
+            EngineError: a rank that has them has ended.
+        """
+        lost = {parameter.path: parameter for parameter in self._weights.lost()}
+        for rank in range(1, self._plan.ranks):
+            wanted = tuple(lost.pop(path) for path in list(lost) if path in self._loaded[rank])
+            if wanted:
+                self._lists += 1
+                command = SendBack(-self._lists, wanted, rank)
+                self._ranks.worker.mailbox.register(command.table, command.wires)
+                self._ranks.command(rank, command)
+                self._weights.put_back(self._ranks.run(self._ranks.worker.receive_back(command)))
 
     def _send_parameters(self, rank: int, missing: tuple[Parameter, ...]) -> None:
         """Have a rank read parameters from files, and send it those that no file holds."""
         self._lists += 1
-        files = self._weights.files_of(missing) if self._in_processes else {}
-        files = self._ranks.readable(rank, files)
+        stored_in = self._weights.files_of(missing) if self._in_processes else {}
+        files = self._ranks.readable(rank, {path: stored.file for path, stored in stored_in.items()})
         sent = tuple(p for p in missing if p.path not in files)
         stored = tuple(p for p in missing if p.path in files)
         offsets = self._weights.offsets_of((*sent, *stored))

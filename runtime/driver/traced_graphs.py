@@ -13,11 +13,11 @@ from torch import nn
 
 from partitioner.errors import PartitionerError, TraceError, first_line
 from partitioner.graph.export import trace
+from partitioner.graph.fakes import traceable
 from partitioner.graph.ir import TracedGraph
 from partitioner.plan.plan import Plan
 from runtime.driver.call_arguments import CallForm, CallReader, CallSignature, Tensors, call_signature, graph_signature
 from runtime.errors import InputError, PlanMismatch
-from runtime.transport.weights import Weights
 from runtime.worker.specs import ComponentSpec, PreambleSpec, build_specs
 
 
@@ -41,11 +41,13 @@ class BuiltGraph:
 class TracedGraphs:
     """Traces a denoiser for the calls that it is given, checks each graph against the plan, and keeps it."""
 
-    def __init__(self, denoiser: nn.Module, plan: Plan, calls: CallReader, weights: Weights) -> None:
+    def __init__(
+        self, denoiser: nn.Module, plan: Plan, calls: CallReader, traced: Callable[[], nn.Module] | None = None
+    ) -> None:
         self._denoiser = denoiser
+        self._traced = traced or (lambda: denoiser)  # gives what stands for the denoiser when it is traced
         self._plan = plan
         self._calls = calls
-        self._weights = weights
         self._graphs: dict[CallSignature, BuiltGraph] = {}
 
     def planned(self) -> BuiltGraph:
@@ -99,8 +101,8 @@ class TracedGraphs:
     def _trace(
         self, example: Callable[[], Mapping[str, Any]], roles: Mapping[str, str], *, same_denoiser: bool = False
     ) -> BuiltGraph:
-        with self._weights.traceable():
-            graph = trace(self._denoiser, example(), roles, model=self._plan.model)
+        with traceable(self._denoiser):
+            graph = trace(self._traced(), example(), roles, model=self._plan.model)
         if not getattr(self._denoiser, "peft_config", None):
             self._plan.check(graph)  # a LoRA changes the graph; its layers follow those that they wrap
         placement = self._plan.place(graph, same_denoiser=same_denoiser)

@@ -17,7 +17,7 @@ import torch
 from runtime.devices.stream import DeviceStream
 from runtime.ranks.rank_report import Report
 from runtime.transport.local import LocalMailbox
-from runtime.worker.commands import Build, Evaluate, Load, Setup
+from runtime.worker.commands import Build, Load, RankCommand, SendBack, Setup
 from runtime.worker.waiting import Waiting
 from runtime.worker.worker import Worker
 
@@ -38,7 +38,7 @@ class Ranks(ABC):
         return DeviceStream(0, self.worker.device)
 
     @abstractmethod
-    def command(self, rank: int, command: Build | Load | Evaluate) -> None:
+    def command(self, rank: int, command: RankCommand) -> None:
         """Tell a rank other than 0 what to do next; returns at once."""
 
     def readable(self, rank: int, files: Mapping[str, Path]) -> dict[str, Path]:
@@ -79,9 +79,12 @@ def local_workers(setups: Sequence[Setup]) -> list[Worker]:
     return [Worker(setup, mailbox) for setup, mailbox in zip(setups, peers, strict=True)]
 
 
-def begin_work(worker: Worker, command: Build | Load | Evaluate) -> Waiting[Any] | None:
+def begin_work(worker: Worker, command: RankCommand) -> Waiting[Any] | None:
     """The work that a command means for a worker; None where it is done already."""
     if isinstance(command, Build):
         worker.build(command)
+        return None
+    if isinstance(command, SendBack):
+        worker.send_back(command)
         return None
     return worker.load(command) if isinstance(command, Load) else worker.evaluate(command)

@@ -11,7 +11,7 @@ import torch
 from runtime.errors import RankStalled
 from runtime.ranks.base import Ranks, T, begin_work, local_workers
 from runtime.ranks.rank_report import Report, report
-from runtime.worker.commands import Build, Evaluate, Load, Setup
+from runtime.worker.commands import RankCommand, Setup
 from runtime.worker.waiting import Waiting
 
 
@@ -23,7 +23,7 @@ class EmulatedRanks(Ranks):
         self.worker = self._workers[0]
         self._queues: list[deque[Waiting[Any]]] = [deque() for _ in setups]
 
-    def command(self, rank: int, command: Build | Load | Evaluate) -> None:
+    def command(self, rank: int, command: RankCommand) -> None:
         work = begin_work(self._workers[rank], command)
         if work is not None:
             self._queues[rank].append(work)

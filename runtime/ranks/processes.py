@@ -32,7 +32,7 @@ from runtime.ranks.supervisor import RankHandle, Supervisor, announce
 from runtime.transport.gloo import GlooMailbox
 from runtime.transport.mailbox import PeerLost
 from runtime.transport.rendezvous import Rendezvous
-from runtime.worker.commands import Build, Evaluate, Load, Setup, Stop
+from runtime.worker.commands import Load, RankCommand, Setup, Stop
 from runtime.worker.waiting import Waiting, run_to_end
 from runtime.worker.worker import Worker
 
@@ -170,7 +170,7 @@ class ProcessRanks(Ranks):
 
     # ---- work
 
-    def command(self, rank: int, command: Build | Load | Evaluate) -> None:
+    def command(self, rank: int, command: RankCommand) -> None:
         self._failure.check()
         handle = self._handles[rank]
         if isinstance(command, Load):

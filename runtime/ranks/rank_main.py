@@ -18,12 +18,13 @@ import torch
 from partitioner.process import keep_freed_memory
 from runtime.devices.memory import read_in_libraries
 from runtime.errors import EngineError, RankError
+from runtime.ranks.base import begin_work
 from runtime.ranks.rank_messages import Address, Answer, Ask, Failed, Lost, Ready, Welcome
 from runtime.ranks.rank_report import report
 from runtime.transport.gloo import GlooMailbox
 from runtime.transport.mailbox import PeerLost
 from runtime.transport.rendezvous import Rendezvous
-from runtime.worker.commands import Build, Evaluate, Load, Stop
+from runtime.worker.commands import Load, RankCommand, Stop
 from runtime.worker.waiting import run_to_end
 from runtime.worker.worker import Worker
 
@@ -53,7 +54,7 @@ class _Rank:
         self._connection = connection
         self._welcome = welcome
         self._lock = threading.Lock()
-        self._commands: SimpleQueue[Build | Load | Evaluate | Stop] = SimpleQueue()
+        self._commands: SimpleQueue[RankCommand | Stop] = SimpleQueue()
         self._rendezvous = Rendezvous(lambda k, v: self._send(Address(k, v)), welcome.startup_timeout_s)
         self._mailbox: GlooMailbox | None = None
         self._worker: Worker | None = None
@@ -84,12 +85,10 @@ class _Rank:
         assert self._worker is not None
         worker, loads = self._worker, 0
         while not isinstance(command := self._commands.get(), Stop):
-            if isinstance(command, Evaluate):
-                run_to_end(worker.evaluate(command), worker.mailbox)
-            elif isinstance(command, Build):
-                worker.build(command)
-            else:
-                run_to_end(worker.load(command), worker.mailbox)
+            work = begin_work(worker, command)
+            if work is not None:
+                run_to_end(work, worker.mailbox)
+            if isinstance(command, Load):
                 loads += 1
                 self._send(Ready(loads))
 

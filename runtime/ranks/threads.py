@@ -18,7 +18,7 @@ from runtime.ranks.base import Ranks, T, begin_work, local_workers
 from runtime.ranks.diagnosis import diagnose
 from runtime.ranks.rank_report import Report, report
 from runtime.transport.stream_mailbox import StreamMailbox
-from runtime.worker.commands import Build, Evaluate, Load, Setup, Stop
+from runtime.worker.commands import RankCommand, Setup, Stop
 from runtime.worker.waiting import Waiting, run_to_end
 from runtime.worker.worker import Worker
 
@@ -60,7 +60,7 @@ class ThreadRanks(Ranks):
     def stream(self) -> DeviceStream:
         return self._streams[0]
 
-    def command(self, rank: int, command: Build | Load | Evaluate) -> None:
+    def command(self, rank: int, command: RankCommand) -> None:
         with self._idle:
             self._pending[rank] += 1
         self._queues[rank].put(command)

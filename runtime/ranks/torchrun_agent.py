@@ -32,7 +32,7 @@ from runtime.ranks.torchrun_messages import (
     Same,
 )
 from runtime.transport.rendezvous import driver_key, launcher_store
-from runtime.transport.weights import digest_of
+from runtime.transport.weight_files import digest_of
 
 _CONNECT_S = 20.0  # for a connection to the driver, and again for its handshake
 

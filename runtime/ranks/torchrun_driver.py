@@ -24,7 +24,7 @@ from runtime.ranks.launch import Launched, Launcher
 from runtime.ranks.remote_agent import RemoteAgent, RemoteProcess
 from runtime.ranks.torchrun_messages import Attach, Begin, Compare, Goodbye, Introduction
 from runtime.transport.rendezvous import driver_key, launcher_store
-from runtime.transport.weights import digest_of
+from runtime.transport.weight_files import digest_of
 
 _GREETING_S = 5.0  # for the handshake and the first message of whoever connects
 

@@ -51,7 +51,7 @@ class Load:
 
     parameters: those that arrive as messages of ``table``, in this order. stored: those to be read from files, each
     with its file. offsets: where each begins in memory, of ``parameters`` and then of ``stored``
-    (see runtime.transport.weights.at_offset).
+    (see runtime.transport.weight_files.at_offset).
     """
 
     table: int
@@ -63,6 +63,20 @@ class Load:
     def wires(self) -> tuple[Expected, ...]:
         """What the messages of ``table`` are."""
         return tuple(Expected(p.path, p.meta, (DRIVER,)) for p in self.parameters)
+
+
+@dataclass(frozen=True)
+class SendBack:
+    """Send parameters to the driver, as messages of ``table`` in this order. rank: whose command it is."""
+
+    table: int
+    parameters: tuple[Parameter, ...]
+    rank: int
+
+    @property
+    def wires(self) -> tuple[Expected, ...]:
+        """What the messages of ``table`` are."""
+        return tuple(Expected(p.path, p.meta, (self.rank,)) for p in self.parameters)
 
 
 @dataclass(frozen=True)
@@ -107,3 +121,6 @@ class Evaluate:
 @dataclass(frozen=True)
 class Stop:
     """End."""
+
+
+RankCommand = Build | Load | SendBack | Evaluate

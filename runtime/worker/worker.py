@@ -17,8 +17,8 @@ from partitioner.graph.ir import Role
 from partitioner.plan.program import Compute, Receive
 from runtime.devices.memory import give_back, resident_bytes
 from runtime.transport.mailbox import Expected, Mailbox, MessageKey
-from runtime.transport.weights import at_offset, read_stored
-from runtime.worker.commands import DRIVER, Build, Evaluate, Load, Setup
+from runtime.transport.weight_files import at_offset, read_stored
+from runtime.worker.commands import DRIVER, Build, Evaluate, Load, SendBack, Setup
 from runtime.worker.component import Component
 from runtime.worker.lagged import LaggedTensor
 from runtime.worker.microbatches import PartsOfMessages
@@ -109,6 +109,21 @@ class Worker:
             self.parameters[parameter.path] = at_offset(received, command.offsets[index])
         give_back()  # what parameters were received in, or read through
         self.busy = False
+
+    def send_back(self, command: SendBack) -> None:
+        """Send parameters to the driver, which has lost them."""
+        self.mailbox.register(command.table, command.wires)
+        for index, parameter in enumerate(command.parameters):
+            key = MessageKey(command.table, index, PARAMETER_CONTEXT, 0)
+            self.mailbox.send([DRIVER], key, self.parameters[parameter.path])
+
+    def receive_back(self, command: SendBack) -> Waiting[dict[str, torch.Tensor]]:
+        """Take the parameters that another rank sends back, by path; the driver's worker only, told of its table."""
+        received = {}
+        for index, parameter in enumerate(command.parameters):
+            key = MessageKey(command.table, index, PARAMETER_CONTEXT, 0)
+            received[parameter.path] = yield from self._receive(key)
+        return received
 
     def evaluate(self, command: Evaluate) -> Waiting[dict[str, torch.Tensor]]:
         """Run one evaluation; its value is the denoiser's results that this component computes, by value name.

@@ -16,7 +16,7 @@ from partitioner.models.spec import model_spec, trace_model
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import seat_of
 from runtime import parallelize
-from runtime.denoiser import DistributedDenoiser, denoiser_name
+from runtime.denoiser import denoiser_name
 from runtime.errors import InputError, PlanMismatch
 from runtime.worker.specs import build_specs
 from tests.support import pipelines
@@ -284,27 +284,25 @@ def test_two_branches_of_two_components_lag_within_each(case: Case) -> None:
 # ---- the denoiser's place
 
 
-def test_the_denoiser_looks_the_same_and_is_put_back(case: Case, tmp_path: Path) -> None:
+def test_the_denoiser_stays_in_its_place(case: Case, tmp_path: Path) -> None:
     pipe, plan = case.load(), case.plan(2)
     plan.save(tmp_path / "a.plan.json")
-    denoiser = pipe.unet
-    with parallelize(pipe, tmp_path / "a.plan.json", transport="emulation"):
-        standing_in = pipe.unet
-        assert isinstance(standing_in, DistributedDenoiser)
-        assert standing_in.config is denoiser.config
-        assert (standing_in.dtype, standing_in.device) == (denoiser.dtype, denoiser.device)
-        assert standing_in.conv_in is denoiser.conv_in
-        assert list(standing_in.parameters()) == []
-        assert not hasattr(standing_in, "no_such_attribute")
+    denoiser, before = pipe.unet, dict(vars(pipe.unet))
+    with parallelize(pipe, tmp_path / "a.plan.json", transport="emulation") as engine:
+        assert pipe.unet is denoiser
+        assert sum(parameter.numel() for parameter in pipe.unet.parameters()) == denoiser.num_parameters()
+        pipelines.call(pipe, steps=1)
+        assert engine.stats.steps == 1
     assert pipe.unet is denoiser
+    assert vars(denoiser) == before
 
 
 def test_the_denoiser_is_put_back_when_the_body_raises(case: Case) -> None:
     pipe = case.load()
-    denoiser = pipe.unet
+    before = dict(vars(pipe.unet))
     with pytest.raises(ZeroDivisionError), parallelize(pipe, case.plan(2), transport="emulation"):
         raise ZeroDivisionError
-    assert pipe.unet is denoiser
+    assert vars(pipe.unet) == before
 
 
 def test_return_dict_and_timesteps_are_as_the_denoiser_takes_them(exactly: Any, case: Case) -> None:
@@ -330,27 +328,6 @@ def test_a_call_with_another_argument_is_refused_in_words(exactly: Any) -> None:
         exactly.unet(**arguments, encoder_attention_mask=torch.ones(2, 16))
     with pytest.raises(InputError, match=r"does not fit this call.*partition-model.*--height"):
         exactly.unet(**{**arguments, "sample": torch.randn(2, 3, 16, 16)})
-
-
-def test_cache_contexts_of_the_pipeline_reach_the_engine(case: Case) -> None:
-    """As WanPipeline does: the conditional and the unconditional call of a step under names of their own."""
-    pipe, plan = case.load(), case.plan(2)
-    sample = {name: torch.randn(STEPS, 2, 4, 16, 16) for name in ("cond", "uncond")}
-    prompt = {name: torch.randn(2, 16, 32) for name in sample}
-
-    def run(names: tuple[str, ...]) -> dict[str, list[torch.Tensor]]:
-        got: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-        with torch.no_grad(), parallelize(pipe, plan, transport="emulation"):
-            pipe.scheduler.set_timesteps(STEPS)
-            for step, timestep in enumerate(pipe.scheduler.timesteps):
-                for name in names:
-                    with pipe.unet.cache_context(name):
-                        got[name] += pipe.unet(sample[name][step], timestep, prompt[name], return_dict=False)
-        return got
-
-    together, alone = run(("cond", "uncond")), {**run(("cond",)), **run(("uncond",))}
-    for name in together:
-        assert all(torch.equal(a, b) for a, b in zip(together[name], alone[name], strict=True))
 
 
 # ---- what is refused

@@ -23,9 +23,9 @@ def test_a_second_graph_brings_no_parameter_again(monkeypatch: pytest.MonkeyPatc
     told: list[Any] = []
     command = ranks.command
     monkeypatch.setattr(ranks, "command", lambda rank, what: (told.append(what), command(rank, what)))
-    calls, weights = CallReader(DENOISER, plan), Weights(DENOISER)
-    graphs = TracedGraphs(DENOISER, plan, calls, weights)
-    distribution = Distribution(plan, options, ranks, weights)
+    calls = CallReader(DENOISER, plan)
+    graphs = TracedGraphs(DENOISER, plan, calls)
+    distribution = Distribution(plan, options, ranks, Weights(DENOISER))
 
     first = graphs.planned()
     distribution.give(first)

@@ -1,163 +1,241 @@
-"""Where parameters are read from, and what the driver lets go of meanwhile."""
+"""Where parameters lie: which of them become views of a file, and what they are afterwards."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from partitioner.graph.export import trace
 from partitioner.graph.ir import Parameter, TensorMeta
 from runtime.errors import EngineError, PlanMismatch
-from runtime.transport.weights import Weights, digest_of, read_stored
+from runtime.transport.weight_files import at_offset, offset_of
+from runtime.transport.weights import Weights
 
-ROLES = {"sample": "latent", "timestep": "timestep", "encoder_hidden_states": "prompt"}
+
+class Loaded(nn.Module):
+    """Two layers and a buffer; as from_pretrained makes it: views of the mapped file, whose folder it names."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.one = nn.Linear(40, 30)
+        self.two = nn.Linear(30, 20)
+        self.register_buffer("table", torch.arange(7.0))
+        self.config = SimpleNamespace(_name_or_path=str(folder))
 
 
 @pytest.fixture
-def unet(tmp_path: Path) -> Any:
-    """A small UNet, loaded from a folder."""
-    from diffusers import UNet2DConditionModel
-
+def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    made = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2,
-    )  # fmt: skip
-    made.save_pretrained(tmp_path / "unet")
-    return UNet2DConditionModel.from_pretrained(tmp_path / "unet")
+    save_file(
+        {name: value.clone() for name, value in Loaded(tmp_path).state_dict().items()}, tmp_path / "a.safetensors"
+    )
+    return tmp_path
 
 
-def wanted(module: torch.nn.Module, *paths: str) -> tuple[Parameter, ...]:
+@pytest.fixture
+def module(folder: Path) -> Loaded:
+    return load(folder)
+
+
+def load(folder: Path) -> Loaded:
+    from safetensors import safe_open
+
+    made = Loaded(folder)
+    with safe_open(folder / "a.safetensors", framework="pt") as opened:
+        made.load_state_dict({name: opened.get_tensor(name) for name in made.state_dict()}, assign=True)
+    return made
+
+
+def wanted(module: nn.Module, *paths: str) -> tuple[Parameter, ...]:
     state = module.state_dict()
     return tuple(
-        Parameter(path.replace(".", "_"), path, TensorMeta(tuple(state[path].shape), state[path].stride(), "float32"))
-        for path in paths
+        Parameter(path, path, TensorMeta(tuple(state[path].shape), state[path].stride(), "float32"))
+        for path in paths or state
     )
 
 
-def example() -> dict[str, Any]:
-    return {
-        "sample": torch.zeros(1, 4, 8, 8),
-        "timestep": torch.tensor(1.0),
-        "encoder_hidden_states": torch.zeros(1, 3, 8),
-        "return_dict": False,
-    }
+def release(module: nn.Module, *kept: str) -> Weights:
+    weights = Weights(module)
+    weights.take_out(wanted(module, *kept) if kept else ())
+    weights.files_of(wanted(module))
+    weights.release(list(module.state_dict()), kept)
+    return weights
 
 
-def test_only_what_a_file_holds_is_read_from_it(unet: Any) -> None:
-    with torch.no_grad():
-        unet.conv_out.weight.mul_(2)
-    weights = Weights(unet)
-    files = weights.files_of(wanted(unet, "conv_in.weight", "conv_out.weight"))
-    assert list(files) == ["conv_in.weight"]
-    stored = read_stored(files["conv_in.weight"], "conv_in.weight", wanted(unet, "conv_in.weight")[0].meta)
-    assert torch.equal(stored, unet.conv_in.weight)
+def values(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def test_released_parameters_come_back_bit_for_bit(unet: Any) -> None:
-    with torch.no_grad():
-        unet.conv_out.weight.mul_(2)
-    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    weights = Weights(unet)
-    weights.release({"conv_in.weight"})
-    names = set(dict(unet.named_parameters()))
-    assert weights.released == names - {"conv_in.weight", "conv_out.weight"}  # kept, and in no file
-    assert sum(p.numel() for p in unet.parameters()) == unet.conv_in.weight.numel() + unet.conv_out.weight.numel()
-    given = weights.tensors_of(wanted_by(before, "conv_in.bias", "conv_out.weight"))
-    assert torch.equal(given["conv_in.bias"], before["conv_in.bias"])
-    assert torch.equal(given["conv_out.weight"], before["conv_out.weight"])
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def is_mapped(tensor: torch.Tensor) -> bool:
+    """Whether it lies in a mapped file of weights."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= tensor.data_ptr() < last:
+            return ".safetensors" in line
+    return False
+
+
+PARAMETERS = {"one.weight", "one.bias", "two.weight", "two.bias"}
+
+
+def test_released_parameters_are_views_of_a_file_and_come_back_bit_for_bit(module: Loaded) -> None:
+    before = values(module)
+    offsets = {name: offset_of(parameter) for name, parameter in module.named_parameters()}
+    addresses = {tensor.data_ptr() for tensor in module.state_dict().values()}
+    weights = release(module, "one.bias")
+    assert weights.released == PARAMETERS - {"one.bias"}
+    assert {path for path, tensor in module.state_dict().items() if is_mapped(tensor)} == weights.released
+    assert same(values(module), before)
+    assert weights.offsets_of(wanted(module, *offsets)) == tuple(offsets.values())
+    assert not addresses & {tensor.data_ptr() for tensor in module.state_dict().values()}, "nothing keeps the first one"
     weights.restore()
     assert not weights.released
-    after = unet.state_dict()
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    for name, parameter in module.named_parameters():
+        assert not is_mapped(parameter)
+        assert offset_of(parameter) == offsets[name]
+    assert same(values(module), before)
 
 
-def wanted_by(state: dict[str, torch.Tensor], *paths: str) -> tuple[Parameter, ...]:
-    return tuple(
-        Parameter(path, path, TensorMeta(tuple(state[path].shape), state[path].stride(), "float32")) for path in paths
-    )
-
-
-@pytest.mark.slow
-def test_a_denoiser_is_traced_alike_while_its_parameters_are_released(unet: Any) -> None:
-    unet.eval()
-    whole = trace(unet, example(), ROLES)
-    weights = Weights(unet)
-    weights.release(set())
-    assert weights.released
-    with weights.traceable():
-        again = trace(unet, example(), ROLES)
-    assert again.fingerprint == whole.fingerprint
-    assert all(p.numel() == 0 for p in unet.parameters())
-    with pytest.raises(EngineError, match="is run by an engine now"):
-        unet(**example())
+def test_whoever_reads_released_parameters_sees_their_values(module: Loaded, tmp_path: Path) -> None:
+    before, inputs = values(module), torch.ones(1, 40)
+    expected = module.two(module.one(inputs))
+    weights = release(module)
+    assert same(values(copy.deepcopy(module)), before)
+    assert same(values(pickle.loads(pickle.dumps(module))), before)
+    torch.save(module.state_dict(), tmp_path / "state.pt")
+    assert same(torch.load(tmp_path / "state.pt"), before)
+    save_file(module.state_dict(), tmp_path / "a.safetensors")  # the file that they lie in
+    assert torch.equal(module.two(module.one(inputs)), expected)
+    assert not weights.lost()
+    assert weights.files_of(wanted(module)).keys() == before.keys()
+    with torch.no_grad():
+        module.one.weight.add_(1)
+    save_file(module.state_dict(), tmp_path / "a.safetensors")
+    assert same(values(load(tmp_path)), values(module))
     weights.restore()
-    assert torch.isfinite(unet(**example())[0]).all()
+    assert same(values(load(tmp_path)), values(module))
 
 
-def test_a_cast_denoiser_is_read_in_its_own_dtype(unet: Any) -> None:
-    half = unet.to(torch.float16)
-    before = half.conv_in.weight.clone()
-    weights = Weights(half)
-    weights.release(set())
-    assert "conv_in.weight" in weights.released
+def test_what_was_changed_meanwhile_stays_as_it_is(module: Loaded) -> None:
+    before = values(module)
+    weights = release(module)
+    with torch.no_grad():
+        module.one.weight.mul_(2)
+    module.one.bias.data.mul_(3)  # raises no version
+    module.two.weight.data = before["two.weight"].half()
+    assert weights.files_of(wanted(module)).keys() == {"two.weight", "two.bias", "table"}, "halves can be read, too"
+    module.two = nn.Sequential(module.two)  # type: ignore[assignment] # as LoRA's layers do, it moves paths
     weights.restore()
-    assert half.conv_in.weight.dtype == torch.float16
-    assert torch.equal(half.conv_in.weight, before)
+    assert torch.equal(module.one.weight, 2 * before["one.weight"])
+    assert torch.equal(module.one.bias, 3 * before["one.bias"])
+    assert torch.equal(module.two[0].weight, before["two.weight"].half())
+    assert torch.equal(module.two[0].bias, before["two.bias"])
+    assert not any(is_mapped(tensor) for tensor in module.state_dict().values())
 
 
-def test_tied_parameters_are_kept_together(tmp_path: Path) -> None:
-    class Tied(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one = torch.nn.Linear(4, 4, bias=False)
-            self.two = torch.nn.Linear(4, 4, bias=False)
-            self.two.weight = self.one.weight
-            self.config = type("Config", (), {"_name_or_path": str(tmp_path)})()
+@pytest.mark.parametrize("truncate", [False, True])
+def test_a_file_that_is_written_to_in_place_is_noticed(module: Loaded, folder: Path, truncate: bool) -> None:
+    before = values(module)
+    weights = release(module)
+    assert not weights.lost()
+    module.two.bias.data = before["two.bias"].clone()
+    file = folder / "a.safetensors"
+    size = file.stat().st_size
+    file.write_bytes(b"" if truncate else bytes(size))
+    lost = weights.lost()
+    assert {parameter.path for parameter in lost} == PARAMETERS - {"two.bias"}
+    weights.put_back({parameter.path: before[parameter.path] for parameter in lost if parameter.path != "one.bias"})
+    assert [parameter.path for parameter in weights.lost()] == ["one.bias"]
+    with pytest.raises(
+        EngineError, match=r"a\.safetensors was written to .* its 1 parameters .* NaN now; load the pip"
+    ):
+        weights.restore()
+    assert module.one.bias.isnan().all()
+    del before["one.bias"]
+    assert same({name: tensor for name, tensor in values(module).items() if name != "one.bias"}, before)
 
-    module = Tied()
-    save_file({"one.weight": module.one.weight.detach()}, tmp_path / "model.safetensors")
+
+def test_a_file_that_is_gone_or_replaced_does_no_harm(module: Loaded, folder: Path) -> None:
+    before = values(module)
+    weights = release(module)
+    save_file({name: tensor + 1 for name, tensor in before.items()}, folder / "a.safetensors")
+    assert not weights.lost()
+    assert not weights.files_of(wanted(module)), "ranks would read other values"
+    (folder / "a.safetensors").unlink()
+    weights.restore()
+    assert same(values(module), before)
+
+
+def test_parameters_in_another_dtype_or_layout_than_the_file_stay(module: Loaded) -> None:
+    module.one.half()
+    module.two.weight.data = module.two.weight.data.t().contiguous().t()
+    before = values(module)
+    weights = release(module)
+    assert weights.released == {"two.bias"}
+    assert weights.files_of(wanted(module)).keys() == before.keys(), "ranks can read them all the same"
+    assert same(values(module), before)
+
+
+def test_a_cast_that_loses_nothing_is_read_from_the_file(folder: Path) -> None:
+    module = load(folder).half()
+    assert Weights(module).files_of(wanted(module)).keys() == module.state_dict().keys()
+    assert not release(module).released
+
+
+def test_tied_and_overlapping_parameters_stay_so(folder: Path) -> None:
+    module = load(folder)
+    module.three = nn.Linear(40, 30)
+    module.three.weight = module.one.weight
+    module.three.bias = nn.Parameter(module.one.bias.data[:])
+    module.four = nn.Linear(30, 20)
+    module.four.weight = module.two.weight
     weights = Weights(module)
-    weights.release({"two.weight"})
-    assert not weights.released
+    weights.files_of(wanted(module))
+    weights.release(list(module.state_dict()), ["three.weight"])
+    assert weights.released == {"two.weight", "two.bias"}
+    with torch.no_grad():
+        module.one.bias.fill_(5)
+    assert (module.three.bias == 5).all()
+    assert module.four.weight is module.two.weight
+    weights.restore()
 
 
-def test_without_files_everything_stays(unet: Any) -> None:
-    module = torch.nn.Linear(3, 3)
-    weights = Weights(module)
-    weights.release(set())
+def test_without_files_everything_stays() -> None:
+    module = nn.Linear(3, 3)
+    weights = release(module)
     assert not weights.released
     with pytest.raises(PlanMismatch, match=r"no parameter or buffer other\.weight"):
         weights.tensors_of([Parameter("x", "other.weight", TensorMeta((3,), (1,), "float32"))])
 
 
-def test_a_file_that_is_gone_is_named(unet: Any) -> None:
-    weights = Weights(unet)
-    weights.release(set())
-    file = next(iter(Path(unet.config._name_or_path).glob("*.safetensors")))
-    kept = file.read_bytes()
-    file.unlink()
-    with pytest.raises(EngineError, match=r"cannot be read back from .*diffusion_pytorch_model\.safetensors"):
-        weights.restore()
-    file.write_bytes(kept)
+def test_parameters_made_in_inference_mode_are_released_too(folder: Path) -> None:
+    with torch.inference_mode():
+        module = load(folder)
+        before = values(module)
+    weights = release(module)
+    assert weights.released == PARAMETERS
     weights.restore()
-    assert not weights.released
+    assert same(values(module), before)
 
 
-def test_a_file_counts_as_the_same_by_what_it_holds(tmp_path: Path) -> None:
-    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.0, dtype=torch.bfloat16), "c": torch.zeros(0, 3)}
-    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
-    save_file(tensors, one)
-    save_file({**tensors, "a": tensors["a"].view(3, 2), "c": tensors["c"].double()}, other)
-    for name in tensors:
-        assert digest_of(one, name) is not None
-        assert (digest_of(one, name) == digest_of(other, name)) == (name == "b")
-    assert digest_of(tmp_path / "none.safetensors", "a") is None
-    assert digest_of(one, "d") is None
-    one.write_bytes(b"garbage")
-    assert digest_of(one, "a") is None
+def test_tensors_of_parts_are_left_alone(folder: Path) -> None:
+    from torch.nested import nested_tensor
+
+    module: Any = load(folder)
+    module.register_buffer("odd", nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged))
+    weights = Weights(module)
+    weights.files_of([Parameter("odd", "odd", TensorMeta((2,), (1,), "float32"))])
+    weights.release(["one.weight", "odd"], [])
+    assert weights.released == set()  # nobody asked for its file
+    assert torch.equal(at_offset(module.one.weight.detach().clone(), 8), module.one.weight)
