@@ -6,28 +6,35 @@ import copy
 import linecache
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import torch
 from torch import nn
+from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed import ProcessGroupGloo
 from torch.distributed import Store as Store  # type: ignore[attr-defined] # public, but not in its __all__
 from torch.fx import GraphModule
 from torch.fx.graph_module import _loader
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map_only, tree_unflatten
 
 __all__ = [
+    "FakeTensor",
     "FakeTensorMode",
     "OpOverload",
     "aliased_argument",
     "compiled_call_set_aside",
+    "draws_random_numbers",
+    "fake_mode_of",
     "forget_source_with",
     "forgotten_sources",
     "is_mutated_argument",
+    "tree_leaves",
+    "tree_map_only",
     "tree_unflatten",
     "uncompiled",
     "without_own_hooks",
@@ -43,6 +50,22 @@ def is_mutated_argument(target: Any, position: int) -> bool:
         return False
     alias = arguments[position].alias_info
     return alias is not None and alias.is_write
+
+
+def draws_random_numbers(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of an operator takes numbers from torch's generator: dropout does only while it is training."""
+    if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    arguments = target._schema.arguments
+    given = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+    given |= dict(zip((argument.name for argument in arguments), args, strict=False)) | dict(kwargs)
+    return given.get("train") is not False and given.get("dropout_p") != 0
+
+
+def fake_mode_of(values: Sequence[Any]) -> FakeTensorMode:
+    """The mode that fake tensors among the values belong to, else a new one, which takes real tensors too."""
+    found = detect_fake_mode(list(values))
+    return found if found is not None else FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def aliased_argument(target: Any) -> int | None:

@@ -1,0 +1,152 @@
+"""Container: something that holds values that a forward may read, as the module state flattens, compares and restores.
+
+A dict, list, deque or set is its own container. Others wrap what holds values without being one of these: a function's
+cells and globals, an object's slots, a class's attributes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from types import CellType
+from typing import Any
+
+MISSING = object()  # stands for what is not there, such as an empty cell's content
+
+
+class Container(ABC):
+    """Named values that somebody holds, and that may be others later."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def items(self) -> Iterator[tuple[Hashable, Any]]:
+        """The values that it holds now, each with its name in it."""
+
+    @abstractmethod
+    def put_back(self, items: Sequence[tuple[Hashable, Any]]) -> None:
+        """Hold these values again, as ``items`` gave them earlier."""
+
+
+class DictContainer(Container):
+    """A dict, an object's attributes among them."""
+
+    __slots__ = ("held", "ignored")
+
+    def __init__(self, held: dict[Any, Any], ignored: frozenset[str] = frozenset()) -> None:
+        self.held = held
+        self.ignored = ignored
+
+    def items(self) -> Iterator[tuple[Hashable, Any]]:
+        return ((key, value) for key, value in dict.items(self.held) if key not in self.ignored)
+
+    def put_back(self, items: Sequence[tuple[Hashable, Any]]) -> None:
+        kind = OrderedDict if isinstance(self.held, OrderedDict) else dict  # whatever a subclass forbids
+        kept = [(key, value) for key, value in dict.items(self.held) if key in self.ignored]
+        kind.clear(self.held)
+        for key, value in (*items, *kept):
+            kind.__setitem__(self.held, key, value)
+
+
+class ListContainer(Container):
+    """A list or a deque."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: list[Any] | deque[Any]) -> None:
+        self.held = held
+
+    def items(self) -> Iterator[tuple[Hashable, Any]]:
+        return enumerate(self.held)
+
+    def put_back(self, items: Sequence[tuple[Hashable, Any]]) -> None:
+        self.held.clear()
+        self.held.extend(value for _, value in items)
+
+
+class SetContainer(Container):
+    """A set; its members are their own names."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: set[Any]) -> None:
+        self.held = held
+
+    def items(self) -> Iterator[tuple[Hashable, Any]]:
+        return ((value, value) for value in self.held)
+
+    def put_back(self, items: Sequence[tuple[Hashable, Any]]) -> None:
+        self.held.clear()
+        self.held.update(value for _, value in items)
+
+
+class CellContainer(Container):
+    """A variable that a function closes over."""
+
+    __slots__ = ("cell", "name")
+
+    def __init__(self, cell: CellType, name: str) -> None:
+        self.cell = cell
+        self.name = name
+
+    def items(self) -> Iterator[tuple[Hashable, Any]]:
+        try:
+            yield self.name, self.cell.cell_contents
+        except ValueError:  # it is empty
+            yield self.name, MISSING
+
+    def put_back(self, items: Sequence[tuple[Hashable, Any]]) -> None:
+        for _, value in items:
+            if value is MISSING:
+                del self.cell.cell_contents
+            else:
+                self.cell.cell_contents = value
+
+
+class NamesContainer(Container):
+    """Some names of a dict: the globals that a function reads, and no others."""
+
+    __slots__ = ("held", "names")
+
+    def __init__(self, held: dict[str, Any], names: Sequence[str]) -> None:
+        self.held = held
+        self.names = names
+
+    def items(self) -> Iterator[tuple[Hashable, Any]]:
+        return ((name, self.held.get(name, MISSING)) for name in self.names)
+
+    def put_back(self, items: Sequence[tuple[Hashable, Any]]) -> None:
+        for name, value in items:
+            if value is MISSING:
+                self.held.pop(str(name), None)
+            else:
+                self.held[str(name)] = value
+
+
+class AttributesContainer(Container):
+    """An object's slots, or a class's own attributes: what is read and written by getattr and setattr."""
+
+    __slots__ = ("held", "names")
+
+    def __init__(self, held: Any, names: Sequence[str] | None) -> None:
+        """Take ``names`` of an object; None: all that a class defines."""
+        self.held = held
+        self.names = names
+
+    def items(self) -> Iterator[tuple[Hashable, Any]]:
+        if self.names is None:
+            attributes: Mapping[str, Any] = vars(self.held)
+            return ((name, value) for name, value in attributes.items() if not name.startswith("__"))
+        return ((name, getattr(self.held, name, MISSING)) for name in self.names)
+
+    def put_back(self, items: Sequence[tuple[Hashable, Any]]) -> None:
+        now, before = dict(self.items()), dict(items)
+        for name in now.keys() | before.keys():
+            value = before.get(name, MISSING)
+            if now.get(name, MISSING) is value:
+                continue
+            if value is MISSING:
+                delattr(self.held, str(name))
+            else:
+                setattr(self.held, str(name), value)

@@ -1,0 +1,242 @@
+"""Reachable: every container and tensor that a module's forward can get at besides its arguments.
+
+The walk begins with the module and goes through attributes, parameters, buffers, hooks, plain objects such as attention
+processors, and functions with what they close over. It leaves out what belongs to libraries or holds the denoiser
+rather than being part of it: classes and modules of Python, a pipeline, a sampler.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import logging
+import sys
+import types
+import weakref
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from partitioner.graph.containers import (
+    AttributesContainer,
+    CellContainer,
+    Container,
+    DictContainer,
+    ListContainer,
+    NamesContainer,
+    SetContainer,
+)
+from partitioner.graph.torch_private import FakeTensor
+
+# Packages whose classes keep between two calls only what their objects' attributes hold.
+_LIBRARIES = frozenset(
+    {"torch", "diffusers", "transformers", "peft", "accelerate", "torchao", "bitsandbytes", "numpy", "safetensors"}
+)
+_OWN = frozenset({"partitioner", "runtime"})  # an engine's objects are no part of the denoiser that it runs
+_VALUES = (
+    type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format,
+    torch.Size, torch.Generator, enum.Enum, type(Ellipsis), range, slice,
+)  # fmt: skip
+_NOT_FOLLOWED = (
+    type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.GeneratorType, logging.Logger,
+    weakref.ReferenceType,
+)  # fmt: skip
+_CACHED = type(functools.lru_cache(len))
+# What a module keeps for backward passes and for saving and loading, which no forward reads.
+_NOT_READ = frozenset({
+    "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook", "_non_persistent_buffers_set",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+})  # fmt: skip
+_DICTS_OF_MODULES = {
+    "_parameters": "parameter", "_buffers": "buffer", "_modules": "submodule", "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A container, and where it is.
+
+    Attributes:
+        container: What holds values.
+        module: Path of the module that it belongs to; empty for the denoiser itself.
+        prefix: What stands before the name of a value in it, in a description: "attribute processor.".
+        own: Whether it is the module's attributes themselves, or one of the dicts in which torch keeps its parts.
+    """
+
+    container: Container
+    module: str
+    prefix: str
+    own: bool = False
+
+    def describe(self, name: object) -> str:
+        """The value of that name in words: "attribute processor.maps[3]"."""
+        if isinstance(self.container, ListContainer):
+            return f"{self.prefix}[{name}]"
+        if isinstance(self.container, SetContainer):
+            return self.prefix
+        return f"{self.prefix}{name}"
+
+
+@dataclass
+class Reachable:
+    """What a walk from a module has found.
+
+    Attributes:
+        places: Every container, the modules' own first.
+        tensors: Every tensor, each once.
+        foreign: Where code of no known library takes part, in words; it may keep what no attribute shows.
+        caches: Methods, and functions beside them, that keep what they returned (functools.lru_cache).
+    """
+
+    places: list[Place] = field(default_factory=list)
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    caches: list[Any] = field(default_factory=list)
+    _seen: dict[int, Any] = field(default_factory=dict)  # the objects too, so that no number is given away again
+    _queue: deque[tuple[Any, str, str]] = field(default_factory=deque)  # what is yet to be looked into
+
+    @classmethod
+    def of(cls, module: nn.Module, ignored: frozenset[str] = frozenset()) -> Reachable:
+        """Walk from a module. ignored: names of attributes of the module itself that do not count."""
+        found = cls()
+        modules = dict(module.named_modules())
+        found._seen.update((id(child), child) for child in modules.values())
+        for path, child in modules.items():
+            found._module(child, path, "", ignored if child is module else frozenset())
+        while found._queue:
+            found._look_into(*found._queue.popleft())
+        return found
+
+    def _module(self, module: nn.Module, path: str, label: str, ignored: frozenset[str] = frozenset()) -> None:
+        attributes = module.__dict__
+        self.places.append(Place(DictContainer(attributes, ignored), path, f"attribute {label}", own=not label))
+        for name, value in list(attributes.items()):
+            if name in _DICTS_OF_MODULES:
+                self.places.append(Place(DictContainer(value), path, f"{_DICTS_OF_MODULES[name]} {label}", own=True))
+                for key, item in list(value.items()):
+                    shown = _name_of(item) if callable(item) and "hook" in name else key
+                    self._visit(item, path, f"{_DICTS_OF_MODULES[name]} {label}{shown}")
+            elif name not in _NOT_READ and name not in ignored:
+                self._visit(value, path, f"attribute {label}{name}")
+        self._class(type(module), path, f"attribute {label}")
+
+    def _visit(self, value: Any, path: str, label: str) -> None:
+        if isinstance(value, _VALUES) or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        self._queue.append((value, path, label))
+
+    def _look_into(self, value: Any, path: str, label: str) -> None:
+        if isinstance(value, torch.Tensor):
+            self.tensors.append(value)
+            if value.__dict__ and not isinstance(value, FakeTensor):  # a Parameter may be given attributes
+                self._object(value, path, label)
+        elif isinstance(value, nn.Module):
+            self._module(value, path, label + ".")
+        elif isinstance(value, dict):
+            self.places.append(Place(DictContainer(value), path, f"{label}."))
+            self._all(dict.items(value), path, label + ".")
+        elif isinstance(value, (list, deque)):
+            self.places.append(Place(ListContainer(value), path, label))
+            self._all(((f"[{index}]", item) for index, item in enumerate(value)), path, label)
+        elif isinstance(value, (tuple, frozenset)):
+            self._all(((f"[{index}]", item) for index, item in enumerate(value)), path, label)
+        elif isinstance(value, set):
+            self.places.append(Place(SetContainer(value), path, label))
+            self._all((("", item) for item in value), path, label)
+        elif isinstance(value, types.FunctionType):
+            self._function(value, path, label)
+        elif isinstance(value, types.MethodType):
+            self._visit(value.__self__, path, label)
+            self._visit(value.__func__, path, label)
+        elif isinstance(value, functools.partial):
+            self._all(zip("fak", (value.func, value.args, value.keywords), strict=True), path, label)
+        elif not isinstance(value, _NOT_FOLLOWED) and not _is_outside(value):
+            self._object(value, path, label)
+
+    def _all(self, items: Any, path: str, label: str) -> None:
+        for name, item in list(items):
+            self._visit(item, path, f"{label}{name}")
+
+    def _object(self, value: Any, path: str, label: str) -> None:
+        """A plain object: its attributes, and its class's where that is no library's."""
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(attributes, dict):
+            self.places.append(Place(DictContainer(attributes), path, f"{label}."))
+            self._all(attributes.items(), path, label + ".")
+        slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
+        if slots:
+            container = AttributesContainer(value, slots)
+            self.places.append(Place(container, path, f"{label}."))
+            self._all(container.items(), path, label + ".")
+        self._class(type(value), path, label + ".")
+
+    def _class(self, kind: type, path: str, label: str) -> None:
+        """A class's attributes and the globals of its methods, where it is no library's."""
+        for base in kind.__mro__:
+            if id(base) in self._seen:
+                continue
+            self._seen[id(base)] = base
+            beside = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
+            self.caches += [item for item in (*vars(base).values(), *beside.values()) if isinstance(item, _CACHED)]
+            if not _is_foreign(base.__module__):
+                continue
+            self.foreign.append(f"class {base.__qualname__}, {label.rstrip('.')} of module {path or '<root>'}")
+            container = AttributesContainer(base, None)
+            self.places.append(Place(container, path, f"{label}{base.__qualname__}."))
+            for name, item in list(vars(base).items()):
+                if not name.startswith("__") or isinstance(item, types.FunctionType):
+                    self._visit(getattr(item, "__func__", item), path, f"{label}{base.__qualname__}.{name}")
+
+    def _function(self, function: types.FunctionType, path: str, label: str) -> None:
+        if (function.__module__ or "").partition(".")[0] in _OWN:
+            return
+        names = function.__code__.co_freevars
+        for name, cell in zip(names, function.__closure__ or (), strict=True):
+            if id(cell) not in self._seen:
+                self._seen[id(cell)] = cell
+                container = CellContainer(cell, name)
+                prefix = f"{label}: variable "
+                self.places.append(Place(container, path, prefix))
+                self._all(container.items(), path, prefix)
+        for held in (function.__defaults__, function.__kwdefaults__, function.__dict__):
+            if held:
+                self._visit(held, path, label)
+        if _is_foreign(function.__module__ or ""):
+            self.foreign.append(f"{label} of module {path or '<root>'}")
+            read = sorted(name for name in _names_of(function.__code__) if name in function.__globals__)
+            if read:
+                globals_read = NamesContainer(function.__globals__, read)
+                self.places.append(Place(globals_read, path, f"{label}: global "))
+                self._all(globals_read.items(), path, f"{label}: global ")
+
+
+def _is_foreign(module: str) -> bool:
+    package = module.partition(".")[0]
+    return package not in _LIBRARIES and package not in sys.stdlib_module_names and package not in _OWN
+
+
+def _is_outside(value: Any) -> bool:
+    """Whether an object holds the denoiser, or drives it, rather than being part of it: a pipeline, a sampler, ours."""
+    kind = type(value)
+    is_pipeline, is_sampler = hasattr(kind, "components"), hasattr(kind, "set_timesteps")
+    return is_pipeline or is_sampler or kind.__module__.partition(".")[0] in _OWN
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = kind.__dict__.get("__slots__", ()) if _is_foreign(kind.__module__) else ()
+    return tuple(n for n in ((slots,) if isinstance(slots, str) else slots) if n not in ("__dict__", "__weakref__"))
+
+
+def _names_of(code: types.CodeType) -> set[str]:
+    """Every global name that a function's code may read, that of functions defined in it included."""
+    inner = (_names_of(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*inner)

@@ -1,0 +1,98 @@
+"""ModuleState: every way in which people change a denoiser is seen, named, and taken back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from partitioner.graph.module_state import ModuleState, same
+
+
+class Processor:
+    def __init__(self) -> None:
+        self.step = 0
+        self.kept: list[int] = []
+
+
+def denoiser() -> nn.Module:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.1), nn.LayerNorm(2))).eval()
+    module[0].processor = Processor()
+    module[0].scaling = {"default": 1.0}
+    return module
+
+
+def hook(*_anything: Any) -> None:
+    """Does nothing."""
+
+
+CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "attribute": (lambda m: setattr(m[1], "b1", 1.2), "attribute b1 of module 1"),
+    "training": (lambda m: m.train(), "attribute training of module <root>"),
+    "hook": (lambda m: m[1].register_forward_hook(hook), r"forward hook \d+ of module 1"),
+    "pre-hook": (lambda m: m[0].register_forward_pre_hook(hook), r"forward pre-hook \d+ of module 0"),
+    "submodule": (lambda m: m[1].append(nn.Identity()), "submodule 2 of module 1"),
+    "processor": (lambda m: setattr(m[0], "processor", Processor()), "attribute processor of module 0"),
+    "counter": (lambda m: setattr(m[0].processor, "step", 1), "attribute processor.step of module 0"),
+    "list": (lambda m: m[0].processor.kept.append(1), r"attribute processor.kept\[0\] of module 0"),
+    "dict": (lambda m: m[0].scaling.update(default=0.5), "attribute scaling.default of module 0"),
+    "forward": (lambda m: setattr(m[0], "forward", hook), "attribute forward of module 0"),
+    "parameter": (lambda m: setattr(m[0], "weight", nn.Parameter(torch.zeros(2, 2))), "parameter weight of module 0"),
+    "buffer": (lambda m: m[1].register_buffer("table", torch.zeros(1)), "buffer table of module 1"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_seen_named_and_taken_back(name: str) -> None:
+    module = denoiser()
+    state = ModuleState(module)
+    assert not state.changed()
+    assert state.differences() == []
+
+    change, expected = CHANGES[name]
+    change(module)
+    assert state.changed()
+    first = state.differences()[0]
+    assert re.fullmatch(expected, str(first)), str(first)
+    assert first.is_part == (name in ("hook", "pre-hook", "submodule", "parameter", "buffer"))
+
+    state.restore()
+    assert state.differences() == []
+
+
+def test_values_that_are_written_to_are_another_things_matter() -> None:
+    module = denoiser()
+    state = ModuleState(module)
+    with torch.no_grad():
+        module[0].weight.mul_(2)  # type: ignore[index, operator]
+    assert not state.changed()
+
+
+def test_an_equal_number_is_no_difference() -> None:
+    module: Any = denoiser()
+    module.size = (1000, 2000.5)
+    state = ModuleState(module)
+    module.size = (int("1000"), float("2000.5"))
+    assert state.changed()
+    assert state.differences() == []
+
+
+def test_what_an_engine_puts_there_itself_is_ignored() -> None:
+    module = denoiser()
+    state = ModuleState(module, frozenset({"forward"}))
+    module.forward = hook
+    assert not state.changed()
+    module.other = 1  # type: ignore[assignment]
+    assert [str(difference) for difference in state.differences()] == ["attribute other of module <root>"]
+
+
+def test_what_counts_as_the_same() -> None:
+    assert same({"a": [1, (2, "b")]}, {"a": [1, (2, "b")]})
+    assert not same({"a": 1, "b": 2}, {"b": 2, "a": 1})
+    assert not same([True], [1])
+    assert not same(Processor(), Processor())
+    assert not same(torch.zeros(1), torch.zeros(1))
