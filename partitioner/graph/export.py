@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,12 +11,15 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from partitioner.errors import TraceError, first_line
+from partitioner.errors import TraceError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments, role_of
 from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.module_state import Difference, ModuleState
 from partitioner.graph.nesting import nest_arguments
 from partitioner.graph.reader import ExportReader
+from partitioner.graph.stateless import check_stateless
 from partitioner.graph.torch_private import FakeTensorMode, forgotten_sources
+from partitioner.graph.trace_failure import refuse_unloadable, trace_failure
 
 
 def trace(
@@ -82,7 +86,9 @@ def fake_mode() -> Iterator[None]:
 def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> ExportedProgram:
     if module.training:
         raise TraceError(f"{model} is in training mode; call .eval() first")
+    refuse_unloadable(module, model)
     failed_in: list[str] = []
+    changed: list[Difference] = []
     names = {id(child): name for name, child in module.named_modules()}
 
     def note(child: nn.Module, _args: Any) -> None:
@@ -90,35 +96,25 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> Expo
 
     def clear(child: nn.Module, _args: Any, _output: Any) -> None:
         failed_in.pop()
+        if child is module and not changed:  # torch.export itself puts some attributes back
+            changed.extend(difference for difference in state.differences() if not difference.is_part)
 
     hooks = []
     for child in module.modules():
         hooks += [child.register_forward_pre_hook(note), child.register_forward_hook(clear)]
+    state = ModuleState(module)
+    state.restore()  # which empties caches: a tensor in them would be a constant of the graph
     try:
-        with torch.no_grad(), forgotten_sources():
-            return torch.export.export(module, (), dict(arguments), strict=False)
+        with torch.no_grad(), forgotten_sources(), warnings.catch_warnings():
+            # what a forward assigns is looked at here
+            warnings.filterwarnings("ignore", "The tensor attribute.* assigned during export", UserWarning)
+            program = torch.export.export(module, (), dict(arguments), strict=False)
     except Exception as error:
-        where = failed_in[-1] if failed_in else ""
-        child_class = type(module.get_submodule(where)).__name__ if where else type(module).__name__
-        reason = first_line(error)
-        raise TraceError(
-            f"torch.export cannot trace {model}: module {where or '<root>'!s} ({child_class}): "
-            f"{_failing_operator(error)}{type(error).__name__}: {reason}\n"
-            "What to do: control flow and sizes must not depend on the values of tensors (no .item(), no "
-            "`if tensor:`), every argument must be given as in a real call, and all parameters must be on one "
-            "device. Rewrite that module's forward, or split the model so that it lies outside."
-        ) from error
+        raise trace_failure(error, module, failed_in[-1] if failed_in else "", model) from error
     finally:
+        state.restore()
         for hook in hooks:
             hook.remove()
-
-
-def _failing_operator(error: BaseException) -> str:
-    """'operator aten.x: ' where the message or the error's cause names one."""
-    func = getattr(error, "func", None)
-    if func is not None:
-        return f"operator {func}: "
-    for word in str(error).replace("(", " ").replace(")", " ").split():
-        if word.startswith(("aten.", "torch.ops.aten.")):
-            return f"operator {word.rstrip(',:;')}: "
-    return ""
+    if changed or state.foreign:
+        check_stateless(module, arguments, model)
+    return program

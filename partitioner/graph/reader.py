@@ -16,7 +16,7 @@ from partitioner.graph.arguments import FlatArguments, flatten_arguments
 from partitioner.graph.ir import Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
 from partitioner.graph.modules import calling_module
 from partitioner.graph.storages import Storages, find_storages
-from partitioner.graph.torch_private import OpOverload, tree_unflatten
+from partitioner.graph.torch_private import OpOverload, draws_random_numbers, tree_unflatten
 
 # Operators that check or mark and compute nothing.
 _DROPPED = {"aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten.sym_constrain_range.default"}
@@ -152,6 +152,11 @@ class ExportReader:
         target = _target_name(fx_node.target, self.model, calling_module(fx_node))
         if target in _DROPPED:
             return
+        if draws_random_numbers(fx_node.target, fx_node.args, fx_node.kwargs):
+            raise TraceError(
+                f"{self.model}: module {calling_module(fx_node) or '<root>'} draws random numbers ({target}), which "
+                "every rank would draw for itself: call .eval() on it, or give it the numbers as an argument"
+            )
         value = fx_node.meta.get("val")
         outputs = _metas(value)
         args = tuple(self._argument(item) for item in fx_node.args)

@@ -101,3 +101,28 @@ def test_what_is_not_said_about_the_inputs_is_asked_for() -> None:
         trace(denoiser, {**inputs(), "scale": 1j}, ROLES)
     with pytest.raises(TraceError, match=r"training mode; call \.eval\(\) first"):
         trace(denoiser.train(), inputs(), ROLES)
+
+
+class Noisy(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x * t + torch.randn_like(x)
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.dropout(x) * t
+
+
+def test_random_numbers_are_refused_which_every_rank_would_draw_for_itself() -> None:
+    arguments = {"x": torch.zeros(4, 4), "t": torch.tensor(1.0)}
+    with pytest.raises(TraceError, match=r"module <root> draws random numbers \(aten\.randn_like"):
+        trace(Noisy().eval(), arguments, ROLES)
+    dropping = Dropping().eval()
+    trace(dropping, arguments, ROLES)
+    dropping.dropout.train()
+    with pytest.raises(TraceError, match=r"module dropout draws random numbers \(aten\.dropout.*call \.eval\(\)"):
+        trace(dropping, arguments, ROLES)

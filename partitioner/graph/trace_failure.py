@@ -1,0 +1,73 @@
+"""What a user is told where torch.export cannot trace a denoiser: which module, why, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import CodeType
+
+import torch
+from torch import nn
+
+from partitioner.errors import TraceError, first_line
+from partitioner.graph.torch_private import FakeTensor
+
+_PLAIN = (torch.Tensor, nn.Parameter, nn.Buffer, FakeTensor)
+
+
+def refuse_unloadable(module: nn.Module, model: str) -> None:
+    """Refuse a module with parameters that are no plain tensors, such as quantised ones.
+
+    Raises:
+        TraceError: There is one; the message names it.
+    """
+    for path, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if type(tensor) not in _PLAIN:
+            raise TraceError(
+                f"{model}: parameter {path} is of type {type(tensor).__name__}, a tensor with parts of its own (it is "
+                "quantised, say), which ranks cannot load; load the denoiser without quantisation"
+            )
+
+
+def trace_failure(error: BaseException, module: nn.Module, where: str, model: str) -> TraceError:
+    """The error to raise.
+
+    Args:
+        error: What torch.export raised.
+        module: The denoiser.
+        where: Path of the module whose forward was running; empty for the denoiser itself.
+        model: What errors call the denoiser.
+    """
+    child = module.get_submodule(where)
+    place = f"module {where or '<root>'} ({type(child).__name__})"
+    if "forward" in vars(child) and type(child).forward.__code__ not in _codes(error):
+        return TraceError(
+            f"{model} cannot be traced: a hook has taken over the forward of {place}, and moves or casts weights "
+            "in it, or keeps something between calls. Ranks hold their share of the weights as they are and run one "
+            "trace: leave offloading, casts between layers and caches out for the run"
+        )
+    return TraceError(
+        f"torch.export cannot trace {model}: {place}: {_failing_operator(error)}{type(error).__name__}: "
+        f"{first_line(error)}\n"
+        "What to do: control flow and sizes must not depend on the values of tensors (no .item(), no "
+        "`if tensor:`), every argument must be given as in a real call, and all parameters must be on one "
+        "device. Rewrite that module's forward, or split the model so that it lies outside."
+    )
+
+
+def _codes(error: BaseException) -> Iterator[CodeType]:
+    """The code that was running when the error was raised, outermost first."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        yield traceback.tb_frame.f_code
+        traceback = traceback.tb_next
+
+
+def _failing_operator(error: BaseException) -> str:
+    """'operator aten.x: ' where the message or the error's cause names one."""
+    func = getattr(error, "func", None)
+    if func is not None:
+        return f"operator {func}: "
+    for word in str(error).replace("(", " ").replace(")", " ").split():
+        if word.startswith(("aten.", "torch.ops.aten.")):
+            return f"operator {word.rstrip(',:;')}: "
+    return ""

@@ -1,0 +1,74 @@
+"""trace_failure: what cannot be traced is named by what it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from partitioner.errors import TraceError
+from partitioner.graph.export import trace
+
+
+class Quantised(nn.Parameter):
+    """A parameter with parts of its own."""
+
+
+def denoiser() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+
+
+def traced(module: nn.Module) -> Any:
+    return trace(module, {"input": torch.zeros(2, 4)}, {"input": "latent"}, model="mine")
+
+
+def test_a_parameter_that_ranks_cannot_load_is_named() -> None:
+    module = denoiser()
+    module[1].weight = Quantised(torch.zeros(4, 4))
+    with pytest.raises(TraceError, match=r"parameter 1\.weight is of type Quantised.*without quantisation"):
+        traced(module)
+
+
+def test_a_hook_that_moves_weights_in_forward_is_said_to() -> None:
+    module = denoiser()
+    forward = module[1].forward
+
+    def moving(x: torch.Tensor) -> Any:
+        return forward(module[1].to(torch.bfloat16).to(torch.float32)(x))
+
+    module[1].forward = moving
+    with pytest.raises(TraceError, match=r"a hook has taken over the forward of module 1 \(Linear\).*offloading"):
+        traced(module)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("feature", ["layerwise casting", "group offload", "torchao", "bitsandbytes"])
+def test_features_of_diffusers_that_keep_weights_elsewhere(feature: str) -> None:
+    from diffusers.models.modeling_utils import ModelMixin
+
+    class Model(ModelMixin):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = denoiser()
+
+        def forward(self, input: torch.Tensor) -> Any:
+            return self.inside(input)
+
+    model = Model().eval()
+    expected = r"taken over the forward of module inside"
+    if feature == "layerwise casting":
+        model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    elif feature == "group offload":
+        model.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    elif feature == "torchao":
+        quantization = pytest.importorskip("torchao.quantization")
+        quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+        expected = r"parameter inside\.0\.weight is of type Int8Tensor"
+    else:
+        nn_of = pytest.importorskip("bitsandbytes").nn
+        model.inside[0] = nn_of.Linear8bitLt(4, 4, has_fp16_weights=False)
+        expected = r"parameter inside\.0\.weight is of type Int8Params"
+    with pytest.raises(TraceError, match=expected):
+        traced(model)
