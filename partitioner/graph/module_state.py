@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from partitioner.graph.containers import MISSING, DictContainer, ListContainer
-from partitioner.graph.reachable import Place, Reachable
+from partitioner.graph.reachable import FoundContainer, Reachable
 
 _END = object()
 
@@ -72,7 +72,7 @@ class ModuleState:
         self._dicts: list[dict[Any, Any]] = []
         self._empty: list[Any] = []
         self._lists: list[Any] = []
-        self._others: list[tuple[Place, list[tuple[Hashable, Any]]]] = []
+        self._others: list[tuple[FoundContainer, list[tuple[Hashable, Any]]]] = []
         values: list[Any] = []
         items: list[Any] = []
         for place, saved in zip(found.places, self._saved, strict=True):

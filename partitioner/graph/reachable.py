@@ -57,7 +57,7 @@ _DICTS_OF_MODULES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class FoundContainer:
     """A container, and where it is.
 
     Attributes:
@@ -92,7 +92,7 @@ class Reachable:
         caches: Methods, and functions beside them, that keep what they returned (functools.lru_cache).
     """
 
-    places: list[Place] = field(default_factory=list)
+    places: list[FoundContainer] = field(default_factory=list)
     tensors: list[torch.Tensor] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     caches: list[Any] = field(default_factory=list)
@@ -113,10 +113,14 @@ class Reachable:
 
     def _module(self, module: nn.Module, path: str, label: str, ignored: frozenset[str] = frozenset()) -> None:
         attributes = module.__dict__
-        self.places.append(Place(DictContainer(attributes, ignored), path, f"attribute {label}", own=not label))
+        self.places.append(
+            FoundContainer(DictContainer(attributes, ignored), path, f"attribute {label}", own=not label)
+        )
         for name, value in list(attributes.items()):
             if name in _DICTS_OF_MODULES:
-                self.places.append(Place(DictContainer(value), path, f"{_DICTS_OF_MODULES[name]} {label}", own=True))
+                self.places.append(
+                    FoundContainer(DictContainer(value), path, f"{_DICTS_OF_MODULES[name]} {label}", own=True)
+                )
                 for key, item in list(value.items()):
                     shown = _name_of(item) if callable(item) and "hook" in name else key
                     self._visit(item, path, f"{_DICTS_OF_MODULES[name]} {label}{shown}")
@@ -138,15 +142,15 @@ class Reachable:
         elif isinstance(value, nn.Module):
             self._module(value, path, label + ".")
         elif isinstance(value, dict):
-            self.places.append(Place(DictContainer(value), path, f"{label}."))
+            self.places.append(FoundContainer(DictContainer(value), path, f"{label}."))
             self._all(dict.items(value), path, label + ".")
         elif isinstance(value, (list, deque)):
-            self.places.append(Place(ListContainer(value), path, label))
+            self.places.append(FoundContainer(ListContainer(value), path, label))
             self._all(((f"[{index}]", item) for index, item in enumerate(value)), path, label)
         elif isinstance(value, (tuple, frozenset)):
             self._all(((f"[{index}]", item) for index, item in enumerate(value)), path, label)
         elif isinstance(value, set):
-            self.places.append(Place(SetContainer(value), path, label))
+            self.places.append(FoundContainer(SetContainer(value), path, label))
             self._all((("", item) for item in value), path, label)
         elif isinstance(value, types.FunctionType):
             self._function(value, path, label)
@@ -166,12 +170,12 @@ class Reachable:
         """A plain object: its attributes, and its class's where that is no library's."""
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
-            self.places.append(Place(DictContainer(attributes), path, f"{label}."))
+            self.places.append(FoundContainer(DictContainer(attributes), path, f"{label}."))
             self._all(attributes.items(), path, label + ".")
         slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
         if slots:
             container = AttributesContainer(value, slots)
-            self.places.append(Place(container, path, f"{label}."))
+            self.places.append(FoundContainer(container, path, f"{label}."))
             self._all(container.items(), path, label + ".")
         self._class(type(value), path, label + ".")
 
@@ -187,7 +191,7 @@ class Reachable:
                 continue
             self.foreign.append(f"class {base.__qualname__}, {label.rstrip('.')} of module {path or '<root>'}")
             container = AttributesContainer(base, None)
-            self.places.append(Place(container, path, f"{label}{base.__qualname__}."))
+            self.places.append(FoundContainer(container, path, f"{label}{base.__qualname__}."))
             for name, item in list(vars(base).items()):
                 if not name.startswith("__") or isinstance(item, types.FunctionType):
                     self._visit(getattr(item, "__func__", item), path, f"{label}{base.__qualname__}.{name}")
@@ -201,7 +205,7 @@ class Reachable:
                 self._seen[id(cell)] = cell
                 container = CellContainer(cell, name)
                 prefix = f"{label}: variable "
-                self.places.append(Place(container, path, prefix))
+                self.places.append(FoundContainer(container, path, prefix))
                 self._all(container.items(), path, prefix)
         for held in (function.__defaults__, function.__kwdefaults__, function.__dict__):
             if held:
@@ -211,7 +215,7 @@ class Reachable:
             read = sorted(name for name in _names_of(function.__code__) if name in function.__globals__)
             if read:
                 globals_read = NamesContainer(function.__globals__, read)
-                self.places.append(Place(globals_read, path, f"{label}: global "))
+                self.places.append(FoundContainer(globals_read, path, f"{label}: global "))
                 self._all(globals_read.items(), path, f"{label}: global ")
 
 
