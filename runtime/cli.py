@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from partitioner.errors import PartitionerError, UsageError, first_line
-from runtime.errors import EngineError
+from runtime.errors import EngineError, OtherCalls, OtherDenoiser
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --help is quick
     from partitioner.plan.plan import Plan
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             join(options.startup_timeout)
         result, stats = _run(options)
     except (EngineError, PartitionerError) as error:
-        print(f"run-plan: {error}", file=sys.stderr)
+        print(f"run-plan: {error}{_command_for_another_plan(error, options)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return interrupted("run-plan")
@@ -138,6 +139,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _command_for_another_plan(error: Exception, options: argparse.Namespace) -> str:
+    """Where another plan would fit, the command that makes it; else nothing."""
+    if not isinstance(error, (OtherDenoiser, OtherCalls)):
+        return ""
+    model = options.config if Path(options.pipeline).is_file() else options.pipeline
+    if model is None:
+        return ""
+    words = ["partition-model", "--model", model, "--devices", str(_load_plan(options).ranks)]
+    for name in ("height", "width", "frames"):
+        if getattr(options, name) is not None:
+            words += [f"--{name}", str(getattr(options, name))]
+    return f". This makes one: {shlex.join(words)}"
+
+
+def _load_plan(options: argparse.Namespace) -> Plan:
+    from partitioner.plan.plan import Plan
+
+    return Plan.load(options.plan)
+
+
 class _Terminated(BaseException):
     """Raised at SIGTERM, so that everything is closed on the way out."""
 
@@ -148,10 +169,8 @@ def _terminated(_signal: int, _frame: Any) -> None:
 
 def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:
     """Run the plan as the options say; returns the result as ``--json`` prints it, and the figures behind it."""
-    from partitioner.plan.plan import Plan
-
     _check(options)
-    plan = Plan.load(options.plan)
+    plan = _load_plan(options)
     if options.image is not None and not Path(options.image).is_file():
         raise UsageError(f"--image {options.image} is no file")
 

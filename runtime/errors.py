@@ -28,6 +28,14 @@ class PlanMismatch(EngineError):
     exit_code = 3
 
 
+class OtherDenoiser(PlanMismatch):
+    """The plan was made for another denoiser; one that is made for this one fits."""
+
+
+class OtherCalls(InputError):
+    """The plan does not fit a call; one that is made for such calls may fit."""
+
+
 class EngineClosed(EngineError):
     """The engine was closed, or an earlier failure has ended it, which is then the ``__cause__``."""
 

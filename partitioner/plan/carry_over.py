@@ -72,8 +72,7 @@ def check_coverage(placement: KeyPlacement, graph: TracedGraph, origin: str) -> 
     if there < MIN_COVERED * len(placement) or known < MIN_COVERED * len(keys):
         raise PlanError(
             f"the plan was made for {origin}: {there} of its {len(placement)} nodes are in {graph.model} "
-            f"({graph.class_name}), and it knows {known} of that one's {len(keys)}; make a plan for it: "
-            f"partition-model --model {graph.model} --devices N"
+            f"({graph.class_name}), and it knows {known} of that one's {len(keys)}; make a plan for it"
         )
 
 

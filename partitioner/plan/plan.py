@@ -280,7 +280,7 @@ class Plan(PlanRecord):
         if differences:
             raise PlanError(
                 f"the plan was made for {self.origin} and this is another one: {'; '.join(differences)}; "
-                f"make a plan for it: partition-model --model {graph.model} --devices {self.ranks}"
+                "make a plan for it"
             )
         placed = {node.name: self.placement[node.key] for node in graph.latent_nodes}
         build_programs(graph, placed, self.components)

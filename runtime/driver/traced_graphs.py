@@ -17,7 +17,7 @@ from partitioner.graph.fakes import traceable
 from partitioner.graph.ir import TracedGraph
 from partitioner.plan.plan import Plan
 from runtime.driver.call_arguments import CallForm, CallReader, CallSignature, Tensors, call_signature, graph_signature
-from runtime.errors import InputError, PlanMismatch
+from runtime.errors import InputError, OtherCalls, OtherDenoiser
 from runtime.worker.specs import ComponentSpec, PreambleSpec, build_specs
 
 
@@ -54,18 +54,17 @@ class TracedGraphs:
         """The graph of the call that the plan was made for.
 
         Raises:
-            PlanMismatch: the denoiser cannot be traced with the plan's arguments, or its graph is not the plan's.
+            OtherDenoiser: the denoiser cannot be traced with the plan's arguments, or its graph is not the plan's.
         """
         try:
             built = self._trace(self._calls.planned_example, self._calls.roles({}))
         except TraceError as error:
-            raise PlanMismatch(
+            raise OtherDenoiser(
                 f"the plan was made for {self._plan.origin}, and this {type(self._denoiser).__name__} cannot be traced "
-                f"with its arguments ({first_line(error).rstrip('.')}); make a plan for this one: partition-model "
-                f"--model FOLDER --devices {self._plan.ranks}"
+                f"with its arguments ({first_line(error).rstrip('.')}); make a plan for this one"
             ) from error
         except PartitionerError as error:
-            raise PlanMismatch(str(error)) from error
+            raise OtherDenoiser(str(error)) from error
         self._graphs[graph_signature(built.graph)] = built
         return built
 
@@ -83,7 +82,8 @@ class TracedGraphs:
                     lambda: self._calls.example(tensors, form), roles, same_denoiser=True
                 )
             except PartitionerError as error:
-                raise InputError(self._why_refused(tensors, error)) from error
+                kind = InputError if isinstance(error, TraceError) else OtherCalls
+                raise kind(self._why_refused(tensors, error)) from error
         return self._graphs[signature]
 
     def _why_refused(self, tensors: Tensors, error: PartitionerError) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import partitioner.cli
 from partitioner.models.spec import model_spec
 from runtime.cli import main
 from tests.support import pipelines
@@ -313,11 +315,19 @@ def test_a_missing_or_broken_plan_is_refused(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_plan_for_another_pipeline_is_refused(run: Run, home: Home, tmp_path: Path) -> None:
-    result = run(
-        "stable_diffusion", "--prompt", "a", "--output", str(tmp_path / "a.png"), plan=home.plan("animatediff")
-    )
-    assert "made for" in refused(result, 3)
+def test_the_command_that_a_refused_plan_advises_makes_one_that_fits(
+    run: Run, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--prompt", "a", "--steps", "2", "--transport", "emulation", "--output", str(tmp_path / "a.png")]
+    sentence = refused(run("stable_diffusion", *arguments, plan=home.plan("animatediff")), 3)
+    assert "made for" in sentence
+    advised = shlex.split(sentence.rpartition(". This makes one: ")[2])
+    monkeypatch.chdir(tmp_path)
+    assert advised[0] == "partition-model"
+    assert partitioner.cli.main(advised[1:]) == 0
+    capsys.readouterr()
+    (made,) = tmp_path.glob("*.plan.json")
+    assert run("stable_diffusion", *arguments, plan=made)[0] == 0
 
 
 def test_a_wrong_number_of_devices_is_refused(run: Run, tmp_path: Path) -> None:

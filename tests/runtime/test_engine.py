@@ -116,7 +116,7 @@ class TestRefusedBeforeAnythingStarts:
             def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor]:
                 return (self.first(x) * t + self.second(context)[:, None],)
 
-        with pytest.raises(PlanMismatch, match=r"made for toy \(ToyDenoiser\).*class Other.*partition-model") as caught:
+        with pytest.raises(PlanMismatch, match=r"made for toy \(ToyDenoiser\).*class Other.*make a plan") as caught:
             Engine(Other().eval(), toy_plan(DENOISER))
         assert "\n" not in str(caught.value)
 

@@ -320,13 +320,9 @@ def test_return_dict_and_timesteps_are_as_the_denoiser_takes_them(exactly: Any, 
         assert isinstance(positional, tuple)
 
 
-def test_a_call_with_another_argument_is_refused_in_words(exactly: Any) -> None:
+def test_a_call_that_the_denoiser_does_not_take_is_refused_in_words(exactly: Any) -> None:
     arguments = {"sample": torch.randn(2, 4, 16, 16), "timestep": 1, "encoder_hidden_states": torch.randn(2, 16, 32)}
-    with pytest.raises(
-        InputError, match=r"encoder_attention_mask not in it\. Make a plan for such calls: partition-mod"
-    ):
-        exactly.unet(**arguments, encoder_attention_mask=torch.ones(2, 16))
-    with pytest.raises(InputError, match=r"does not fit this call.*partition-model.*--height"):
+    with pytest.raises(InputError, match=r"cannot be traced for this call.*differs from the plan's calls"):
         exactly.unet(**{**arguments, "sample": torch.randn(2, 3, 16, 16)})
 
 
@@ -338,7 +334,7 @@ def test_a_plan_for_another_pipeline_is_refused_before_it_is_touched(cases: dict
     for name in cases.keys() - {"stable_diffusion"}:
         pipe = cases[name].load()
         denoiser = getattr(pipe, denoiser_name(pipe))
-        with pytest.raises(PlanMismatch, match=r"made for .*UNet2DConditionModel.*partition-model") as caught:
+        with pytest.raises(PlanMismatch, match=r"made for .*UNet2DConditionModel.*make a plan for") as caught:
             parallelize(pipe, plan).__enter__()
         assert "\n" not in str(caught.value)
         assert getattr(pipe, denoiser_name(pipe)) is denoiser

@@ -397,7 +397,6 @@ def test_another_model_is_refused_with_its_first_differences() -> None:
     with pytest.raises(PlanError) as caught:
         plan.check(chain(layers=7, model="other"))
     assert "blocks.6.proj/linear.0" in str(caught.value)
-    assert "partition-model --model other --devices 3" in str(caught.value)
     with pytest.raises(PlanError, match="shapes"):
         Plan.parse({**document(plan), "fingerprint": "0" * 64}).check(chain())
 
@@ -440,7 +439,7 @@ def test_a_node_that_the_plan_does_not_know_never_sends_back() -> None:
 
 @pytest.mark.parametrize("layers", [3, 12])
 def test_a_graph_with_too_few_or_too_many_nodes_is_refused(layers: int) -> None:
-    with pytest.raises(PlanError, match="make a plan for it: partition-model --model toy"):
+    with pytest.raises(PlanError, match="make a plan for it"):
         make_plan(chain()).place(chain(layers=layers, rows=3))
 
 
