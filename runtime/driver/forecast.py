@@ -84,6 +84,16 @@ class Forecast:
         self._made_at.setdefault(call, now)
         return predicted
 
+    @property
+    def latent(self) -> torch.Tensor:
+        """The last latent."""
+        return self._latents[self._calls - 1]
+
+    @property
+    def slope(self) -> torch.Tensor:
+        """Of the last move; zero before the first."""
+        return self._slope[self._calls - 1]
+
     def missed(self) -> torch.Tensor | None:
         """The last latent minus its earliest prediction, which the first component worked on; None if not predicted."""
         now = self._calls - 1

@@ -37,6 +37,7 @@ class NoiseSchedule:
         second_share: None where a step is one call. For samplers of two calls per step, which begin steps at even
             calls, the weight of the second call's output in the step: 1/2 for Heun, 1 for the midpoint method.
         flow: whether it is flow matching.
+        meaning: what outputs mean, see partitioner.models.sampler_probe.
     """
 
     timesteps: Timesteps
@@ -46,11 +47,21 @@ class NoiseSchedule:
     multistep: bool = False
     second_share: float | None = None
     flow: bool = False
+    meaning: str = "epsilon"
 
     @property
     def calls(self) -> int:
         """How many calls the trajectory has."""
         return len(self.level)
+
+    def slope_of(self, output: torch.Tensor, latent: torch.Tensor, call: int) -> torch.Tensor:
+        """The slope of the move that a sampler of one step makes from a call's latent and output."""
+        scale, noise = self.scale[call], self.scale[call] * self.level[call]
+        if self.meaning == "v_prediction":
+            return scale * output + noise * latent
+        if self.meaning == "sample":
+            return (latent - scale * output) / noise
+        return -output if self.meaning == "reversed_flow" else output
 
     def after(self, call: int) -> NoiseSchedule:
         """That of the calls from ``call`` on, which must be the first of a step."""
@@ -107,6 +118,7 @@ def _from(sampler: Sampler, timesteps: Timesteps) -> NoiseSchedule:
         multistep=sampler.multistep,
         second_share=sampler.second_share,
         flow=sampler.flow,
+        meaning=str(sampler.meaning),
     )
 
 

@@ -33,7 +33,7 @@ import torch
 from partitioner.graph.ir import Role, TracedGraph
 from partitioner.plan.schedule import ComponentRun, Schedule
 from runtime.driver.call_arguments import Tensors
-from runtime.driver.correction import corrected
+from runtime.driver.correction import Correction
 from runtime.driver.forecast import Forecast, forecast_of
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
 from runtime.driver.prompt_inputs import PromptInputs
@@ -91,6 +91,7 @@ class Trajectory:
     _schedule: Schedule | None = None
     _noise_schedule: NoiseSchedule | None = None  # in look-ahead
     _forecasts: dict[str, Forecast] = field(default_factory=dict)  # by latent input
+    _corrections: list[Correction] = field(default_factory=list)
     _begun: set[tuple[int, int]] = field(default_factory=set)  # (context, component) that have run in it
     _foreseen: list[bool] = field(default_factory=list)  # of each call in look-ahead, whether its prediction was of use
 
@@ -180,7 +181,7 @@ class Trajectory:
         components = self.run_mode.components
         self.call, self.base = 0, self._next_base
         self._unannounced = [[[] for _ in range(components)] for _ in range(components)]
-        self._noise_schedule, self._forecasts = noise_schedule, {}
+        self._noise_schedule, self._forecasts, self._corrections = noise_schedule, {}, []
         self._begun.clear()
         calls, finish = None, 0
         if noise_schedule is not None:
@@ -188,6 +189,7 @@ class Trajectory:
             warmup = max(warmup, components)  # (2)
             latents = [item.name for item in graph.inputs if item.role is Role.LATENT]
             self._forecasts = {name: forecast_of(noise_schedule, components - 1) for name in latents}
+            self._corrections = [Correction(noise_schedule, forecast) for forecast in self._forecasts.values()]
         self._schedule = Schedule(components, mode, warmup, self.run_mode.periods, calls=calls, finish=finish)
 
     def _can_foresee_inputs(self, graph: TracedGraph) -> bool:
@@ -266,15 +268,9 @@ class Trajectory:
 
     def correct(self, output: Any) -> Any:
         """This call's output, corrected to first order for the error of the latent that look-ahead predicted."""
-        noise_schedule = self._noise_schedule
-        if not self.run_mode.correct or self.mode_now == "exact" or noise_schedule is None:
-            return output
-        if not isinstance(output, torch.Tensor):
-            return output
-        for forecast in self._forecasts.values():
-            missed = forecast.missed()
-            if missed is not None:
-                output = corrected(output, missed, noise_schedule.sensitivity[self.call])
+        if self.run_mode.correct and isinstance(output, torch.Tensor):
+            for correction in self._corrections:
+                output = correction.of(output, self.call, self.mode_now == "exact")
         return output
 
     def done(self, runs: Sequence[ComponentRun]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers
 import pytest
 import torch
 
-from runtime.driver.correction import corrected
+from runtime.driver.correction import Correction, corrected
+from runtime.driver.forecast import forecast_of
 from runtime.driver.noise_schedule import FLOW_PRIOR, PRIOR, NoiseSchedule, noise_schedule_of
 from tests.support.schedulers import BETAS, scheduler_of
 
@@ -70,3 +73,30 @@ def test_channels_that_an_output_and_a_latent_do_not_share_are_left() -> None:
     assert corrected(output, torch.ones(2, 5), 0.5) is output
     assert output.eq(0).all()
     assert missed.eq(1).all()
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow"])
+def test_outputs_that_the_pipeline_turns_round_are_corrected_the_other_way(kind: str, sign: float) -> None:
+    scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler()
+    if kind != "flow":
+        scheduler = diffusers.DDIMScheduler(**BETAS, prediction_type=kind, clip_sample=False)
+    scheduler.set_timesteps(10)
+    noise_schedule = noise_schedule_of(scheduler, float(scheduler.timesteps[0]))
+    assert isinstance(noise_schedule, NoiseSchedule)
+    latent, turn = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    forecast = forecast_of(noise_schedule, 1)
+    correction = Correction(noise_schedule, forecast)
+    for call, timestep in enumerate(scheduler.timesteps[:4]):
+        forecast.observe(latent)
+        output = sign * (0.5 * latent + 0.1 * call * turn)
+        made = correction.of(output, call, exact=call < 3)
+        if call < 3:
+            assert made is output
+        else:
+            missed = forecast.missed()
+            assert missed is not None
+            expected = corrected(output, missed, sign * noise_schedule.sensitivity[call])
+            torch.testing.assert_close(made, expected)
+        latent = scheduler.step(sign * output, timestep, latent)[0]
+        forecast.predict(call + 1)
