@@ -34,6 +34,7 @@ class MeasuredPipeline:
         prompts: one per sample.
         chunk: samples per call of the pipeline.
         arguments: keyword arguments of every call.
+        own_scheduler: the one that it came with.
         labels: (samples, 4), what the classifier should recognise; None where the prompts are a user's.
     """
 
@@ -47,7 +48,7 @@ class MeasuredPipeline:
         self.arguments = arguments | ({} if guidance is None else {"guidance_scale": guidance})
         self.labels: torch.Tensor | None = None
         self._plans: dict[tuple[Any, ...], tuple[Plan, str]] = {}
-        self._own_scheduler = pipe.scheduler
+        self.own_scheduler = pipe.scheduler
         pipe.set_progress_bar_config(disable=True)
 
     def use(self, case: SamplingCase) -> None:
@@ -57,17 +58,17 @@ class MeasuredPipeline:
             UsageError: it is for denoisers that predict a flow and this one predicts noise, or the other way round.
         """
         if case.scheduler is None:
-            self.pipe.scheduler = self._own_scheduler
+            self.pipe.scheduler = self.own_scheduler
             return
         import diffusers
 
         name, options = SCHEDULERS[case.scheduler]
-        if case.scheduler.startswith("flow") != predicts_flow(self._own_scheduler):
+        if case.scheduler.startswith("flow") != predicts_flow(self.own_scheduler):
             raise UsageError(
                 f"--scheduler {case.scheduler} does not suit {self.name}, whose denoiser predicts "
-                f"{'a flow' if predicts_flow(self._own_scheduler) else 'no flow'}"
+                f"{'a flow' if predicts_flow(self.own_scheduler) else 'no flow'}"
             )
-        self.pipe.scheduler = getattr(diffusers, name).from_config(self._own_scheduler.config, **options)
+        self.pipe.scheduler = getattr(diffusers, name).from_config(self.own_scheduler.config, **options)
 
     @property
     def sampler(self) -> str:
