@@ -163,13 +163,12 @@ class EngineContext(_MethodInstead):
         """Enter the denoiser's own context and the engine's: contexts do not see each other's messages."""
         engine = self.engine
         with self.original(name, **details):
-            if engine is not None:
-                engine.in_context(name)
+            before = engine.in_context(name) if engine is not None else ""
             try:
                 yield
             finally:
                 if engine is not None:
-                    engine.in_context("")
+                    engine.in_context(before)
 
 
 class Takeover:

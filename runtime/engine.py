@@ -5,8 +5,9 @@ How one call goes, and which module does what:
     1. arguments are read and checked against the plan        runtime.driver.call_arguments
     2. the graph of such calls is found, or traced            runtime.driver.traced_graphs
     3. the ranks are given what they lack of it               runtime.driver.distribution
-    4. the trajectory says which component runs which call    runtime.driver.trajectory
-    5. commands and inputs go out, results come back          runtime.driver.dispatch
+    4. the trajectory that the call belongs to is found       runtime.driver.streams
+    5. it says which component runs which call                runtime.driver.trajectory
+    6. commands and inputs go out, results come back          runtime.driver.dispatch
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,10 +25,12 @@ from partitioner.plan.plan import Plan
 from partitioner.plan.timeline import Timeline
 from runtime.devices.memory import give_back
 from runtime.driver.call_arguments import CallForm, CallReader, Tensors
+from runtime.driver.callers import Caller, caller_of
 from runtime.driver.dispatch import Dispatcher
 from runtime.driver.distribution import Distribution
+from runtime.driver.streams import Call, Streams
 from runtime.driver.traced_graphs import BuiltGraph, TracedGraphs
-from runtime.driver.trajectory import RunMode, Trajectories
+from runtime.driver.trajectory import RunMode
 from runtime.errors import EngineClosed, InputError
 from runtime.options import EngineOptions
 from runtime.ranks.start import start_ranks
@@ -70,9 +74,9 @@ class Engine:
             plan: which node is on which component, and how to run it.
             options: see EngineOptions.
             devices: rank -> device, such as "cuda:0"; default: all on cpu.
-            scheduler: gives the pipeline's diffusers scheduler, from which the start of a trajectory and its noise
-                schedule are read. Without it a trajectory is taken to start where the timestep rises, and a look-ahead
-                plan runs async.
+            scheduler: gives the diffusers scheduler of a loop of your own, from which the start of a trajectory and its
+                noise schedule are read; a pipeline that makes a call has its own. Without any, timesteps and latents
+                tell trajectories apart, and a look-ahead plan runs async.
             traced: gives the module to trace in the denoiser's place, where it is to be traced without something that
                 runs anyway. Default: the denoiser.
 
@@ -85,14 +89,15 @@ class Engine:
         self.options = options or EngineOptions()
         if self.options.transport == "processes":
             join(self.options.startup_timeout_s)
+        self._denoiser = denoiser
         self._scheduler = scheduler
-        self._context_name = ""
+        self._context_name: ContextVar[str] = ContextVar("cache_context", default="")  # of each thread or task
         self._times = CallTimes()
         self._recorded_calls: list[tuple[float, float]] = []
         self._closed = False
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
-        self._trajectories = Trajectories(_run_mode(plan, self.options), self.options.microbatches)
+        self._streams = Streams(_run_mode(plan, self.options), self.options.microbatches)
         self._calls = CallReader(denoiser, plan)
         self._weights = Weights(denoiser)
         self._graphs = TracedGraphs(denoiser, plan, self._calls, traced)
@@ -126,12 +131,13 @@ class Engine:
             EngineClosed: the engine was closed, or has failed.
             EngineError: a rank failed, stalled or died; the engine has ended.
         """
-        with self._lock:
+        caller = caller_of(self._denoiser, self._scheduler)
+        with self._lock:  # calls of several threads take turns
             self._check_open()
             tensors, form = self._calls.read(args, kwargs)
             try:
                 with torch.no_grad():
-                    return self._ranks.stream.call(lambda: self._call(tensors, form))
+                    return self._ranks.stream.call(lambda: self._call(caller, tensors, form))
             except InputError:
                 raise
             except BaseException as error:  # also an interrupt: ranks may be halfway, so nothing can go on
@@ -139,11 +145,20 @@ class Engine:
                 self._end()
                 raise
 
-    def in_context(self, name: str) -> None:
-        """Have calls from here on belong to the cache context ``name``; "" is the default one."""
-        self._context_name = name
+    def in_context(self, name: str) -> str:
+        """Have calls of this thread or asyncio task from here on belong to the cache context ``name``.
 
-    def _call(self, tensors: Tensors, form: CallForm) -> tuple[Any, ...]:
+        Args:
+            name: "" is the default one.
+
+        Returns:
+            The name of the context that calls belonged to before.
+        """
+        before = self._context_name.get()
+        self._context_name.set(name)
+        return before
+
+    def _call(self, caller: Caller, tensors: Tensors, form: CallForm) -> tuple[Any, ...]:
         started = Recorder.now()
         home = next(iter(tensors.values())).device
         tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
@@ -151,13 +166,15 @@ class Engine:
         branches = self._calls.halves(tensors)
         built = self._graph_of(branches[0], form)
         part = self._graph_of_part(built, branches[0], form)
-        trajectory = self._trajectories.of(self._context_name)
-        scheduler = self._scheduler() if self._scheduler is not None else None
-        trajectory.advance(built.graph, len(branches), tensors, scheduler)
+        call = Call(caller, self._context_name.get(), built.graph, len(branches), tensors)
+        stream = self._streams.of(call)
+        trajectory = stream.trajectory
         mode = trajectory.mode_now
         begin = time.perf_counter()
         results = self._dispatcher.run(trajectory, tensors, built, part, self.options.microbatches)
         self._times.add(mode, time.perf_counter() - begin)
+        self._streams.done(stream, call, results[0])
+        self._streams.ended()
         if self.options.record:
             self._recorded_calls.append((started, Recorder.now()))
         return tuple(item.to(home) if isinstance(item, torch.Tensor) else item for item in results)

@@ -1,4 +1,4 @@
-"""PromptInputs: notices when the conditions of a denoiser call are not those of the call before."""
+"""PromptInputs: the conditions that the calls of one trajectory carry."""
 
 from __future__ import annotations
 
@@ -20,29 +20,41 @@ class _Seen:
 
 
 class PromptInputs:
-    """The prompt inputs of the last call of one cache context."""
+    """The prompt inputs of a trajectory's calls, by value.
 
-    def __init__(self) -> None:
-        self._seen: dict[str, _Seen] = {}
+    Args:
+        graph: of the calls.
+        tensors: the first call's inputs by path.
+    """
 
-    def changed(self, graph: TracedGraph, tensors: Tensors) -> bool:
-        """Whether a prompt input differs from the last call's, even if it was changed in place; takes this call's."""
-        changed = False
-        for item in graph.inputs:
-            if item.role > Role.PROMPT:
+    def __init__(self, graph: TracedGraph, tensors: Tensors) -> None:
+        names = [item.name for item in graph.inputs if item.role <= Role.PROMPT]
+        self._seen = {
+            name: _Seen(tensors[name], _version(tensors[name]), tensors[name].detach().clone()) for name in names
+        }
+
+    def changed(self, tensors: Tensors) -> list[str]:
+        """The paths of those that differ from the trajectory's, even if they were changed in place.
+
+        Args:
+            tensors: inputs of another call of the same graph, by path.
+        """
+        changed = []
+        for name, known in self._seen.items():
+            tensor = tensors[name]
+            version = _version(tensor)
+            if known.tensor is tensor and known.version == version != -1:
                 continue
-            tensor = tensors[item.name]
-            # an inference tensor counts no versions, so that its values must be compared
-            version = -1 if tensor.is_inference() else tensor._version
-            known = self._seen.get(item.name)
-            if known is not None and known.tensor is tensor and known.version == version != -1:
-                continue
-            if known is None or not _same(known.copy, tensor):
-                changed = True
-                self._seen[item.name] = _Seen(tensor, version, tensor.detach().clone())
+            if _same(known.copy, tensor):
+                self._seen[name] = _Seen(tensor, version, known.copy)  # so that it is known at once next time
             else:
-                self._seen[item.name] = _Seen(tensor, version, known.copy)
+                changed.append(name)
         return changed
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to; -1 for an inference tensor, which does not count, so that values must tell."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -32,11 +32,6 @@ class Timesteps:
         """How many calls the trajectory has."""
         return len(self.values)
 
-    @property
-    def rises(self) -> bool:
-        """Whether what the pipeline passes is larger at the end than at the start."""
-        return float(self.values[-1] - self.values[0]) * self.ratio > 0
-
     def expects(self, call: int, timestep: float) -> bool:
         """Whether ``timestep`` is what the pipeline passes at ``call``."""
         return call < self.calls and _near(float(self.values[call]) * self.ratio + self.offset, timestep)

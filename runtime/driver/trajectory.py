@@ -1,7 +1,6 @@
-"""Trajectory: what the driver keeps of one cache context from call to call, and what it has the components run.
+"""Trajectory: what the driver keeps of one stream of calls, and what it has the components run.
 
-Pipelines of diffusers without cache contexts have one trajectory at a time; those that call the denoiser several times
-per step under ``cache_context`` have one for each context name, whose messages and forecasts never mix.
+Which call belongs to which trajectory is runtime.driver.streams' to say.
 
 Look-ahead with N = 3 components, warmup = 3, a trajectory of 7 calls (0 to 6). Under each call of the pipeline stand
 the calls that a component then computes, in this order; ``.`` is nothing:
@@ -36,8 +35,6 @@ from runtime.driver.call_arguments import Tensors
 from runtime.driver.correction import Correction
 from runtime.driver.forecast import Forecast, forecast_of
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
-from runtime.driver.prompt_inputs import PromptInputs
-from runtime.driver.timesteps import Timesteps, timesteps_of
 
 _LOGGER = logging.getLogger("runtime")
 
@@ -63,30 +60,26 @@ class RunMode:
 
 @dataclass
 class Trajectory:
-    """The present trajectory of one cache context.
+    """One trajectory.
 
-    Calls are counted from the trajectory's start, steps from the engine's: step = base + call, and steps never fall
-    within a context.
+    Calls are counted from where it last started with exact calls; step = base + call, and steps never fall within a
+    context, whose number the next trajectory may have.
 
     Attributes:
         number: of the context, in message keys; the numbers that follow are those of its micro-batches.
-        run_mode: how its trajectories are run.
-        call: the present call, or the next one between two calls.
-        base: the step of call 0.
+        run_mode: how it is run.
         warned: what the user has been warned of, by all trajectories of the engine.
+        base: the step of call 0.
+        call: the present call, or the next one between two calls.
+        next_base: the step after all that were run.
     """
 
     number: int
     run_mode: RunMode
     warned: set[str] = field(default_factory=set)
-    call: int = 0
     base: int = 0
-    _next_base: int = 0
-    _graph_and_branches: tuple[int, int] | None = None  # of its calls: id of the graph, number of branches
-    _timesteps: object = None  # the scheduler's, a tensor that every run of a pipeline makes anew
-    _expected: Timesteps | None = None  # those of this trajectory's calls; None where the scheduler does not tell
-    _timestep: float | None = None
-    _prompts: PromptInputs = field(default_factory=PromptInputs)
+    call: int = 0
+    next_base: int = 0
     _unannounced: list[list[list[int]]] = field(default_factory=list)  # [reader][source] -> steps
     _schedule: Schedule | None = None
     _noise_schedule: NoiseSchedule | None = None  # in look-ahead
@@ -95,9 +88,12 @@ class Trajectory:
     _begun: set[tuple[int, int]] = field(default_factory=set)  # (context, component) that have run in it
     _foreseen: list[bool] = field(default_factory=list)  # of each call in look-ahead, whether its prediction was of use
 
+    def __post_init__(self) -> None:
+        self.next_base = self.base
+
     @property
     def schedule(self) -> Schedule:
-        """Which components run which calls, of the present trajectory."""
+        """Which components run which calls."""
         assert self._schedule is not None, "no call has been made"
         return self._schedule
 
@@ -116,27 +112,35 @@ class Trajectory:
         """In look-ahead the first step that is not exact; None in other modes."""
         return self.base + self.schedule.warmup if self.schedule.mode == "lookahead" else None
 
-    def advance(self, graph: TracedGraph, branches: int, tensors: Tensors, scheduler: Any) -> None:
-        """Take the inputs of the next call, and notice whether a new trajectory starts with it.
+    def expects(self, timestep: float) -> bool:
+        """Whether the next call may pass this timestep: look-ahead has begun calls with those that it expects."""
+        schedule = self._noise_schedule
+        return schedule is None or schedule.timesteps.expects(self.call, timestep)
 
-        One starts when the scheduler has new timesteps, the timestep turns back where the scheduler's do not, or is not
-        the one that look-ahead expected, the graph or the number of branches is another, or a prompt input has changed.
+    def start(self, graph: TracedGraph, tensors: Tensors, timestep: float | None, scheduler: Any) -> None:
+        """Take the inputs of the first call: look-ahead where the noise schedule of the calls is known, else async.
 
         Args:
-            graph: of the call.
-            branches: how many branches the call's rows are split over.
+            graph: of the calls.
             tensors: the call's inputs by path.
-            scheduler: the pipeline's; None where there is none.
+            timestep: that it passes; None where it has none.
+            scheduler: that makes the latents; None where there is none.
         """
-        new_prompt = self._prompts.changed(graph, tensors)
-        timestep = _timestep_of(graph, tensors)
-        timesteps = getattr(scheduler, "timesteps", None)
-        graph_and_branches = (id(graph), branches)
-        other = timesteps is not self._timesteps or graph_and_branches != self._graph_and_branches
-        start = self._begins_again(timestep) or new_prompt or other
-        self._timesteps, self._timestep, self._graph_and_branches = timesteps, timestep, graph_and_branches
-        if start:
-            self._start(graph, timestep, scheduler)
+        mode, known = self.run_mode.mode, None
+        if mode == "lookahead" and self.run_mode.components > 1 and not self._can_foresee_inputs(graph):
+            mode = "async"
+        if mode == "lookahead" and self.run_mode.components > 1:
+            found = noise_schedule_of(scheduler, timestep) if timestep is not None else "its calls have no timestep"
+            if isinstance(found, str):
+                self._warn(f"Look-ahead is not possible: {found}. The trajectory runs in async mode.")
+                mode = "async"
+            else:
+                known = found
+        self._begin(graph, mode, self.run_mode.warmup, known)
+        self._observe(tensors)
+
+    def take(self, graph: TracedGraph, tensors: Tensors) -> None:
+        """Take the inputs of the next call."""
         self._observe(tensors)
         if self.mode_now == "lookahead":
             astray = any(forecast.is_astray() for forecast in self._forecasts.values())
@@ -149,37 +153,10 @@ class Trajectory:
         for path, forecast in self._forecasts.items():
             forecast.observe(tensors[path])
 
-    def _begins_again(self, timestep: float | None) -> bool:
-        """Whether a timestep does not go on with this trajectory: it is not the next one of the scheduler, and either
-        look-ahead relies on that, or it goes back to more noise."""
-        if timestep is None or self._timestep is None:
-            return True
-        if self._expected is not None and self._expected.expects(self.call, timestep):
-            return False
-        rises = self._expected is not None and self._expected.rises
-        back = timestep < self._timestep if rises else timestep > self._timestep
-        return back or self._noise_schedule is not None
-
-    def _start(self, graph: TracedGraph, timestep: float | None, scheduler: Any) -> None:
-        """Begin a trajectory: look-ahead where the noise schedule of its calls is known, async where it is not."""
-        mode, known = self.run_mode.mode, None
-        self._foreseen.clear()
-        self._expected = timesteps_of(scheduler, timestep) if timestep is not None else None
-        if mode == "lookahead" and self.run_mode.components > 1 and not self._can_foresee_inputs(graph):
-            mode = "async"
-        if mode == "lookahead" and self.run_mode.components > 1:
-            found = noise_schedule_of(scheduler, timestep) if timestep is not None else "its calls have no timestep"
-            if isinstance(found, str):
-                self._warn(f"Look-ahead is not possible: {found}. The trajectory runs in async mode.")
-                mode = "async"
-            else:
-                known, self._expected = found, found.timesteps
-        self._begin(graph, mode, self.run_mode.warmup, known)
-
     def _begin(self, graph: TracedGraph, mode: str, warmup: int, noise_schedule: NoiseSchedule | None) -> None:
         """Begin with the present call as call 0; noise_schedule: in look-ahead, of the calls from this one on."""
         components = self.run_mode.components
-        self.call, self.base = 0, self._next_base
+        self.call, self.base = 0, self.next_base
         self._unannounced = [[[] for _ in range(components)] for _ in range(components)]
         self._noise_schedule, self._forecasts, self._corrections = noise_schedule, {}, []
         self._begun.clear()
@@ -208,8 +185,6 @@ class Trajectory:
         predictions are mostly of use, else async."""
         known, call, bad = self._noise_schedule, self.call, self._foreseen.count(False)
         assert known is not None
-        assert self._expected is not None
-        self._expected = self._expected.after(call)
         if known.second_share is None and not (bad > 1 and 2 * bad > len(self._foreseen)):
             self._begin(graph, "lookahead", 1, known.after(call))
             return
@@ -276,26 +251,4 @@ class Trajectory:
     def done(self, runs: Sequence[ComponentRun]) -> None:
         """End the present call. runs: what was run at it."""
         self.call += 1
-        self._next_base = self.base + max(self.call, *(run.call + 1 for run in runs))
-
-
-class Trajectories:
-    """The trajectories of an engine, by the name of their cache context."""
-
-    def __init__(self, run_mode: RunMode, microbatches: int) -> None:
-        self._run_mode = run_mode
-        self._numbers_each = 1 + microbatches
-        self._by_context: dict[str, Trajectory] = {}
-        self._warned: set[str] = set()
-
-    def of(self, context_name: str) -> Trajectory:
-        """The trajectory of a cache context, made when it is first asked for."""
-        if context_name not in self._by_context:
-            number = self._numbers_each * len(self._by_context)
-            self._by_context[context_name] = Trajectory(number, self._run_mode, self._warned)
-        return self._by_context[context_name]
-
-
-def _timestep_of(graph: TracedGraph, tensors: Tensors) -> float | None:
-    path = next((item.name for item in graph.inputs if item.role is Role.TIMESTEP), None)
-    return float(tensors[path].flatten()[0]) if path is not None else None
+        self.next_base = self.base + max(self.call, *(run.call + 1 for run in runs))

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from runtime.driver import trajectory as module
+from runtime.driver.callers import caller_of
+from runtime.driver.streams import Call, Streams
 from runtime.driver.trajectory import RunMode, Trajectory
 from runtime.engine import Engine
 from runtime.options import EngineOptions
@@ -63,7 +65,11 @@ def test_lookahead_runs_what_the_docstring_draws() -> None:
     grid: list[list[str]] = [[], [], []]
     for call, timestep in enumerate(scheduler.timesteps):
         tensors = {"x": torch.full((2, 5, engines.WIDTH), float(call)), "t": timestep, "context": context}
-        running.advance(graph, 1, tensors, scheduler)
+        if call == 0:
+            running.start(graph, tensors, float(timestep), scheduler)
+        else:
+            assert running.expects(float(timestep))
+            running.take(graph, tensors)
         assert running.mode_now == ("exact" if call < 3 else "lookahead")
         runs = running.runs()
         for component, row in enumerate(grid):
@@ -77,16 +83,20 @@ def test_lookahead_runs_what_the_docstring_draws() -> None:
 def modes(scheduler: Any, latents: Sequence[torch.Tensor], passed: Sequence[float], **mode: Any) -> list[str]:
     """How each call of a trajectory over these latents and timesteps is run."""
     given = {"components": 2, "mode": "lookahead", "warmup": 2, "periods": (1, 1)} | mode
-    running, found = Trajectory(0, RunMode(**given)), []
+    streams, found = Streams(RunMode(**given), microbatches=1), []
+    caller = caller_of(DENOISER, lambda: scheduler)
     graph, context = GRAPHS[2](), torch.zeros(2, 6)
     for latent, timestep in zip(latents, passed, strict=True):
         tensors = {"x": latent, "t": torch.tensor(timestep), "context": context}
-        running.advance(graph, 1, tensors, scheduler)
+        call = Call(caller, "", graph, 1, tensors)
+        stream = streams.of(call)
+        running = stream.trajectory
         found.append(running.mode_now)
         runs = running.runs()
         for run in runs:
             running.inputs_at(run.call, graph, tensors)  # which predicts
         running.done(runs)
+        streams.done(stream, call, None)
     return found
 
 
