@@ -247,9 +247,9 @@ def test_the_denoisers_own_cache_context_is_entered_too() -> None:
     denoiser, trajectory = WithContexts().eval(), Trajectory(calls=2)
     with taken_over(denoiser) as engine:
         with denoiser.cache_context("cond"):
-            inside = engine._context_name
+            inside = engine._context_name.get()
             trajectory.through(denoiser)
-        assert (inside, engine._context_name) == ("cond", "")
+        assert (inside, engine._context_name.get()) == ("cond", "")
         assert denoiser.entered == ["cond"]
         assert not hasattr(toy(), "cache_context")
     assert "cache_context" not in vars(denoiser)
