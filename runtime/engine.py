@@ -28,7 +28,7 @@ from runtime.driver.call_arguments import CallForm, CallReader, Tensors
 from runtime.driver.callers import Caller, caller_of
 from runtime.driver.dispatch import Dispatcher
 from runtime.driver.distribution import Distribution
-from runtime.driver.streams import Call, Streams
+from runtime.driver.streams import DenoiserCall, Streams
 from runtime.driver.traced_graphs import BuiltGraph, TracedGraphs
 from runtime.driver.trajectory import RunMode
 from runtime.errors import EngineClosed, InputError
@@ -166,7 +166,7 @@ class Engine:
         branches = self._calls.halves(tensors)
         built = self._graph_of(branches[0], form)
         part = self._graph_of_part(built, branches[0], form)
-        call = Call(caller, self._context_name.get(), built.graph, len(branches), tensors)
+        call = DenoiserCall(caller, self._context_name.get(), built.graph, len(branches), tensors)
         stream = self._streams.of(call)
         trajectory = stream.trajectory
         mode = trajectory.mode_now

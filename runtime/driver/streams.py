@@ -40,7 +40,7 @@ CLEAR = 0.8  # else that stream must leave so much less unexplained than the nex
 
 
 @dataclass(frozen=True)
-class Call:
+class DenoiserCall:
     """A denoiser call, as far as it tells whose it is.
 
     Attributes:
@@ -94,7 +94,7 @@ class Stream:
         has_ended: whether no call can come any more.
     """
 
-    def __init__(self, call: Call, trajectory: Trajectory) -> None:
+    def __init__(self, call: DenoiserCall, trajectory: Trajectory) -> None:
         self.trajectory = trajectory
         self.caller = call.caller
         self.context_name = call.context_name
@@ -109,7 +109,7 @@ class Stream:
         self._goes_round = False  # whether several threads or tasks have made its calls
         trajectory.start(call.graph, call.tensors, call.timestep, scheduler)
 
-    def difference(self, call: Call) -> str | None:
+    def difference(self, call: DenoiserCall) -> str | None:
         """Why a call of its caller, or of another thread or task, is not its next one; None where it may be."""
         if call.graph is not self._graph or call.branches != self._branches:
             return NEW_SIZE
@@ -122,15 +122,15 @@ class Stream:
             TIMESTEP if not self._position.follows(call.timestep) or (skips and not self.is_of(call.caller)) else None
         )
 
-    def is_next(self, call: Call) -> bool:
+    def is_next(self, call: DenoiserCall) -> bool:
         """Whether a call's timestep comes right after the last one: it is not the same again, and none was left out."""
         return self._position is not None and call.timestep is not None and self._position.is_next(call.timestep)
 
-    def unexplained(self, call: Call) -> float:
+    def unexplained(self, call: DenoiserCall) -> float:
         """The share of a call's latent that its sampler cannot have made."""
         return self._moves.unexplained(call.latent)
 
-    def allows(self, call: Call, unexplained: float) -> bool:
+    def allows(self, call: DenoiserCall, unexplained: float) -> bool:
         """Whether a call of whose latent such a share is unexplained may be its next one.
 
         Any share may be the first: some samplers begin with nearly nothing but noise. Then the timestep must tell.
@@ -149,7 +149,7 @@ class Stream:
         """Whether no call can come: its caller is gone, or has begun anew."""
         return self.caller.is_gone or timesteps_of(self.caller) is not self._timesteps
 
-    def take(self, call: Call, unexplained: float) -> None:
+    def take(self, call: DenoiserCall, unexplained: float) -> None:
         """Take its next call."""
         self._goes_round |= not self.caller.is_same(call.caller)
         self.caller = call.caller
@@ -158,7 +158,7 @@ class Stream:
             self._position.move(call.timestep)
         self.trajectory.take(call.graph, call.tensors)
 
-    def done(self, call: Call, output: object) -> None:
+    def done(self, call: DenoiserCall, output: object) -> None:
         """Take what the denoiser gave for the present call."""
         self._moves.add(call.latent, output, self._share)
         self.has_ended = self._position is not None and self._position.is_last
@@ -182,7 +182,7 @@ class Streams:
         self._numbers = 0
         self._warned: set[str] = set()
 
-    def of(self, call: Call) -> Stream:
+    def of(self, call: DenoiserCall) -> Stream:
         """The stream that a call belongs to, which has taken the call's inputs."""
         self._end([stream for stream in self._open if stream.is_over])
         stream = self._continued(call)
@@ -191,7 +191,7 @@ class Streams:
         self._open.append(stream)
         return stream
 
-    def done(self, stream: Stream, call: Call, output: object) -> None:
+    def done(self, stream: Stream, call: DenoiserCall, output: object) -> None:
         """End a call. output: the denoiser's first result."""
         self._calls += 1
         stream.done(call, output)
@@ -212,7 +212,7 @@ class Streams:
         """The numbers of a trajectory's contexts: its own and those of its micro-batches."""
         return range(trajectory.number, trajectory.number + self._numbers_each)
 
-    def _continued(self, call: Call) -> Stream | None:
+    def _continued(self, call: DenoiserCall) -> Stream | None:
         """The open stream that a call continues, which has taken it and is no longer among the open ones."""
         found = [
             (stream.unexplained(call), stream)
@@ -235,7 +235,7 @@ class Streams:
         best.take(call, share)
         return best
 
-    def _started(self, call: Call) -> Stream:
+    def _started(self, call: DenoiserCall) -> Stream:
         """A new stream, in place of the one of its caller that was not used for longest, if that has too many."""
         own = [stream for stream in self._open if stream.caller.may_be(call.caller)]
         self._end(own[: max(0, len(own) - OPEN + 1)])

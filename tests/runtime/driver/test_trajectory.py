@@ -13,7 +13,7 @@ import torch
 
 from runtime.driver import trajectory as module
 from runtime.driver.callers import caller_of
-from runtime.driver.streams import Call, Streams
+from runtime.driver.streams import DenoiserCall, Streams
 from runtime.driver.trajectory import RunMode, Trajectory
 from runtime.engine import Engine
 from runtime.options import EngineOptions
@@ -88,7 +88,7 @@ def modes(scheduler: Any, latents: Sequence[torch.Tensor], passed: Sequence[floa
     graph, context = GRAPHS[2](), torch.zeros(2, 6)
     for latent, timestep in zip(latents, passed, strict=True):
         tensors = {"x": latent, "t": torch.tensor(timestep), "context": context}
-        call = Call(caller, "", graph, 1, tensors)
+        call = DenoiserCall(caller, "", graph, 1, tensors)
         stream = streams.of(call)
         running = stream.trajectory
         found.append(running.mode_now)
