@@ -174,7 +174,8 @@ class Engine:
         results = self._dispatcher.run(trajectory, tensors, built, part, self.options.microbatches)
         self._times.add(mode, time.perf_counter() - begin)
         self._streams.done(stream, call, results[0])
-        self._streams.ended()
+        for contexts, next_step in self._streams.ended():
+            self._distribution.forget(contexts, next_step)
         if self.options.record:
             self._recorded_calls.append((started, Recorder.now()))
         return tuple(item.to(home) if isinstance(item, torch.Tensor) else item for item in results)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from partitioner.graph.ir import Parameter
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import seat_of
@@ -11,7 +13,7 @@ from runtime.options import EngineOptions
 from runtime.ranks.base import Ranks
 from runtime.transport.mailbox import MessageKey
 from runtime.transport.weights import Weights
-from runtime.worker.commands import Build, Load, SendBack
+from runtime.worker.commands import Build, Forget, Load, SendBack
 from runtime.worker.worker import PARAMETER_CONTEXT
 
 
@@ -55,6 +57,20 @@ class Distribution:
     def preamble_of(self, built: BuiltGraph) -> PreambleRunner:
         """What computes the driver's share of a graph that has been given."""
         return self._preambles[built.table]
+
+    def forget(self, contexts: Sequence[int], before_step: int) -> None:
+        """Have every rank drop what it keeps of a trajectory that has ended.
+
+        Args:
+            contexts: the trajectory's number and those of its micro-batches.
+            before_step: the first step that the numbers may be used for again.
+        """
+        command = Forget(tuple(contexts), before_step)
+        self._ranks.worker.forget(command)
+        for rank in range(1, self._plan.ranks):
+            self._ranks.command(rank, command)
+        for preamble in self._preambles.values():
+            preamble.forget(contexts)
 
     def release(self) -> None:
         """Let go of the parameters that only other processes need, if the options want that; files hold them."""

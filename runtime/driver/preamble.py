@@ -7,7 +7,7 @@ ranks like inputs, so that the parameters are held once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -37,6 +37,10 @@ class PreambleRunner:
         """Compute what depends on the prompt inputs of a cache context and branch, at a trajectory's start."""
         segment = self._segments.prompt
         self._prompt[context, branch] = segment({**self._static, **inputs}) if segment is not None else {}
+
+    def forget(self, contexts: Collection[int]) -> None:
+        """Drop what was computed of the prompts of these contexts."""
+        self._prompt = {key: values for key, values in self._prompt.items() if key[0] not in contexts}
 
     def compute(self, context: int, branch: int, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The preamble's values for one evaluation, by name; ``inputs`` are that evaluation's, by name."""

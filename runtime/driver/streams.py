@@ -202,15 +202,15 @@ class Streams:
         """Have every trajectory end: no call to come can go on with what the ranks have kept."""
         self._end(list(self._open))
 
-    def ended(self) -> list[Trajectory]:
-        """The trajectories that have ended since this was last asked; ranks forget them, and their numbers are free."""
+    def ended(self) -> list[tuple[range, int]]:
+        """The trajectories that have ended since this was last asked, for ranks to forget: their numbers are free.
+
+        Returns:
+            Of each the numbers of its contexts, its micro-batches' included, and the step after its last one.
+        """
         ended, self._ended = self._ended, []
         self._free += [(trajectory.number, trajectory.next_base) for trajectory in ended]
-        return ended
-
-    def numbers_of(self, trajectory: Trajectory) -> range:
-        """The numbers of a trajectory's contexts: its own and those of its micro-batches."""
-        return range(trajectory.number, trajectory.number + self._numbers_each)
+        return [(range(each.number, each.number + self._numbers_each), each.next_base) for each in ended]
 
     def _continued(self, call: DenoiserCall) -> Stream | None:
         """The open stream that a call continues, which has taken it and is no longer among the open ones."""

@@ -17,7 +17,7 @@ import torch
 from runtime.devices.stream import DeviceStream
 from runtime.ranks.rank_report import Report
 from runtime.transport.local import LocalMailbox
-from runtime.worker.commands import Build, Load, RankCommand, SendBack, Setup
+from runtime.worker.commands import Build, Forget, Load, RankCommand, SendBack, Setup
 from runtime.worker.waiting import Waiting
 from runtime.worker.worker import Worker
 
@@ -86,5 +86,8 @@ def begin_work(worker: Worker, command: RankCommand) -> Waiting[Any] | None:
         return None
     if isinstance(command, SendBack):
         worker.send_back(command)
+        return None
+    if isinstance(command, Forget):
+        worker.forget(command)
         return None
     return worker.load(command) if isinstance(command, Load) else worker.evaluate(command)

@@ -8,12 +8,13 @@
                   <-  Ready(n)                n Load commands are done
     Evaluate      ->                          again and again; its tensors travel between the ranks themselves
     SendBack      ->                          so do those of parameters
+    Forget        ->                          a trajectory has ended
     Ask           ->
                   <-  Answer
                   <-  Failed | Lost           a failure
     Stop          ->                          the rank's process ends with status 0
 
-Build, Load, Evaluate, SendBack and Stop are the worker's commands (runtime.worker.commands).
+Build, Load, Evaluate, SendBack, Forget and Stop are the worker's commands (runtime.worker.commands).
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ class Report:
     waiting_for: the value that it waits for and the rank that sends it, None while it computes or is idle.
     send_seconds: time spent in handing over what it computed. wait_seconds: time spent in waiting for messages.
     parameter_bytes: of the parameters that it holds. resident_bytes: memory of its process. started_bytes: the same
-    when the rank began and held nothing. marks: what it recorded, where recording was asked for.
+    when the rank began and held nothing. trajectories: of how many, or micro-batches of one, it keeps something.
+    marks: what it recorded, where recording was asked for.
     """
 
     steps: int
@@ -30,6 +31,7 @@ class Report:
     parameter_bytes: int
     resident_bytes: int
     started_bytes: int = 0
+    trajectories: int = 0
     marks: tuple[Mark, ...] = field(default=(), repr=False)
 
 
@@ -47,5 +49,6 @@ def report(worker: Worker) -> Report:
         parameter_bytes=sum(held.values()),
         resident_bytes=resident_bytes(),
         started_bytes=worker.started_bytes,
+        trajectories=worker.trajectories_kept,
         marks=tuple(worker.recorder.marks) if worker.recorder is not None else (),
     )

@@ -119,8 +119,19 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """Drop what is kept of a trajectory that has ended.
+
+    contexts: its number and those of its micro-batches. before_step: messages of earlier steps will not be read.
+    """
+
+    contexts: tuple[int, ...]
+    before_step: int
+
+
+@dataclass(frozen=True)
 class Stop:
     """End."""
 
 
-RankCommand = Build | Load | SendBack | Evaluate
+RankCommand = Build | Load | SendBack | Evaluate | Forget

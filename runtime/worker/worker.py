@@ -18,7 +18,7 @@ from partitioner.plan.program import Compute, Receive
 from runtime.devices.memory import give_back, resident_bytes
 from runtime.transport.mailbox import Expected, Mailbox, MessageKey
 from runtime.transport.weight_files import at_offset, read_stored
-from runtime.worker.commands import DRIVER, Build, Evaluate, Load, SendBack, Setup
+from runtime.worker.commands import DRIVER, Build, Evaluate, Forget, Load, SendBack, Setup
 from runtime.worker.component import Component
 from runtime.worker.lagged import LaggedTensor
 from runtime.worker.microbatches import PartsOfMessages
@@ -172,6 +172,17 @@ class Worker:
         self.steps_done += 1
         self.busy = False
         return results
+
+    def forget(self, command: Forget) -> None:
+        """Drop what is kept of a trajectory that has ended."""
+        for number in command.contexts:
+            self._contexts.pop(number, None)
+            self.mailbox.forget(number, command.before_step)
+
+    @property
+    def trajectories_kept(self) -> int:
+        """Of how many trajectories, or micro-batches of one, it keeps something."""
+        return len(self._contexts)
 
     def results_of(self, command: Evaluate) -> Waiting[dict[str, torch.Tensor]]:
         """Take the results of an evaluation that the rank of another branch sends; the driver's worker only."""

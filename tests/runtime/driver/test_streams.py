@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -154,13 +155,31 @@ def test_a_latent_that_no_step_can_have_made_starts_with_exact_calls(engine: Eng
         latent = pipe.scheduler.step(output, latent)
 
 
+def kept(engine: Engine) -> int:
+    """Of how many trajectories some rank keeps something."""
+    return max(rank.trajectories for rank in engine.stats.ranks)
+
+
 def test_what_is_kept_does_not_grow_with_the_number_of_requests(engine: Engine) -> None:
     """Whether they end, are abandoned, or are of pipelines that are no more."""
     for seed in range(4):
         pipe = ToyPipeline(engine, DENOISER)
         pipe(seed, 3)
+        assert kept(engine) == 0
         next(itertools.islice(pipe.latents(seed, 5), 3, None))
-    assert len(engine._streams._open) <= 1
+        assert kept(engine) == 1
     for seed in range(OPEN + 4):
         next(itertools.islice(sampled(engine, pipe.scheduler, seed, PROMPT), 2, None))
-    assert len(engine._streams._open) <= OPEN + 1, "of the pipeline, and of this thread"
+    assert kept(engine) == OPEN + 1, "of this thread, and of the pipeline"
+    assert len(engine._dispatcher._distribution._preambles[0]._prompt) == OPEN + 1
+    assert engine._streams._numbers <= 2 * (OPEN + 2)
+
+
+@pytest.mark.processes
+def test_ranks_in_processes_forget_too(alone: Callable[..., torch.Tensor]) -> None:
+    with Engine(DENOISER, PLAN) as engine:
+        for seed in (0, 1):
+            assert torch.equal(ToyPipeline(engine, DENOISER)(seed, STEPS), alone(seed))
+        deadline = time.monotonic() + 30
+        while kept(engine):  # they may still be at it
+            assert time.monotonic() < deadline
