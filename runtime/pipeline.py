@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from partitioner.graph.torch_private import uncompiled
 from partitioner.plan.plan import Plan
 from runtime.denoiser import Takeover, denoiser_name, plain_denoiser
 from runtime.engine import Engine
 from runtime.errors import InputError, PlanMismatch
 from runtime.options import EngineOptions
 from runtime.torchrun import join, launched
+from runtime.transport.weights import check_in_memory
 
 
 @contextmanager
@@ -99,7 +101,9 @@ def _places(
 
 
 def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str, Any]) -> Plan:
-    """A plan for a pipeline in memory: costs measured on the denoiser's GPU, or estimated for a CPU where it is on one.
+    """A plan for a pipeline in memory, as it is: what was done to its denoiser (LoRA, fused layers, hooks) is planned.
+
+    Costs are measured on the denoiser's GPU, or estimated for a CPU where it is on one.
 
     Args:
         pipe: The pipeline, with its denoiser and sampler.
@@ -108,6 +112,8 @@ def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str,
 
     Raises:
         InputError: ``devices`` is None.
+        PlanMismatch: The denoiser's parameters are not in memory.
+        TraceError: The denoiser cannot be traced as it is.
         UsageError: The pipeline's sizes or the number of devices make no sense.
         InfeasibleError: No plan over so many devices is faster than one.
     """
@@ -121,10 +127,11 @@ def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str,
 
     if devices is None:
         raise InputError("without a plan, say for how many devices to make one: parallelize(pipe, devices=2)")
-    denoiser = getattr(pipe, denoiser_name(pipe))
+    denoiser = uncompiled(getattr(pipe, denoiser_name(pipe)))
+    check_in_memory(denoiser)
     live = str(denoiser.device)
     request = PlanRequest(
-        FromSpec(live_spec(denoiser, pipe, **sizes)),
+        FromSpec(live_spec(denoiser, pipe, **sizes), Takeover(denoiser).bare()),
         devices if isinstance(devices, int) else len(devices),
         choose_cost_model(*(None, "cpu") if live == "cpu" else (live, None)),
         sampling=SamplingSetup(scheduler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None),

@@ -115,19 +115,25 @@ def _zeros(inputs: Inputs, dtype: str) -> dict[str, Any]:
     return made
 
 
-def trace_model(spec: ModelSpec, *, branch: bool = False) -> TracedGraph:
-    """Build the denoiser without weights and trace it.
+def trace_model(spec: ModelSpec, *, branch: bool = False, denoiser: nn.Module | None = None) -> TracedGraph:
+    """Trace a denoiser with the inputs of its spec.
 
     Args:
         spec: The denoiser and its inputs.
         branch: Trace a call for one half of guidance.
+        denoiser: The one in memory, traced with all that was done to it since it was made (LoRA, fused layers, hooks).
+            Default: one that is built without weights.
 
     Raises:
         TraceError: The denoiser cannot be traced.
         UsageError: One half is asked for, and the calls hold no two.
     """
     from partitioner.graph.export import fake_mode, trace
+    from partitioner.graph.fakes import traceable
 
+    if denoiser is not None:
+        with traceable(denoiser):
+            return trace(denoiser, spec.example_inputs(branch=branch), spec.roles, model=spec.name)
     with fake_mode():
         return trace(spec.build(), spec.example_inputs(branch=branch), spec.roles, model=spec.name)
 

@@ -72,11 +72,13 @@ class FromSpec:
 
     Attributes:
         spec: From ``model_spec`` (a name, folder or hub id) or ``live_spec`` (a pipeline in memory).
+        denoiser: The module that the spec describes, to be traced as it is; None to build it without weights.
         fork: Trace the whole call and the half at the same time, the latter in a forked process. Only where torch has
             computed nothing in this process yet.
     """
 
     spec: ModelSpec
+    denoiser: nn.Module | None = None
     fork: bool = False
 
     @property
@@ -90,7 +92,7 @@ class FromSpec:
         return self.spec.halves == 2
 
     def trace(self, halves: bool, progress: Progress) -> FromGraphs:
-        """Build the denoiser without weights and trace it.
+        """Trace the denoiser, which is built without weights if it is not there.
 
         Raises:
             TraceError: It cannot be traced.
@@ -102,11 +104,11 @@ class FromSpec:
             half_of: Callable[[], TracedGraph] | None = None
             if halves:
                 progress("tracing one half of its guidance batch")
-                half_of = partial(trace_model, self.spec, branch=True)
+                half_of = partial(trace_model, self.spec, branch=True, denoiser=self.denoiser)
                 if self.fork:
                     self.spec.load()
                     half_of = beside(half_of)
-            whole = trace_model(self.spec)
+            whole = trace_model(self.spec, denoiser=self.denoiser)
             half = None if half_of is None else half_of()
         return FromGraphs(whole, half, revision=self.spec.revision)
 

@@ -46,6 +46,12 @@ class Weights:
     """The parameters and buffers of one denoiser, by path in its state."""
 
     def __init__(self, denoiser: nn.Module) -> None:
+        """Look for the denoiser's files.
+
+        Raises:
+            PlanMismatch: some of its parameters are not in memory.
+        """
+        check_in_memory(denoiser)
         self._denoiser = denoiser
         self._files = WeightFiles(denoiser)
         self._stored: dict[str, StoredTensor | None] = {}  # path -> the file that was found to hold it
@@ -175,6 +181,20 @@ class Weights:
         state: dict[str, torch.Tensor] = dict(self._denoiser.named_parameters(remove_duplicate=False))
         state.update(self._denoiser.named_buffers(remove_duplicate=False))
         return state
+
+
+def check_in_memory(denoiser: nn.Module) -> None:
+    """Check that a denoiser has its parameters and buffers.
+
+    Raises:
+        PlanMismatch: some of them have no memory, as after sequential CPU offload.
+    """
+    for path, tensor in (*denoiser.named_parameters(), *denoiser.named_buffers()):
+        if tensor.is_meta:
+            raise PlanMismatch(
+                f"{path} of this {type(denoiser).__name__} is not in memory (its device is meta), as after "
+                "enable_sequential_cpu_offload: load the pipeline without it; each rank holds its own part only"
+            )
 
 
 def _memory(tensor: torch.Tensor) -> int:

@@ -211,6 +211,12 @@ def test_tied_and_overlapping_parameters_stay_so(folder: Path) -> None:
     weights.restore()
 
 
+def test_parameters_without_memory_are_refused(module: Loaded) -> None:
+    module.two.to("meta")
+    with pytest.raises(PlanMismatch, match=r"two\.weight of this Loaded is not in memory .* without it"):
+        Weights(module)
+
+
 def test_without_files_everything_stays() -> None:
     module = nn.Linear(3, 3)
     weights = release(module)
