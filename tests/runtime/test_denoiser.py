@@ -197,6 +197,7 @@ def test_compiled_denoisers_are_looked_through(caplog: pytest.LogCaptureFixture)
         assert plain is denoiser is pipe.unet
     assert pipe.unet is compiled
     denoiser.compile(backend="eager")
+    denoiser.down[0].compile(backend="eager")
     own = denoiser._compiled_call_impl
     with taken_over(denoiser) as engine:
         assert equal(trajectory.through(denoiser), before)
