@@ -22,6 +22,7 @@ Every entry of the probe's latent is a trajectory of its own, for a scheduler tr
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -189,12 +190,13 @@ def _answers(scheduler: Any, meaning: str) -> tuple[torch.Tensor, torch.Tensor]:
     begun = torch.zeros_like(clean)
     begun[1], begun[MIXED] = 1, 0.7  # every other entry begins without noise
     latent = _noised(scheduler, clean.view(1, 1, 1, -1), begun.view(1, 1, 1, -1))
+    own = {"generator": torch.Generator()} if "generator" in inspect.signature(scheduler.step).parameters else {}
     passed = []
     for call, timestep in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(latent, timestep) if hasattr(scheduler, "scale_model_input") else latent
         passed.append(scaled.flatten().double().clone())
         output = _output(meaning, passed[-1], clean, noise[call])
-        latent = scheduler.step(output.view_as(latent), timestep, latent, return_dict=False)[0].double()
+        latent = scheduler.step(output.view_as(latent), timestep, latent, **own, return_dict=False)[0].double()
     return torch.stack(passed), noise
 
 

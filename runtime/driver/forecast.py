@@ -101,7 +101,7 @@ class Forecast:
         return None if predicted is None else self._latents[now].float() - predicted.float()
 
     def is_astray(self) -> bool:
-        """Whether in some row the last latent is further from its earliest prediction than from the latent before it.
+        """Whether the last latent is further from its earliest prediction than from the latent before, over all rows.
 
         That is the one that was there when it was predicted, or that of the step before. To hold it would have been no
         worse, so such predictions are good for nothing.
@@ -111,7 +111,7 @@ class Forecast:
             return False
         before = self._latents[min(self._made_at[now], now - self._calls_per_step)]
         moved = self._latents[now].float() - before.float()
-        return bool((missed.flatten(1).norm(dim=1) > moved.flatten(1).norm(dim=1)).any())
+        return bool(missed.norm() > moved.norm())
 
     def _slope_to(self, call: int) -> torch.Tensor:
         """The slope of the move to a call from the one before it; if both are at one level, the slope before that."""

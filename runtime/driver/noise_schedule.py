@@ -63,6 +63,10 @@ class NoiseSchedule:
             return (latent - scale * output) / noise
         return -output if self.meaning == "reversed_flow" else output
 
+    def is_first_of_step(self, call: int) -> bool:
+        """Whether a step begins with a call, so that it does not go on what the call before has begun."""
+        return self.second_share is None or call % 2 == 0
+
     def after(self, call: int) -> NoiseSchedule:
         """That of the calls from ``call`` on, which must be the first of a step."""
         return replace(

@@ -87,6 +87,7 @@ class Trajectory:
     _corrections: list[Correction] = field(default_factory=list)
     _begun: set[tuple[int, int]] = field(default_factory=set)  # (context, component) that have run in it
     _foreseen: list[bool] = field(default_factory=list)  # of each call in look-ahead, whether its prediction was of use
+    _resume: NoiseSchedule | None = None  # with it look-ahead begins anew at the next call
 
     def __post_init__(self) -> None:
         self.next_base = self.base
@@ -114,6 +115,8 @@ class Trajectory:
 
     def expects(self, timestep: float) -> bool:
         """Whether the next call may pass this timestep: look-ahead has begun calls with those that it expects."""
+        if self._resume is not None:
+            return self._resume.timesteps.expects(0, timestep)
         schedule = self._noise_schedule
         return schedule is None or schedule.timesteps.expects(self.call, timestep)
 
@@ -141,6 +144,8 @@ class Trajectory:
 
     def take(self, graph: TracedGraph, tensors: Tensors) -> None:
         """Take the inputs of the next call."""
+        if self._resume is not None:
+            self._begin(graph, "lookahead", 1, self._resume)
         self._observe(tensors)
         if self.mode_now == "lookahead":
             astray = any(forecast.is_astray() for forecast in self._forecasts.values())
@@ -160,6 +165,7 @@ class Trajectory:
         self._unannounced = [[[] for _ in range(components)] for _ in range(components)]
         self._noise_schedule, self._forecasts, self._corrections = noise_schedule, {}, []
         self._begun.clear()
+        self._resume = None
         calls, finish = None, 0
         if noise_schedule is not None:
             calls, finish = noise_schedule.calls, noise_schedule.finish
@@ -185,8 +191,12 @@ class Trajectory:
         predictions are mostly of use, else async."""
         known, call, bad = self._noise_schedule, self.call, self._foreseen.count(False)
         assert known is not None
-        if known.second_share is None and not (bad > 1 and 2 * bad > len(self._foreseen)):
-            self._begin(graph, "lookahead", 1, known.after(call))
+        if bad < 2 or 2 * bad <= len(self._foreseen):
+            if known.is_first_of_step(call):
+                self._begin(graph, "lookahead", 1, known.after(call))
+            else:
+                self._begin(graph, "exact", 1, None)
+                self._resume = known.after(call + 1)
             return
         self._warn(
             "Look-ahead was given up in mid-trajectory: the latents that it predicted were further off than those of "

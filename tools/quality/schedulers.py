@@ -27,6 +27,7 @@ import torch
 
 from partitioner.errors import PartitionerError, UsageError, first_line
 from partitioner.models.sampler_probe import Sampler, probe
+from partitioner.models.samplers import USUAL
 from partitioner.plan.plan import Plan
 from runtime.pipeline import parallelize
 from runtime.stats import Stats
@@ -94,8 +95,8 @@ def suited(name: str, pipelines: dict[str, MeasuredPipeline]) -> tuple[str, Any]
         try:
             kind = getattr(diffusers, name)
             taken = inspect.signature(kind.__init__).parameters
-            own = {key: value for key, value in pipeline.own_scheduler.config.items() if key in taken}
-            made = kind(**{**own, **({key: FLOW[key] for key in FLOW if key in taken} if flow else {})})
+            own = {**USUAL, **pipeline.own_scheduler.config, **(FLOW if flow else {})}
+            made = kind(**{key: value for key, value in own.items() if key in taken})
             pipeline.pipe.scheduler = made
             pictures = pipeline.generate(10, 1)
         except Exception as error:  # whatever a class raises that is for other pipelines

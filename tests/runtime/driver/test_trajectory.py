@@ -124,6 +124,16 @@ def test_a_latent_that_was_changed_is_run_exactly_and_look_ahead_goes_on_behind_
     assert modes(scheduler, latents, scheduler.timesteps.tolist()) == wanted
 
 
+@pytest.mark.parametrize("changed", [8, 9])
+def test_with_two_calls_per_step_the_pipe_is_filled_from_the_first_call_of_a_step(changed: int) -> None:
+    scheduler = scheduler_of("HeunDiscreteScheduler", BETAS, 10)
+    latents = stepped(scheduler, lambda call, latent: latent * 0.3 if call == changed else latent)
+    exact = changed % 2 + 2
+    wanted = ["exact"] * 2 + ["lookahead"] * (changed - 2) + ["exact"] * exact
+    wanted += ["lookahead"] * (17 - len(wanted)) + ["exact"] * 2
+    assert modes(scheduler, latents, scheduler.timesteps.tolist()) == wanted
+
+
 def test_noise_that_only_the_pipeline_asks_for_is_seen_from_the_latents(caplog: Any) -> None:
     """DDIM with eta = 1, and the best denoiser of Gaussian data; it is warned about once."""
     scheduler, generator = ddim(12), torch.Generator().manual_seed(1)
