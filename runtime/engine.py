@@ -110,8 +110,9 @@ class Engine:
         self._distribution = Distribution(plan, self.options, self._ranks, self._weights)
         self._dispatcher = Dispatcher(plan, self._ranks, self._calls, self._distribution)
         try:
-            self._ranks.stream.call(lambda: self._distribution.give(planned))
-            self._distribution.release()
+            if planned is not None:
+                self._ranks.stream.call(lambda: self._distribution.give(planned))
+                self._distribution.release()
         except BaseException:
             self.close()
             raise
@@ -183,7 +184,10 @@ class Engine:
     def _graph_of(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
         """The graph of such calls, which every rank has."""
         built = self._graphs.graph_of(tensors, form)
+        first = not self._distribution.given
         self._distribution.give(built)
+        if first:
+            self._distribution.release()
         return built
 
     def _graph_of_part(self, whole: BuiltGraph, tensors: Tensors, form: CallForm) -> BuiltGraph | None:

@@ -54,6 +54,11 @@ class Distribution:
         self._preambles[built.table] = PreambleRunner(built.preamble_spec, worker.parameters, worker.device)
         self._ranks.wait_loaded()
 
+    @property
+    def given(self) -> bool:
+        """Whether the ranks have been given any graph."""
+        return bool(self._preambles)
+
     def preamble_of(self, built: BuiltGraph) -> PreambleRunner:
         """What computes the driver's share of a graph that has been given."""
         return self._preambles[built.table]

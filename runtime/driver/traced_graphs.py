@@ -5,6 +5,7 @@ Two calls are of one kind if their shapes, dtypes, literal arguments and contain
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from partitioner.plan.plan import Plan
 from runtime.driver.call_arguments import CallForm, CallReader, CallSignature, Tensors, call_signature, graph_signature
 from runtime.errors import InputError, OtherCalls, OtherDenoiser
 from runtime.worker.specs import ComponentSpec, PreambleSpec, build_specs
+
+_LOGGER = logging.getLogger("runtime")
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,13 @@ class TracedGraphs:
         self._plan = plan
         self._calls = calls
         self._graphs: dict[CallSignature, BuiltGraph] = {}
+        self._is_plans = False  # whether the denoiser is known to be the plan's, by its graph
 
-    def planned(self) -> BuiltGraph:
+    def planned(self) -> BuiltGraph | None:
         """The graph of the call that the plan was made for.
+
+        None if the denoiser is the plan's and needs other arguments by now, as one does to which an IP-Adapter was
+        added: then its first call shows how it is called.
 
         Raises:
             OtherDenoiser: the denoiser cannot be traced with the plan's arguments, or its graph is not the plan's.
@@ -59,6 +66,14 @@ class TracedGraphs:
         try:
             built = self._trace(self._calls.planned_example, self._calls.roles({}))
         except TraceError as error:
+            if self._has_plans_modules():
+                _LOGGER.warning(
+                    "%s cannot be traced with the arguments that the plan was made for (%s); its first call will be "
+                    "traced instead",
+                    type(self._denoiser).__name__,
+                    first_line(error).rstrip("."),
+                )
+                return None
             raise OtherDenoiser(
                 f"the plan was made for {self._plan.origin}, and this {type(self._denoiser).__name__} cannot be traced "
                 f"with its arguments ({first_line(error).rstrip('.')}); make a plan for this one"
@@ -66,7 +81,14 @@ class TracedGraphs:
         except PartitionerError as error:
             raise OtherDenoiser(str(error)) from error
         self._graphs[graph_signature(built.graph)] = built
+        self._is_plans = True
         return built
+
+    def _has_plans_modules(self) -> bool:
+        """Whether the denoiser is of the plan's class and has all modules that the plan places nodes of."""
+        modules = {name for name, _ in self._denoiser.named_modules()}
+        placed = {key.split("/")[0].split("@")[0] for key in self._plan.placement}
+        return type(self._denoiser).__name__ == self._plan.class_name and placed <= modules
 
     def graph_of(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
         """The graph of a call with such arguments; traced if no such call has been seen.
@@ -79,7 +101,7 @@ class TracedGraphs:
             try:
                 roles = self._calls.roles(tensors)
                 self._graphs[signature] = self._trace(
-                    lambda: self._calls.example(tensors, form), roles, same_denoiser=True
+                    lambda: self._calls.example(tensors, form), roles, same_denoiser=self._is_plans
                 )
             except PartitionerError as error:
                 kind = InputError if isinstance(error, TraceError) else OtherCalls
