@@ -222,6 +222,8 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         ["tools.compare_splits", "tools.published.golden", "tools.published.splits_table"],
     ),
     ("the command is run on a small pipeline", "tools/quality/test_quality.py", ["tools.quality.*"]),
+    ("so is the command that makes the matrix of features", "tools/features/test_features.py", ["tools.features.*"]),
+    ("they are run by all tests of pipelines", "runtime/test_pipeline.py", ["tools.small_pipelines"]),
 ]
 
 MODULES = [module for module, path in FILES.items() if path.name != "__init__.py"]

@@ -1,0 +1,102 @@
+"""Makes the matrix of features and pipelines: what is equal to the unmodified pipeline, and what is refused.
+
+    python -m tools.features [--only lora] [--pipelines Flux StableDiffusion3] [--transport processes] [--json]
+
+Each feature is done to two equal small pipelines with random weights, one of them unmodified, one run exactly by an
+engine with a plan for two devices, and the results of their calls are compared bit by bit. Fails (1) if any cell
+differs, crashes or proves nothing. Without --only and --pipelines it writes docs/results/features.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from runtime.options import TRANSPORTS
+from tools.features.cell import WRONG
+from tools.features.matrix import FEATURES, run_matrix
+from tools.features.subject import PIPELINES, Store
+from tools.features.table import counts, page
+
+PAGE = Path("docs/results/features.md")
+
+
+def environment(command: Sequence[str]) -> dict[str, str]:
+    """The date, the versions and the command, for the page."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = []
+    for name in ("torch", "diffusers", "transformers", "peft", "accelerate", "torchao", "bitsandbytes"):
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            versions.append(f"no {name}")
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": f"python {platform.python_version()}, " + ", ".join(versions),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
+        "command": f"`{' '.join(['python -m tools.features', *command])}`",
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; exit code 0 when no cell is wrong, 1 when one is, 2 for a wrong option."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="python -m tools.features", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", metavar="TEXT", help="only rows that contain this, in any case, as a pattern")
+    parser.add_argument("--pipelines", nargs="+", choices=list(PIPELINES), default=list(PIPELINES), metavar="NAME")
+    parser.add_argument("--transport", choices=TRANSPORTS, default="emulation", help="what the engine's ranks are")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help=f"write the page there; default: {PAGE}, if all is run"
+    )
+    parser.add_argument("--json", action="store_true", help="print the cells as JSON")
+    options = parser.parse_args(arguments)
+    pattern = re.compile(options.only or "", re.IGNORECASE)
+    chosen = [feature for feature in FEATURES if any(pattern.search(step.row) for step in feature.steps)]
+    if not chosen:
+        parser.error(f"no row contains {options.only!r}")
+    _be_quiet()
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        cells = run_matrix(
+            chosen, options.pipelines, Store(Path(folder)), options.transport,
+            lambda line: print(line, file=sys.stderr, flush=True),
+        )  # fmt: skip
+    made = environment(arguments) | {"time": f"{(time.monotonic() - began) / 60:.0f} minutes"}
+    text = page(cells, options.pipelines, made)
+    complete = options.only is None and options.pipelines == list(PIPELINES)
+    target = options.page or (PAGE if complete else None)
+    if target is not None:
+        target.write_text(text)
+    if options.json:
+        rows = {row: {name: cell.as_json() for name, cell in found.items()} for row, found in cells.items()}
+        print(json.dumps({"environment": made, "cells": rows}, indent=1))
+    else:
+        print(text)
+    return int(any(counts(cells)[verdict] for verdict in WRONG))
+
+
+def _be_quiet() -> None:
+    """No progress bars and no advice from libraries."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
