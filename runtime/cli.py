@@ -245,6 +245,8 @@ def _figures(stats: Stats) -> dict[str, Any]:
         "lookahead_ms_per_step": stats.lookahead_ms,
         # as it always was: of all steps that are not exact, look-ahead's included
         "async_ms_per_step": split_ms / split if split else None,
+        "exact_reasons": dict(stats.exact_reasons),
+        "uncovered_calls": dict(stats.uncovered_calls),
         "per_rank": [
             {
                 "rank": rank,
@@ -300,6 +302,10 @@ def _print_table(result: Mapping[str, Any], stats: Stats) -> None:
     )
     rows = [[name, str(steps), f"{ms:.1f}"] for name, steps, ms in modes if ms is not None]
     print(table_text(["mode", "steps", "ms per step"], rows, left={0}))
+    if stats.exact_reasons:
+        print("exact because of: " + ", ".join(f"{reason} ({count})" for reason, count in stats.exact_reasons.items()))
+    for name, count in stats.uncovered_calls.items():
+        print(f"not by the plan: {count} calls of the second denoiser, {name}")
     rows = [
         [
             str(rank),

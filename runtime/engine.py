@@ -97,7 +97,7 @@ class Engine:
         self._closed = False
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
-        self._streams = Streams(_run_mode(plan, self.options), self.options.microbatches)
+        self._streams = Streams(_run_mode(plan, self.options), plan.branches, self.options.microbatches)
         self._calls = CallReader(denoiser, plan)
         self._weights = Weights(denoiser)
         self._graphs = TracedGraphs(denoiser, plan, self._calls, traced)
@@ -159,6 +159,10 @@ class Engine:
         self._context_name.set(name)
         return before
 
+    def pass_by(self, name: str) -> None:
+        """Count a call that went to another denoiser of the pipeline, which no plan covers. name: what holds it."""
+        self._streams.generations.passed_by[name] += 1
+
     def _call(self, caller: Caller, tensors: Tensors, form: CallForm) -> tuple[Any, ...]:
         started = Recorder.now()
         home = next(iter(tensors.values())).device
@@ -170,11 +174,11 @@ class Engine:
         call = DenoiserCall(caller, self._context_name.get(), built.graph, len(branches), tensors)
         stream = self._streams.of(call)
         trajectory = stream.trajectory
-        mode = trajectory.mode_now
+        mode, reason = trajectory.mode_now, trajectory.reason
         begin = time.perf_counter()
         results = self._dispatcher.run(trajectory, tensors, built, part, self.options.microbatches)
-        self._times.add(mode, time.perf_counter() - begin)
-        self._streams.done(stream, call, results[0])
+        self._times.add(mode, time.perf_counter() - begin, reason)
+        self._streams.done(stream, call, results[0], reason)
         for contexts, next_step in self._streams.ended():
             self._distribution.forget(contexts, next_step)
         if self.options.record:
@@ -200,14 +204,15 @@ class Engine:
 
     @property
     def stats(self) -> Stats:
-        """Calls and their times by mode, and each rank's bytes, waits and memory.
+        """Calls and their times by mode, why calls were exact, and each rank's bytes, waits and memory.
 
         Raises:
             EngineClosed: the engine was closed, or has failed.
         """
         with self._lock:
             self._check_open()
-            return self._times.stats(tuple(self._ranks.reports()))
+            self._streams.generations.tell()
+            return self._times.stats(tuple(self._ranks.reports()), self._streams.generations.passed_by)
 
     def timeline(self) -> Timeline:
         """What every rank has done and when, for engines with ``record``; see partitioner.plan.timeline.
@@ -228,6 +233,7 @@ class Engine:
         with self._lock:
             try:
                 if not self._closed:
+                    self._streams.generations.end_all()
                     self._distribution.recover()
             finally:
                 self._end()

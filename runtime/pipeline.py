@@ -18,6 +18,7 @@ from runtime.denoiser import Takeover, denoiser_name, plain_denoiser
 from runtime.engine import Engine
 from runtime.errors import InputError, PlanMismatch
 from runtime.options import EngineOptions
+from runtime.second_denoisers import counted
 from runtime.torchrun import join, launched
 from runtime.transport.weights import check_in_memory
 
@@ -70,6 +71,7 @@ def parallelize(
         with (
             Engine(denoiser, loaded, options, devices=devices, scheduler=scheduler, traced=takeover.bare) as engine,
             takeover.by(engine),
+            counted(pipe, denoiser, engine.pass_by),
         ):
             yield engine
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from runtime.ranks.rank_report import Report
 
@@ -21,6 +22,9 @@ class Stats:
         lookahead_ms: of a look-ahead call.
         async_ms: of an async call.
         ranks: what each rank has done, by rank.
+        exact_reasons: why calls were exact, such as "warm-up" or "another prompt" -> how many.
+        uncovered_calls: attribute of the pipeline -> calls of the second denoiser there, which no plan covers and which
+            are not counted above.
     """
 
     steps: int
@@ -31,6 +35,8 @@ class Stats:
     lookahead_ms: float | None
     async_ms: float | None
     ranks: tuple[Report, ...]
+    exact_reasons: Mapping[str, int] = field(default_factory=dict)
+    uncovered_calls: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def mode(self) -> str:
@@ -45,14 +51,17 @@ class CallTimes:
     def __init__(self) -> None:
         self._calls: dict[str, int] = defaultdict(int)
         self._seconds: dict[str, float] = defaultdict(float)
+        self._reasons: Counter[str] = Counter()
 
-    def add(self, mode: str, seconds: float) -> None:
-        """Count a call that was run in a mode and took so long."""
+    def add(self, mode: str, seconds: float, reason: str | None = None) -> None:
+        """Count a call that was run in a mode and took so long. reason: why it was exact; None where it was not."""
+        if reason is not None:
+            self._reasons[reason] += 1
         self._calls[mode] += 1
         self._seconds[mode] += seconds
 
-    def stats(self, ranks: tuple[Report, ...]) -> Stats:
-        """The figures so far, with what the ranks report."""
+    def stats(self, ranks: tuple[Report, ...], uncovered_calls: Mapping[str, int]) -> Stats:
+        """The figures so far, with what the ranks report and the calls that passed the engine by."""
         return Stats(
             steps=sum(self._calls.values()),
             exact_steps=self._calls["exact"],
@@ -62,6 +71,8 @@ class CallTimes:
             lookahead_ms=self._mean_ms("lookahead"),
             async_ms=self._mean_ms("async"),
             ranks=ranks,
+            exact_reasons=dict(self._reasons.most_common()),
+            uncovered_calls=dict(uncovered_calls),
         )
 
     def _mean_ms(self, mode: str) -> float | None:

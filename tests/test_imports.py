@@ -38,7 +38,7 @@ ROOMS = {
         stats torchrun
         driver
         engine
-        denoiser
+        denoiser second_denoisers
         pipeline
         loading
         generation

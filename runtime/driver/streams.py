@@ -27,13 +27,11 @@ from partitioner.graph.ir import Role, TracedGraph
 from runtime.driver.call_arguments import Tensors
 from runtime.driver.callers import Caller
 from runtime.driver.continuity import Moves
+from runtime.driver.generations import DENOISER, LATENT, NEW_PROMPT, NEW_SIZE, TIMESTEP, Generation, Generations
 from runtime.driver.position import Position
 from runtime.driver.prompt_inputs import PromptInputs
-from runtime.driver.trajectory import RunMode, Trajectory
+from runtime.driver.trajectory import WARM_UP, RunMode, Trajectory
 
-NEW_SIZE = "another size"
-NEW_PROMPT = "another prompt"
-TIMESTEP = "timestep out of order"
 OPEN = 16  # streams of one caller
 SURE = 0.05  # a latent of which no more is unexplained is the stream's that explains it best
 CLEAR = 0.8  # else that stream must leave so much less unexplained than the next
@@ -91,11 +89,13 @@ class Stream:
     Attributes:
         trajectory: what is kept of them.
         caller: who made the last of them.
+        generation: that they are part of.
         has_ended: whether no call can come any more.
     """
 
-    def __init__(self, call: DenoiserCall, trajectory: Trajectory) -> None:
+    def __init__(self, call: DenoiserCall, trajectory: Trajectory, generation: Generation) -> None:
         self.trajectory = trajectory
+        self.generation = generation
         self.caller = call.caller
         self.context_name = call.context_name
         self.has_ended = False
@@ -162,6 +162,7 @@ class Stream:
         """Take what the denoiser gave for the present call."""
         self._moves.add(call.latent, output, self._share)
         self.has_ended = self._position is not None and self._position.is_last
+        self.generation.open -= self.has_ended
 
 
 class Streams:
@@ -169,11 +170,13 @@ class Streams:
 
     Args:
         run_mode: how trajectories are run.
+        branches: of the plan.
         microbatches: at most so many share a trajectory's messages.
     """
 
-    def __init__(self, run_mode: RunMode, microbatches: int) -> None:
+    def __init__(self, run_mode: RunMode, branches: int, microbatches: int) -> None:
         self._run_mode = run_mode
+        self._branches = branches
         self._numbers_each = 1 + microbatches
         self._open: list[Stream] = []  # the one that was used last comes last
         self._ended: list[Trajectory] = []  # that ranks have not been told to forget
@@ -181,6 +184,7 @@ class Streams:
         self._free: list[tuple[int, int]] = []  # (number, the step to go on from) of contexts that were forgotten
         self._numbers = 0
         self._warned: set[str] = set()
+        self.generations = Generations(self._warned)
 
     def of(self, call: DenoiserCall) -> Stream:
         """The stream that a call belongs to, which has taken the call's inputs."""
@@ -191,16 +195,28 @@ class Streams:
         self._open.append(stream)
         return stream
 
-    def done(self, stream: Stream, call: DenoiserCall, output: object) -> None:
-        """End a call. output: the denoiser's first result."""
+    def done(self, stream: Stream, call: DenoiserCall, output: object, reason: str | None) -> None:
+        """End a call.
+
+        Args:
+            stream: that it belongs to.
+            call: what was called.
+            output: the denoiser's first result.
+            reason: why it was exact; None where it was not.
+        """
         self._calls += 1
+        generation = stream.generation
+        generation.count(call.timestep, reason, call.branches, call.latent.shape[0])
         stream.done(call, output)
         if stream.has_ended:
             self._end([stream])
+            if generation.open == 0:
+                self.generations.end(generation)
 
     def end_all(self) -> None:
         """Have every trajectory end: no call to come can go on with what the ranks have kept."""
         self._end(list(self._open))
+        self.generations.cut()
 
     def ended(self) -> list[tuple[range, int]]:
         """The trajectories that have ended since this was last asked, for ranks to forget: their numbers are free.
@@ -238,13 +254,40 @@ class Streams:
     def _started(self, call: DenoiserCall) -> Stream:
         """A new stream, in place of the one of its caller that was not used for longest, if that has too many."""
         own = [stream for stream in self._open if stream.caller.may_be(call.caller)]
+        generation, cause = self._generation(call, own)
         self._end(own[: max(0, len(own) - OPEN + 1)])
         if self._free:
             number, base = self._free.pop()
         else:
             number, base = self._numbers, 0
             self._numbers += self._numbers_each
-        return Stream(call, Trajectory(number, self._run_mode, self._warned, max(base, self._calls)))
+        trajectory = Trajectory(number, self._run_mode, self._warned, max(base, self._calls), cause)
+        stream = Stream(call, trajectory, generation)
+        generation.open += 1
+        return stream
+
+    def _generation(self, call: DenoiserCall, own: list[Stream]) -> tuple[Generation, str]:
+        """The generation that a new stream is part of, and why it starts. own: its caller's open streams."""
+        known = self.generations.of(call.caller, call.timesteps)
+        if known is not None and not known.is_over(call.timestep):
+            same = [stream for stream in own if stream.context_name == call.context_name]
+            if known.starts(call.timestep):
+                return known, WARM_UP
+            if same:
+                return known, same[-1].difference(call) or LATENT
+            return known, DENOISER if known.is_cut else NEW_PROMPT
+        scheduler = call.caller.scheduler() if call.caller.scheduler is not None else None
+        generation = Generation(
+            call.caller,
+            call.timesteps,
+            call.timestep,
+            call.timestep is not None and Position(call.timestep, scheduler).is_known,
+            self._run_mode.warmup,
+            self._run_mode.components,
+            self._branches,
+        )
+        self.generations.begin(generation)
+        return generation, WARM_UP
 
     def _end(self, streams: list[Stream]) -> None:
         for stream in streams:

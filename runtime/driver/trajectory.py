@@ -36,6 +36,10 @@ from runtime.driver.correction import Correction
 from runtime.driver.forecast import Forecast, forecast_of
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
 
+# why a call is exact; runtime.driver.generations has more
+WARM_UP, LAST_CALLS, ASTRAY = "warm-up", "last calls of the sampler", "latent not as predicted"
+MODE, ONE_COMPONENT = "exact mode", "branches of one component"
+
 _LOGGER = logging.getLogger("runtime")
 
 
@@ -72,12 +76,14 @@ class Trajectory:
         base: the step of call 0.
         call: the present call, or the next one between two calls.
         next_base: the step after all that were run.
+        cause: why it started, so that its first calls are exact.
     """
 
     number: int
     run_mode: RunMode
     warned: set[str] = field(default_factory=set)
     base: int = 0
+    cause: str = WARM_UP
     call: int = 0
     next_base: int = 0
     _unannounced: list[list[list[int]]] = field(default_factory=list)  # [reader][source] -> steps
@@ -102,6 +108,18 @@ class Trajectory:
     def mode_now(self) -> str:
         """How the present call is run: "exact", "async" or "lookahead"."""
         return "exact" if self.schedule.is_exact(self.call) else self.schedule.mode
+
+    @property
+    def reason(self) -> str | None:
+        """Why the present call is exact; None where it is not."""
+        if self.mode_now != "exact":
+            return None
+        if self.run_mode.components == 1:
+            return ONE_COMPONENT
+        if self.run_mode.mode == "exact":
+            return MODE
+        started = self.call < self.schedule.warmup or self.schedule.mode == "exact"
+        return self.cause if started else LAST_CALLS
 
     @property
     def is_lagged(self) -> bool:
@@ -191,6 +209,7 @@ class Trajectory:
         predictions are mostly of use, else async."""
         known, call, bad = self._noise_schedule, self.call, self._foreseen.count(False)
         assert known is not None
+        self.cause = ASTRAY
         if bad < 2 or 2 * bad <= len(self._foreseen):
             if known.is_first_of_step(call):
                 self._begin(graph, "lookahead", 1, known.after(call))

@@ -83,7 +83,7 @@ def test_lookahead_runs_what_the_docstring_draws() -> None:
 def modes(scheduler: Any, latents: Sequence[torch.Tensor], passed: Sequence[float], **mode: Any) -> list[str]:
     """How each call of a trajectory over these latents and timesteps is run."""
     given = {"components": 2, "mode": "lookahead", "warmup": 2, "periods": (1, 1)} | mode
-    streams, found = Streams(RunMode(**given), microbatches=1), []
+    streams, found = Streams(RunMode(**given), branches=1, microbatches=1), []
     caller = caller_of(DENOISER, lambda: scheduler)
     graph, context = GRAPHS[2](), torch.zeros(2, 6)
     for latent, timestep in zip(latents, passed, strict=True):
@@ -96,7 +96,7 @@ def modes(scheduler: Any, latents: Sequence[torch.Tensor], passed: Sequence[floa
         for run in runs:
             running.inputs_at(run.call, graph, tensors)  # which predicts
         running.done(runs)
-        streams.done(stream, call, None)
+        streams.done(stream, call, None, running.reason)
     return found
 
 

@@ -1,0 +1,202 @@
+"""Generations: how many calls of each generation were lagged, why the others were not, and what to say about it.
+
+A generation is what a pipeline does at one request: a trajectory, or several streams that begin at the same timestep.
+Its calls could have been lagged but for the warm-up of each stream and the sampler's last calls. Where fewer than half
+of them were, or a rank did nothing, a warning says so once, with the reason and the way out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+
+from runtime.driver.callers import Caller
+from runtime.driver.trajectory import ASTRAY, LAST_CALLS, MODE, ONE_COMPONENT, WARM_UP
+
+NEW_SIZE, NEW_PROMPT = "another size", "another prompt"
+TIMESTEP, LATENT, DENOISER = "timestep out of order", "latent of no step's making", "changed denoiser"
+MEANT = {WARM_UP, LAST_CALLS, MODE, ONE_COMPONENT}  # why a call is exact that is meant to be
+
+_LOGGER = logging.getLogger("runtime")
+_WHY = {  # why trajectories began anew in mid-generation, and the way out
+    NEW_SIZE: (
+        "their sizes, numbers of rows or arguments were others than those of the calls before",
+        "Keep them as they are within a generation.",
+    ),
+    NEW_PROMPT: (
+        "their conditions were others than those of the calls before",
+        "Where a pipeline gives new ones at every step there is nothing to reuse: run it without the engine, or by a "
+        "plan of branches alone (--branches 2).",
+    ),
+    TIMESTEP: (
+        "their timesteps do not come next by the scheduler, or there is none",
+        "In a loop of your own give Engine the loop's scheduler.",
+    ),
+    LATENT: (
+        "no step of the sampler can have made their latents of those of the calls before",
+        "A callback that puts other latents in costs a warm-up each time, as do more trajectories that take turns in "
+        "one thread than are kept.",
+    ),
+    DENOISER: (
+        "the denoiser had been changed",
+        "Change adapters, weights and hooks between generations, not within one.",
+    ),
+    ASTRAY: (
+        "look-ahead had predicted their latents badly",
+        'mode="async" needs no predictions; more steps, or a lower guidance scale, make them better.',
+    ),
+}
+
+
+@dataclass
+class Generation:
+    """The calls of one generation so far.
+
+    Attributes:
+        caller: who makes them.
+        timesteps: the scheduler's; another tensor is another generation.
+        first: the timestep of the first call; None where calls have none.
+        is_known: whether it is one of the scheduler's.
+        warmup: how many calls each stream begins with that are exact.
+        components: of the plan.
+        branches: of the plan.
+        calls: so far, by why they were exact; "" for those that were not.
+        rows: of the latents, by how many branches shared them.
+        open: how many streams have begun and have not come to the scheduler's end.
+        is_cut: whether all its streams were ended, because the denoiser was changed.
+        direction: of the first move of the timestep.
+    """
+
+    caller: Caller
+    timesteps: object
+    first: float | None
+    is_known: bool
+    warmup: int
+    components: int
+    branches: int
+    calls: Counter[str] = field(default_factory=Counter)
+    rows: dict[int, int] = field(default_factory=dict)
+    open: int = 0
+    is_cut: bool = False
+    direction: float = 0.0
+    _last: float | None = None
+
+    def starts(self, timestep: float | None) -> bool:
+        """Whether a stream that starts at this timestep is one more of the generation's own beginning."""
+        return timestep == self.first and self._last == self.first
+
+    def is_over(self, timestep: float | None) -> bool:
+        """Whether a stream that starts at this timestep shows that another generation has begun."""
+        if self.open <= 0 or (timestep == self.first and self._last != self.first):
+            return True
+        if timestep is None or self.first is None:
+            return False
+        if self.direction == 0.0:
+            return timestep != self.first and not self.is_known
+        return (timestep - self.first) * self.direction < 0.0
+
+    def count(self, timestep: float | None, reason: str | None, branches: int, rows: int) -> None:
+        """Take a call. reason: why it was exact; None where it was not. branches: that its rows were shared by."""
+        self.calls[reason or ""] += 1
+        self.rows.setdefault(branches, rows)
+        self._last = timestep
+        if timestep is not None and self.first is not None:
+            self.direction = self.direction or timestep - self.first
+
+    def lessons(self, *, is_over: bool) -> dict[str, str]:
+        """What to warn of, by kind: a sentence each.
+
+        Args:
+            is_over: whether no more calls will come.
+        """
+        found = {}
+        total, lagged = self.calls.total(), self.calls[""]
+        could = total - sum(count for reason, count in self.calls.items() if reason in MEANT)
+        anew = [(reason, count) for reason, count in self.calls.most_common() if reason in _WHY]
+        if anew and 2 * lagged < could:
+            reason, count = anew[0]
+            why, way_out = _WHY[reason]
+            found[f"exact: {reason}"] = (
+                f"of {could} denoiser calls of a generation that could have been lagged {lagged} were, so that little "
+                f"time or none was won: {count} were exact because {why}. {way_out} engine.stats counts all reasons."
+            )
+        came_to_end = is_over and (self.open == 0 or not self.is_known)
+        if came_to_end and self.calls[WARM_UP] == total and self.components > 1 and total > 0:
+            found["short"] = (
+                f"all {total} denoiser calls of a generation were exact, so that no time was won: the warm-up is the "
+                f"first {self.warmup} of each trajectory. Take more steps, or a shorter warm-up (warmup=, --warmup)."
+            )
+        if self.rows and max(self.rows) < self.branches:
+            ranks = range(max(self.rows) * self.components, self.branches * self.components)
+            idle, rows = ", ".join(map(str, ranks)), next(iter(self.rows.values()))
+            found["idle"] = (
+                f"rank {idle} did nothing in a generation: calls of {rows} {'rows' if rows > 1 else 'row'} cannot be "
+                f"shared evenly by the plan's {self.branches} branches, so that one of these computes all rows. Make a "
+                "plan of one branch for such calls: partition-model with --branches 1."
+            )
+        return found
+
+
+class Generations:
+    """The generations of an engine's callers, and what the user has been told.
+
+    passed_by: attribute of the pipeline -> calls of the second denoiser that it holds, which no plan covers.
+
+    Args:
+        warned: what the user has been warned of, by all of the engine.
+    """
+
+    def __init__(self, warned: set[str]) -> None:
+        self.passed_by: Counter[str] = Counter()
+        self._warned = warned
+        self._open: list[Generation] = []
+
+    def of(self, caller: Caller, timesteps: object) -> Generation | None:
+        """The generation that a caller is at, if it is at one."""
+        found = (g for g in reversed(self._open) if g.caller.is_same(caller) and g.timesteps is timesteps)
+        return next(found, None)
+
+    def begin(self, generation: Generation) -> None:
+        """Take a new one; those that its caller was at before, and those whose caller is gone, are over."""
+        for old in list(self._open):
+            if old.caller.is_gone or old.caller.is_same(generation.caller):
+                self.end(old)
+        self._open.append(generation)
+
+    def end(self, generation: Generation) -> None:
+        """No more calls will come."""
+        self._open.remove(generation)
+        self._tell(generation, is_over=True)
+
+    def tell(self) -> None:
+        """Warn of what is known so far."""
+        for generation in list(self._open):
+            if generation.caller.is_gone:
+                self.end(generation)
+            else:
+                self._tell(generation, is_over=False)
+
+    def cut(self) -> None:
+        """All streams were ended, because the denoiser was changed."""
+        for generation in self._open:
+            generation.is_cut = True
+
+    def end_all(self) -> None:
+        """No more calls will come at all."""
+        for generation in list(self._open):
+            self.end(generation)
+
+    def _tell(self, generation: Generation, *, is_over: bool) -> None:
+        lessons = generation.lessons(is_over=is_over)
+        if self.passed_by:
+            names = ", ".join(f"{name} ({count} calls)" for name, count in self.passed_by.items())
+            lessons["passed by"] = (
+                f"the pipeline has a second denoiser, which the plan does not cover: {names}. The pipeline runs it "
+                "whole, so that the plan's speed-up holds for the other calls only. No plan covers both yet: expect "
+                "less than predicted."
+            )
+        for kind, sentence in lessons.items():
+            if kind not in self._warned:
+                self._warned.add(kind)
+                _LOGGER.warning(sentence)
