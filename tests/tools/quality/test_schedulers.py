@@ -7,26 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from partitioner.models.sampler_probe import probe
-from tests.support.schedulers import BETAS, scheduler_of
-from tools.quality.schedulers import main, saying, scheduler_names
-
-
-def test_what_the_probe_says_is_put_in_words() -> None:
-    said = {
-        "DDIMScheduler": "one call per step",
-        "HeunDiscreteScheduler": "two calls per step, the second's share is 0.5",
-        "DPMSolverMultistepScheduler": "multistep, errors grow up to 2.",
-        "LCMScheduler": "it adds noise of its own in its steps",
-    }
-    for name, words in said.items():
-        assert saying(probe(scheduler_of(name, BETAS, 10))).startswith(words)
-    assert set(said) < set(scheduler_names())
+from tools.quality.schedulers import main, scheduler_names
 
 
 def test_a_scheduler_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--results", str(tmp_path / "rows.json"), "--schedulers", "NoSuchScheduler"]) == 2
     assert "diffusers has no NoSuchScheduler" in capsys.readouterr().err
+    assert {"DDIMScheduler", "LCMScheduler"} < set(scheduler_names())
+
+
+def test_rows_of_other_samples_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps({"rows": [], "not_run": {}, "samples": 2}))
+    assert main(["--results", str(file), "--samples", "3"]) == 2
+    assert "holds rows of 2 samples" in capsys.readouterr().err
 
 
 @pytest.mark.slow
