@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -114,7 +114,8 @@ def _settings(scheduler: Any) -> tuple[object, ...]:
     """What decides how a scheduler steps: its configuration, its timesteps and its noise levels."""
     tensors = [getattr(scheduler, name, None) for name in ("timesteps", "sigmas")]
     values = [tuple(t.detach().flatten().tolist()) if isinstance(t, torch.Tensor) else None for t in tensors]
-    return (repr(sorted(dict(getattr(scheduler, "config", {})).items(), key=str)), *values)
+    config = getattr(scheduler, "config", {})
+    return (repr(sorted((config if isinstance(config, Mapping) else vars(config)).items(), key=str)), *values)
 
 
 def _found(scheduler: Any) -> Sampler:

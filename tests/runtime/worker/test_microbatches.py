@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 
 from partitioner.graph.ir import TensorMeta
 from partitioner.plan.timeline import COMPUTE
@@ -121,9 +121,8 @@ def _abandon(engine: Engine, trajectory: Trajectory, calls: int) -> None:
 def test_look_ahead_after_a_warm_up_in_parts(components: int, transport: str) -> None:
     # latents on a line in the noise level, which look-ahead foresees exactly
     sigmas = torch.linspace(10, 1, 9)
-    scheduler = SimpleNamespace(
-        timesteps=torch.linspace(900, 100, 9), sigmas=torch.cat([sigmas, torch.zeros(1)]), config=SimpleNamespace()
-    )
+    scheduler = EulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=[*sigmas.tolist(), 0.0])
     trajectory = Trajectory(calls=9)
     start, slope = trajectory.latents[0].clone(), trajectory.latents[1] - trajectory.latents[0]
     trajectory.latents = [(start + s * slope) / math.sqrt(1 + float(s) ** 2) for s in sigmas]
