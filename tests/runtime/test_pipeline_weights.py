@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,28 @@ def test_they_come_back_from_their_ranks_at_the_blocks_end(pipe: Any, plan: Plan
     with parallelize(pipe, plan, exact=True):
         file.write_bytes(b"")
     assert same(values(pipe.unet), before)
+
+
+@pytest.mark.slow
+def test_a_block_that_is_never_left_ends_with_the_program(folder: Path, plan: Plan, tmp_path: Path) -> None:
+    plan.save(tmp_path / "a.plan.json")
+    code = (
+        "from runtime import parallelize\n"
+        "from tests.support import pipelines\n"
+        "from tests.support.traces import rank_processes\n"
+        f"pipe = pipelines.load({str(folder)!r})\n"
+        f"block = parallelize(pipe, {str(tmp_path / 'a.plan.json')!r})\n"
+        "block.__enter__()\n"
+        "print('ranks', *rank_processes())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0
+    assert "Exception ignored" not in done.stderr
+    assert "Traceback" not in done.stderr
+    (pid,) = next(line for line in done.stdout.splitlines() if line.startswith("ranks")).split()[1:]
+    assert not Path("/proc", pid).exists()
 
 
 def test_where_the_ranks_have_ended_the_error_names_the_file(pipe: Any, plan: Plan) -> None:
