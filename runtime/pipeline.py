@@ -14,6 +14,7 @@ from torch import nn
 
 from partitioner.graph.torch_private import uncompiled
 from partitioner.plan.plan import Plan
+from partitioner.planning.options import DEFAULTS, PlanOptions
 from runtime.denoiser import Takeover, denoiser_name, plain_denoiser
 from runtime.engine import Engine
 from runtime.errors import InputError, PlanMismatch
@@ -102,7 +103,9 @@ def _places(
     return devices, options
 
 
-def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str, Any]) -> Plan:
+def plan_for(
+    pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str, Any], options: PlanOptions = DEFAULTS
+) -> Plan:
     """A plan for a pipeline in memory, as it is: what was done to its denoiser (LoRA, fused layers, hooks) is planned.
 
     Costs are measured on the denoiser's GPU, or estimated for a CPU where it is on one.
@@ -111,6 +114,7 @@ def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str,
         pipe: The pipeline, with its denoiser and sampler.
         devices: Names, or how many.
         sizes: What it is made for; see parallelize.
+        options: What else to ask for.
 
     Raises:
         InputError: ``devices`` is None.
@@ -136,6 +140,7 @@ def plan_for(pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str,
         FromSpec(live_spec(denoiser, pipe, **sizes), Takeover(denoiser).bare()),
         devices if isinstance(devices, int) else len(devices),
         choose_cost_model(*(None, "cpu") if live == "cpu" else (live, None)),
+        options,
         sampling=SamplingSetup(scheduler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None),
         quality=QualityProfile.load(),
     )

@@ -16,7 +16,7 @@ from partitioner.graph.arguments import FlatArguments, flatten_arguments
 from partitioner.graph.ir import Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
 from partitioner.graph.modules import calling_module
 from partitioner.graph.storages import Storages, find_storages
-from partitioner.graph.torch_private import OpOverload, draws_random_numbers, tree_unflatten
+from partitioner.graph.torch_private import OpOverload, draws_random_numbers, only_number, tree_unflatten
 
 # Operators that check or mark and compute nothing.
 _DROPPED = {"aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten.sym_constrain_range.default"}
@@ -124,6 +124,10 @@ class ExportReader:
         name = fx_node.name
         if spec.kind is InputKind.CONSTANT_TENSOR and fx_node.users:
             module = calling_module(next(iter(fx_node.users)))
+            number = only_number(self.program.constants[spec.target])
+            if number is not None:
+                self._add_filled(fx_node, module, number)
+                return
             raise TraceError(
                 f"{self.model}: module {module or '<root>'} reads a tensor that is neither parameter nor buffer "
                 f"({spec.target}), so no rank could load it; register it as a buffer in __init__, or make it in "
@@ -133,6 +137,24 @@ class ExportReader:
         self.roles[name] = Role.CONSTANT
         value = fx_node.meta["val"]
         self.parameters[name] = Parameter(name, str(spec.target), _meta(value), value.requires_grad)
+
+    def _add_filled(self, fx_node: torch.fx.Node, module: str, number: int | float) -> None:
+        """Have a node make a tensor of one number, which a forward has written as a number (``mask[2:4] = 0.5``)."""
+        name, meta = fx_node.name, _meta(fx_node.meta["val"])
+        dtype, device = Symbol("dtype", meta.dtype), Symbol("device", "cpu")
+        self.nodes.append(
+            Node(
+                name=name,
+                key=f"{module}/full.{name}",
+                target="aten.full.default",
+                args=(meta.shape, number),
+                kwargs=(("dtype", dtype), ("device", device)),
+                module=module,
+                role=Role.CONSTANT,
+                outputs=(meta,),
+            )
+        )
+        self.replaced[name] = Ref(name)
 
     def _argument(self, item: Any) -> Argument:
         if isinstance(item, torch.fx.Node):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.distributed import ProcessGroupGloo
 from torch.distributed import Store as Store  # type: ignore[attr-defined] # public, but not in its __all__
 from torch.fx import GraphModule
@@ -33,6 +33,7 @@ __all__ = [
     "forget_source_with",
     "forgotten_sources",
     "is_mutated_argument",
+    "only_number",
     "tree_leaves",
     "tree_map_only",
     "tree_unflatten",
@@ -104,6 +105,16 @@ def forget_source_with(module: GraphModule) -> None:
 def _forget_source(name: str) -> None:
     _loader.eval_cache.pop(name, None)
     linecache.cache.pop(name, None)
+
+
+def only_number(tensor: torch.Tensor) -> int | float | None:
+    """The number of a tensor that holds one, also of a fake one that was made from it; None where there is none."""
+    real = getattr(tensor, "constant", None) if isinstance(tensor, FakeTensor) else tensor
+    if real is None or real.numel() != 1 or real.is_complex():
+        return None
+    with unset_fake_temporarily():
+        number: int | float = real.item()
+        return number
 
 
 def uncompiled(module: nn.Module) -> nn.Module:

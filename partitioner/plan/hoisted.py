@@ -34,11 +34,8 @@ def hoisted_nodes(graph: TracedGraph, own: Iterable[Node], given: set[str]) -> l
         if node is not None and node.role is not Role.LATENT and name not in needed and name not in given:
             needed.add(name)
             stack.extend(node.reads)
-    written = {graph.node_by_name[name].group for name in needed} - {-1}
-    for node in graph.nodes:  # writes to storage that is needed are needed
-        if node.group in written and node.role is not Role.LATENT:
-            needed.add(node.name)
-            needed.update(n for n in node.reads if n in graph.node_by_name)
+            if node.group >= 0:  # writes to storage that is needed are needed
+                stack.extend(other.name for other in graph.nodes if other.group == node.group)
     return [node for node in graph.nodes if node.name in needed]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from partitioner.graph.arguments import flatten_arguments
-from partitioner.graph.export import trace
+from partitioner.graph.export import fake_mode, trace
 from partitioner.graph.ir import Node, Role, TracedGraph
 from partitioner.graph.operators import bind, resolve
 from tests.support.toy_denoiser import ROLES, Denoiser, by_target, inputs, traced
@@ -147,6 +148,25 @@ def test_the_larger_denoiser_computes_what_the_module_does() -> None:
     expected = denoiser(**arguments, return_dict=False)[0]
     graph = traced(denoiser)
     assert torch.equal(run(graph, denoiser, arguments)[0], expected)
+
+
+class NumbersInForward(nn.Module):
+    """As FreeU's filter: a number is written into a mask."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        mask = torch.ones(4, 4)
+        mask[1:3] = 0.25
+        return x * t * mask * torch.tensor(3.0)
+
+
+@pytest.mark.parametrize("where", [contextlib.nullcontext, fake_mode])
+def test_a_number_that_a_forward_makes_a_tensor_of_is_made_by_a_node(where: Any) -> None:
+    module = NumbersInForward().eval()
+    with where():
+        graph = trace(module, {"x": torch.zeros(4, 4), "t": torch.tensor(1.0)}, ROLES)
+    assert [node.args[1] for node in by_target(graph, "aten.full.default")] == [0.25, 3.0]
+    arguments = {"x": torch.randn(4, 4), "t": torch.tensor(2.0)}
+    assert torch.equal(run(graph, module, arguments)[0], module(**arguments))
 
 
 def test_nodes_that_share_written_storage_are_one_group_with_one_role() -> None:

@@ -114,6 +114,14 @@ def test_what_does_not_depend_on_the_latent_is_computed_by_whoever_reads_it() ->
     assert build_preamble(graph, {"a": 0, "b": 1}, 2).values == ()
 
 
+def test_all_that_a_write_to_hoisted_storage_rests_on_is_computed_before_it() -> None:
+    nodes = [node("number", role=Role.CONSTANT), node("copy", "number", role=Role.CONSTANT),
+             node("mask", role=Role.CONSTANT, group=0), node("write", "mask", "copy", role=Role.CONSTANT, group=0),
+             node("a", "x"), node("b", "a", "mask")]  # fmt: skip
+    (program,) = build_programs(graph_of(nodes, "b"), {"a": 0, "b": 0}, 1)
+    assert program.hoisted.constant == ("number", "copy", "mask", "write")
+
+
 def test_what_rests_on_parameters_and_is_shared_is_the_drivers_and_travels() -> None:
     nodes = [node("time", "t", "w", role=Role.TIMESTEP), node("bent", "time", role=Role.TIMESTEP),
              node("own", "bent", "v", role=Role.TIMESTEP), node("a", "x", "bent", "own"),
