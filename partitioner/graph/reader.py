@@ -179,11 +179,16 @@ class ExportReader:
                 f"{self.model}: module {calling_module(fx_node) or '<root>'} draws random numbers ({target}), which "
                 "every rank would draw for itself: call .eval() on it, or give it the numbers as an argument"
             )
+        module = calling_module(fx_node)
         value = fx_node.meta.get("val")
+        if any(isinstance(size, torch.SymInt) for size in _sizes(value)):
+            raise TraceError(
+                f"{self.model}: module {module or '<root>'} calls {target}, whose result has a size that depends on "
+                "the values of a tensor; a plan needs fixed sizes: use torch.where instead of a mask as an index"
+            )
         outputs = _metas(value)
         args = tuple(self._argument(item) for item in fx_node.args)
         kwargs = tuple((key, self._argument(item)) for key, item in fx_node.kwargs.items())
-        module = calling_module(fx_node)
         ordinal = self.position[f"{module}/{target}"]
         self.position[f"{module}/{target}"] += 1
         if self._is_identity(fx_node, target, args, kwargs, outputs):
@@ -265,6 +270,12 @@ def _target_name(target: Any, model: str, module: str) -> str:
 
 def _meta(value: torch.Tensor) -> TensorMeta:
     return TensorMeta(tuple(map(int, value.shape)), tuple(map(int, value.stride())), str(value.dtype).split(".")[1])
+
+
+def _sizes(value: Any) -> list[Any]:
+    if isinstance(value, torch.Tensor):
+        return [*value.shape, *value.stride()]
+    return [size for item in value for size in _sizes(item)] if isinstance(value, (list, tuple)) else []
 
 
 def _metas(value: Any) -> tuple[TensorMeta, ...]:

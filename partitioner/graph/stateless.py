@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from partitioner.errors import TraceError, first_line
 from partitioner.graph.module_state import Difference, ModuleState
 from partitioner.graph.torch_private import fake_mode_of, tree_leaves, tree_map_only
+from partitioner.graph.trace_failure import trace_failure
 
 _WHAT_TO_DO = (
     "A denoiser is traced once for all its calls, so each must do the same: take that processor, hook or cache off for "
@@ -52,9 +53,11 @@ def check_stateless(module: nn.Module, example_inputs: Mapping[str, Any], model:
                 module(**arguments)
             changes_again = between.differences()
     except Exception as error:
-        cause = f", for the first call changes {listed(changes)}" if changes else ""
+        if not changes:
+            raise trace_failure(error, module, "", model) from error
         raise TraceError(
-            f"{model} cannot be traced twice{cause} ({type(error).__name__}: {first_line(error)}). {_WHAT_TO_DO}"
+            f"{model} cannot be traced twice, for the first call changes {listed(changes)} ({type(error).__name__}: "
+            f"{first_line(error)}). {_WHAT_TO_DO}"
         ) from error
     finally:
         state.restore()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from types import CodeType
 
@@ -11,6 +12,7 @@ from torch import nn
 from partitioner.errors import TraceError, first_line
 from partitioner.graph.torch_private import FakeTensor
 
+_ADDRESS = re.compile(r" object at 0x[0-9a-f]+")
 _PLAIN = (torch.Tensor, nn.Parameter, nn.Buffer, FakeTensor)
 
 
@@ -46,12 +48,19 @@ def trace_failure(error: BaseException, module: nn.Module, where: str, model: st
             "trace: leave offloading, casts between layers and caches out for the run"
         )
     return TraceError(
-        f"torch.export cannot trace {model}: {place}: {_failing_operator(error)}{type(error).__name__}: "
-        f"{first_line(error)}\n"
+        f"torch.export cannot trace {model}: {place}: {_failing_operator(error)}{_reason(error)}\n"
         "What to do: control flow and sizes must not depend on the values of tensors (no .item(), no "
         "`if tensor:`), every argument must be given as in a real call, and all parameters must be on one "
         "device. Rewrite that module's forward, or split the model so that it lies outside."
     )
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in the user's words where torch's are about its own insides."""
+    name, text = type(error).__name__, first_line(error)
+    if "DataDependent" in name or "DynamicOutputShape" in name or "SymInt" in text:
+        return "a size or a branch depends on the values of a tensor"
+    return f"{name}: {_ADDRESS.sub('', text)}"
 
 
 def _codes(error: BaseException) -> Iterator[CodeType]:

@@ -26,9 +26,7 @@ def _unet_2d_condition(request: Request) -> Inputs:
     if config["time_cond_proj_dim"] is not None:
         inputs["timestep_cond"] = prompt(rows, config["time_cond_proj_dim"])
     if config["addition_embed_type"] == "text_time":
-        ids = 5 if request.pipeline.get("requires_aesthetics_score") else 6
-        pooled = config["projection_class_embeddings_input_dim"] - ids * config["addition_time_embed_dim"]
-        inputs["added_cond_kwargs"] = {"text_embeds": prompt(rows, pooled), "time_ids": prompt(rows, ids)}
+        inputs["added_cond_kwargs"] = _text_and_size(request)
     elif config["addition_embed_type"] not in (None, "text") or config["class_embed_type"] is not None:
         kind = config["addition_embed_type"] or config["class_embed_type"]
         raise UsageError(
@@ -36,6 +34,14 @@ def _unet_2d_condition(request: Request) -> Inputs:
             "partitioner.compile(module, example_inputs, roles, devices=...)"
         )
     return inputs
+
+
+def _text_and_size(request: Request) -> Inputs:
+    """What SDXL adds to the timestep: the pooled text, and the sizes that the image was to have."""
+    config, rows = request.config, request.rows
+    ids = 5 if request.pipeline.get("requires_aesthetics_score") else 6
+    pooled = config["projection_class_embeddings_input_dim"] - ids * config["addition_time_embed_dim"]
+    return {"text_embeds": prompt(rows, pooled), "time_ids": prompt(rows, ids)}
 
 
 def _width_of(cross_attention_dim: int | list[int]) -> int:
@@ -71,14 +77,17 @@ def _svd(request: Request) -> Inputs:
 
 @register_model("UNetMotionModel", video=True)
 def _animatediff(request: Request) -> Inputs:
-    """AnimateDiff: the pipeline repeats the prompt's rows once per frame."""
+    """AnimateDiff, of SD and SDXL: the pipeline repeats the prompt's rows once per frame."""
     config, rows = request.config, request.rows
     frames = request.frames or 16
-    return {
+    inputs: dict[str, Any] = {
         "sample": latent(rows, config["in_channels"], frames, *request.latent_pixels()),
         "timestep": timestep(),
         "encoder_hidden_states": prompt(rows * frames, 77, _width_of(config["cross_attention_dim"])),
     }
+    if config["addition_embed_type"] == "text_time":
+        inputs["added_cond_kwargs"] = _text_and_size(request)
+    return inputs
 
 
 @register_model("SD3Transformer2DModel")

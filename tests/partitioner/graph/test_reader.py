@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from partitioner.errors import TraceError
 from partitioner.graph.arguments import flatten_arguments
 from partitioner.graph.export import fake_mode, trace
 from partitioner.graph.ir import Node, Role, TracedGraph
 from partitioner.graph.operators import bind, resolve
+from partitioner.graph.reader import ExportReader
 from tests.support.toy_denoiser import ROLES, Denoiser, by_target, inputs, traced
 
 
@@ -182,3 +184,17 @@ def test_nodes_that_share_written_storage_are_one_group_with_one_role() -> None:
     for number, nodes in groups.items():
         assert number < 0 or len({node.role for node in nodes}) == 1
     assert not any(node.group >= 0 for node in traced().nodes)
+
+
+def test_a_size_that_depends_on_values_is_refused_in_a_sentence() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: torch.Tensor, drop: torch.Tensor) -> torch.Tensor:
+            return x + x[drop].sum()
+
+    arguments = {"x": torch.zeros(2, 4), "drop": torch.zeros(2, dtype=torch.bool)}
+    program = torch.export.export(Masked().eval(), (), arguments)
+    roles = {"x": Role.LATENT, "drop": Role.PROMPT}
+    with pytest.raises(TraceError, match=r"module <root> calls aten\.index\.Tensor, whose result has a size that"):
+        ExportReader(program, flatten_arguments(arguments), roles, "mine", "Masked").read()
+    with pytest.raises(TraceError, match="a size or a branch depends on the values of a tensor"):
+        trace(Masked().eval(), arguments, roles)

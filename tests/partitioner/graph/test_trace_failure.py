@@ -72,3 +72,12 @@ def test_features_of_diffusers_that_keep_weights_elsewhere(feature: str) -> None
         expected = r"parameter inside\.0\.weight is of type Int8Params"
     with pytest.raises(TraceError, match=expected):
         traced(model)
+
+
+def test_what_depends_on_values_is_said_in_words() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[: int(x.sum())] if x.sum() > 0 else x
+
+    with pytest.raises(TraceError, match=r"module <root> \(Branching\): a size or a branch depends on the values"):
+        trace(Branching().eval(), {"x": torch.zeros(2, 4)}, {"x": "latent"})

@@ -85,7 +85,7 @@ def test_full_size_traces_without_weights(name: str, latent_nodes: int) -> None:
     graph = trace_model(model_spec(name))
     assert graph.model == name
     assert len(graph.latent_nodes) == pytest.approx(latent_nodes, rel=0.1)  # export differs a little between versions
-    assert {node.role for node in graph.nodes} == set(Role)
+    assert {node.role for node in graph.nodes} == set(Role) - {Role.STEP}  # which only inputs have
     buffers = {"pos_embed.pos_embed"}
     read = sum(p.meta.numel for p in graph.parameters if p.path not in buffers)
     assert round(read / 1e6) == pytest.approx(PUBLISHED[name][0], abs=1)  # every parameter is read by some node
@@ -200,8 +200,27 @@ RUNS: dict[str, tuple[Callable[[Any], None], int | None]] = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_arguments_are_those_that_the_pipeline_passes(name: str, tmp_path: Path) -> None:
-    run, frames = RUNS[name]
-    denoiser = small_denoiser(name)
+    check_arguments(small_denoiser(name), *RUNS[name], tmp_path)
+
+
+def test_so_are_those_of_animatediff_with_sdxl(tmp_path: Path) -> None:
+    """Whose motion modules are in the same class of denoiser as those with Stable Diffusion 1."""
+    xl = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+          "projection_class_embeddings_input_dim": 6 * 8 + 16}  # fmt: skip
+
+    def run(unet: Any) -> None:
+        diffusers.AnimateDiffSDXLPipeline(
+            tiny_vae(), None, None, None, None, unet, None, diffusers.EulerDiscreteScheduler()
+        )(
+            prompt_embeds=torch.ones(1, 77, 16), negative_prompt_embeds=torch.zeros(1, 77, 16), num_frames=3,
+            pooled_prompt_embeds=torch.ones(1, 16), negative_pooled_prompt_embeds=torch.zeros(1, 16), **ONE_STEP,
+        )  # fmt: skip
+
+    check_arguments(small_denoiser("animatediff", **xl), run, 3, tmp_path)
+
+
+def check_arguments(denoiser: Any, run: Callable[[Any], None], frames: int | None, tmp_path: Path) -> None:
+    """Described arguments are those that a pipeline passes."""
     calls: list[dict[str, torch.Tensor]] = []
     denoiser.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(tensors_of(bind_arguments(module, args, kwargs))), with_kwargs=True
