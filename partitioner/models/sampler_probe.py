@@ -120,22 +120,29 @@ def _settings(scheduler: Any) -> tuple[object, ...]:
 
 def _found(scheduler: Any) -> Sampler:
     """Of a copy as it is; where that is refused it may be because it was stepped before: then of one made anew."""
-    found = _tried(scheduler, copy.deepcopy)
-    if found.refusal is None:
-        return found
-    again = _tried(scheduler, _made_anew)
-    return again if again.refusal is None else found
+    refused: list[Sampler] = []
+    failures: list[Exception] = []
+    for copied in (copy.deepcopy, _made_anew):
+        try:
+            with _random_numbers_kept(), torch.no_grad():
+                sampler = _tried(scheduler, copied)
+        except Exception as error:  # whatever a class of somebody else's raises when it is stepped without its pipeline
+            failures.append(error)
+            continue
+        if sampler.refusal is None:
+            return sampler
+        refused.append(sampler)
+    if refused:
+        return refused[-1]
+    why = f"{type(failures[0]).__name__}: {first_line(failures[0])}"
+    return Sampler(len(scheduler.timesteps), refusal=f"its step cannot be tried out ({why})")
 
 
 def _tried(scheduler: Any, copied: Callable[[Any], Any]) -> Sampler:
+    """By the first meaning of its outputs that makes it straight."""
     found = []
     for meaning in _likely_first(scheduler):
-        try:
-            with _random_numbers_kept(), torch.no_grad():
-                found.append(_Answers(*_answers(_at_start(copied(scheduler)), meaning), meaning).sampler())
-        except Exception as error:  # whatever a class of somebody else's raises when it is stepped without its pipeline
-            refusal = f"its step cannot be tried out ({type(error).__name__}: {first_line(error)})"
-            return Sampler(len(scheduler.timesteps), refusal=refusal)
+        found.append(_Answers(*_answers(_at_start(copied(scheduler)), meaning), meaning).sampler())
         if found[-1].meaning is not None or found[-1].noise:
             return found[-1]
     return found[0]

@@ -75,6 +75,13 @@ def test_a_scheduler_that_was_stepped_before_is_tried_out_from_its_start(name: s
     assert probe(stepped).refusal is None
 
 
+def test_of_one_that_was_stepped_before_the_true_reason_is_given() -> None:
+    scheduler = scheduler_of("CMStochasticIterativeScheduler", {}, 7)
+    for timestep in scheduler.timesteps:
+        scheduler.step(torch.zeros(1, 4, 2, 2), timestep, torch.zeros(1, 4, 2, 2))
+    assert probe(scheduler).refusal == "it adds noise of its own in its steps"
+
+
 class Renamed(diffusers.HeunDiscreteScheduler):
     """Does what Heun's does, under a name that says nothing."""
 
