@@ -49,7 +49,11 @@ class StoredTensor:
 
 
 class WeightFiles:
-    """The safetensors files in the folder that from_pretrained loaded a denoiser from; none for other denoisers."""
+    """The safetensors files that may hold a denoiser's tensors; which do is found out by comparing.
+
+    They are those in the folder that from_pretrained was given, or right below it (``subfolder=``), and those that are
+    mapped into this process, as from_pretrained leaves them on a cpu.
+    """
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._folder = str(getattr(getattr(denoiser, "config", None), "_name_or_path", "") or "")
@@ -72,13 +76,28 @@ class WeightFiles:
     @cached_property
     def _files_of(self) -> Mapping[str, Sequence[Path]]:
         """Tensor name -> files that have such a name: shards, and variants in other dtypes."""
-        folder = Path(self._folder)
         found: dict[str, list[Path]] = {}
-        for file in sorted(folder.glob("*.safetensors")) if self._folder and folder.is_dir() else ():
+        for file in dict.fromkeys((*_files_in(self._folder), *_mapped_files())):
             with suppress(OSError, SafetensorError), safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 # it is no mapping
                     found.setdefault(name, []).append(file)
         return found
+
+
+def _files_in(folder: str) -> list[Path]:
+    if not folder or not Path(folder).is_dir():
+        return []
+    return [*sorted(Path(folder).glob("*.safetensors")), *sorted(Path(folder).glob("*/*.safetensors"))]
+
+
+def _mapped_files() -> list[Path]:
+    """Files of weights that this process has mapped; none on systems that do not tell."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    paths = (line.split(maxsplit=5)[-1] for line in maps.splitlines())
+    return sorted({Path(path) for path in paths if path.endswith(".safetensors")})
 
 
 class MappedFile:

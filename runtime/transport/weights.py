@@ -56,6 +56,7 @@ class Weights:
         self._files = WeightFiles(denoiser)
         self._stored: dict[str, StoredTensor | None] = {}  # path -> the file that was found to hold it
         self._released: dict[int, _Released] = {}  # by the parameter's id
+        self._mapped: list[MappedFile] = []  # that they are views of
 
     @property
     def released(self) -> frozenset[str]:
@@ -123,6 +124,7 @@ class Weights:
                 mapped = MappedFile(stored.file, stored.state, names)
             except OSError:
                 continue  # it was written to just now: the parameters stay in memory
+            self._mapped.append(mapped)
             for path, view in mapped.tensors.items():
                 self._release(path, state[path], mapped, view)
         self._take_out([path for path, tensor in state.items() if id(tensor) not in stays | self._released.keys()])
@@ -137,11 +139,11 @@ class Weights:
 
     def lost(self) -> list[Parameter]:
         """The released parameters whose file was written to, so that they have lost their values; by former path."""
-        changed = {mapped: mapped.is_changed for mapped in {each.mapped for each in self._released.values()}}
+        changed = [mapped for mapped in self._mapped if mapped.is_changed]
         return [
             Parameter(each.path, each.path, _meta(each.parameter))
             for each in self._released.values()
-            if changed[each.mapped] and each.is_as_released
+            if each.mapped in changed and each.is_as_released
         ]
 
     def put_back(self, values: Mapping[str, torch.Tensor]) -> None:
@@ -163,8 +165,8 @@ class Weights:
                 each.parameter.data = torch.full_like(each.parameter, float("nan"))
             elif each.is_as_released:
                 _own_memory(each.parameter, each.offset)
-        for mapped in {each.mapped for each in self._released.values()}:
-            mapped.close()
+        while self._mapped:
+            self._mapped.pop().close()
         self._released.clear()
         atexit.unregister(self._released.clear)
         if lost:

@@ -53,6 +53,22 @@ def test_bytes_count_and_not_values(tmp_path: Path) -> None:
     assert found.holding("b", torch.tensor(1.0)) is not None
 
 
+def test_files_are_found_below_the_folder_and_where_they_are_mapped(tmp_path: Path) -> None:
+    """A denoiser that was loaded with ``subfolder=``, from a folder or from the hub."""
+    (tmp_path / "unet").mkdir()
+    file = tmp_path / "unet" / "a.safetensors"
+    save_file({"a": torch.arange(5000.0)}, file)
+    stored = files(tmp_path).holding("a", torch.arange(5000.0))
+    assert stored is not None
+    assert stored.file == file
+    assert files("owner/name").holding("a", torch.arange(5000.0)) is None
+    mapped = MappedFile(file, FileState.of(file), ["a"])
+    stored = files("owner/name").holding("a", mapped.tensors["a"])
+    assert stored is not None
+    assert stored.file == file
+    mapped.close()
+
+
 @pytest.mark.parametrize("folder", ["", "owner/name", "/nowhere/at/all"])
 def test_a_denoiser_of_no_folder_has_no_files(folder: str) -> None:
     assert files(folder).holding("a", torch.zeros(1)) is None

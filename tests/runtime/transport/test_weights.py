@@ -6,7 +6,6 @@ import copy
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 
 from partitioner.graph.ir import Parameter, TensorMeta
 from runtime.errors import EngineError, PlanMismatch
-from runtime.transport.weight_files import at_offset, offset_of
+from runtime.transport.weight_files import offset_of
 from runtime.transport.weights import Weights
 
 
@@ -235,13 +234,13 @@ def test_parameters_made_in_inference_mode_are_released_too(folder: Path) -> Non
     assert same(values(module), before)
 
 
-def test_tensors_of_parts_are_left_alone(folder: Path) -> None:
-    from torch.nested import nested_tensor
-
-    module: Any = load(folder)
-    module.register_buffer("odd", nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged))
+def test_tensors_of_parts_are_left_alone(module: Loaded) -> None:
+    odd = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged)
+    module.register_buffer("odd", odd)
     weights = Weights(module)
-    weights.files_of([Parameter("odd", "odd", TensorMeta((2,), (1,), "float32"))])
+    everything = [*wanted(module, "one.weight"), Parameter("odd", "odd", TensorMeta((2,), (1,), "float32"))]
+    assert weights.files_of(everything).keys() == {"one.weight"}
     weights.release(["one.weight", "odd"], [])
-    assert weights.released == set()  # nobody asked for its file
-    assert torch.equal(at_offset(module.one.weight.detach().clone(), 8), module.one.weight)
+    assert weights.released == {"one.weight"}
+    weights.restore()
+    assert module.odd is odd
