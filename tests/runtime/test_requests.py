@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,11 +31,11 @@ def plan(request: pytest.FixtureRequest, pipe: Any) -> Plan:
 
 
 def of_its_parts(pipe: Any, kind: str, **changes: Any) -> Any:
-    """Another pipeline of the same parts, with a scheduler of its own."""
+    """Another pipeline of the same parts, with a scheduler and a tokenizer of its own, which threads cannot share."""
     import diffusers
 
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    parts = {**pipe.components, "scheduler": scheduler, **changes}
+    parts = {**pipe.components, "scheduler": scheduler, "tokenizer": copy.deepcopy(pipe.tokenizer), **changes}
     made = getattr(diffusers, kind)(**parts, requires_safety_checker=False)
     made.set_progress_bar_config(disable=True)
     return made
