@@ -3,15 +3,17 @@
 How one call goes, and which module does what:
 
     1. arguments are read and checked against the plan        runtime.driver.call_arguments
-    2. the graph of such calls is found, or traced            runtime.driver.traced_graphs
-    3. the ranks are given what they lack of it               runtime.driver.distribution
-    4. the trajectory that the call belongs to is found       runtime.driver.streams
-    5. it says which component runs which call                runtime.driver.trajectory
-    6. commands and inputs go out, results come back          runtime.driver.dispatch
+    2. what was done to the denoiser meanwhile is noticed     runtime.driver.denoiser_changes
+    3. the graph of such calls is found, or traced            runtime.driver.traced_graphs
+    4. the ranks are given what they lack of it               runtime.driver.distribution
+    5. the trajectory that the call belongs to is found       runtime.driver.streams
+    6. it says which component runs which call                runtime.driver.trajectory
+    7. commands and inputs go out, results come back          runtime.driver.dispatch
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,11 +23,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from partitioner.graph.stateless import listed
 from partitioner.plan.plan import Plan
 from partitioner.plan.timeline import Timeline
 from runtime.devices.memory import give_back
 from runtime.driver.call_arguments import CallForm, CallReader, Tensors
 from runtime.driver.callers import Caller, caller_of
+from runtime.driver.denoiser_changes import TAKEN_OVER, DenoiserChanges
 from runtime.driver.dispatch import Dispatcher
 from runtime.driver.distribution import Distribution
 from runtime.driver.streams import DenoiserCall, Streams
@@ -39,6 +43,8 @@ from runtime.torchrun import join
 from runtime.transport.weights import Weights
 from runtime.worker.microbatches import can_join
 from runtime.worker.recording import Recorder, assemble
+
+logger = logging.getLogger("runtime")
 
 
 class Engine:
@@ -113,6 +119,7 @@ class Engine:
             if planned is not None:
                 self._ranks.stream.call(lambda: self._distribution.give(planned))
                 self._distribution.release()
+            self._changes = DenoiserChanges(denoiser, TAKEN_OVER if traced is not None else frozenset())
         except BaseException:
             self.close()
             raise
@@ -167,12 +174,18 @@ class Engine:
         started = Recorder.now()
         home = next(iter(tensors.values())).device
         tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
-        self._distribution.recover()
+        self._follow_changes(thorough=False)
+        if self._distribution.recover():
+            self._changes.settle()
         branches = self._calls.halves(tensors)
         built = self._graph_of(branches[0], form)
         part = self._graph_of_part(built, branches[0], form)
         call = DenoiserCall(caller, self._context_name.get(), built.graph, len(branches), tensors)
         stream = self._streams.of(call)
+        if stream.trajectory.call == 0 and self._follow_changes(thorough=True):
+            built = self._graph_of(branches[0], form)
+            part = self._graph_of_part(built, branches[0], form)
+            stream = self._streams.of(call)
         trajectory = stream.trajectory
         mode, reason = trajectory.mode_now, trajectory.reason
         begin = time.perf_counter()
@@ -185,13 +198,37 @@ class Engine:
             self._recorded_calls.append((started, Recorder.now()))
         return tuple(item.to(home) if isinstance(item, torch.Tensor) else item for item in results)
 
+    def _follow_changes(self, *, thorough: bool) -> bool:
+        """Notice what was done to the denoiser since the last call, and have this and later calls follow it.
+
+        thorough: see DenoiserChanges.found. True if there was something; all graphs are others then.
+        """
+        change = self._changes.found(thorough=thorough)
+        if change is None:
+            return False
+        if change.differences:
+            logger.info("the denoiser was changed, and is traced again: %s", listed(change.differences))
+            self._graphs.forget()
+        else:
+            self._graphs.renew()
+        if change.written or any(difference.is_part for difference in change.differences):
+            self._outdate(change.written)  # otherwise if it shows in the graph
+        return True
+
+    def _outdate(self, written: Sequence[torch.Tensor]) -> None:
+        self._distribution.outdate(written)
+        self._streams.end_all()
+
     def _graph_of(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
         """The graph of such calls, which every rank has."""
         built = self._graphs.graph_of(tensors, form)
         first = not self._distribution.given
-        self._distribution.give(built)
-        if first:
-            self._distribution.release()
+        if built.changed and not self._distribution.has(built):
+            self._outdate(())
+        if self._distribution.give(built):
+            if first:
+                self._distribution.release()
+            self._changes.settle()
         return built
 
     def _graph_of_part(self, whole: BuiltGraph, tensors: Tensors, form: CallForm) -> BuiltGraph | None:

@@ -25,7 +25,7 @@ from partitioner.graph.ir import TracedGraph
 from partitioner.graph.nesting import nest_arguments
 from partitioner.plan.build_programs import build_programs
 from partitioner.plan.carry_over import carry_over, check_coverage, check_forward
-from partitioner.plan.differences import boundaries_of, differences_of
+from partitioner.plan.differences import boundaries_of, differences_of, is_modified
 from partitioner.plan.fields import (
     ARRAY,
     KEY_REGEX,
@@ -291,6 +291,10 @@ class Plan(PlanRecord):
                 f"the boundaries in the plan for {self.origin} are not those of its placement; "
                 "make the plan again with partition-model"
             )
+
+    def is_of_modified(self, graph: TracedGraph) -> bool:
+        """Whether a graph is that of this plan's denoiser with a LoRA, other processors or the like put into it."""
+        return is_modified(self.class_name, self.placement, graph)
 
     def place(self, graph: TracedGraph, *, same_denoiser: bool = False) -> dict[str, int]:
         """Latent node name -> component, in execution order, also for another resolution or batch or with a LoRA.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
 
 from partitioner.graph.ir import Parameter
 from partitioner.plan.plan import Plan
@@ -13,7 +15,9 @@ from runtime.options import EngineOptions
 from runtime.ranks.base import Ranks
 from runtime.transport.mailbox import MessageKey
 from runtime.transport.weights import Weights
-from runtime.worker.commands import Build, Forget, Load, SendBack
+from runtime.worker.commands import Build, Forget, ForgetGraphs, Load, SendBack
+from runtime.worker.specs import ComponentSpec
+from runtime.worker.waiting import run_to_end
 from runtime.worker.worker import PARAMETER_CONTEXT
 
 
@@ -27,21 +31,25 @@ class Distribution:
         self._in_processes = options.transport == "processes"
         # whether parameters that only other ranks need leave this process
         self._releases = self._in_processes and not options.keep_weights
-        self._loaded: list[set[str]] = [set() for _ in range(plan.ranks)]  # rank -> paths of parameters
+        # by rank, what it has been given: path -> the denoiser's own tensor
+        self._held: list[dict[str, torch.Tensor]] = [{} for _ in range(plan.ranks)]
+        self._outdated = False  # whether the ranks have graphs of what the denoiser was before it was changed
         self._preambles: dict[int, PreambleRunner] = {}  # by table
         self._lists = 0  # Load commands so far
 
-    def give(self, built: BuiltGraph) -> None:
-        """Give every rank its component of a graph and the parameters that it lacks; nothing if it has been done."""
-        if built.table in self._preambles:
-            return
+    def give(self, built: BuiltGraph) -> bool:
+        """Give every rank its component of a graph and the parameters that it lacks; False if it has been done."""
+        if self.has(built):
+            return False
         worker = self._ranks.worker
-        for rank in range(self._plan.ranks):
-            spec = built.specs[seat_of(rank, self._plan.components)[1]]
-            build = Build(built.table, spec)
-            needed = {p.path: p for p in (*spec.parameters, *(built.preamble_spec.parameters if rank == 0 else ()))}
-            missing = tuple(p for path, p in needed.items() if path not in self._loaded[rank])
-            self._loaded[rank].update(p.path for p in missing)
+        state = self._weights.state()
+        needed_by = [self._needed(rank, built) for rank in range(self._plan.ranks)]
+        if self._outdated:
+            self._forget_graphs(needed_by, state)
+        for rank, needed in enumerate(needed_by):
+            build = Build(built.table, self._spec_of(rank, built))
+            missing = tuple(p for path, p in needed.items() if path not in self._held[rank])
+            self._held[rank].update({p.path: state[p.path] for p in missing if p.path in state})
             if rank == 0:
                 worker.build(build)
                 if self._releases:
@@ -53,6 +61,50 @@ class Distribution:
                 self._send_parameters(rank, missing)
         self._preambles[built.table] = PreambleRunner(built.preamble_spec, worker.parameters, worker.device)
         self._ranks.wait_loaded()
+        return True
+
+    def outdate(self, written: Collection[torch.Tensor]) -> None:
+        """Take note that the denoiser was changed: no graph given so far will be run again.
+
+        Args:
+            written: those of its tensors that may hold other values now.
+        """
+        ids = set(map(id, written))
+        self._held = [{p: tensor for p, tensor in held.items() if id(tensor) not in ids} for held in self._held]
+        self._outdated = True
+
+    def _forget_graphs(self, needed_by: Collection[Mapping[str, Parameter]], state: Mapping[str, torch.Tensor]) -> None:
+        """Have ranks forget the graphs so far, and all parameters but those that they need and have, at today's paths.
+
+        needed_by: by rank, what it needs by path. state: the denoiser's tensors by path.
+        """
+        path_of = {id(tensor): path for path, tensor in state.items()}
+        for rank, needed in enumerate(needed_by):
+            kept: dict[str, str] = {}
+            for path, tensor in self._held[rank].items():
+                now = path if state.get(path) is tensor else path_of.get(id(tensor))
+                if now in needed and now not in kept.values():
+                    kept[path] = now
+            self._held[rank] = {now: self._held[rank][before] for before, now in kept.items()}
+            command = ForgetGraphs(tuple(self._preambles), tuple(kept.items()))
+            if rank == 0:
+                run_to_end(self._ranks.worker.forget_graphs(command), self._ranks.worker.mailbox)
+            else:
+                self._ranks.command(rank, command)
+        self._preambles.clear()
+        self._outdated = False
+
+    def _needed(self, rank: int, built: BuiltGraph) -> dict[str, Parameter]:
+        """The parameters of a graph that a rank reads, by path."""
+        own = built.preamble_spec.parameters if rank == 0 else ()
+        return {p.path: p for p in (*self._spec_of(rank, built).parameters, *own)}
+
+    def _spec_of(self, rank: int, built: BuiltGraph) -> ComponentSpec:
+        return built.specs[seat_of(rank, self._plan.components)[1]]
+
+    def has(self, built: BuiltGraph) -> bool:
+        """Whether a graph has been given."""
+        return built.table in self._preambles
 
     @property
     def given(self) -> bool:
@@ -80,23 +132,30 @@ class Distribution:
     def release(self) -> None:
         """Let go of the parameters that only other processes need, if the options want that; files hold them."""
         if self._releases:
-            self._weights.release([path for paths in self._loaded[1:] for path in paths], self._loaded[0])
+            self._weights.release([path for held in self._held[1:] for path in held], self._held[0].keys())
 
-    def recover(self) -> None:
+    def recover(self) -> bool:
         """Have ranks send back the parameters that were let go of and whose file has been written to since.
+
+        Returns:
+            Whether there were any; they lie in other memory now.
 
         Raises:
             EngineError: a rank that has them has ended.
         """
         lost = {parameter.path: parameter for parameter in self._weights.lost()}
+        found = bool(lost)
         for rank in range(1, self._plan.ranks):
-            wanted = tuple(lost.pop(path) for path in list(lost) if path in self._loaded[rank])
+            wanted = tuple(lost.pop(path) for path in list(lost) if path in self._held[rank])
             if wanted:
                 self._lists += 1
                 command = SendBack(-self._lists, wanted, rank)
-                self._ranks.worker.mailbox.register(command.table, command.wires)
+                mailbox = self._ranks.worker.mailbox
+                mailbox.register(command.table, command.wires)
                 self._ranks.command(rank, command)
                 self._weights.put_back(self._ranks.run(self._ranks.worker.receive_back(command)))
+                mailbox.unregister([command.table])
+        return found
 
     def _send_parameters(self, rank: int, missing: tuple[Parameter, ...]) -> None:
         """Have a rank read parameters from files, and send it those that no file holds."""
@@ -112,3 +171,4 @@ class Distribution:
         mailbox.register(load.table, load.wires)
         for index, tensor in enumerate(self._weights.tensors_of(sent).values()):
             mailbox.send([rank], MessageKey(load.table, index, PARAMETER_CONTEXT, 0), tensor)
+        mailbox.unregister([load.table])

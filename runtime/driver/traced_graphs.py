@@ -5,9 +5,10 @@ Two calls are of one kind if their shapes, dtypes, literal arguments and contain
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -33,12 +34,14 @@ class BuiltGraph:
         graph: the traced graph.
         specs: by component, what its ranks need to know.
         preamble_spec: what the driver computes for all components.
+        changed: whether such calls had another graph before the denoiser was changed.
     """
 
     table: int
     graph: TracedGraph
     specs: Sequence[ComponentSpec]
     preamble_spec: PreambleSpec
+    changed: bool = False
 
 
 class TracedGraphs:
@@ -53,6 +56,22 @@ class TracedGraphs:
         self._calls = calls
         self._graphs: dict[CallSignature, BuiltGraph] = {}
         self._is_plans = False  # whether the denoiser is known to be the plan's, by its graph
+        self._former: dict[CallSignature, BuiltGraph] = {}  # of what the denoiser was before it was changed
+        self._tables = itertools.count()
+
+    def forget(self) -> None:
+        """Trace the denoiser anew for every call from now on: it was changed.
+
+        Where the change does not show in a graph, the former one goes on to be used.
+        """
+        self._former |= self._graphs
+        self._graphs = {}
+
+    def renew(self) -> None:
+        """Give every graph another number, under which ranks are given what it reads anew."""
+        self._graphs = {
+            signature: replace(built, table=next(self._tables)) for signature, built in self._graphs.items()
+        }
 
     def planned(self) -> BuiltGraph | None:
         """The graph of the call that the plan was made for.
@@ -64,7 +83,7 @@ class TracedGraphs:
             OtherDenoiser: the denoiser cannot be traced with the plan's arguments, or its graph is not the plan's.
         """
         try:
-            built = self._trace(self._calls.planned_example, self._calls.roles({}))
+            built = self._trace(self._calls.planned_example, self._calls.roles({}), same_denoiser=False)
         except TraceError as error:
             if self._has_plans_modules():
                 _LOGGER.warning(
@@ -100,12 +119,13 @@ class TracedGraphs:
         if signature not in self._graphs:
             try:
                 roles = self._calls.roles(tensors)
-                self._graphs[signature] = self._trace(
-                    lambda: self._calls.example(tensors, form), roles, same_denoiser=self._is_plans
-                )
+                built = self._trace(lambda: self._calls.example(tensors, form), roles, same_denoiser=self._is_plans)
             except PartitionerError as error:
                 kind = InputError if isinstance(error, TraceError) else OtherCalls
                 raise kind(self._why_refused(tensors, error)) from error
+            former = self._former.pop(signature, None)
+            shows = former is None or former.graph.fingerprint != built.graph.fingerprint
+            self._graphs[signature] = former if former is not None and not shows else replace(built, changed=former is not None)
         return self._graphs[signature]
 
     def _why_refused(self, tensors: Tensors, error: PartitionerError) -> str:
@@ -121,11 +141,11 @@ class TracedGraphs:
         )
 
     def _trace(
-        self, example: Callable[[], Mapping[str, Any]], roles: Mapping[str, str], *, same_denoiser: bool = False
+        self, example: Callable[[], Mapping[str, Any]], roles: Mapping[str, str], *, same_denoiser: bool
     ) -> BuiltGraph:
         with traceable(self._denoiser):
             graph = trace(self._traced(), example(), roles, model=self._plan.model)
-        if not getattr(self._denoiser, "peft_config", None):
-            self._plan.check(graph)  # a LoRA changes the graph; its layers follow those that they wrap
+        if not same_denoiser and not self._plan.is_of_modified(graph):
+            self._plan.check(graph)
         placement = self._plan.place(graph, same_denoiser=same_denoiser)
-        return BuiltGraph(len(self._graphs), graph, *build_specs(graph, placement, self._plan.components))
+        return BuiltGraph(next(self._tables), graph, *build_specs(graph, placement, self._plan.components))

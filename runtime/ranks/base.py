@@ -17,7 +17,7 @@ import torch
 from runtime.devices.stream import DeviceStream
 from runtime.ranks.rank_report import Report
 from runtime.transport.local import LocalMailbox
-from runtime.worker.commands import Build, Forget, Load, RankCommand, SendBack, Setup
+from runtime.worker.commands import Build, Forget, ForgetGraphs, Load, RankCommand, SendBack, Setup
 from runtime.worker.waiting import Waiting
 from runtime.worker.worker import Worker
 
@@ -90,4 +90,6 @@ def begin_work(worker: Worker, command: RankCommand) -> Waiting[Any] | None:
     if isinstance(command, Forget):
         worker.forget(command)
         return None
+    if isinstance(command, ForgetGraphs):
+        return worker.forget_graphs(command)
     return worker.load(command) if isinstance(command, Load) else worker.evaluate(command)

@@ -94,6 +94,12 @@ class GlooMailbox(Mailbox):
                 self._report(PeerLost(self.rank, reader, error))  # the next wait will raise
                 return
 
+    def unregister(self, tables: Sequence[int]) -> None:
+        super().unregister(tables)
+        for order in list(self._newest):
+            if order[0] in tables:
+                self._newest.pop(order, None)
+
     def _check_sent(self, key: MessageKey, tensor: torch.Tensor) -> None:
         """Raise MessageError where the tensor is not what its wire carries."""
         wire = self.expected(key)

@@ -92,6 +92,14 @@ class Mailbox(ABC):
             self._tables[table] = wires
             self._changed.notify_all()
 
+    def unregister(self, tables: Sequence[int]) -> None:
+        """Forget what the messages of tables are, and those that nobody has taken; no more will come or be sent."""
+        with self._changed:
+            for table in tables:
+                self._tables.pop(table, None)
+            for key in [key for key in self._arrived if key.table in tables]:
+                del self._arrived[key]
+
     def expected(self, key: MessageKey) -> Expected:
         """What the message of ``key`` was said to be."""
         return self._tables[key.table][key.wire]

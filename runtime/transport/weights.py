@@ -68,7 +68,7 @@ class Weights:
         return self._files_of([parameter.path for parameter in wanted])
 
     def _files_of(self, paths: Collection[str]) -> dict[str, StoredTensor]:
-        state = self._state()
+        state = self.state()
         self._stored |= {path: self._files.holding(path, state[path]) for path in paths if path in state}
         return {path: stored for path in paths if (stored := self._stored.get(path)) is not None}
 
@@ -78,7 +78,7 @@ class Weights:
         Raises:
             PlanMismatch: the denoiser has no such parameter or buffer.
         """
-        state = self._state()
+        state = self.state()
         for parameter in wanted:
             if parameter.path not in state:
                 raise PlanMismatch(f"the denoiser has no parameter or buffer {parameter.path}, which its graph reads")
@@ -86,7 +86,7 @@ class Weights:
 
     def offsets_of(self, wanted: Sequence[Parameter]) -> tuple[int, ...]:
         """How far the driver's tensors begin beyond a multiple of 64 bytes, see ``offset_of``; 0 for what it lacks."""
-        state = self._state()
+        state = self.state()
         return tuple(self._offset(state[p.path]) if p.path in state else 0 for p in wanted)
 
     def take_out(self, wanted: Sequence[Parameter]) -> None:
@@ -94,7 +94,7 @@ class Weights:
         self._take_out([parameter.path for parameter in wanted])
 
     def _take_out(self, paths: Collection[str]) -> None:
-        state = self._state()
+        state = self.state()
         alone = _not_overlapping(state.values())
         for path, stored in self._files_of(paths).items():
             tensor = state[path]
@@ -110,7 +110,7 @@ class Weights:
             kept: which may not, even if they are the same parameters under other paths; they have been taken out. All
                 else that is not released is taken out, too.
         """
-        state = self._state()
+        state = self.state()
         stays = {id(state[path]) for path in kept if path in state}
         alone = _not_overlapping(state.values()) - stays
         by_file: dict[StoredTensor, list[str]] = defaultdict(list)
@@ -179,7 +179,8 @@ class Weights:
         released = self._released.get(id(tensor))
         return released.offset if released is not None and released.is_as_released else offset_of(tensor)
 
-    def _state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, torch.Tensor]:
+        """The denoiser's tensors as they are now, by path; one that has several paths stands at each."""
         state: dict[str, torch.Tensor] = dict(self._denoiser.named_parameters(remove_duplicate=False))
         state.update(self._denoiser.named_buffers(remove_duplicate=False))
         return state

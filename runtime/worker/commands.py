@@ -80,6 +80,17 @@ class SendBack:
 
 
 @dataclass(frozen=True)
+class ForgetGraphs:
+    """Forget graphs, and all parameters but some, which may have other paths from now on.
+
+    tables: of the graphs. kept: former path -> path now, of the parameters that stay.
+    """
+
+    tables: tuple[int, ...]
+    kept: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Join:
     """How what is received in a micro-batch becomes a message of the whole batch, for lagged evaluations to come.
 
@@ -134,4 +145,4 @@ class Stop:
     """End."""
 
 
-RankCommand = Build | Load | SendBack | Evaluate | Forget
+RankCommand = Build | Load | SendBack | ForgetGraphs | Evaluate | Forget

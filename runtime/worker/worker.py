@@ -18,7 +18,7 @@ from partitioner.plan.program import Compute, Receive
 from runtime.devices.memory import give_back, resident_bytes
 from runtime.transport.mailbox import Expected, Mailbox, MessageKey
 from runtime.transport.weight_files import at_offset, read_stored
-from runtime.worker.commands import DRIVER, Build, Evaluate, Forget, Load, SendBack, Setup
+from runtime.worker.commands import DRIVER, Build, Evaluate, Forget, ForgetGraphs, Load, SendBack, Setup
 from runtime.worker.component import Component
 from runtime.worker.lagged import LaggedTensor
 from runtime.worker.microbatches import PartsOfMessages
@@ -67,6 +67,7 @@ class Worker:
         self._static: dict[int, dict[str, torch.Tensor]] = {}  # table -> parameters and constants by value name
         self._contexts: dict[int, _Context] = {}
         self._parts = PartsOfMessages()
+        self._forgotten: tuple[int, ...] = ()  # tables whose last messages may still be under way
 
     def build(self, command: Build) -> None:
         """Lower the component of a new graph. Its parameters may be loaded before or after."""
@@ -107,8 +108,20 @@ class Worker:
             key = MessageKey(command.table, index, PARAMETER_CONTEXT, 0)
             received = yield from self._receive(key)
             self.parameters[parameter.path] = at_offset(received, command.offsets[index])
+        self.mailbox.unregister([command.table])
         give_back()  # what parameters were received in, or read through
         self.busy = False
+
+    def forget_graphs(self, command: ForgetGraphs) -> Waiting[None]:
+        """Forget graphs and parameters; it takes its turn among evaluations, of which earlier ones need them."""
+        yield from ()
+        for table in command.tables:
+            self._components.pop(table, None)
+            self._static.pop(table, None)
+        self.parameters = {now: self.parameters[before] for before, now in command.kept if before in self.parameters}
+        self.mailbox.unregister(self._forgotten)
+        self._forgotten = command.tables
+        give_back()
 
     def send_back(self, command: SendBack) -> None:
         """Send parameters to the driver, which has lost them."""

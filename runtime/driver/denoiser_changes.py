@@ -1,0 +1,84 @@
+"""DenoiserChanges: notices between two calls what has been done to the denoiser that an engine runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from partitioner.graph.module_state import Difference, ModuleState
+from partitioner.graph.tensor_values import TensorValues
+
+# What an engine puts on a denoiser itself, and the hooks that torch runs around the engine.
+TAKEN_OVER = frozenset({"forward", "cache_context", "_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks"})
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was done to a denoiser.
+
+    Attributes:
+        differences: what else than the values of tensors is another; such a denoiser must be traced again.
+        written: tensors that hold other values, or may do so.
+    """
+
+    differences: Sequence[Difference]
+    written: Sequence[torch.Tensor]
+
+
+class DenoiserChanges:
+    """What a denoiser was when it was last looked at, to tell what is another now."""
+
+    def __init__(self, denoiser: nn.Module, ignored: frozenset[str]) -> None:
+        """Take it as it is.
+
+        Args:
+            denoiser: what an engine runs.
+            ignored: names of attributes of the denoiser itself that do not count.
+        """
+        self._denoiser = denoiser
+        self._ignored = ignored
+        self._take()
+
+    def found(self, *, thorough: bool) -> Change | None:
+        """What was done since the last time that this was asked; None if nothing.
+
+        Args:
+            thorough: also compare some elements of each tensor, which is the only way to notice a write through
+                ``.data``; otherwise only where something else was done as well.
+        """
+        moved = self._state.changed()
+        if not (moved or thorough or self._values.changed()):
+            return None
+        differences = self._state.differences() if moved else []
+        written = self._values.which()
+        if differences:
+            written += self._doubtful(differences)
+        if moved or written:
+            self._take()
+        return Change(differences, written) if differences or written else None
+
+    def settle(self) -> None:
+        """Take the memory that tensors lie in as it is: an engine itself has moved some."""
+        self._values = TensorValues(self._state.tensors)
+
+    def _take(self) -> None:
+        self._state = ModuleState(self._denoiser, self._ignored)
+        self.settle()
+
+    def _doubtful(self, differences: Sequence[Difference]) -> list[torch.Tensor]:
+        """The tensors below modules of which an attribute is another; that may stand for a write through ``.data``.
+
+        So it does in layers of PEFT that are merged, which note the adapters that they have merged.
+        """
+        changed = dict.fromkeys(difference.module for difference in differences if not difference.is_part)
+        modules = dict(self._denoiser.named_modules())
+        found = {}
+        for path in changed:
+            module = modules.get(path)
+            if module is not None:
+                tensors = (*module.parameters(recurse=path != ""), *module.buffers(recurse=path != ""))
+                found |= {id(tensor): tensor for tensor in tensors}
+        return list(found.values())
