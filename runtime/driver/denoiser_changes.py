@@ -75,7 +75,7 @@ class DenoiserChanges:
         """
         changed = dict.fromkeys(difference.module for difference in differences if not difference.is_part)
         modules = dict(self._denoiser.named_modules())
-        found = {}
+        found: dict[int, torch.Tensor] = {}
         for path in changed:
             module = modules.get(path)
             if module is not None:

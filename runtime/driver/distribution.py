@@ -83,7 +83,7 @@ class Distribution:
             kept: dict[str, str] = {}
             for path, tensor in self._held[rank].items():
                 now = path if state.get(path) is tensor else path_of.get(id(tensor))
-                if now in needed and now not in kept.values():
+                if now is not None and now in needed and now not in kept.values():
                     kept[path] = now
             self._held[rank] = {now: self._held[rank][before] for before, now in kept.items()}
             command = ForgetGraphs(tuple(self._preambles), tuple(kept.items()))
