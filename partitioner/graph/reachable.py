@@ -117,6 +117,8 @@ class Reachable:
             FoundContainer(DictContainer(attributes, ignored), path, f"attribute {label}", own=not label)
         )
         for name, value in list(attributes.items()):
+            if name in ignored:
+                continue
             if name in _DICTS_OF_MODULES:
                 self.places.append(
                     FoundContainer(DictContainer(value), path, f"{_DICTS_OF_MODULES[name]} {label}", own=True)
@@ -124,7 +126,7 @@ class Reachable:
                 for key, item in list(value.items()):
                     shown = _name_of(item) if callable(item) and "hook" in name else key
                     self._visit(item, path, f"{_DICTS_OF_MODULES[name]} {label}{shown}")
-            elif name not in _NOT_READ and name not in ignored:
+            elif name not in _NOT_READ:
                 self._visit(value, path, f"attribute {label}{name}")
         self._class(type(module), path, f"attribute {label}")
 

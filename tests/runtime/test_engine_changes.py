@@ -1,0 +1,193 @@
+"""What is done to a denoiser while an engine runs it: the next call is what the denoiser itself would give."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from runtime.engine import Engine
+from runtime.errors import InputError, PlanMismatch
+from runtime.options import EngineOptions
+from tests.support.engines import Trajectory, equal, toy, toy_plan
+
+
+class Wrapper(nn.Module):
+    """A layer with something beside it, as PEFT wraps layers."""
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.down = nn.Linear(base_layer.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base_layer.out_features, bias=False)
+        self.scale = 1.0
+        self.merged: list[str] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.base_layer(x)
+        return made if self.merged else made + self.up(self.down(x)) * self.scale
+
+
+def wrap(denoiser: Any) -> None:
+    for index, block in enumerate((*denoiser.down, *denoiser.up)):
+        torch.manual_seed(index)
+        block.write = Wrapper(block.write)
+
+
+def unwrap(denoiser: Any) -> None:
+    for block in (*denoiser.down, *denoiser.up):
+        block.write = block.write.base_layer
+
+
+def merge(denoiser: Any) -> None:
+    for block in (*denoiser.down, *denoiser.up):
+        layer = block.write
+        layer.base_layer.weight.data += layer.up.weight.data @ layer.down.weight.data * layer.scale
+        layer.merged.append("default")
+
+
+def rescale(denoiser: Any) -> None:
+    for block in denoiser.up:
+        block.write.scale = 0.25
+
+
+def write(denoiser: Any) -> None:
+    with torch.no_grad():
+        denoiser.up[1].read.weight.mul_(1.5)
+        denoiser.time.bias.add_(1)
+
+
+def write_by_data(denoiser: Any) -> None:
+    for parameter in denoiser.parameters():
+        parameter.data.mul_(1.1)
+
+
+def other_memory(denoiser: Any) -> None:
+    denoiser.down[2].write.weight.data = denoiser.down[2].write.weight.data.flip(0).contiguous()
+
+
+def other_parameter(denoiser: Any) -> None:
+    denoiser.down[0].condition.weight = nn.Parameter(torch.full((8, 8), 0.1))
+
+
+def doubled(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+    return output * 2
+
+
+def hook(denoiser: Any) -> None:
+    denoiser.up[0].register_forward_hook(doubled)
+
+
+def unhook(denoiser: Any) -> None:
+    denoiser.up[0]._forward_hooks.clear()
+
+
+def other_forward(denoiser: Any) -> None:
+    forward = denoiser.down[1].forward
+    denoiser.down[1].forward = lambda *args: forward(*args) + 1
+
+
+CHANGES: list[Callable[[Any], None]] = [
+    wrap, rescale, merge, write, unwrap, other_memory, hook, unhook, other_parameter, other_forward, write_by_data,
+]  # fmt: skip
+
+
+@pytest.fixture
+def both() -> Iterator[tuple[Any, Any, Engine]]:
+    """A denoiser as it is, and one that an engine runs."""
+    plain, run = toy(), toy()
+    with Engine(run, toy_plan(run, 2, branches=1), EngineOptions(transport="emulation", exact=True)) as engine:
+        yield plain, run, engine
+
+
+@pytest.mark.slow
+def test_whatever_is_done_is_followed(both: tuple[Any, Any, Engine]) -> None:
+    plain, run, engine = both
+    trajectory = Trajectory(calls=2)
+    parameters = []
+    for change in CHANGES:
+        change(plain)
+        change(run)
+        expected = trajectory.through(plain)
+        assert equal(trajectory.through(engine), expected), change.__name__
+        worker = engine._ranks.worker
+        parameters.append(len(worker.parameters))
+        assert len(worker._components) == 1, "the graphs of what it was are forgotten"
+        assert len(worker.mailbox._tables) <= 3
+    assert parameters[-1] == parameters[4], "and so are parameters that no graph reads"
+
+
+def test_in_the_middle_of_a_trajectory_exact_calls_begin_again() -> None:
+    plain, run = toy(), toy()
+    trajectory = Trajectory(calls=8)
+    with Engine(run, toy_plan(run, 2), EngineOptions(transport="emulation")) as engine, torch.no_grad():
+        for call in range(4):
+            engine(**trajectory.inputs(call))
+        assert (engine.stats.exact_steps, engine.stats.async_steps) == (2, 2)
+        write(plain)
+        write(run)
+        for call in (4, 5):
+            assert torch.equal(engine(**trajectory.inputs(call))[0], plain(**trajectory.inputs(call))[0])
+        engine(**trajectory.inputs(6))
+        assert (engine.stats.exact_steps, engine.stats.async_steps) == (4, 3)
+
+
+def test_what_cannot_be_followed_is_refused_until_it_is_taken_back(both: tuple[Any, Any, Engine]) -> None:
+    plain, run, engine = both
+    trajectory = Trajectory(calls=2)
+    count = [0]
+
+    def counting(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        count[0] += 1
+        return output * count[0]
+
+    handle = run.up[2].register_forward_hook(counting)
+    for _ in range(2):  # the second call is refused as the first was
+        with pytest.raises(InputError, match=r"forward hook counting: variable count\[0\] of module up\.2"):
+            trajectory.through(engine)
+    handle.remove()
+    assert equal(trajectory.through(engine), trajectory.through(plain))
+    run.train()
+    with pytest.raises(InputError, match=r"training mode; call \.eval\(\)"):
+        trajectory.through(engine)
+    run.eval()
+    assert equal(trajectory.through(engine), trajectory.through(plain))
+
+
+@pytest.mark.parametrize("transport", ["emulation", "processes"])
+def test_a_layer_that_is_wrapped_is_not_sent_again(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, run = toy(), toy()
+    trajectory = Trajectory(calls=2)
+    with Engine(run, toy_plan(run, 2), EngineOptions(transport=transport, exact=True)) as engine:
+        told: list[Any] = []
+        command = engine._ranks.command
+        monkeypatch.setattr(engine._ranks, "command", lambda rank, what: (told.append(what), command(rank, what)))
+        wrap(plain)
+        wrap(run)
+        assert equal(trajectory.through(engine), trajectory.through(plain))
+        sent = {p.path for what in told for p in getattr(what, "parameters", ())}
+        assert sent
+        assert all(path.endswith(("up.weight", "down.weight")) for path in sent)
+        told.clear()
+        unwrap(plain)
+        unwrap(run)
+        assert equal(trajectory.through(engine), trajectory.through(plain))
+        assert not any(getattr(what, "parameters", ()) for what in told)
+
+
+def test_a_plan_fits_its_denoiser_with_wrapped_layers_and_no_other() -> None:
+    plan = toy_plan(toy(), 2)
+    trajectory = Trajectory(calls=2)
+    wrapped = toy()
+    wrap(wrapped)
+    expected = trajectory.through(copy.deepcopy(wrapped))
+    with Engine(wrapped, plan, EngineOptions(transport="emulation", exact=True)) as engine:
+        assert equal(trajectory.through(engine), expected)
+    other: Any = toy()
+    del other.down[2], other.up[2]
+    with pytest.raises(PlanMismatch, match="make a plan"):
+        Engine(other, plan, EngineOptions(transport="emulation"))
