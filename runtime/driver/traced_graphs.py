@@ -125,7 +125,9 @@ class TracedGraphs:
                 raise kind(self._why_refused(tensors, error)) from error
             former = self._former.pop(signature, None)
             shows = former is None or former.graph.fingerprint != built.graph.fingerprint
-            self._graphs[signature] = former if former is not None and not shows else replace(built, changed=former is not None)
+            self._graphs[signature] = (
+                former if former is not None and not shows else replace(built, changed=former is not None)
+            )
         return self._graphs[signature]
 
     def _why_refused(self, tensors: Tensors, error: PartitionerError) -> str:
