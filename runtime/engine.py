@@ -216,6 +216,7 @@ class Engine:
         return True
 
     def _outdate(self, written: Sequence[torch.Tensor]) -> None:
+        self._graphs.outdate()
         self._distribution.outdate(written)
         self._streams.end_all()
 

@@ -62,10 +62,14 @@ class TracedGraphs:
     def forget(self) -> None:
         """Trace the denoiser anew for every call from now on: it was changed.
 
-        Where the change does not show in a graph, the former one goes on to be used.
+        Where that does not show in a graph, the former one goes on to be used, unless ``outdate`` is called.
         """
         self._former |= self._graphs
         self._graphs = {}
+
+    def outdate(self) -> None:
+        """Use no former graph again: what the ranks have been given with it is of no use any more."""
+        self._former = {}
 
     def renew(self) -> None:
         """Give every graph another number, under which ranks are given what it reads anew."""
@@ -124,10 +128,10 @@ class TracedGraphs:
                 kind = InputError if isinstance(error, TraceError) else OtherCalls
                 raise kind(self._why_refused(tensors, error)) from error
             former = self._former.pop(signature, None)
-            shows = former is None or former.graph.fingerprint != built.graph.fingerprint
-            self._graphs[signature] = (
-                former if former is not None and not shows else replace(built, changed=former is not None)
-            )
+            if former is not None:
+                is_same = former.graph.fingerprint == built.graph.fingerprint
+                built = former if is_same else replace(built, changed=True)
+            self._graphs[signature] = built
         return self._graphs[signature]
 
     def _why_refused(self, tensors: Tensors, error: PartitionerError) -> str:
