@@ -16,7 +16,7 @@ TAKEN_OVER = frozenset({"forward", "cache_context", "_compiled_call_impl", "_for
 
 
 @dataclass(frozen=True)
-class Change:
+class DenoiserChange:
     """What was done to a denoiser.
 
     Attributes:
@@ -42,7 +42,7 @@ class DenoiserChanges:
         self._ignored = ignored
         self._take()
 
-    def found(self, *, thorough: bool) -> Change | None:
+    def found(self, *, thorough: bool) -> DenoiserChange | None:
         """What was done since the last time that this was asked; None if nothing.
 
         Args:
@@ -58,7 +58,7 @@ class DenoiserChanges:
             written += self._doubtful(differences)
         if moved or written:
             self._take()
-        return Change(differences, written) if differences or written else None
+        return DenoiserChange(differences, written) if differences or written else None
 
     def settle(self) -> None:
         """Take the memory that tensors lie in as it is: an engine itself has moved some."""

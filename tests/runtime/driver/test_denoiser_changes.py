@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from runtime.driver.denoiser_changes import TAKEN_OVER, Change, DenoiserChanges
+from runtime.driver.denoiser_changes import TAKEN_OVER, DenoiserChange, DenoiserChanges
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def denoiser() -> Any:
     return nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))
 
 
-def names(change: Change | None, denoiser: nn.Module) -> set[str]:
+def names(change: DenoiserChange | None, denoiser: nn.Module) -> set[str]:
     assert change is not None
     path = {id(tensor): name for name, tensor in denoiser.named_parameters()}
     return {path[id(tensor)] for tensor in change.written}
