@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +131,10 @@ class CallReader:
 
     def example(self, tensors: Tensors, form: CallForm) -> dict[str, Any]:
         """Arguments to trace such a call with, by name; their tensors are zeros."""
-        zeros = {path: torch.zeros(tensor.shape, dtype=tensor.dtype) for path, tensor in tensors.items()}
+        zeros = {
+            path: torch.empty_strided(tensor.shape, _strides(tensor), dtype=tensor.dtype).zero_()
+            for path, tensor in tensors.items()
+        }
         values = {path: zeros[path] if path in zeros else form.literals[path] for path in form.paths}
         arguments = nest_arguments(values, form.containers)
         if "return_dict" in inspect.signature(self._denoiser.forward).parameters:
@@ -155,15 +158,30 @@ class CallReader:
 
 
 def call_signature(tensors: Tensors, form: CallForm) -> CallSignature:
-    """What the traced graph of a call depends on, as a key: shapes, dtypes, literals and containers."""
-    shapes = ((path, tuple(tensor.shape), str(tensor.dtype)) for path, tensor in tensors.items())
+    """What the traced graph of a call depends on, as a key: shapes, layouts, dtypes, literals and containers.
+
+    An image that was encoded lies channels last, a drawn latent does not, and convolutions round differently for it.
+    """
+    shapes = ((path, *_layout(tensor.shape, _strides(tensor)), str(tensor.dtype)) for path, tensor in tensors.items())
     return _signature(shapes, form.literals.items(), form.containers.items())
 
 
 def graph_signature(graph: TracedGraph) -> CallSignature:
     """The ``call_signature`` of the calls that a traced graph is of."""
-    shapes = ((item.name, item.meta.shape, f"torch.{item.meta.dtype}") for item in graph.inputs)
+    shapes = (
+        (item.name, *_layout(item.meta.shape, item.meta.stride), f"torch.{item.meta.dtype}") for item in graph.inputs
+    )
     return _signature(shapes, graph.literals, graph.containers)
+
+
+def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The strides of the tensor's copy, as ranks get it: those of expanded and cut out ones are not its own."""
+    return torch.empty_like(tensor, device="meta").stride()
+
+
+def _layout(shape: Sequence[int], stride: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape, and the strides of what is longer than 1; others have no meaning."""
+    return tuple(shape), tuple(step for length, step in zip(shape, stride, strict=True) if length > 1)
 
 
 def _signature(

@@ -25,8 +25,11 @@ class Traces:
         """As partitioner.trace."""
         flat = flatten_arguments(arguments)
         training = [module.training for module in denoiser.modules()]
-        layouts = [(tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in denoiser.parameters()]
-        shapes = sorted((path, tensor.shape, tensor.dtype) for path, tensor in flat.tensors.items())
+        layouts = [
+            (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
+            for tensor in denoiser.parameters()
+        ]
+        shapes = sorted((path, tensor.shape, tensor.stride(), tensor.dtype) for path, tensor in flat.tensors.items())
         folder = getattr(getattr(denoiser, "config", None), "_name_or_path", None)
         key = repr(
             (
