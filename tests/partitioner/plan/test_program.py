@@ -14,7 +14,7 @@ from partitioner.graph.ir import Input, Node, Parameter, Ref, Role, TensorMeta, 
 from partitioner.plan.boundaries import BoundaryTensor, find_boundaries
 from partitioner.plan.build_programs import build_programs
 from partitioner.plan.deadlock import check_programs
-from partitioner.plan.hoisted import Hoisted, hoisted_nodes
+from partitioner.plan.hoisted import Hoisted
 from partitioner.plan.preamble import build_preamble
 from partitioner.plan.program import Compute, Program, Receive, Send
 
@@ -42,23 +42,6 @@ def graph_of(nodes: Sequence[Node], result: str, parameters: Sequence[str] = ())
 
 def printed(programs: Sequence[Program]) -> str:
     return "\n".join(map(str, programs))
-
-
-def test_what_is_written_to_hoisted_storage_is_hoisted_with_all_that_it_takes() -> None:
-    """A rotary embedding fills slices of a grid: the grid's readers do not read what makes the values."""
-    graph = graph_of(
-        [
-            node("grid", role=Role.CONSTANT, group=0),
-            node("size", role=Role.CONSTANT),
-            node("scaled", "size", role=Role.CONSTANT),
-            node("other", role=Role.CONSTANT),
-            node("write", "grid", "scaled", role=Role.CONSTANT, group=0),
-            node("a", "x", "grid"),
-        ],
-        "a",
-    )
-    found = hoisted_nodes(graph, [graph.node_by_name["a"]], set())
-    assert [item.name for item in found] == ["grid", "size", "scaled", "write"]
 
 
 # ---- literal programs
