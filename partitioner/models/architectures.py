@@ -25,8 +25,11 @@ def _unet_2d_condition(request: Request) -> Inputs:
         inputs["class_labels"] = prompt(rows, dtype="int64")
     if config["time_cond_proj_dim"] is not None:
         inputs["timestep_cond"] = prompt(rows, config["time_cond_proj_dim"])
+    images = _image_prompts(request)
     if config["addition_embed_type"] == "text_time":
-        inputs["added_cond_kwargs"] = _text_and_size(request)
+        inputs["added_cond_kwargs"] = {**_text_and_size(request), **images}
+    elif images:
+        inputs["added_cond_kwargs"] = images
     elif config["addition_embed_type"] not in (None, "text") or config["class_embed_type"] is not None:
         kind = config["addition_embed_type"] or config["class_embed_type"]
         raise UsageError(
@@ -42,6 +45,18 @@ def _text_and_size(request: Request) -> Inputs:
     ids = 5 if request.pipeline.get("requires_aesthetics_score") else 6
     pooled = config["projection_class_embeddings_input_dim"] - ids * config["addition_time_embed_dim"]
     return {"text_embeds": prompt(rows, pooled), "time_ids": prompt(rows, ids)}
+
+
+def _image_prompts(request: Request) -> Inputs:
+    """The image embeddings that the UNet needs where IP-Adapters were added to it, one tensor for each."""
+    added = getattr(request.denoiser, "encoder_hid_proj", None)
+    inputs = []
+    for projection in getattr(added, "image_projection_layers", ()):
+        width = next(module.in_features for module in projection.modules() if hasattr(module, "in_features"))
+        # CLIP's pooled embedding, or those of all its patches
+        tokens = () if hasattr(projection, "image_embeds") else (257,)
+        inputs.append(prompt(request.rows, 1, *tokens, width))
+    return {"image_embeds": inputs} if inputs else {}
 
 
 def _width_of(cross_attention_dim: int | list[int]) -> int:
@@ -85,9 +100,9 @@ def _animatediff(request: Request) -> Inputs:
         "timestep": timestep(),
         "encoder_hidden_states": prompt(rows * frames, 77, _width_of(config["cross_attention_dim"])),
     }
-    if config["addition_embed_type"] == "text_time":
-        inputs["added_cond_kwargs"] = _text_and_size(request)
-    return inputs
+    texts = _text_and_size(request) if config["addition_embed_type"] == "text_time" else {}
+    added = {**texts, **_image_prompts(request)}
+    return {**inputs, "added_cond_kwargs": added} if added else inputs
 
 
 @register_model("SD3Transformer2DModel")

@@ -18,7 +18,7 @@ class ExampleTensor:
     dtype: str | None = None
 
 
-Inputs = Mapping[str, Any]  # argument -> ExampleTensor, literal (bool, int, float, str), or a nested Inputs
+Inputs = Mapping[str, Any]  # argument -> ExampleTensor, literal (bool, int, float, str), or dicts and lists of them
 
 
 def latent(*shape: int) -> ExampleTensor:

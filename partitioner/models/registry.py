@@ -38,6 +38,7 @@ class Request:
         config: Configuration of the denoiser, with its class's defaults.
         pipeline: Configuration of its pipeline (model_index.json); empty where it is not known, as is vae.
         vae: Configuration of the pipeline's VAE.
+        denoiser: The module, where it is in memory; something may have been added to it.
     """
 
     height: int | None
@@ -48,6 +49,7 @@ class Request:
     config: Mapping[str, Any] = field(default_factory=dict)
     pipeline: Mapping[str, Any] = field(default_factory=dict)
     vae: Mapping[str, Any] = field(default_factory=dict)
+    denoiser: Any = None
 
     @property
     def vae_factor(self) -> int:

@@ -92,27 +92,26 @@ class ModelSpec:
         """
         if branch and self.halves == 1:
             raise UsageError(f"{self.name} has one branch: its calls hold no guidance batch to split; use --branches 1")
-        return _zeros(self.branch_inputs if branch else self.inputs, self.dtype)
+        arguments: dict[str, Any] = _zeros(self.branch_inputs if branch else self.inputs, self.dtype)
+        return arguments
 
 
-def _roles(path: str, inputs: Inputs) -> Iterator[tuple[str, Role]]:
-    for name, value in inputs.items():
-        if isinstance(value, ExampleTensor):
-            yield path + name, value.role
-        elif isinstance(value, Mapping):
-            yield from _roles(f"{path}{name}.", value)
+def _roles(path: str, inputs: Any) -> Iterator[tuple[str, Role]]:
+    if isinstance(inputs, ExampleTensor):
+        yield path, inputs.role
+    elif isinstance(inputs, (Mapping, list)):
+        for key, value in inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs):
+            yield from _roles(f"{path}.{key}" if path else str(key), value)
 
 
-def _zeros(inputs: Inputs, dtype: str) -> dict[str, Any]:
+def _zeros(inputs: Any, dtype: str) -> Any:
     import torch
 
-    made: dict[str, Any] = {}
-    for name, value in inputs.items():
-        if isinstance(value, ExampleTensor):
-            made[name] = torch.zeros(value.shape, dtype=getattr(torch, value.dtype or dtype))
-        else:
-            made[name] = _zeros(value, dtype) if isinstance(value, Mapping) else value
-    return made
+    if isinstance(inputs, ExampleTensor):
+        return torch.zeros(inputs.shape, dtype=getattr(torch, inputs.dtype or dtype))
+    if isinstance(inputs, Mapping):
+        return {name: _zeros(value, dtype) for name, value in inputs.items()}
+    return [_zeros(value, dtype) for value in inputs] if isinstance(inputs, list) else inputs
 
 
 def trace_model(spec: ModelSpec, *, branch: bool = False, denoiser: nn.Module | None = None) -> TracedGraph:
@@ -205,7 +204,7 @@ def live_spec(
         vae=dict(vae.config) if vae is not None else {},
     )
     architecture = _known(source, class_name)
-    return _spec(source, architecture, _Sizes(height, width, frames, batch, guidance), denoiser.dtype)
+    return _spec(source, architecture, _Sizes(height, width, frames, batch, guidance), denoiser.dtype, denoiser)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +224,13 @@ class _Sizes:
             raise UsageError(f"{model} makes images, which have no frames; leave --frames out")
 
 
-def _spec(source: ModelSource, architecture: Architecture, sizes: _Sizes, dtype: str | torch.dtype | None) -> ModelSpec:
+def _spec(
+    source: ModelSource,
+    architecture: Architecture,
+    sizes: _Sizes,
+    dtype: str | torch.dtype | None,
+    denoiser: Any = None,
+) -> ModelSpec:
     sizes.check(source.name, architecture.video)
     config = dict(source.config)
     batched = sizes.guidance and architecture.batches_guidance and config.get("time_cond_proj_dim") is None
@@ -233,7 +238,7 @@ def _spec(source: ModelSource, architecture: Architecture, sizes: _Sizes, dtype:
 
     def describe(rows: int) -> Inputs:
         request = Request(
-            sizes.height, sizes.width, sizes.frames, sizes.batch, rows, config, source.pipeline, source.vae
+            sizes.height, sizes.width, sizes.frames, sizes.batch, rows, config, source.pipeline, source.vae, denoiser
         )
         inputs = architecture.describe(request)
         return inputs if architecture.build else {**inputs, "return_dict": False}

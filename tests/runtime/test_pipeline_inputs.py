@@ -24,7 +24,7 @@ Made = tuple[Any, dict[str, Any]]  # a pipeline and what it is called with
 def plain_plan(pipe: Any, branches: int = 1, **sizes: int) -> Plan:
     """A plan of the pipeline's own calls, without what is added below."""
     spec = live_spec(getattr(pipe, denoiser_name(pipe)), pipe, height=32, width=32, **sizes)
-    graph = trace_model(spec, branch=branches == 2)
+    graph = trace_model(spec, branch=branches == 2, denoiser=getattr(pipe, denoiser_name(pipe)))
     return plan_of(graph, contiguous(graph, 2), branches=branches, mode="async", warmup=2)
 
 
@@ -69,6 +69,11 @@ def ip_adapter(pipe: Any) -> Made:
     return pipe, {"ip_adapter_image_embeds": [embeds], "cross_attention_kwargs": {"ip_adapter_masks": masks}}
 
 
+def ip_adapter_in_its_plan(pipe: Any) -> Made:
+    made, given = ip_adapter(pipe)
+    return made, {**given, "plan": plain_plan(pipe)}
+
+
 CASES: list[tuple[str, Callable[[Any], Made]]] = [
     ("stable_diffusion", controlnet),
     ("stable_diffusion", two_controlnets),
@@ -77,6 +82,7 @@ CASES: list[tuple[str, Callable[[Any], Made]]] = [
     ("stable_diffusion_3", skipped_layers),
     ("stable_diffusion", t2i_adapter),
     ("stable_diffusion", ip_adapter),
+    ("stable_diffusion", ip_adapter_in_its_plan),
 ]
 
 
@@ -92,6 +98,7 @@ def test_exact_mode_is_the_unmodified_pipeline(
     pipe = pipelines.load(folders[name])
     plan = plain_plan(pipe)
     made, given = change(pipe)
+    plan = given.pop("plan", plan)
     torch.manual_seed(0)  # StableDiffusion3ControlNetPipeline samples the latent of its image
     expected = pipelines.call(made, steps=4, **given)
     with parallelize(made, plan, exact=True, transport="emulation"):

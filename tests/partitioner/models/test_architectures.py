@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -18,7 +19,8 @@ from partitioner.graph.export import fake_mode
 from partitioner.graph.ir import Role
 from partitioner.models.registry import model_names
 from partitioner.models.source import find_source
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.spec import live_spec, model_spec, trace_model
+from tests.support.adapters import load_ip_adapter
 from tests.support.small_models import shapes, shapes_of, small_denoiser, tensors_of, write_pipeline
 
 # Millions of parameters and the arguments of one call with guidance, as published and as the pipelines' defaults are.
@@ -217,6 +219,15 @@ def test_so_are_those_of_animatediff_with_sdxl(tmp_path: Path) -> None:
         )  # fmt: skip
 
     check_arguments(small_denoiser("animatediff", **xl), run, 3, tmp_path)
+
+
+def test_an_ip_adapter_in_the_module_asks_for_its_images() -> None:
+    unet = small_denoiser("sd15")
+    load_ip_adapter(SimpleNamespace(unet=unet))
+    spec = live_spec(unet, SimpleNamespace(config={}), height=64, width=64)
+    assert spec.roles["added_cond_kwargs.image_embeds.0"] is Role.PROMPT
+    with torch.no_grad():
+        assert unet(**spec.example_inputs())[0].shape == (2, 4, 8, 8)
 
 
 def check_arguments(denoiser: Any, run: Callable[[Any], None], frames: int | None, tmp_path: Path) -> None:
