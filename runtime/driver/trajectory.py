@@ -148,7 +148,7 @@ class Trajectory:
             scheduler: that makes the latents; None where there is none.
         """
         mode, known = self.run_mode.mode, None
-        if mode == "lookahead" and self.run_mode.components > 1 and not self._can_foresee_inputs(graph):
+        if mode == "lookahead" and self.run_mode.components > 1 and not self._can_foresee_inputs(graph, tensors):
             mode = "async"
         if mode == "lookahead" and self.run_mode.components > 1:
             found = noise_schedule_of(scheduler, timestep) if timestep is not None else "its calls have no timestep"
@@ -193,7 +193,7 @@ class Trajectory:
             self._corrections = [Correction(noise_schedule, forecast) for forecast in self._forecasts.values()]
         self._schedule = Schedule(components, mode, warmup, self.run_mode.periods, calls=calls, finish=finish)
 
-    def _can_foresee_inputs(self, graph: TracedGraph) -> bool:
+    def _can_foresee_inputs(self, graph: TracedGraph, tensors: Tensors) -> bool:
         """Whether all inputs of later calls are known or can be predicted; warns once where they cannot."""
         unknown = [item.name for item in graph.inputs if item.role is Role.STEP]
         if unknown:
@@ -202,7 +202,14 @@ class Trajectory:
                 f"calls with {unknown[0]}{more} run async instead of look-ahead: the pipeline may give that input anew "
                 "at every step, so that a later step's cannot be foreseen"
             )
-        return not unknown
+        times = [tensors[item.name].flatten() for item in graph.inputs if item.role is Role.TIMESTEP]
+        uneven = any(bool((time != time[0]).any()) for time in times)
+        if uneven:
+            self._warn(
+                "calls with several timesteps at once, such as one per token, run async instead of look-ahead: those "
+                "of a later step cannot be foreseen"
+            )
+        return not unknown and not uneven
 
     def _mend(self, graph: TracedGraph) -> None:
         """Run the present call exactly, whose latent was not as predicted, and go on from there: in look-ahead while

@@ -56,6 +56,23 @@ def test_a_scheduler_may_be_exchanged() -> None:
         assert equal(trajectory.through(engine), expected)
 
 
+@pytest.mark.parametrize("times", [[900.0, 900.0], [0.0, 900.0]])
+def test_a_timestep_per_row_is_foreseen_only_where_all_are_one(
+    times: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = diffusers.DDIMScheduler()
+    scheduler.set_timesteps(10)
+    times = [float(scheduler.timesteps[0]) if time else 0.0 for time in times]
+    running = Trajectory(0, RunMode(components=3, mode="lookahead", warmup=1, periods=(1, 1, 1)))
+    tensors = {"x": torch.zeros(2, 5, engines.WIDTH), "t": torch.tensor(times), "context": torch.zeros(2, 6)}
+    running.start(GRAPHS[2](), tensors, max(times), scheduler)
+    assert running.schedule.mode == ("lookahead" if len(set(times)) == 1 else "async")
+    said = [record.getMessage() for record in caplog.records if record.name == "runtime"]
+    assert [message.startswith("calls with several timesteps at once") for message in said] == (
+        [] if len(set(times)) == 1 else [True]
+    )
+
+
 def test_lookahead_runs_what_the_docstring_draws() -> None:
     """And a component reads messages of its own call only."""
     scheduler = diffusers.DDIMScheduler()
