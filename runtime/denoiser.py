@@ -157,6 +157,8 @@ class EngineContext(_MethodInstead):
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__(denoiser, "cache_context")
+        with self.original(""):
+            pass  # the first one to be entered leaves a registry of hooks on the denoiser, which is no change later
 
     @contextmanager
     def __call__(self, name: str, **details: Any) -> Iterator[None]:

@@ -52,8 +52,9 @@ class DenoiserChanges:
         moved = self._state.changed()
         if not (moved or thorough or self._values.changed()):
             return None
-        differences = self._state.differences() if moved else []
+        differences = list(self._state.differences()) if moved else []
         written = self._values.which()
+        differences += self._constants_among(written)
         if differences:
             written += self._doubtful(differences)
         if moved or written:
@@ -67,6 +68,12 @@ class DenoiserChanges:
     def _take(self) -> None:
         self._state = ModuleState(self._denoiser, self._ignored)
         self.settle()
+
+    def _constants_among(self, written: Sequence[torch.Tensor]) -> list[Difference]:
+        """Tensors that are neither parameters nor buffers: what they hold may be a constant of the graph."""
+        given = {id(tensor) for tensor in (*self._denoiser.parameters(), *self._denoiser.buffers())}
+        loose = [tensor for tensor in written if id(tensor) not in given]
+        return [Difference("", f"a tensor of shape {list(tensor.shape)} beside parameters", False) for tensor in loose]
 
     def _doubtful(self, differences: Sequence[Difference]) -> list[torch.Tensor]:
         """The tensors below modules of which an attribute is another; that may stand for a write through ``.data``.

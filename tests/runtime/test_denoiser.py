@@ -251,6 +251,6 @@ def test_the_denoisers_own_cache_context_is_entered_too() -> None:
             inside = engine._context_name.get()
             trajectory.through(denoiser)
         assert (inside, engine._context_name.get()) == ("cond", "")
-        assert denoiser.entered == ["cond"]
+        assert denoiser.entered == ["", "cond"]
         assert not hasattr(toy(), "cache_context")
     assert "cache_context" not in vars(denoiser)

@@ -65,6 +65,8 @@ class Parts:
             "enable": lambda pipe: pipe.enable_lora(),
             "fuse and unload": lambda pipe: (pipe.fuse_lora(), pipe.unload_lora_weights()),
             "processors": lambda pipe: pipe.unet.set_attn_processor(AttnProcessor()),
+            "FreeU": lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4),
+            "no FreeU": lambda pipe: pipe.disable_freeu(),
             "projections": lambda pipe: pipe.fuse_qkv_projections(),
             "checkpointing": lambda pipe: pipe.unet.enable_gradient_checkpointing(),
             "hook": lambda pipe: pipe.unet.mid_block.register_forward_hook(lambda _m, _a, output: output * 1.1),

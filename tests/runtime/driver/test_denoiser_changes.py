@@ -47,6 +47,15 @@ def test_a_write_by_data_is_found_where_a_trajectory_starts(denoiser: Any) -> No
     assert names(changes.found(thorough=True), denoiser) == {"0.1.weight"}
 
 
+def test_a_tensor_that_is_no_parameter_may_be_a_constant_of_the_graph(denoiser: Any) -> None:
+    denoiser[1].table = torch.ones(3)
+    changes = DenoiserChanges(denoiser, frozenset())
+    denoiser[1].table.mul_(2)
+    change = changes.found(thorough=False)
+    assert change is not None
+    assert [str(each) for each in change.differences] == ["a tensor of shape [3] beside parameters of module <root>"]
+
+
 def test_what_a_changed_module_holds_may_have_been_written_to(denoiser: Any) -> None:
     """A layer of PEFT that was merged: its weight's version and place are as before."""
     changes = DenoiserChanges(denoiser, frozenset())
