@@ -1,6 +1,7 @@
 """Makes the matrix of features and pipelines: what is equal to the unmodified pipeline, and what is refused.
 
-    python -m tools.features [--only lora] [--pipelines Flux StableDiffusion3] [--transport processes] [--json]
+    python -m tools.features [--only lora] [--pipelines Flux StableDiffusion3] [--jobs 2]
+                             [--transport processes] [--json]
 
 Each feature is done to two equal small pipelines with random weights, one of them unmodified, one run exactly by an
 engine with a plan for two devices, and the results of their calls are compared bit by bit. Fails (1) if any cell
@@ -13,20 +14,17 @@ import argparse
 import json
 import os
 import platform
-import re
+import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
 from runtime.options import TRANSPORTS
 from tools.features.cell import WRONG
-from tools.features.matrix import FEATURES, run_matrix
-from tools.features.subject import PIPELINES, Store
+from tools.features.matrix import chosen, run_matrix
+from tools.features.subject import PIPELINES
 from tools.features.table import counts, page
 
 PAGE = Path("docs/results/features.md")
@@ -45,8 +43,8 @@ def environment(command: Sequence[str]) -> dict[str, str]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "versions": f"python {platform.python_version()}, " + ", ".join(versions),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
-        "command": f"`{' '.join(['python -m tools.features', *command])}`",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread each",
+        "command": f"`{shlex.join(['python', '-m', 'tools.features', *command])}`",
     }
 
 
@@ -57,23 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="TEXT", help="only rows that contain this, in any case, as a pattern")
     parser.add_argument("--pipelines", nargs="+", choices=list(PIPELINES), default=list(PIPELINES), metavar="NAME")
     parser.add_argument("--transport", choices=TRANSPORTS, default="emulation", help="what the engine's ranks are")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many pipelines at once; default: 1")
     parser.add_argument(
         "--page", type=Path, metavar="FILE", help=f"write the page there; default: {PAGE}, if all is run"
     )
     parser.add_argument("--json", action="store_true", help="print the cells as JSON")
     options = parser.parse_args(arguments)
-    pattern = re.compile(options.only or "", re.IGNORECASE)
-    chosen = [feature for feature in FEATURES if any(pattern.search(step.row) for step in feature.steps)]
-    if not chosen:
+    if not chosen(options.only or ""):
         parser.error(f"no row contains {options.only!r}")
-    _be_quiet()
-    torch.set_num_threads(1)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        cells = run_matrix(
-            chosen, options.pipelines, Store(Path(folder)), options.transport,
-            lambda line: print(line, file=sys.stderr, flush=True),
-        )  # fmt: skip
+    cells = run_matrix(options.only or "", options.pipelines, options.transport, options.jobs)
     made = environment(arguments) | {"time": f"{(time.monotonic() - began) / 60:.0f} minutes"}
     text = page(cells, options.pipelines, made)
     complete = options.only is None and options.pipelines == list(PIPELINES)
@@ -86,16 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(text)
     return int(any(counts(cells)[verdict] for verdict in WRONG))
-
-
-def _be_quiet() -> None:
-    """No progress bars and no advice from libraries."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
 
 
 if __name__ == "__main__":

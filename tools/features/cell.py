@@ -65,11 +65,13 @@ class Played:
 
     Attributes:
         outputs: of each step.
+        seen: of each step, how often something of the user's was reached; 0 where nothing is counted.
         after: a plain call after the block; leaving the block or that call may have raised.
         weights: a digest of the denoiser's state after the block.
     """
 
     outputs: list[Output] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
     after: Output | None = None
     weights: str = ""
 
@@ -90,8 +92,11 @@ def run_feature(feature: Feature, make: Callable[[], Subject], block: Block) -> 
         tried = play(feature, make(), block)
     end = _end(reference, tried, feature)
     cells: dict[str, Cell] = {}
-    for step, expected, got in zip(feature.steps, reference.outputs, tried.outputs, strict=True):
-        cell = _judge(step, expected, got, plain, feature.branches)
+    for number, step in enumerate(feature.steps):
+        cell = _judge(step, reference.outputs[number], tried.outputs[number], plain, feature.branches)
+        times = reference.seen[number], tried.seen[number]
+        if cell.verdict == "equal" and times[0] != times[1]:
+            cell = Cell("differs", f"reached {times[1]} times, in the unmodified pipeline {times[0]} times")
         if cell.verdict in ("equal", "refused") and end is not None:
             cell = Cell(end.verdict, f"{cell.detail}; afterwards: {end.detail}".lstrip("; "), end.difference)
         cells[step.row] = cell
@@ -128,6 +133,7 @@ def play(feature: Feature, subject: Subject, block: Block) -> Played:
             if where == "undoing":
                 played.outputs.pop()
             played.outputs.append(Raised(error, where))
+        played.seen.append(0 if step.seen is None else step.seen())
     where = "leaving the block"
     try:
         stack.close()

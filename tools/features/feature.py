@@ -24,6 +24,8 @@ class Step:
         do: makes the change. Where it returns something, that is the pipeline to call instead of the subject's.
         undo: takes it back after the call.
         options: of the call, besides the defaults; a function makes them for a subject.
+        seen: how often something of the user's was reached since the change, such as a hook that collects; it must be
+            as often as in the unmodified pipeline. None: nothing is counted.
         shows: whether the unmodified pipeline's result must differ from that of a plain call; else nothing is proved.
     """
 
@@ -32,6 +34,7 @@ class Step:
     undo: Change = nothing
     options: Mapping[str, Any] | Callable[[Subject], Mapping[str, Any]] = field(default_factory=dict)
     shows: bool = True
+    seen: Callable[[], int] | None = None
 
     def options_for(self, subject: Subject) -> dict[str, Any]:
         """The call's options."""
@@ -68,11 +71,18 @@ def inside(*steps: Step) -> Feature:
 
 
 def both(
-    row: str, do: Change, undo: Change = nothing, *, shows: bool = True, ends_alike: bool = True, **options: Any
+    row: str,
+    do: Change,
+    undo: Change = nothing,
+    *,
+    shows: bool = True,
+    seen: Callable[[], int] | None = None,
+    ends_alike: bool = True,
+    **options: Any,
 ) -> list[Feature]:
     """The same change before the block, and inside it, where it is undone again if there is an ``undo``."""
-    steps = [Step(f"{row}, inside", do, undo, options, shows)]
+    steps = [Step(f"{row}, inside", do, undo, options, shows, seen)]
     if undo is not nothing:
         steps.append(Step(f"{row}, undone inside", options=options, shows=False))
-    first = Step(f"{row}, before", do, options=options, shows=shows)
+    first = Step(f"{row}, before", do, options=options, shows=shows, seen=seen)
     return [Feature((first,), True, ends_alike), Feature(tuple(steps), False, ends_alike)]

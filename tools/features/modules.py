@@ -69,15 +69,17 @@ class _Hook:
         self.place = place
         self.hook = hook
         self.handle: Any = None
+        self.seen: list[Any] = []
 
     def add(self, subject: Subject) -> None:
-        self.handle = self.place(subject).register_forward_hook(self.hook())
+        self.seen = []
+        self.handle = self.place(subject).register_forward_hook(self.hook(self.seen))
 
     def remove(self, _subject: Subject) -> None:
         self.handle.remove()
 
 
-def _scaling() -> Any:
+def _scaling(_seen: list[Any]) -> Any:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         if hasattr(output, "sample"):
             output.sample = output.sample * 0.9
@@ -87,9 +89,7 @@ def _scaling() -> Any:
     return hook
 
 
-def _collecting() -> Any:
-    seen: list[Any] = []
-
+def _collecting(seen: list[Any]) -> Any:
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         seen.append(output)
 
@@ -98,7 +98,7 @@ def _collecting() -> Any:
 
 def _hooked(row: str, place: Any, make: Any, *, shows: bool) -> list[Feature]:
     hook = _Hook(place, make)
-    return both(row, hook.add, hook.remove, shows=shows)
+    return both(row, hook.add, hook.remove, shows=shows, seen=lambda: len(hook.seen))
 
 
 def _compile_wrapper(subject: Subject) -> None:

@@ -146,6 +146,21 @@ def test_what_a_pipeline_lacks_is_not_applicable() -> None:
     )
 
 
+def test_a_hook_that_is_not_reached_differs() -> None:
+    seen: list[int] = []
+
+    def hook(subject: Any) -> None:
+        seen.clear()
+        subject.denoiser.register_forward_hook(lambda *_: seen.append(1))
+        run = subject.pipe.run
+        subject.pipe.run = subject.denoiser if run == subject.denoiser.forward else run
+
+    step = Step("hook", hook, shows=False, seen=lambda: len(seen))
+    assert verdicts(Feature((step,)), honest) == ["equal"]
+    found = run(Feature((step,)), frozen)["hook"]
+    assert (found.verdict, found.detail) == ("differs", "reached 0 times, in the unmodified pipeline 1 times")
+
+
 def test_steps_go_on_after_one_that_is_refused() -> None:
     def refusing(subject: Any) -> None:
         if subject.pipe.run != subject.denoiser.forward:
