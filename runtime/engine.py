@@ -174,9 +174,8 @@ class Engine:
         started = Recorder.now()
         home = next(iter(tensors.values())).device
         tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
+        self._distribution.recover()  # first: whoever looks for changes reads parameters
         self._follow_changes(thorough=False)
-        if self._distribution.recover():
-            self._changes.settle()
         branches = self._calls.halves(tensors)
         built = self._graph_of(branches[0], form)
         part = self._graph_of_part(built, branches[0], form)

@@ -14,7 +14,7 @@ from runtime.driver.traced_graphs import BuiltGraph
 from runtime.options import EngineOptions
 from runtime.ranks.base import Ranks
 from runtime.transport.mailbox import MessageKey
-from runtime.transport.weights import Weights
+from runtime.transport.weights import Weights, meta_of
 from runtime.worker.commands import Build, Forget, ForgetGraphs, Load, SendBack
 from runtime.worker.specs import ComponentSpec
 from runtime.worker.waiting import run_to_end
@@ -134,28 +134,25 @@ class Distribution:
         if self._releases:
             self._weights.release([path for held in self._held[1:] for path in held], self._held[0].keys())
 
-    def recover(self) -> bool:
+    def recover(self) -> None:
         """Have ranks send back the parameters that were let go of and whose file has been written to since.
-
-        Returns:
-            Whether there were any; they lie in other memory now.
 
         Raises:
             EngineError: a rank that has them has ended.
         """
-        lost = {parameter.path: parameter for parameter in self._weights.lost()}
-        found = bool(lost)
-        for rank in range(1, self._plan.ranks):
-            wanted = tuple(lost.pop(path) for path in list(lost) if path in self._held[rank])
+        lost = {id(tensor): tensor for tensor in self._weights.lost()}
+        for rank in range(1, self._plan.ranks if lost else 0):
+            wanted = {path: lost.pop(id(tensor)) for path, tensor in self._held[rank].items() if id(tensor) in lost}
             if wanted:
                 self._lists += 1
-                command = SendBack(-self._lists, wanted, rank)
+                parameters = tuple(Parameter(path, path, meta_of(tensor)) for path, tensor in wanted.items())
+                command = SendBack(-self._lists, parameters, rank)
                 mailbox = self._ranks.worker.mailbox
                 mailbox.register(command.table, command.wires)
                 self._ranks.command(rank, command)
-                self._weights.put_back(self._ranks.run(self._ranks.worker.receive_back(command)))
+                received = self._ranks.run(self._ranks.worker.receive_back(command))
+                self._weights.put_back([(tensor, received[path]) for path, tensor in wanted.items()])
                 mailbox.unregister([command.table])
-        return found
 
     def _send_parameters(self, rank: int, missing: tuple[Parameter, ...]) -> None:
         """Have a rank read parameters from files, and send it those that no file holds."""

@@ -9,8 +9,9 @@ values all the same.
 from __future__ import annotations
 
 import atexit
+import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +22,15 @@ from runtime.devices.memory import give_back
 from runtime.errors import EngineError, PlanMismatch
 from runtime.transport.weight_files import MappedFile, StoredTensor, WeightFiles, at_offset, offset_of
 
+logger = logging.getLogger("runtime")
+
 
 @dataclass(frozen=True)
 class _Released:
     """A parameter that is a view of a file now.
 
     path: in the denoiser's state, when it was released. memory: where the mapping begins, by which the view is known.
-    offset: of its memory before, see offset_of.
+    offset: of its memory before, see offset_of. version: counts the writes to it.
     """
 
     path: str
@@ -35,6 +38,7 @@ class _Released:
     mapped: MappedFile
     memory: int
     offset: int
+    version: int
 
     @property
     def is_as_released(self) -> bool:
@@ -135,22 +139,24 @@ class Weights:
     def _release(self, path: str, parameter: torch.Tensor, mapped: MappedFile, view: torch.Tensor) -> None:
         offset = offset_of(parameter)
         parameter.data = view.as_strided(parameter.shape, parameter.stride())
-        self._released[id(parameter)] = _Released(path, parameter, mapped, _memory(parameter), offset)
+        memory, version = _memory(parameter), parameter._version
+        self._released[id(parameter)] = _Released(path, parameter, mapped, memory, offset, version)
 
-    def lost(self) -> list[Parameter]:
-        """The released parameters whose file was written to, so that they have lost their values; by former path."""
+    def lost(self) -> list[torch.Tensor]:
+        """The released parameters whose file was written to, so that they have lost their values."""
         changed = [mapped for mapped in self._mapped if mapped.is_changed]
-        return [
-            Parameter(each.path, each.path, _meta(each.parameter))
-            for each in self._released.values()
-            if each.mapped in changed and each.is_as_released
-        ]
+        return [each.parameter for each in self._released.values() if each.mapped in changed and each.is_as_released]
 
-    def put_back(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Give released parameters memory again, with these values; by former path."""
-        for each in [each for each in self._released.values() if each.path in values]:
-            each.parameter.data = at_offset(values[each.path], each.offset)
-            del self._released[id(each.parameter)]
+    def put_back(self, values: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Give released parameters memory again. values: each parameter, and what it is to hold."""
+        for parameter, value in values:
+            released = self._released.pop(id(parameter))
+            parameter.data = at_offset(value, released.offset)
+            if parameter._version != released.version:
+                logger.warning(
+                    f"{released.path} was changed inside the parallelize block, and then its file "
+                    f"{released.mapped.file} was written to: the change is lost, and must be made again"
+                )
 
     def restore(self) -> None:
         """Put what was released into memory again, as it is by now; what was given other memory is left alone.
@@ -158,10 +164,10 @@ class Weights:
         Raises:
             EngineError: a file was written to, so that parameters in it cannot be had any more; they are NaN then.
         """
-        lost = {parameter.path for parameter in self.lost()}
-        files = {str(each.mapped.file) for each in self._released.values() if each.path in lost}
+        lost = set(map(id, self.lost()))
+        files = {str(each.mapped.file) for each in self._released.values() if id(each.parameter) in lost}
         for each in self._released.values():
-            if each.path in lost:
+            if id(each.parameter) in lost:
                 each.parameter.data = torch.full_like(each.parameter, float("nan"))
             elif each.is_as_released:
                 _own_memory(each.parameter, each.offset)
@@ -205,7 +211,8 @@ def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _meta(tensor: torch.Tensor) -> TensorMeta:
+def meta_of(tensor: torch.Tensor) -> TensorMeta:
+    """Its shape, strides and dtype."""
     return TensorMeta(tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype).removeprefix("torch."))
 
 
@@ -214,8 +221,10 @@ def _own_memory(tensor: torch.Tensor, offset: int) -> None:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether it lies in ordinary memory of this process, and in no parts."""
-    return type(tensor.data) is torch.Tensor and tensor.device.type == "cpu" and tensor.layout is torch.strided
+    """Whether it lies in ordinary memory of this process, in no parts, and can be given other memory."""
+    if type(tensor.data) is not torch.Tensor or tensor.is_inference():
+        return False
+    return tensor.device.type == "cpu" and tensor.layout is torch.strided
 
 
 def _can_be_view(tensor: torch.Tensor | None, dtype: torch.dtype) -> bool:
