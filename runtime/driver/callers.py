@@ -1,7 +1,8 @@
 """Callers: who makes a denoiser call: a thread or an asyncio task, the pipeline in whose code it is, its scheduler.
 
-The calling pipeline is found on the stack, by what it is: the nearest method whose object has the denoiser and a
-scheduler among its attributes. So a second pipeline that is made of the first one's parts counts by its own scheduler.
+The calling pipeline is found on the stack, by what it is: the first argument of the nearest method, or function, whose
+first argument has the denoiser and a scheduler among its attributes. So a second pipeline that is made of the first
+one's parts counts by its own scheduler.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def caller_of(denoiser: nn.Module, scheduler: Callable[[], Any] | None = None) -
 
 
 def _pipeline_on(frame: FrameType | None, denoiser: nn.Module) -> Any:
-    """The object of the nearest method on the stack that has the denoiser and a scheduler; None where there is none."""
+    """The nearest first argument on the stack that has the denoiser and a scheduler; None where there is none."""
     seen: set[int] = set()
     while frame is not None:
         code = frame.f_code

@@ -18,6 +18,8 @@ NEW_SIZE, NEW_PROMPT = "another size", "another prompt"
 TIMESTEP, LATENT, DENOISER = "timestep out of order", "latent of no step's making", "changed denoiser"
 MEANT = {WARM_UP, LAST_CALLS, MODE, ONE_COMPONENT}  # why a call is exact that is meant to be
 
+KEPT = 16  # generations of one thread that no pipeline makes
+
 _LOGGER = logging.getLogger("runtime")
 _WHY = {  # why trajectories began anew in mid-generation, and the way out
     NEW_SIZE: (
@@ -49,7 +51,7 @@ _WHY = {  # why trajectories began anew in mid-generation, and the way out
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class Generation:
     """The calls of one generation so far.
 
@@ -158,16 +160,19 @@ class Generations:
         return next(found, None)
 
     def begin(self, generation: Generation) -> None:
-        """Take a new one; those that its caller was at before, and those whose caller is gone, are over."""
+        """Take a new one. Its pipeline's last one is over; loops that are no pipeline's may take turns, up to KEPT."""
+        own = [old for old in self._open if old.caller.is_same(generation.caller)]
+        over = own if generation.caller.pipeline is not None else own[: -KEPT + 1]
         for old in list(self._open):
-            if old.caller.is_gone or old.caller.is_same(generation.caller):
+            if old in over or old.caller.is_gone:
                 self.end(old)
         self._open.append(generation)
 
     def end(self, generation: Generation) -> None:
-        """No more calls will come."""
-        self._open.remove(generation)
-        self._tell(generation, is_over=True)
+        """No more calls will come; nothing where that is known already."""
+        if generation in self._open:
+            self._open.remove(generation)
+            self._tell(generation, is_over=True)
 
     def tell(self) -> None:
         """Warn of what is known so far."""

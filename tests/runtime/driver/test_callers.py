@@ -42,6 +42,11 @@ def test_the_nearest_object_with_the_denoiser_and_a_scheduler_calls() -> None:
     assert caller.pipeline is not None
     assert caller.scheduler is not None
     assert (caller.pipeline(), caller.scheduler()) == (pipe, "its own")
+
+    def loop(pipe: Pipeline) -> Caller:
+        return caller_of(DENOISER)
+
+    assert loop(outer).pipeline() is outer  # type: ignore[misc]
     module = ModulePipeline()
     assert module().pipeline() is module  # type: ignore[misc]
 
