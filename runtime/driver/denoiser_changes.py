@@ -54,7 +54,7 @@ class DenoiserChanges:
             return None
         differences = list(self._state.differences()) if moved else []
         written = self._values.which()
-        differences += self._constants_among(written)
+        differences += self._constants_among(written) + self._others_in_form(written)
         if differences:
             written += self._doubtful(differences)
         if moved or written:
@@ -67,6 +67,7 @@ class DenoiserChanges:
 
     def _take(self) -> None:
         self._state = ModuleState(self._denoiser, self._ignored)
+        self._forms = {id(tensor): _form(tensor) for tensor in self._state.tensors}
         self.settle()
 
     def _constants_among(self, written: Sequence[torch.Tensor]) -> list[Difference]:
@@ -74,6 +75,13 @@ class DenoiserChanges:
         given = {id(tensor) for tensor in (*self._denoiser.parameters(), *self._denoiser.buffers())}
         loose = [tensor for tensor in written if id(tensor) not in given]
         return [Difference("", f"a tensor of shape {list(tensor.shape)} beside parameters", False) for tensor in loose]
+
+    def _others_in_form(self, written: Sequence[torch.Tensor]) -> list[Difference]:
+        """Tensors that have another dtype, shape or device now, as after ``.half()``."""
+        others = [tensor for tensor in written if _form(tensor) != self._forms[id(tensor)]]
+        return [
+            Difference("", f"a parameter that is {tensor.dtype}{list(tensor.shape)} now", True) for tensor in others
+        ]
 
     def _doubtful(self, differences: Sequence[Difference]) -> list[torch.Tensor]:
         """The tensors below modules of which an attribute is another; that may stand for a write through ``.data``.
@@ -89,3 +97,8 @@ class DenoiserChanges:
                 tensors = (*module.parameters(recurse=path != ""), *module.buffers(recurse=path != ""))
                 found |= {id(tensor): tensor for tensor in tensors}
         return list(found.values())
+
+
+def _form(tensor: torch.Tensor) -> tuple[object, ...]:
+    strides = tensor.stride() if tensor.layout is torch.strided else ()
+    return tensor.shape, strides, tensor.dtype, tensor.device, tensor.requires_grad

@@ -56,6 +56,15 @@ def test_a_tensor_that_is_no_parameter_may_be_a_constant_of_the_graph(denoiser: 
     assert [str(each) for each in change.differences] == ["a tensor of shape [3] beside parameters of module <root>"]
 
 
+def test_another_dtype_is_another_graph(denoiser: Any) -> None:
+    changes = DenoiserChanges(denoiser, frozenset())
+    denoiser[1].half()
+    change = changes.found(thorough=False)
+    assert names(change, denoiser) == {"1.weight", "1.bias"}
+    assert change is not None
+    assert str(change.differences[0]) == "a parameter that is torch.float16[2, 2] now of module <root>"
+
+
 def test_what_a_changed_module_holds_may_have_been_written_to(denoiser: Any) -> None:
     """A layer of PEFT that was merged: its weight's version and place are as before."""
     changes = DenoiserChanges(denoiser, frozenset())
