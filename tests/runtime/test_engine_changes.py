@@ -136,6 +136,7 @@ def test_in_the_middle_of_a_trajectory_exact_calls_begin_again() -> None:
         assert (engine.stats.exact_steps, engine.stats.async_steps) == (4, 3)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_followed_is_refused_until_it_is_taken_back(both: tuple[Any, Any, Engine]) -> None:
     plain, run, engine = both
     trajectory = Trajectory(calls=2)
