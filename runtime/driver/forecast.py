@@ -15,6 +15,10 @@ import torch
 
 from runtime.driver.noise_schedule import NoiseSchedule
 
+# A prediction that misses by a larger share of the latent's move is of no use, with samplers whose gain is at most 2.
+# With others the share is smaller by as much, for their moves amplify the errors that predictions cause.
+USEFUL, GAIN = 0.75, 2.0
+
 
 def forecast_of(noise_schedule: NoiseSchedule, reach: int) -> Forecast:
     """The forecast for the sampler that has this noise schedule. reach: how many calls ahead it must predict."""
@@ -50,6 +54,7 @@ class Forecast:
         self._scale, self._level = noise_schedule.scale, noise_schedule.level  # by call
         self._second_share = noise_schedule.second_share
         self._calls_per_step = 1 if noise_schedule.second_share is None else 2
+        self._useful = USEFUL * min(1.0, GAIN / noise_schedule.gain)
         self._kept = reach + self.checked + self.needs - 2
         self._calls = 0
         self._latents: dict[int, torch.Tensor] = {}  # by call, as passed
@@ -101,17 +106,17 @@ class Forecast:
         return None if predicted is None else self._latents[now].float() - predicted.float()
 
     def is_astray(self) -> bool:
-        """Whether the last latent is further from its earliest prediction than from the latent before, over all rows.
+        """Whether the last latent missed its earliest prediction by too much of its own move, over all rows.
 
-        That is the one that was there when it was predicted, or that of the step before. To hold it would have been no
-        worse, so such predictions are good for nothing.
+        The move is that from the latent that was there when it was predicted, or from that of the step before. Near 1
+        to hold that latent would have been no worse; and errors add up from call to call.
         """
         now, missed = self._calls - 1, self.missed()
         if missed is None:
             return False
         before = self._latents[min(self._made_at[now], now - self._calls_per_step)]
         moved = self._latents[now].float() - before.float()
-        return bool(missed.norm() > moved.norm())
+        return bool(missed.norm() > self._useful * moved.norm())
 
     def _slope_to(self, call: int) -> torch.Tensor:
         """The slope of the move to a call from the one before it; if both are at one level, the slope before that."""

@@ -37,6 +37,7 @@ class NoiseSchedule:
         second_share: None where a step is one call. For samplers of two calls per step, which begin steps at even
             calls, the weight of the second call's output in the step: 1/2 for Heun, 1 for the midpoint method.
         flow: whether it is flow matching.
+        gain: how much larger than an error in all outputs the error of a move can be.
         meaning: what outputs mean, see partitioner.models.sampler_probe.
     """
 
@@ -47,6 +48,7 @@ class NoiseSchedule:
     multistep: bool = False
     second_share: float | None = None
     flow: bool = False
+    gain: float = 1.0
     meaning: str = "epsilon"
 
     @property
@@ -122,6 +124,7 @@ def _from(sampler: Sampler, timesteps: Timesteps) -> NoiseSchedule:
         multistep=sampler.multistep,
         second_share=sampler.second_share,
         flow=sampler.flow,
+        gain=sampler.gain,
         meaning=str(sampler.meaning),
     )
 

@@ -225,10 +225,10 @@ class Trajectory:
                 self._resume = known.after(call + 1)
             return
         self._warn(
-            "Look-ahead was given up in mid-trajectory: the latents that it predicted were further off than those of "
-            "the call before. The guidance scale may be high for so many steps, noise may be added, or a callback may "
-            'change the latents. The trajectory goes on in async mode; mode="async" runs all of it so, exact=True '
-            "gives the pipeline's own output."
+            "Look-ahead was given up in mid-trajectory: the latents that it predicted were off by about as much as "
+            "latents move in a call. The guidance scale may be high for so many steps, noise may be added, or a "
+            'callback may change the latents. The trajectory goes on in async mode; mode="async" runs all of it so, '
+            "exact=True gives the pipeline's own output."
         )
         self._begin(graph, "async", 1, None)
 

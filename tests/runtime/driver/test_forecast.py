@@ -203,3 +203,15 @@ def test_what_was_foreseen_first_is_what_was_missed() -> None:
     forecast.predict(3)  # anew, by what is known now; the first component has done with the earlier one
     forecast.observe(torch.full((1, 1), 1.5))
     assert forecast.missed().item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("value", "astray"), [(2.0, False), (1.3, False), (2.3, False), (2.5, True)])
+def test_a_prediction_that_misses_by_nearly_the_whole_move_is_astray(value: float, astray: bool) -> None:
+    """Of the move from 3, where it was predicted to go on to 2; and what was not predicted is not astray."""
+    forecast = forecast_of(_noise_schedule([5.0, 4.0, 3.0, 2.0, 1.0]), 1)
+    for known in (5.0, 4.0, 3.0):
+        forecast.observe(torch.full((2, 3), known))
+        assert not forecast.is_astray()
+    forecast.predict(3)
+    forecast.observe(torch.full((2, 3), value))
+    assert forecast.is_astray() == (abs(value - 2) > 0.75 * abs(value - 3)) == astray
