@@ -7,8 +7,9 @@ from typing import Any
 
 HEAD = """# Every scheduler
 
-What the engine finds out about each scheduler class of diffusers, and how close it then comes to the sequential output.
-Each is run by the shipped denoiser that it suits, with a look-ahead plan of two components and a warm-up of 4 calls.
+What the engine finds out about a scheduler class of diffusers, and how close it then comes to the sequential output: of
+the classes that the command below names, of all where it names none. Each is run by the
+shipped denoiser that it suits, with a look-ahead plan of two components and a warm-up of 4 calls.
 
 Cells have three figures: the PSNR in dB against the sequential output of the same seeds, medians over the samples, of
 
