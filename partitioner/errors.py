@@ -15,6 +15,10 @@ class TraceError(PartitionerError):
     """The denoiser cannot be traced."""
 
 
+class ForwardFailed(TraceError):
+    """The denoiser's forward cannot be traced with these arguments; with others it may be."""
+
+
 class MeasureError(PartitionerError):
     """A device is not there, or cannot run what was to be measured."""
 

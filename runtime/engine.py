@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -184,6 +185,8 @@ class Engine:
         if stream.trajectory.call == 0 and self._follow_changes(thorough=True):
             built = self._graph_of(branches[0], form)
             part = self._graph_of_part(built, branches[0], form)
+            self._streams.end_all()  # the call's own, which has begun with the former graph, too
+            call = replace(call, graph=built.graph)
             stream = self._streams.of(call)
         trajectory = stream.trajectory
         mode, reason = trajectory.mode_now, trajectory.reason

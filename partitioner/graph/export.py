@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from partitioner.errors import TraceError
+from partitioner.errors import ForwardFailed, TraceError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments, role_of
 from partitioner.graph.ir import Role, TracedGraph
 from partitioner.graph.module_state import Difference, ModuleState
@@ -56,7 +56,9 @@ def trace(
     try:
         flat = flatten_arguments(bind_arguments(module, (), example_inputs))
     except TypeError as error:
-        raise TraceError(f"{model} ({type(module).__name__}) cannot be called with these arguments: {error}") from error
+        raise ForwardFailed(
+            f"{model} ({type(module).__name__}) cannot be called with these arguments: {error}"
+        ) from error
     input_roles = {path: role_of(path, roles) for path in flat.tensors}
     if Role.LATENT not in input_roles.values():
         raise TraceError(

@@ -9,7 +9,7 @@ from types import CodeType
 import torch
 from torch import nn
 
-from partitioner.errors import TraceError, first_line
+from partitioner.errors import ForwardFailed, TraceError, first_line
 from partitioner.graph.torch_private import FakeTensor
 
 _ADDRESS = re.compile(r" object at 0x[0-9a-f]+")
@@ -47,7 +47,7 @@ def trace_failure(error: BaseException, module: nn.Module, where: str, model: st
             "in it, or keeps something between calls. Ranks hold their share of the weights as they are and run one "
             "trace: leave offloading, casts between layers and caches out for the run"
         )
-    return TraceError(
+    return ForwardFailed(
         f"torch.export cannot trace {model}: {place}: {_failing_operator(error)}{_reason(error)}\n"
         "What to do: control flow and sizes must not depend on the values of tensors (no .item(), no "
         "`if tensor:`), every argument must be given as in a real call, and all parameters must be on one "

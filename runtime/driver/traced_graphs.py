@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from partitioner.errors import PartitionerError, TraceError, first_line
+from partitioner.errors import ForwardFailed, PartitionerError, TraceError, first_line
 from partitioner.graph.export import trace
 from partitioner.graph.fakes import traceable
 from partitioner.graph.ir import TracedGraph
@@ -89,7 +89,7 @@ class TracedGraphs:
         try:
             built = self._trace(self._calls.planned_example, self._calls.roles({}), same_denoiser=False)
         except TraceError as error:
-            if self._has_plans_modules():
+            if isinstance(error, ForwardFailed) and self._has_plans_modules():
                 _LOGGER.warning(
                     "%s cannot be traced with the arguments that the plan was made for (%s); its first call will be "
                     "traced instead",
