@@ -127,12 +127,13 @@ def play(feature: Feature, subject: Subject, block: Block) -> Played:
                 stack.enter_context(block(subject, other or subject.pipe))
             where = "calling"
             played.outputs.append(_call(subject, step, other))
-            where = "undoing"
-            step.undo(subject)
         except Exception as error:
-            if where == "undoing":
-                played.outputs.pop()
             played.outputs.append(Raised(error, where))
+        if where == "calling":  # the change was made, so that it is taken back, also where the call was refused
+            try:
+                step.undo(subject)
+            except Exception as error:
+                played.outputs[-1] = Raised(error, "undoing")
         played.seen.append(0 if step.seen is None else step.seen())
     where = "leaving the block"
     try:

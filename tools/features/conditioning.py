@@ -71,6 +71,11 @@ def _ip_adapter(subject: Subject) -> None:
     subject.pipe.load_ip_adapter(state, subfolder="", weight_name="", image_encoder_folder=None)
 
 
+def _ip_adapter_scale(subject: Subject) -> None:
+    subject.only("not tried: its adapter needs an encoder of its own", *_UNETS)
+    subject.pipe.set_ip_adapter_scale(0.3)
+
+
 def _image_embeds(subject: Subject) -> dict[str, Any]:
     if getattr(subject.denoiser, "encoder_hid_proj", None) is None:
         return {}
@@ -99,7 +104,8 @@ def _controlnet(count: int) -> Any:
                     denoiser, num_layers=1, num_extra_conditioning_channels=0
                 )
             else:
-                net = diffusers.FluxControlNetModel.from_transformer(denoiser, num_layers=1, num_single_layers=1)
+                config = {**denoiser.config, "num_layers": 1, "num_single_layers": 1}
+                net = diffusers.FluxControlNetModel.from_config(config)
             nets.append(_random(net, seed))
         net = nets[0] if count == 1 else nets
         if count > 1 and name == "StableDiffusion3":
@@ -171,7 +177,7 @@ FEATURES: list[Feature] = [
     Feature((Step("IP-Adapter, before", _ip_adapter, options=_image_embeds),), before=True),
     inside(
         Step("IP-Adapter, inside", _ip_adapter, options=_image_embeds),
-        Step("IP-Adapter: scale, inside", lambda s: s.pipe.set_ip_adapter_scale(0.3), options=_image_embeds),
+        Step("IP-Adapter: scale, inside", _ip_adapter_scale, options=_image_embeds),
         Step("IP-Adapter: unload, inside", lambda s: s.pipe.unload_ip_adapter(), shows=False),
     ),
     *_control(1, "ControlNet"),

@@ -26,6 +26,8 @@ def digest(module: nn.Module) -> str:
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
+    if tensor.is_meta:  # offloaded: its values are elsewhere
+        return b"meta"
     if type(tensor) is not torch.Tensor:  # quantised: its parts
         names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
         return b"".join(_bytes(getattr(tensor, name)) for name in names)
