@@ -61,8 +61,8 @@ _GUIDED = ("StableDiffusion", "StableDiffusionXL", "StableDiffusion3", "AnimateD
 _TENSORS = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids", "pooled_prompt_embeds")
 
 
-def _images(subject: Subject) -> dict[str, Any]:
-    return {"num_videos_per_prompt" if subject.name == "AnimateDiff" else "num_images_per_prompt": 2}
+_TAKES_IMAGES = ("StableDiffusion", "StableDiffusionXL", "StableDiffusion3", "Flux")
+_READS_GUIDANCE = _GUIDED[:3]  # at every step; AnimateDiff's takes it as it was given
 
 
 def _skip_layers(subject: Subject) -> None:
@@ -81,14 +81,14 @@ CALLS = inside(
     Step("guidance switched off in mid-trajectory", _only(*_GUIDED), options=_at_end(_guidance_off, *_TENSORS)),
     Step("callback that changes latents", options=_at_end(_halve_latents, "latents")),
     Step("callback that changes the prompt", options=_at_end(_other_prompt, "prompt_embeds")),
-    Step("callback that changes guidance", _only(*_GUIDED), options=_at_end(_more_guidance, "latents")),
+    Step("callback that changes guidance", _only(*_READS_GUIDANCE), options=_at_end(_more_guidance, "latents")),
     Step("callback that interrupts", options=_at_end(_interrupt, "latents")),
     Step("clip_skip", _only("StableDiffusion", "StableDiffusionXL", "StableDiffusion3", "AnimateDiff"),
          options={"clip_skip": 1}),
     Step("skip layers", _skip_layers, options={
         "skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.9}),
     Step("several prompts", options={"prompt": ["a cat", "a red dog"]}),
-    Step("several images per prompt", options=_images),
+    Step("several images per prompt", _only(*_TAKES_IMAGES), options={"num_images_per_prompt": 2}),
     Step("negative prompt", _only(*_GUIDED), options={"negative_prompt": "a blue moon"}),
     Step("another size", options={"height": 48, "width": 32}),
     Step("more frames", _only("AnimateDiff"), options={"num_frames": 4}),
