@@ -354,13 +354,24 @@ def test_a_plan_on_the_fly_is_one_for_the_denoiser_in_memory(case: Case) -> None
 
 def test_a_plan_for_another_pipeline_is_refused_before_it_is_touched(cases: dict[str, Case]) -> None:
     plan = cases["stable_diffusion"].plan(2)
-    for name in cases.keys() - {"stable_diffusion"}:
+    for name in cases.keys() - {"stable_diffusion", "stable_diffusion_xl"}:
         pipe = cases[name].load()
         denoiser = getattr(pipe, denoiser_name(pipe))
         with pytest.raises(PlanMismatch, match=r"made for .*UNet2DConditionModel.*make a plan for") as caught:
             parallelize(pipe, plan).__enter__()
         assert "\n" not in str(caught.value)
         assert getattr(pipe, denoiser_name(pipe)) is denoiser
+
+
+@pytest.mark.slow
+def test_a_plan_for_other_arguments_of_the_same_class_is_tried_at_the_first_call(
+    cases: dict[str, Case], caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe, call = cases["stable_diffusion_xl"].load(), {"steps": 3, "height": 32, "width": 32}
+    own = pipelines.call(pipe, **call)
+    with parallelize(pipe, cases["stable_diffusion"].plan(2), transport="emulation", exact=True):
+        assert "its first call will be traced instead" in caplog.text
+        assert torch.equal(pipelines.call(pipe, **call), own)
 
 
 def test_a_pipeline_is_parallelized_once_at_a_time(exactly: Any, case: Case) -> None:
