@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from partitioner.errors import TraceError, first_line
+from partitioner.errors import TraceError
 from partitioner.graph.module_state import Difference, ModuleState
 from partitioner.graph.torch_private import fake_mode_of, tree_leaves, tree_map_only
-from partitioner.graph.trace_failure import trace_failure
+from partitioner.graph.trace_failure import trace_failure, why_failed
 
 _WHAT_TO_DO = (
     "A denoiser is traced once for all its calls, so each must do the same: take that processor, hook or cache off for "
@@ -56,8 +56,8 @@ def check_stateless(module: nn.Module, example_inputs: Mapping[str, Any], model:
         if not changes:
             raise trace_failure(error, module, "", model) from error
         raise TraceError(
-            f"{model} cannot be traced twice, for the first call changes {listed(changes)} ({type(error).__name__}: "
-            f"{first_line(error)}). {_WHAT_TO_DO}"
+            f"{model} cannot be traced twice, for the first call changes {listed(changes)} ({why_failed(error)}). "
+            f"{_WHAT_TO_DO}"
         ) from error
     finally:
         state.restore()

@@ -48,15 +48,15 @@ def trace_failure(error: BaseException, module: nn.Module, where: str, model: st
             "trace: leave offloading, casts between layers and caches out for the run"
         )
     return ForwardFailed(
-        f"torch.export cannot trace {model}: {place}: {_failing_operator(error)}{_reason(error)}\n"
+        f"torch.export cannot trace {model}: {place}: {_failing_operator(error)}{why_failed(error)}\n"
         "What to do: control flow and sizes must not depend on the values of tensors (no .item(), no "
         "`if tensor:`), every argument must be given as in a real call, and all parameters must be on one "
         "device. Rewrite that module's forward, or split the model so that it lies outside."
     )
 
 
-def _reason(error: BaseException) -> str:
-    """What went wrong, in the user's words where torch's are about its own insides."""
+def why_failed(error: BaseException) -> str:
+    """What went wrong in a forward, in the user's words where torch's are about its own insides."""
     name, text = type(error).__name__, first_line(error)
     if "DataDependent" in name or "DynamicOutputShape" in name or "SymInt" in text:
         return "a size or a branch depends on the values of a tensor"

@@ -140,7 +140,8 @@ class TracedGraphs:
         given = f" It differs from the plan's calls: {differences}." if differences else ""
         reason = first_line(error).rstrip(".")
         if isinstance(error, TraceError):
-            return f"the denoiser cannot be traced for this call ({reason}).{given} Call it as the plan's calls do"
+            advice = " Call it as the plan's calls do" if differences and isinstance(error, ForwardFailed) else ""
+            return f"the denoiser cannot be traced for this call ({reason}).{given}{advice}"
         return (
             f"the plan does not fit this call ({reason}).{given} Make a plan for such calls, from such arguments, with "
             f"partitioner.compile(denoiser, example_inputs, roles, devices={self._plan.ranks})"
