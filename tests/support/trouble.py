@@ -99,7 +99,7 @@ def call_until_it_fails(engine: Engine, calls: int = 100_000, begin: int = 0) ->
     context = inputs(0)["context"]
     for call in range(begin, calls):
         try:
-            engine(**{**inputs(0), "t": torch.tensor(900.0 - call / 1000), "context": context})
+            engine(**{**inputs(call), "context": context})
         except Exception as error:
             return error
     raise AssertionError("no call failed")
