@@ -18,7 +18,7 @@ from partitioner.graph.module_state import Difference, ModuleState
 from partitioner.graph.nesting import nest_arguments
 from partitioner.graph.reader import ExportReader
 from partitioner.graph.stateless import check_stateless
-from partitioner.graph.torch_private import FakeTensorMode, forgotten_sources
+from partitioner.graph.torch_private import FakeTensorMode, forgotten_sources, memory_put_back
 from partitioner.graph.trace_failure import refuse_unloadable, trace_failure
 
 
@@ -107,7 +107,8 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> Expo
     state = ModuleState(module)
     state.restore()  # which empties caches: a tensor in them would be a constant of the graph
     try:
-        with torch.no_grad(), forgotten_sources(), warnings.catch_warnings():
+        weights = (*module.parameters(), *module.buffers())
+        with torch.no_grad(), forgotten_sources(), memory_put_back(weights), warnings.catch_warnings():
             # what a forward assigns is looked at here
             warnings.filterwarnings("ignore", "The tensor attribute.* assigned during export", UserWarning)
             program = torch.export.export(module, (), dict(arguments), strict=False)

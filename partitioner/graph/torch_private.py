@@ -84,6 +84,21 @@ def aliased_argument(target: Any) -> int | None:
 
 
 @contextmanager
+def memory_put_back(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """After the block, give tensors the memory back that they had: hooks that offload weights move it."""
+    with unset_fake_temporarily():  # in fake mode ``data`` is fake
+        held = [(tensor, tensor.data) for tensor in tensors if not isinstance(tensor, FakeTensor)]
+    try:
+        yield
+    finally:
+        with unset_fake_temporarily():
+            for tensor, data in held:
+                now = tensor.data
+                if isinstance(now, FakeTensor) or now.device != data.device or now.data_ptr() != data.data_ptr():
+                    tensor.data = data
+
+
+@contextmanager
 def forgotten_sources() -> Iterator[None]:
     """After the block, free the source text of the GraphModules that were made in it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from partitioner.errors import TraceError
 from partitioner.graph.export import trace
+from partitioner.graph.torch_private import memory_put_back
 
 
 class Quantised(nn.Parameter):
@@ -81,3 +83,14 @@ def test_what_depends_on_values_is_said_in_words() -> None:
 
     with pytest.raises(TraceError, match=r"module <root> \(Branching\): a size or a branch depends on the values"):
         trace(Branching().eval(), {"x": torch.zeros(2, 4)}, {"x": "latent"})
+
+
+def test_weights_that_a_hook_moved_are_put_back() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    before = weight.data_ptr()
+    for moved in (torch.zeros(3), torch.empty(3, dtype=torch.float16)):
+        with contextlib.suppress(ValueError), memory_put_back([weight]):
+            weight.data = moved
+            raise ValueError
+        assert weight.data_ptr() == before
+        assert torch.equal(weight, torch.ones(3))
