@@ -98,7 +98,8 @@ def test_an_image_is_written_and_described(run: Run, tmp_path: Path) -> None:
     rows = [line.split() for line in out.splitlines()]
     assert rows[1] == ["mode", "steps", "ms", "per", "step"]
     assert [row[:2] for row in rows[2:4]] == [["exact", "2"], ["async", "1"]]
-    assert rows[4][:3] == ["rank", "sent", "MB"]
+    assert rows[4] == ["exact", "because", "of:", "warm-up", "(2)"]
+    assert rows[5][:3] == ["rank", "sent", "MB"]
     assert "run-plan: 2 ranks ready" in err
 
 
