@@ -167,5 +167,5 @@ def test_shards_and_variants_are_let_go_of(folder: Path, plan: Plan, tmp_path: P
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     pipe.unet = type(pipe.unet).from_pretrained(tmp_path, variant=variant, torch_dtype=pipe.unet.dtype)
     with parallelize(pipe, plan) as engine:
-        own, others = engine._distribution._loaded
+        own, others = (held.keys() for held in engine._distribution._held)
         assert engine._weights.released == others - own
