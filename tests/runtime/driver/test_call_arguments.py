@@ -180,9 +180,12 @@ def test_rows_that_cannot_be_told_apart_are_run_by_one_branch() -> None:
 
 
 def test_a_latent_that_lies_channels_last_is_a_call_of_its_own() -> None:
-    """As that of an encoded image does; convolutions round differently for it."""
+    """As that of an encoded image does; convolutions round differently for it.
+
+    Without GroupNorm: from torch 2.14 on its trace says of channels last what the operator itself does not do.
+    """
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(4, 32, 3), nn.GroupNorm(8, 32), nn.SiLU(), nn.Conv2d(32, 4, 3)).eval()
+    module = nn.Sequential(nn.Conv2d(4, 32, 3), nn.SiLU(), nn.Conv2d(32, 4, 3)).eval()
     latent = torch.randn(2, 4, 16, 16)
     other = latent.to(memory_format=torch.channels_last)
     options = PlanOptions(force=True, mode="async")
