@@ -28,6 +28,7 @@ from runtime.driver.distribution import Distribution
 from runtime.driver.traced_graphs import BuiltGraph
 from runtime.driver.trajectory import Trajectory
 from runtime.ranks.base import Ranks
+from runtime.transport.layout import joined
 from runtime.transport.mailbox import MessageKey
 from runtime.worker.commands import Evaluate, Join
 from runtime.worker.waiting import Waiting, together
@@ -90,7 +91,7 @@ class Dispatcher:
                 own += self._tell(batch, rows, trajectory, [run for run in runs if run.call == call])
         results = self._ranks.run(self._all_results(own, len(self._calls.halves(tensors))))
         outputs = [
-            torch.cat([made[item.name] for made in results]) if isinstance(item, Ref) else item
+            joined([made[item.name] for made in results], 0) if isinstance(item, Ref) else item
             for item in graph.results
         ]
         outputs = [trajectory.correct(output) for output in outputs]

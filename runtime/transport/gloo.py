@@ -33,8 +33,9 @@ from runtime.transport.header import (
     RECEIVED,
     dtype_name,
     header_words,
+    shape_and_strides,
 )
-from runtime.transport.layout import as_bytes, pack, unpack
+from runtime.transport.layout import as_bytes, dense, fills_memory, from_bytes
 from runtime.transport.mailbox import Expected, Mailbox, MessageKey, PeerLost
 
 _WITHOUT_END = timedelta(days=3650)  # None would mean the group's own, short, timeout
@@ -83,8 +84,9 @@ class GlooMailbox(Mailbox):
 
     def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
         self._check_sent(key, tensor)
+        tensor = dense(tensor)
         # bytes, so that one code path serves every dtype (gloo has no bfloat16 and no bool)
-        payload = as_bytes(pack(tensor, self.expected(key).meta)).cpu()
+        payload = as_bytes(tensor).cpu()
         header = header_words(self._plan_hash, key, tensor)
         for reader in readers:
             self.sent_bytes += payload.numel()
@@ -133,7 +135,7 @@ class GlooMailbox(Mailbox):
                 payload = self._room(key, wire)
                 if payload.numel():
                     self._group.recv([payload], peer, PAYLOAD_TAG).wait(_WITHOUT_END)
-                self.deliver(key, unpack(payload.view(getattr(torch, wire.meta.dtype)), wire.meta))
+                self.deliver(key, from_bytes(payload, getattr(torch, wire.meta.dtype), *shape_and_strides(words)))
                 if channel.arrived(payload.numel()):
                     channel.send(header_words(self._plan_hash, RECEIPT), None)
         except EngineError as error:
@@ -154,7 +156,7 @@ class GlooMailbox(Mailbox):
 
     def _check_header(self, words: list[int], peer: int, expected_sequence: int) -> tuple[MessageKey, Expected] | None:
         """What the header announces, None if it is a receipt; raises MessageError if it does not belong here."""
-        magic, plan_hash, sequence, received, *key_words, dtype, size_bytes, dims = words[:11]
+        magic, plan_hash, sequence, received, *key_words, dtype, size_bytes = words[:10]
         key = MessageKey(*key_words)
 
         def refuse(what: str) -> MessageError:
@@ -182,9 +184,11 @@ class GlooMailbox(Mailbox):
             known = " or ".join(f"rank {sender}" for sender in wire.senders)
             raise refuse(f"%{wire.value} comes from {known or 'no other rank'}")
         name = DTYPES[dtype] if 0 <= dtype < len(DTYPES) else f"dtype {dtype}"
-        shape = words[11 : 11 + dims] if 0 <= dims <= MOST_DIMS else [dims]
-        if name != wire.meta.dtype or tuple(shape) != wire.meta.shape or size_bytes != wire.meta.size_bytes:
-            raise refuse(f"%{wire.value} should be {wire.meta}, it is {name}{shape} in {size_bytes} bytes")
+        shape, stride = shape_and_strides(words)
+        if name != wire.meta.dtype or shape != wire.meta.shape or size_bytes != wire.meta.size_bytes:
+            raise refuse(f"%{wire.value} should be {wire.meta}, it is {name}{list(shape)} in {size_bytes} bytes")
+        if not fills_memory(shape, stride):
+            raise refuse(f"%{wire.value} has the strides {list(stride)}, with which it does not fill its memory")
         ahead = self._ahead.get(key.context)
         order = (*key[:3], ahead is not None and key.step >= ahead)
         if key.step <= self._newest.get(order, key.step - 1):

@@ -12,9 +12,12 @@ It has a fixed length, since gloo's receiver must know how much comes. Its words
     9        size of the payload in bytes
     10       number of dimensions
     11 - 22  shape, padded with zeros
+    23 - 34  strides, likewise
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -22,7 +25,7 @@ from runtime.transport.mailbox import MessageKey
 
 MAGIC = 0x44495046  # "DIPF"
 MOST_DIMS = 12
-HEADER_WORDS = 11 + MOST_DIMS
+HEADER_WORDS = 11 + 2 * MOST_DIMS
 SEQUENCE, RECEIVED = 2, 3  # words that the channel fills in
 HEADER_TAG, PAYLOAD_TAG = 1, 2  # by which gloo tells headers and payloads apart
 RECEIPT = MessageKey(0, -1, 0, 0)  # of a header that only says what has arrived
@@ -34,13 +37,18 @@ DTYPES = [
 
 def header_words(plan_hash: int, key: MessageKey, tensor: torch.Tensor | None = None) -> list[int]:
     """The words of the header for a tensor of at most MOST_DIMS dimensions, or, without one, for a receipt."""
-    dtype, size_bytes, shape = (0, 0, ()) if tensor is None else _described(tensor)
+    described = [0, 0, 0] if tensor is None else [DTYPES.index(dtype_name(tensor)), tensor.nbytes, tensor.dim()]
+    shape, stride = ((), ()) if tensor is None else (tensor.shape, tensor.stride())
     padding = [0] * (MOST_DIMS - len(shape))
-    return [MAGIC, plan_hash, 0, 0, *key, dtype, size_bytes, len(shape), *shape, *padding]
+    return [MAGIC, plan_hash, 0, 0, *key, *described, *shape, *padding, *stride, *padding]
 
 
-def _described(tensor: torch.Tensor) -> tuple[int, int, tuple[int, ...]]:
-    return DTYPES.index(dtype_name(tensor)), tensor.nbytes, tuple(tensor.shape)
+def shape_and_strides(words: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What a header says of its tensor's shape and strides; of more dimensions than there can be, only their number."""
+    dims = words[10]
+    if not 0 <= dims <= MOST_DIMS:
+        return (dims,), (0,)
+    return tuple(words[11 : 11 + dims]), tuple(words[11 + MOST_DIMS : 11 + MOST_DIMS + dims])
 
 
 def dtype_name(tensor: torch.Tensor) -> str:

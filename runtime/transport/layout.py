@@ -1,42 +1,58 @@
-"""Layout: a tensor of any memory layout as contiguous bytes, and back."""
+"""Layout: a tensor of any memory layout as bytes, and back with the same layout.
+
+A message keeps the layout that its tensor really has, for operators choose by it how they compute, and round. What a
+trace says of layouts may be another (from torch 2.14 on that of group norm is).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from partitioner.graph.ir import TensorMeta
 
+def fills_memory(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether a tensor fills its memory without gaps or overlaps, its dimensions in any order.
 
-def pack(tensor: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
-    """The tensor's elements in the memory order of ``meta``, contiguous; no copy where they lie so already.
-
-    >>> transposed = torch.arange(6).view(3, 2).t()
-    >>> pack(transposed, TensorMeta((2, 3), (1, 2), "int64"))
-    tensor([[0, 1],
-            [2, 3],
-            [4, 5]])
+    >>> fills_memory((2, 3), (1, 2)), fills_memory((2, 3), (6, 2)), fills_memory((2, 3), (0, 1))
+    (True, False, False)
     """
-    return tensor.permute(_memory_order(meta)).contiguous()
-
-
-def as_bytes(packed: torch.Tensor) -> torch.Tensor:
-    """The bytes of a contiguous tensor, without a copy; also of a single element, which may have any stride."""
-    return packed.as_strided((packed.numel(),), (1,)).view(torch.uint8)
-
-
-def unpack(packed: torch.Tensor, meta: TensorMeta) -> torch.Tensor:
-    """Undo ``pack``: a tensor of the shape and memory order of ``meta``. packed: the elements, in any shape."""
-    order = _memory_order(meta)
-    inverse = sorted(range(len(order)), key=order.__getitem__)
-    return packed.view([meta.shape[dim] for dim in order]).permute(inverse)
-
-
-def _memory_order(meta: TensorMeta) -> list[int]:
-    """The dimensions by falling stride if a tensor of this meta fills its memory without gaps, else as they are."""
-    order = sorted(range(len(meta.shape)), key=lambda dim: (-meta.stride[dim], dim))
     length = 1
-    for dim in reversed(order):
-        if meta.shape[dim] != 1 and meta.stride[dim] != length:
-            return list(range(len(meta.shape)))
-        length *= meta.shape[dim]
-    return order
+    for step, size in sorted((step, size) for step, size in zip(stride, shape, strict=True) if size != 1):
+        if step != length:
+            return 0 in shape
+        length *= size
+    return True
+
+
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where it fills its memory, else a copy that does, with its dimensions in the same order."""
+    return tensor if fills_memory(tensor.shape, tensor.stride()) else tensor.clone()
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor that fills its memory, in the order in which they lie there, without a copy."""
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+
+
+def from_bytes(payload: torch.Tensor, dtype: torch.dtype, shape: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
+    """Undo ``as_bytes``: the tensor of that dtype, shape and strides whose bytes these are, without a copy.
+
+    >>> from_bytes(as_bytes(torch.arange(6).view(3, 2).t()), torch.int64, (2, 3), (1, 2))
+    tensor([[0, 2, 4],
+            [1, 3, 5]])
+    """
+    return payload.view(dtype).as_strided(shape, stride)
+
+
+def joined(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    """Tensors behind each other along a dimension, as a new tensor whose dimensions lie in memory as the first's.
+
+    >>> rows = torch.zeros(2, 4, 5, 3).to(memory_format=torch.channels_last).chunk(2)
+    >>> joined(rows, 0).stride()
+    (60, 1, 12, 4)
+    """
+    shape, stride = tensors[0].shape, tensors[0].stride()
+    order = sorted(range(len(shape)), key=lambda d: (shape[d] != 1, -stride[d], d))  # what is 1 long may lie anywhere
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return torch.cat([tensor.permute(order) for tensor in tensors], order.index(dim)).permute(inverse)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from runtime.errors import EngineError
-from runtime.transport.layout import pack, unpack
+from runtime.transport.layout import dense
 from runtime.transport.mailbox import Mailbox, MessageKey
 
 
@@ -29,8 +29,7 @@ class LocalMailbox(Mailbox):
         self._device = device
 
     def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
-        meta = self.expected(key).meta
-        laid_out = unpack(pack(tensor, meta), meta)
+        laid_out = dense(tensor)
         for reader in readers:
             self.sent_bytes += tensor.nbytes
             peer = self._peers[reader]

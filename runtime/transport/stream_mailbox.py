@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from runtime.devices.stream import DeviceStream, Event
-from runtime.transport.layout import pack, unpack
+from runtime.transport.layout import dense
 from runtime.transport.local import LocalMailbox
 from runtime.transport.mailbox import MessageKey
 
@@ -30,8 +30,7 @@ class StreamMailbox(LocalMailbox):
         self._there: dict[MessageKey, Event] = {}
 
     def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
-        meta = self.expected(key).meta
-        laid_out = unpack(pack(tensor, meta), meta)
+        laid_out = dense(tensor)
         made = self.stream.now()
         for reader in readers:
             self.sent_bytes += tensor.nbytes

@@ -27,8 +27,7 @@ from collections.abc import Sequence
 
 import torch
 
-from partitioner.graph.ir import TensorMeta
-from runtime.transport.layout import pack, unpack
+from runtime.transport.layout import joined
 from runtime.transport.mailbox import Mailbox, MessageKey
 from runtime.worker.commands import Join
 from runtime.worker.specs import Wire
@@ -61,11 +60,11 @@ def can_join(whole: Sequence[Wire], part: Sequence[Wire], parts: int) -> bool:
     )
 
 
-def join(tensors: Sequence[torch.Tensor], whole: TensorMeta) -> torch.Tensor:
-    """The parts of a tensor, in order, as one tensor of the shape of ``whole``; ``can_join`` has held."""
-    dim = joined_dim(whole.shape, tensors[0].shape, len(tensors))
+def join(tensors: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+    """The parts of a tensor, in order, as one tensor of that shape; ``can_join`` has held."""
+    dim = joined_dim(shape, tensors[0].shape, len(tensors))
     assert dim is not None, "only what can be joined is run in parts"
-    return torch.cat(list(tensors), dim)
+    return joined(tensors, dim)
 
 
 class PartsOfMessages:
@@ -88,6 +87,5 @@ class PartsOfMessages:
         parts[to.part] = tensor
         if len(parts) == to.parts:
             del self._parts[whole]
-            meta = mailbox.expected(whole).meta
-            joined = join([parts[part] for part in range(to.parts)], meta)
-            mailbox.deliver(whole, unpack(pack(joined, meta), meta))
+            shape = mailbox.expected(whole).meta.shape
+            mailbox.deliver(whole, join([parts[part] for part in range(to.parts)], shape))

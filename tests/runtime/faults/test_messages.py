@@ -96,7 +96,9 @@ def test_what_belongs_arrives_however_long_it_takes() -> None:
             sender.send([1], MessageKey(0, 2, 0, step), torch.empty(0, 3, dtype=torch.bfloat16))
             for wire, wanted in ((0, sent + step), (2, torch.empty(0, 3))):
                 receiver.wait(MessageKey(0, wire, 0, step), timeout_s=5)
-                assert torch.equal(receiver.take(MessageKey(0, wire, 0, step)).float(), wanted)
+                taken = receiver.take(MessageKey(0, wire, 0, step))
+                assert torch.equal(taken.float(), wanted)
+                assert taken.stride() == wanted.stride()
         assert receiver.kept == 0
 
 
@@ -168,6 +170,12 @@ def _lost(sender: GlooMailbox) -> None:
     sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 3))
 
 
+def _with_gaps(sender: GlooMailbox) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runtime.transport.gloo.dense", lambda tensor: tensor)
+        sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 6)[:, ::2])
+
+
 def _of_table_9(sender: GlooMailbox) -> None:
     sender.register(9, WIRES)
     sender.send([1], MessageKey(9, 0, 0, 0), torch.ones(2, 3))
@@ -177,6 +185,7 @@ STRANGERS: dict[str, tuple[Callable[[GlooMailbox], None], str]] = {
     "another shape": (_as(0, meta(3, 2)), r"%a should be float32\[2,3\], it is float32\[3, 2\] in 24 bytes"),
     "too long": (_as(0, meta(200, 300)), r"float32\[200, 300\] in 240000 bytes"),
     "too short": (_as(0, meta(1, 3)), r"float32\[1, 3\] in 12 bytes"),
+    "strides with gaps": (_with_gaps, r"%a has the strides \[6, 2\], with which it does not fill its memory"),
     "another dtype": (_as(0, meta(2, 3, dtype="int32")), r"it is int32\[2, 3\]"),
     "another tensor": (_as(1, meta(2, 3)), "%b comes from no other rank"),
     "a tensor that is none": (_of_table_9, "its table 9 is unknown"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from runtime.transport.header import DTYPES, HEADER_WORDS, MAGIC, RECEIPT, header_words
+from runtime.transport.header import DTYPES, HEADER_WORDS, MAGIC, MOST_DIMS, RECEIPT, header_words, shape_and_strides
 from runtime.transport.mailbox import MessageKey
 
 
@@ -13,7 +14,8 @@ def test_the_words_say_what_the_message_is() -> None:
     assert words[:4] == [MAGIC, 7, 0, 0]
     assert words[4:8] == [1, 2, 3, 4]
     assert words[8:11] == [DTYPES.index("bfloat16"), 60, 2]
-    assert words[11:] == [5, 6] + [0] * 10
+    assert words[11:] == [5, 6] + [0] * 10 + [6, 1] + [0] * 10
+    assert shape_and_strides(words) == ((5, 6), (6, 1))
     assert len(words) == HEADER_WORDS
 
 
@@ -22,3 +24,10 @@ def test_a_receipt_has_no_payload() -> None:
     assert MessageKey(*words[4:8]) == RECEIPT
     assert not any(words[8:])
     assert len(words) == HEADER_WORDS
+
+
+@pytest.mark.parametrize("dims", [-1, MOST_DIMS + 1])
+def test_more_dimensions_than_there_can_be_are_not_read(dims: int) -> None:
+    words = header_words(7, MessageKey(1, 2, 3, 4), torch.zeros(5, 6))
+    words[10] = dims
+    assert shape_and_strides(words)[0] == (dims,)

@@ -1,4 +1,4 @@
-"""Layout: packing and unpacking tensors of any memory layout."""
+"""Layout: tensors of any memory layout as bytes and back, and joined."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitioner.graph.ir import TensorMeta
-from runtime.transport.layout import as_bytes, pack, unpack
+from runtime.transport.layout import as_bytes, dense, fills_memory, from_bytes, joined
 
 
 @st.composite
@@ -26,19 +25,16 @@ def layouts(draw: st.DrawFn) -> torch.Tensor:
     return tensor
 
 
-def meta_of(tensor: torch.Tensor) -> TensorMeta:
-    return TensorMeta(tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype).removeprefix("torch."))
-
-
-@given(layouts(), st.booleans())
-def test_unpack_undoes_pack(tensor: torch.Tensor, as_traced: bool) -> None:
-    """Also where the tensor lies in memory otherwise than it did when it was traced."""
-    meta = meta_of(tensor if as_traced else torch.empty(tensor.shape))
-    packed = pack(tensor, meta)
-    assert packed.is_contiguous()
-    assert packed.numel() == tensor.numel()
-    assert torch.equal(unpack(packed.view(-1), meta), tensor)
-    assert torch.equal(unpack(as_bytes(packed).view(tensor.dtype), meta), tensor)
+@given(layouts())
+def test_bytes_become_the_tensor_again_in_its_memory_order(tensor: torch.Tensor) -> None:
+    """Where it has gaps or overlaps, in that of its copy."""
+    filling = dense(tensor)
+    assert fills_memory(filling.shape, filling.stride())
+    assert filling.stride() == tensor.clone().stride()
+    payload = as_bytes(filling)
+    assert payload.numel() == tensor.nbytes
+    again = from_bytes(payload.clone(), tensor.dtype, filling.shape, filling.stride())
+    assert torch.equal(again, tensor)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +42,21 @@ def test_unpack_undoes_pack(tensor: torch.Tensor, as_traced: bool) -> None:
     [torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.randn(4, 6).t()],
     ids=["contiguous", "channels last", "transposed"],
 )
-def test_what_lies_in_memory_as_traced_is_not_copied_and_keeps_its_strides(tensor: torch.Tensor) -> None:
-    packed = pack(tensor, meta_of(tensor))
-    assert packed.data_ptr() == tensor.data_ptr()
-    assert unpack(packed, meta_of(tensor)).stride() == tensor.stride()
+def test_what_fills_its_memory_is_not_copied(tensor: torch.Tensor) -> None:
+    assert dense(tensor) is tensor
+    assert as_bytes(tensor).data_ptr() == tensor.data_ptr()
+
+
+@given(layouts(), st.data())
+def test_parts_are_joined_in_their_own_memory_order(tensor: torch.Tensor, data: st.DataObject) -> None:
+    """As the whole lies, where that fills its memory."""
+    tensor = dense(tensor)
+    splittable = [dim for dim, size in enumerate(tensor.shape) if size == 4]
+    if not splittable:
+        return
+    dim = data.draw(st.sampled_from(splittable))
+    whole = joined([part.clone() for part in tensor.chunk(2, dim)], dim)
+    assert torch.equal(whole, tensor)
+    long = [d for d, size in enumerate(tensor.shape) if size > 1]
+    if tensor.numel():
+        assert [whole.stride(d) for d in long] == [tensor.stride(d) for d in long]

@@ -17,7 +17,7 @@ from runtime.transport.mailbox import Expected, MessageKey
 from runtime.transport.stream_mailbox import StreamMailbox
 
 CPU = torch.device("cpu")
-META = TensorMeta((2, 3), (1, 2), "float32")
+META = TensorMeta((2, 3), (3, 1), "float32")
 
 
 class NotedStream(DeviceStream):
@@ -50,7 +50,7 @@ def mailboxes(*streams: DeviceStream) -> list[StreamMailbox]:
 
 
 def message(value: float) -> torch.Tensor:
-    return torch.full((2, 3), value)
+    return torch.full((3, 2), value).t()
 
 
 def test_a_reader_waits_for_the_event_of_the_message_that_it_takes() -> None:
@@ -59,7 +59,7 @@ def test_a_reader_waits_for_the_event_of_the_message_that_it_takes() -> None:
     first.send([1], MessageKey(0, 0, 0, 1), message(1.0))
     first.send([1], MessageKey(0, 0, 0, 2), message(2.0))
     assert reader.accepted == [], "not before it is taken"
-    assert second.take(MessageKey(0, 0, 0, 2)).stride() == META.stride
+    assert second.take(MessageKey(0, 0, 0, 2)).stride() == (1, 2), "as it lay, whatever the trace says"
     assert second.take(MessageKey(0, 0, 0, 1))[1, 2] == 1.0
     assert reader.accepted == [(2.0, 102), (1.0, 101)]
     assert first.sent_bytes == 2 * 24
