@@ -223,6 +223,18 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     ),
     ("the command is run on a small pipeline", "tools/quality/test_quality.py", ["tools.quality.*"]),
     ("so is the command that makes the matrix of features", "tools/features/test_features.py", ["tools.features.*"]),
+    (
+        "small denoisers are data, and all are made by one test",
+        "tools/support/test_denoisers.py",
+        [
+            "tools.support.image_transformers",
+            "tools.support.more_image_transformers",
+            "tools.support.more_video_transformers",
+            "tools.support.other_transformers",
+            "tools.support.unets",
+            "tools.support.video_transformers",
+        ],
+    ),
     ("they are run by all tests of pipelines", "runtime/test_pipeline.py", ["tools.small_pipelines"]),
 ]
 

@@ -20,7 +20,7 @@ def sd15_like(seed: int = 0) -> Denoiser:
     """A UNet2DConditionModel of Stable Diffusion 1.5's topology: 96 to 384 channels, 2 x 4 x 32 x 32 latents."""
     from diffusers import UNet2DConditionModel
 
-    with _seeded(seed) as generator:
+    with seeded(seed) as generator:
         module = UNet2DConditionModel(
             sample_size=32, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(96, 192, 384, 384)
         ).eval()
@@ -37,7 +37,7 @@ def svd_like(seed: int = 0) -> Denoiser:
     """A UNetSpatioTemporalConditionModel of SVD's topology: 64 to 192 channels, 4 frames of 16 x 16."""
     from diffusers import UNetSpatioTemporalConditionModel
 
-    with _seeded(seed) as generator:
+    with seeded(seed) as generator:
         module = UNetSpatioTemporalConditionModel(
             sample_size=16,
             block_out_channels=(64, 128, 192, 192),
@@ -62,7 +62,7 @@ def dit_like(seed: int = 0) -> Denoiser:
     """A PixArtTransformer2DModel: 12 blocks of width 384, 2 x 4 x 32 x 32 latents, so 256 tokens."""
     from diffusers import PixArtTransformer2DModel
 
-    with _seeded(seed) as generator:
+    with seeded(seed) as generator:
         module = PixArtTransformer2DModel(
             sample_size=32,
             num_attention_heads=6,
@@ -86,7 +86,7 @@ DENOISERS: dict[str, Callable[..., Denoiser]] = {"sd15-like": sd15_like, "svd-li
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[torch.Generator]:
+def seeded(seed: int) -> Iterator[torch.Generator]:
     """Random weights made inside come from the seed, and the global generator is as before afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
