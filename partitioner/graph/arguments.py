@@ -124,6 +124,14 @@ def role_of(path: str, roles: Mapping[str, str | Role]) -> Role:
     )
 
 
+def forward_signature(module: nn.Module) -> inspect.Signature:
+    """What a module's forward takes; its class's, where a wrapper on the instance takes anything (``*args``)."""
+    signature = inspect.signature(module.forward)
+    if "forward" in vars(module) and any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+        return inspect.signature(type(module).forward.__get__(module))
+    return signature
+
+
 def bind_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of ``module(*args, **kwargs)`` by name; those that ``**`` takes stand among the others.
 
@@ -132,7 +140,7 @@ def bind_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
     Raises:
         TypeError: The module cannot be called so; the message is that of the call.
     """
-    signature = inspect.signature(module.forward)
+    signature = forward_signature(module)
     arguments = dict(signature.bind(*args, **kwargs).arguments)
     for name, parameter in signature.parameters.items():
         if name not in arguments:

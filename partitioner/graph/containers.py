@@ -1,7 +1,7 @@
 """Container: something that holds values that a forward may read, as the module state flattens, compares and restores.
 
 A dict, list, deque or set is its own container. Others wrap what holds values without being one of these: a function's
-cells and globals, an object's slots, a class's attributes.
+cells and globals, an object's slots, a class's attributes, a context variable.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from types import CellType
+from contextvars import ContextVar
+from types import BuiltinFunctionType, CellType, FunctionType
 from typing import Any
 
 MISSING = object()  # stands for what is not there, such as an empty cell's content
@@ -150,3 +151,78 @@ class AttributesContainer(Container):
                 delattr(self.held, str(name))
             else:
                 setattr(self.held, str(name), value)
+
+
+class FunctionsContainer(AttributesContainer):
+    """The functions of a library's class or Python module, any of which somebody may replace by one of their own."""
+
+    __slots__ = ()
+
+    def __init__(self, held: Any) -> None:
+        super().__init__(held, None)
+
+    def items(self) -> Iterator[tuple[Hashable, Any]]:
+        return ((name, value) for name, value in vars(self.held).items() if isinstance(value, _FUNCTIONS))
+
+
+_FUNCTIONS = (FunctionType, BuiltinFunctionType)
+
+
+class ClassesContainer(Container):
+    """The classes of some objects, by the objects' names: ``module.__class__ = Patched`` shows nowhere else."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: Mapping[str, Any]) -> None:
+        self.held = held
+
+    def items(self) -> Iterator[tuple[Hashable, Any]]:
+        return zip(self.held.keys(), map(type, self.held.values()), strict=True)
+
+    def put_back(self, items: Sequence[tuple[Hashable, Any]]) -> None:
+        for name, kind in items:
+            if type(self.held[str(name)]) is not kind:
+                self.held[str(name)].__class__ = kind
+
+
+class ReadContainer(Container):
+    """Some attributes of an object that is no part of the denoiser, which code in the denoiser may read: a pipeline's.
+
+    Nothing is put back: whoever has such an object changes it while he calls the denoiser.
+    """
+
+    __slots__ = ("held", "names")
+
+    def __init__(self, held: Any, names: Sequence[str]) -> None:
+        self.held = held
+        self.names = names
+
+    def items(self) -> Iterator[tuple[Hashable, Any]]:
+        return ((name, _read(self.held, name)) for name in self.names)
+
+    def put_back(self, items: Sequence[tuple[Hashable, Any]]) -> None:
+        pass
+
+
+class VariableContainer(Container):
+    """A context variable."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: ContextVar[Any]) -> None:
+        self.held = held
+
+    def items(self) -> Iterator[tuple[Hashable, Any]]:
+        yield self.held.name, self.held.get(MISSING)
+
+    def put_back(self, items: Sequence[tuple[Hashable, Any]]) -> None:
+        for _, value in items:
+            if value is not MISSING and self.held.get(MISSING) is not value:
+                self.held.set(value)
+
+
+def _read(held: Any, name: str) -> Any:
+    try:
+        return getattr(held, name, MISSING)
+    except Exception:  # a property that has nothing to say now
+        return MISSING

@@ -1,12 +1,14 @@
 """Reachable: every container and tensor that a module's forward can get at besides its arguments.
 
 The walk begins with the module and goes through attributes, parameters, buffers, hooks, plain objects such as attention
-processors, and functions with what they close over. It leaves out what belongs to libraries or holds the denoiser
-rather than being part of it: classes and modules of Python, a pipeline, a sampler.
+processors, and functions with what they close over. What holds the denoiser rather than being part of it (a pipeline, a
+sampler, a Python module, a class) is not walked through: of it count the attributes that code of the user's, found on
+the way, names. Of libraries' classes count the functions, which users replace.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import logging
@@ -14,22 +16,28 @@ import sys
 import types
 import weakref
 from collections import deque
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 
 from partitioner.graph.containers import (
     AttributesContainer,
     CellContainer,
+    ClassesContainer,
     Container,
     DictContainer,
+    FunctionsContainer,
     ListContainer,
     NamesContainer,
+    ReadContainer,
     SetContainer,
+    VariableContainer,
 )
-from partitioner.graph.torch_private import FakeTensor
+from partitioner.graph.torch_private import FakeTensor, hooks_of_all_modules
 
 # Packages whose classes keep between two calls only what their objects' attributes hold.
 _LIBRARIES = frozenset(
@@ -96,7 +104,11 @@ class Reachable:
     tensors: list[torch.Tensor] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     caches: list[Any] = field(default_factory=list)
+    _modules: dict[str, nn.Module] = field(default_factory=dict)  # by path
+    _outside: list[tuple[Any, str, str]] = field(default_factory=list)  # what holds the denoiser
+    _names: set[str] = field(default_factory=set)  # that code of no library reads
     _seen: dict[int, Any] = field(default_factory=dict)  # the objects too, so that no number is given away again
+    _classes: dict[int, type] = field(default_factory=dict)  # those that were looked into
     _queue: deque[tuple[Any, str, str]] = field(default_factory=deque)  # what is yet to be looked into
 
     @classmethod
@@ -107,12 +119,24 @@ class Reachable:
         found._seen.update((id(child), child) for child in modules.values())
         for path, child in modules.items():
             found._module(child, path, "", ignored if child is module else frozenset())
+        for hooks in hooks_of_all_modules():
+            found._visit(hooks, "", "hook of all modules")
         while found._queue:
-            found._look_into(*found._queue.popleft())
+            while found._queue:
+                found._look_into(*found._queue.popleft())
+            for value, path, label in found._outside:
+                if not isinstance(value, (type, types.ModuleType)):  # of these, values that are replaced count only
+                    found._all(found._named(value).items(), path, label + ".")
+        found.places += [
+            FoundContainer(found._named(value), path, f"{label}.") for value, path, label in found._outside
+        ]
+        found.places.append(FoundContainer(FunctionsContainer(nn.functional), "", "function torch.nn.functional."))
+        found.places.append(FoundContainer(ClassesContainer(found._modules), "", "class of "))
         return found
 
     def _module(self, module: nn.Module, path: str, label: str, ignored: frozenset[str] = frozenset()) -> None:
         attributes = module.__dict__
+        self._modules[f"{path or '<root>'}{label and '.' + label.rstrip('.')}"] = module
         self.places.append(
             FoundContainer(DictContainer(attributes, ignored), path, f"attribute {label}", own=not label)
         )
@@ -161,8 +185,27 @@ class Reachable:
             self._visit(value.__func__, path, label)
         elif isinstance(value, functools.partial):
             self._all(zip("fak", (value.func, value.args, value.keywords), strict=True), path, label)
-        elif not isinstance(value, _NOT_FOLLOWED) and not _is_outside(value):
+        elif isinstance(value, ContextVar):
+            self.places.append(FoundContainer(VariableContainer(value), path, f"{label}: context variable "))
+            self._all(VariableContainer(value).items(), path, f"{label}: context variable ")
+        elif isinstance(value, numpy.ndarray):
+            self._array(value)
+        elif _is_outside(value):
+            self._outside.append((value, path, label))
+        elif not isinstance(value, _NOT_FOLLOWED) and type(value).__module__.partition(".")[0] not in _OWN:
             self._object(value, path, label)
+
+    def _array(self, value: numpy.ndarray[Any, Any]) -> None:
+        """An array counts as a tensor, where it can be one."""
+        if value.flags.writeable:
+            with contextlib.suppress(TypeError, ValueError):
+                self.tensors.append(torch.from_numpy(value))
+
+    def _named(self, value: Any) -> ReadContainer:
+        """Of something that is no part of the denoiser, the attributes that are named by code that is."""
+        held, kind = getattr(value, "__dict__", {}), type(value)
+        is_read = (name for name in self._names if name in held or isinstance(getattr(kind, name, None), property))
+        return ReadContainer(value, sorted(is_read))
 
     def _all(self, items: Any, path: str, label: str) -> None:
         for name, item in list(items):
@@ -184,12 +227,14 @@ class Reachable:
     def _class(self, kind: type, path: str, label: str) -> None:
         """A class's attributes and the globals of its methods, where it is no library's."""
         for base in kind.__mro__:
-            if id(base) in self._seen:
+            if id(base) in self._classes:
                 continue
-            self._seen[id(base)] = base
+            self._classes[id(base)] = base
             beside = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
             self.caches += [item for item in (*vars(base).values(), *beside.values()) if isinstance(item, _CACHED)]
             if not _is_foreign(base.__module__):
+                if base not in (object, nn.Module):  # torch.export itself puts others into nn.Module
+                    self.places.append(FoundContainer(FunctionsContainer(base), path, f"{label}{base.__qualname__}."))
                 continue
             self.foreign.append(f"class {base.__qualname__}, {label.rstrip('.')} of module {path or '<root>'}")
             container = AttributesContainer(base, None)
@@ -214,7 +259,9 @@ class Reachable:
                 self._visit(held, path, label)
         if _is_foreign(function.__module__ or ""):
             self.foreign.append(f"{label} of module {path or '<root>'}")
-            read = sorted(name for name in _names_of(function.__code__) if name in function.__globals__)
+            named = _names_of(function.__code__)
+            self._names |= named
+            read = sorted(name for name in named if name in function.__globals__)
             if read:
                 globals_read = NamesContainer(function.__globals__, read)
                 self.places.append(FoundContainer(globals_read, path, f"{label}: global "))
@@ -227,10 +274,10 @@ def _is_foreign(module: str) -> bool:
 
 
 def _is_outside(value: Any) -> bool:
-    """Whether an object holds the denoiser, or drives it, rather than being part of it: a pipeline, a sampler, ours."""
-    kind = type(value)
-    is_pipeline, is_sampler = hasattr(kind, "components"), hasattr(kind, "set_timesteps")
-    return is_pipeline or is_sampler or kind.__module__.partition(".")[0] in _OWN
+    """Whether something is no part of the denoiser: a pipeline, a sampler, the user's Python modules and classes."""
+    if isinstance(value, (type, types.ModuleType)):
+        return _is_foreign(value.__module__ if isinstance(value, type) else value.__name__)
+    return hasattr(type(value), "components") or hasattr(type(value), "set_timesteps")
 
 
 def _name_of(function: Any) -> str:

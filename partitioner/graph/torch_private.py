@@ -20,6 +20,7 @@ from torch.distributed import ProcessGroupGloo
 from torch.distributed import Store as Store  # type: ignore[attr-defined] # public, but not in its __all__
 from torch.fx import GraphModule
 from torch.fx.graph_module import _loader
+from torch.nn.modules import module as module_hooks
 from torch.utils._pytree import tree_leaves, tree_map_only, tree_unflatten
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "fake_mode_of",
     "forget_source_with",
     "forgotten_sources",
+    "hooks_of_all_modules",
     "is_mutated_argument",
     "only_number",
     "tree_leaves",
@@ -147,6 +149,12 @@ def compiled_call_set_aside(module: nn.Module) -> Iterator[None]:
     finally:
         if compiled is not None:
             vars(module).setdefault("_compiled_call_impl", compiled)
+
+
+def hooks_of_all_modules() -> tuple[dict[int, Any], ...]:
+    """The hooks that run before and after the forward of every module, whichever it is."""
+    hooks: tuple[dict[int, Any], ...] = (module_hooks._global_forward_pre_hooks, module_hooks._global_forward_hooks)
+    return hooks
 
 
 def without_own_hooks(module: nn.Module) -> nn.Module:

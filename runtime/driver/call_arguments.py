@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from partitioner.errors import PartitionerError
-from partitioner.graph.arguments import bind_arguments, flatten_arguments
+from partitioner.graph.arguments import bind_arguments, flatten_arguments, forward_signature
 from partitioner.graph.ir import Argument, TracedGraph
 from partitioner.graph.nesting import nest_arguments
 from partitioner.plan.plan import Plan
@@ -137,7 +136,7 @@ class CallReader:
         }
         values = {path: zeros[path] if path in zeros else form.literals[path] for path in form.paths}
         arguments = nest_arguments(values, form.containers)
-        if "return_dict" in inspect.signature(self._denoiser.forward).parameters:
+        if "return_dict" in forward_signature(self._denoiser).parameters:
             arguments["return_dict"] = False
         return arguments
 

@@ -49,6 +49,13 @@ def test_calls_are_bound_by_signature() -> None:
         bind_arguments(Nested(), (1, 2, 3), {"z": 3})
 
 
+def test_a_wrapper_that_takes_anything_is_bound_as_what_it_wraps() -> None:
+    module = Nested()
+    inner = module.forward
+    module.forward = lambda x, *args, **kwargs: inner(x, *args, **kwargs)  # type: ignore[method-assign, assignment]
+    assert bind_arguments(module, (1, 2), {"rotary": 3}) == {"x": 1, "extra": 2, "rotary": 3}
+
+
 def test_numbers_of_numpy_and_sizes_are_plain_values() -> None:
     arguments = {"scale": numpy.float32(0.5), "size": torch.Size([2, 3]), "on": numpy.bool_(True)}
     flat = flatten_arguments(arguments)

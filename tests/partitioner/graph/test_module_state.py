@@ -46,6 +46,44 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+class Merging(nn.Linear):
+    """What a user puts in the place of a layer's class."""
+
+
+def test_another_class_is_a_change() -> None:
+    module = denoiser()
+    state = ModuleState(module)
+    module[0].__class__ = Merging  # type: ignore[index, union-attr]
+    assert state.changed()
+    assert [str(difference) for difference in state.differences()] == ["class of 0 of module <root>"]
+    state.restore()
+    assert type(module[0]) is nn.Linear  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "expected"),
+    [
+        (nn.Linear, "forward", "attribute Linear.forward of module 0"),
+        (nn.functional, "scaled_dot_product_attention", "function torch.nn.functional.scaled_dot_product_attention"),
+    ],
+)
+def test_a_librarys_function_that_is_replaced_is_a_change(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, expected: str
+) -> None:
+    state = ModuleState(denoiser())
+    monkeypatch.setattr(owner, name, hook)
+    assert state.changed()
+    assert str(state.differences()[0]).startswith(expected)
+
+
+def test_a_hook_of_all_modules_is_a_change() -> None:
+    state = ModuleState(denoiser())
+    with nn.modules.module.register_module_forward_hook(hook):
+        assert state.changed()
+        assert str(state.differences()[0]).startswith("hook of all modules")
+    assert not state.changed()
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_seen_named_and_taken_back(name: str) -> None:
     module = denoiser()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
+import types
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 
+from partitioner.graph.module_state import ModuleState
 from partitioner.graph.reachable import Reachable
 
 SCALES = [1.0]
@@ -36,6 +40,10 @@ class Pipeline:
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
         self.progress = [0]
+
+    @property
+    def rate(self) -> float:
+        return 0.5
 
     @property
     def components(self) -> dict[str, Any]:
@@ -69,6 +77,36 @@ def test_what_a_hook_closes_over_and_what_it_is_bound_to() -> None:
     module[1].forward = functools.partial(type(module[1]).forward, module[1])
     assert "forward hook counting: variable count[0] of 0" in described(module)
     assert len(Reachable.of(module).tensors) == 4
+
+
+class Settings:
+    """A class as a namespace."""
+
+    scale = 1.0
+
+
+CONTEXT = contextvars.ContextVar("scale", default=1.0)
+MODULE = types.ModuleType("settings_of_a_user")
+MODULE.scale = 1.0  # type: ignore[attr-defined]
+MODULE.other = 1.0  # type: ignore[attr-defined]
+
+
+def test_what_code_of_the_users_reads_of_a_pipeline_a_class_a_module_and_a_context() -> None:
+    module, pipe, array = denoiser(), Pipeline(nn.Identity()), numpy.ones(2)
+
+    def scaling(_module: nn.Module, _args: Any, output: Any) -> Any:
+        return output * pipe.progress[0] * pipe.rate * Settings.scale * MODULE.scale * CONTEXT.get() * array[0]
+
+    module[0].register_forward_hook(scaling)
+    found = described(module)
+    for expected in (
+        "variable pipe.progress[0]", "variable pipe.rate", "global Settings.scale", "global MODULE.scale",
+        "global CONTEXT: context variable scale",
+    ):  # fmt: skip
+        assert any(expected in text for text in found), expected
+    assert not any("pipe.denoiser" in text or "MODULE.other" in text for text in found)
+    assert len(Reachable.of(module).tensors) == 5, "the array counts as one"
+    assert ModuleState(module).differences() == []
 
 
 def test_a_pipeline_and_a_cycle_are_not_followed() -> None:
