@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from partitioner.graph.tensor_values import TensorValues
 
 # What an engine puts on a denoiser itself, and the hooks that torch runs around the engine.
 TAKEN_OVER = frozenset({"forward", "cache_context", "_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks"})
+_needs_gradient = attrgetter("requires_grad")
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,16 @@ class DenoiserChanges:
                 ``.data``; otherwise only where something else was done as well.
         """
         moved = self._state.changed()
-        if not (moved or thorough or self._values.changed()):
+        gradients = self._gradients_now() != self._gradients
+        if not (moved or thorough or gradients or self._values.changed()):
             return None
         differences = list(self._state.differences()) if moved else []
         written = self._values.which()
-        differences += self._constants_among(written) + self._others_in_form(written)
+        differences += self._constants_among(written)
+        differences += self._others_in_form(self._state.tensors if gradients else written)
         if differences:
             written += self._doubtful(differences)
-        if moved or written:
+        if moved or differences or written:
             self._take()
         return DenoiserChange(differences, written) if differences or written else None
 
@@ -68,7 +72,12 @@ class DenoiserChanges:
     def _take(self) -> None:
         self._state = ModuleState(self._denoiser, self._ignored)
         self._forms = {id(tensor): _form(tensor) for tensor in self._state.tensors}
+        self._gradients = self._gradients_now()
         self.settle()
+
+    def _gradients_now(self) -> list[bool]:
+        """Whether each tensor requires a gradient: torch.matmul computes by that, even where none is wanted."""
+        return list(map(_needs_gradient, self._state.tensors))
 
     def _constants_among(self, written: Sequence[torch.Tensor]) -> list[Difference]:
         """Tensors that are neither parameters nor buffers: what they hold may be a constant of the graph."""
@@ -76,11 +85,16 @@ class DenoiserChanges:
         loose = [tensor for tensor in written if id(tensor) not in given]
         return [Difference("", f"a tensor of shape {list(tensor.shape)} beside parameters", False) for tensor in loose]
 
-    def _others_in_form(self, written: Sequence[torch.Tensor]) -> list[Difference]:
-        """Tensors that have another dtype, shape or device now, as after ``.half()``."""
-        others = [tensor for tensor in written if _form(tensor) != self._forms[id(tensor)]]
+    def _others_in_form(self, tensors: Sequence[torch.Tensor]) -> list[Difference]:
+        """Those that have another dtype, shape or device now, as after ``.half()``, or are to be trained or not."""
+        others = [tensor for tensor in tensors if _form(tensor) != self._forms[id(tensor)]]
         return [
-            Difference("", f"a parameter that is {tensor.dtype}{list(tensor.shape)} now", True) for tensor in others
+            Difference(
+                "",
+                f"a parameter that is {tensor.dtype}{list(tensor.shape)} now, requires_grad={tensor.requires_grad}",
+                True,
+            )
+            for tensor in others
         ]
 
     def _doubtful(self, differences: Sequence[Difference]) -> list[torch.Tensor]:

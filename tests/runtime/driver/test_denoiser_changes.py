@@ -62,7 +62,19 @@ def test_another_dtype_is_another_graph(denoiser: Any) -> None:
     change = changes.found(thorough=False)
     assert names(change, denoiser) == {"1.weight", "1.bias"}
     assert change is not None
-    assert str(change.differences[0]) == "a parameter that is torch.float16[2, 2] now of module <root>"
+    assert str(change.differences[0]) == (
+        "a parameter that is torch.float16[2, 2] now, requires_grad=True of module <root>"
+    )
+
+
+def test_whether_gradients_are_required_is_found_once_and_nothing_need_be_sent(denoiser: Any) -> None:
+    changes = DenoiserChanges(denoiser, frozenset())
+    denoiser[1].weight.requires_grad_(False)
+    change = changes.found(thorough=False)
+    assert names(change, denoiser) == set()
+    assert change is not None
+    assert [difference.is_part for difference in change.differences] == [True]
+    assert changes.found(thorough=True) is None
 
 
 def test_what_a_changed_module_holds_may_have_been_written_to(denoiser: Any) -> None:

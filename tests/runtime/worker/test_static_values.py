@@ -35,6 +35,10 @@ def test_a_denoiser_in_half_precision_gives_its_very_bits(trained: bool) -> None
     plan = compile(module, {"x": latent}, {"x": "latent"}, devices=2, options=PlanOptions(force=True, mode="async"))
     assert plan.components == 2
     with Engine(module, plan, EngineOptions(transport="emulation", exact=True)) as engine, torch.no_grad():
+        before = module(latent)
+        assert torch.equal(engine(latent)[0], before)
+        module.requires_grad_(not trained)
+        assert not torch.equal(module(latent), before)
         assert torch.equal(engine(latent)[0], module(latent))
 
 
