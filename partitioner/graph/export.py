@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from partitioner.errors import ForwardFailed, TraceError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments, role_of
+from partitioner.graph.dtypes import check_dtypes
 from partitioner.graph.ir import Role, TracedGraph
 from partitioner.graph.module_state import Difference, ModuleState
 from partitioner.graph.nesting import nest_arguments
@@ -66,7 +67,9 @@ def trace(
             "name the noisy sample in roles"
         )
     program = _export(module, nest_arguments(flat.values, flat.containers), model)
-    return ExportReader(program, flat, input_roles, model, type(module).__name__).read()
+    graph = ExportReader(program, flat, input_roles, model, type(module).__name__).read()
+    check_dtypes(graph)
+    return graph
 
 
 @contextmanager

@@ -74,6 +74,7 @@ class CallReader:
             raise InputError(f"the denoiser cannot be called like this: {error}") from error
         tensors = flat.tensors
         self._check_latent(tensors)
+        self._check_autocast(tensors)
         for path, tensor in tensors.items():
             planned = self._planned.get(path)
             if planned is not None and planned.role != "timestep":
@@ -91,6 +92,14 @@ class CallReader:
             raise InputError(
                 f"{path} has {tensors[path].dim()} dimensions ({list(tensors[path].shape)}), the plan has {len(shape)} "
                 f"({list(shape)}): make a plan for such calls"
+            )
+
+    def _check_autocast(self, tensors: Tensors) -> None:
+        device = tensors[self._latent.path].device.type
+        if torch.is_autocast_enabled(device):
+            raise InputError(
+                f"torch.autocast is on for {device} around this call, and ranks compute in the dtypes that tensors "
+                "have: call outside of it, with the pipeline in the dtype that you want (torch_dtype=, or .to(dtype))"
             )
 
     def _check_dtype(self, path: str, tensor: torch.Tensor, planned: torch.dtype) -> None:
@@ -119,6 +128,13 @@ class CallReader:
                 found.append(f"{path} is {list(tensor.shape)}, in the plan {list(planned.shape)}")
         more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
         return "; ".join(found[:4]) + more
+
+    def dtype_mismatch(self, tensors: Tensors) -> str:
+        """In words that the latent is of a floating dtype that no parameter is of, as after a cast; "" if it is not."""
+        path, own = self._latent.path, self._dtype()
+        if any(tensor.dtype == tensors[path].dtype for tensor in self._denoiser.parameters()):
+            return ""
+        return f"{path} is of {tensors[path].dtype} and the denoiser of {own}: convert either with .to(dtype)"
 
     def halves(self, tensors: Tensors) -> list[dict[str, torch.Tensor]]:
         """The inputs of each branch, by path; one branch takes all rows where they cannot be split evenly."""

@@ -140,6 +140,9 @@ class TracedGraphs:
         given = f" It differs from the plan's calls: {differences}." if differences else ""
         reason = first_line(error).rstrip(".")
         if isinstance(error, TraceError):
+            mismatch = self._calls.dtype_mismatch(tensors)
+            if mismatch:
+                return f"the denoiser cannot take this call ({reason}); {mismatch}"
             advice = " Call it as the plan's calls do" if differences and isinstance(error, ForwardFailed) else ""
             return f"the denoiser cannot be traced for this call ({reason}).{given}{advice}"
         return (

@@ -192,3 +192,16 @@ def test_a_plan_fits_its_denoiser_with_wrapped_layers_and_no_other() -> None:
     del other.down[2], other.up[2]
     with pytest.raises(PlanMismatch, match="make a plan"):
         Engine(other, plan, EngineOptions(transport="emulation"))
+
+
+def test_an_engine_stays_usable_after_a_call_in_the_dtype_before_a_cast() -> None:
+    """The trace does not see that torch would refuse it; the unmodified denoiser would raise as well."""
+    denoiser, trajectory = toy(), Trajectory(calls=2)
+    with Engine(denoiser, toy_plan(denoiser, 2), EngineOptions(transport="emulation")) as engine:
+        before = trajectory.through(engine)
+        denoiser.bfloat16()
+        with pytest.raises(InputError, match=r"x is of torch.float32 and the denoiser of torch.bfloat16: convert"):
+            trajectory.through(engine)
+        denoiser.float()
+        assert equal(trajectory.through(engine), trajectory.through(denoiser))
+        assert len(before) == 2

@@ -60,6 +60,14 @@ def test_positional_arguments_are_those_of_the_denoiser(emulated: Engine) -> Non
         assert torch.equal(emulated(*inputs.values())[0], DENOISER(**inputs)[0])
 
 
+def test_a_call_under_autocast_is_refused_for_ranks_would_not_follow_it(emulated: Engine) -> None:
+    inputs = Trajectory().inputs(0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="autocast is on for"):
+        emulated(**inputs)
+    with torch.no_grad():
+        assert torch.equal(emulated(**inputs)[0], DENOISER(**inputs)[0])
+
+
 class Controlled(nn.Module):
     """A denoiser that takes what those of diffusers take besides: residuals from elsewhere, layers to skip, a mask."""
 
