@@ -13,13 +13,14 @@ from torch.export import ExportedProgram
 
 from partitioner.errors import ForwardFailed, TraceError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments, role_of
+from partitioner.graph.constants import MAX_CONSTANT_BYTES
 from partitioner.graph.dtypes import check_dtypes
 from partitioner.graph.ir import Role, TracedGraph
 from partitioner.graph.module_state import Difference, ModuleState
 from partitioner.graph.nesting import nest_arguments
 from partitioner.graph.reader import ExportReader
 from partitioner.graph.stateless import check_stateless
-from partitioner.graph.torch_private import FakeTensorMode, forgotten_sources, memory_put_back
+from partitioner.graph.torch_private import FakesWithConstants, forgotten_sources, memory_put_back, without_constants
 from partitioner.graph.trace_failure import refuse_unloadable, trace_failure
 
 
@@ -76,6 +77,9 @@ def trace(
 def fake_mode() -> Iterator[None]:
     """Inside it tensors have shapes and dtypes but no storage, so that a model of any size can be built and traced.
 
+    Small ones that are made of numbers alone do have values: those that a module keeps beside its parameters and
+    buffers are constants of its graph.
+
     The default dtype stays as it is. ModelSpec.build sets it to the model's while it builds, and not for tracing: a
     forward that makes tensors without naming a dtype, as SVD's does, makes them float32 in a real call.
 
@@ -84,7 +88,7 @@ def fake_mode() -> Iterator[None]:
     >>> layer.weight.shape
     torch.Size([100000, 100000])
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with FakesWithConstants(MAX_CONSTANT_BYTES), torch.no_grad(), torch.random.fork_rng(devices=[]):
         yield
 
 
@@ -111,9 +115,17 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> Expo
     state.restore()  # which empties caches: a tensor in them would be a constant of the graph
     try:
         weights = (*module.parameters(), *module.buffers())
-        with torch.no_grad(), forgotten_sources(), memory_put_back(weights), warnings.catch_warnings():
+        with (
+            torch.no_grad(),
+            without_constants(),
+            forgotten_sources(),
+            memory_put_back(weights),
+            warnings.catch_warnings(),
+        ):
             # what a forward assigns is looked at here
             warnings.filterwarnings("ignore", "The tensor attribute.* assigned during export", UserWarning)
+            if weights:
+                state.bring_to(weights[0].device)
             program = torch.export.export(module, (), dict(arguments), strict=False)
     except Exception as error:
         raise trace_failure(error, module, failed_in[-1] if failed_in else "", model) from error

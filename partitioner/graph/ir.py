@@ -80,7 +80,8 @@ class Symbol:
         return f"{self.kind}:{self.value}"
 
 
-Argument = Any  # Ref | Symbol | int | float | bool | str | None | tuple[Argument, ...]
+Argument = Any  # Ref | Symbol | TensorData | int | float | bool | str | None | tuple[Argument, ...]
+CONSTANT = "graph.tensor"  # the target of a node that makes a tensor of the TensorData that is its argument
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,22 @@ class TensorMeta:
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorData:
+    """A tensor as data; see graph.constants.
+
+    meta: its shape, strides and dtype; no two of its elements lie in one place. values: its memory. digest: what stands
+    for them in a fingerprint.
+    """
+
+    meta: TensorMeta
+    values: bytes
+    digest: str
+
+    def __repr__(self) -> str:
+        return f"<{self.meta}: {self.digest}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +274,13 @@ class TracedGraph:
         return tuple(_refs(self.results))
 
     @cached_property
+    def constants(self) -> tuple[TensorData, ...]:
+        """The tensors that it carries as data, in execution order."""
+        return tuple(node.args[0] for node in self.nodes if node.target == CONSTANT)
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of operators, topology, shapes, dtypes, literals and parameter paths.
+        """SHA-256 of operators, topology, shapes, dtypes, literals, parameter paths and the digests of constants.
 
         Names of values do not enter it, for they are numbered by position, and neither does the model's name.
         """
@@ -273,6 +295,8 @@ class TracedGraph:
                 return ["%", number[argument.name]]
             if isinstance(argument, Symbol):
                 return [argument.kind, "" if argument.kind == "device" else argument.value]
+            if isinstance(argument, TensorData):
+                return ["=", shape(argument.meta), argument.digest]
             if isinstance(argument, tuple):
                 return [canonical(item) for item in argument]
             return repr(argument) if isinstance(argument, float) else argument
@@ -293,6 +317,10 @@ class TracedGraph:
         }  # fmt: skip
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def computes_as(self, other: TracedGraph) -> bool:
+        """Whether another graph, of the same parameters, computes the same to the last bit."""
+        return self.fingerprint == other.fingerprint and self.constants == other.constants
 
     def to_networkx(self, costs: _Costs | None = None, placement: Mapping[str, int] | None = None) -> networkx.DiGraph:
         """The graph as a networkx.DiGraph, for analysis and drawing: a DAG of inputs and operators by value name.

@@ -110,9 +110,20 @@ class ModuleState:
             now, before = dict(place.container.items()), dict(saved)
             for name in {**before, **now}:
                 if not same(before.get(name, MISSING), now.get(name, MISSING)):
-                    is_part = place.own and not place.prefix.startswith("attribute")
-                    found.append(Difference(place.module, place.describe(name), is_part))
+                    found.append(Difference(place.module, place.describe(name), place.is_part))
         return found
+
+    def bring_to(self, device: torch.device) -> None:
+        """Until ``restore``, have copies on a device in the place of tensors on others, but for parts of modules.
+
+        Those are moved by whoever moves a module; what lies beside them may have stayed where a forward took it.
+        """
+        for place, saved in zip(self._places, self._saved, strict=True):
+            if place.is_part:
+                continue
+            brought = [(name, _on(device, value)) for name, value in saved]
+            if _differ(saved, brought):
+                place.container.put_back(brought)
 
     def restore(self) -> None:
         """Put every container's values back, and empty caches of methods; what tensors hold stays as it is."""
@@ -140,6 +151,16 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, (bool, int, float, complex, str, bytes, set, frozenset, torch.dtype, torch.device)):
         return bool(one == other) or (one != one and other != other)
     return False
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    """The value, or where it is or holds a tensor on another device, a copy; lists and dicts are looked at apart."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device) if value.device != device and not value.is_meta else value
+    if type(value) is tuple:
+        moved = tuple(_on(device, item) for item in value)
+        return value if all(map(is_, value, moved)) else moved
+    return value
 
 
 def _differ(saved: Sequence[tuple[Hashable, Any]], now: Sequence[tuple[Hashable, Any]]) -> bool:

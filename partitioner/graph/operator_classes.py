@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from partitioner.graph.ir import Node, TensorMeta, TracedGraph
+from partitioner.graph.ir import CONSTANT, Node, TensorMeta, TracedGraph
 
 CONV = {"conv1d", "conv2d", "conv3d", "convolution", "_convolution"}
 CONV_TRANSPOSE = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
@@ -51,7 +51,7 @@ def operator_name(target: str) -> str:
 def moves_data(graph: TracedGraph, node: Node) -> bool:
     """Whether a node reads or writes elements; a view does not, nor a cast to the dtype that is there already."""
     name = operator_name(node.target)
-    if name in _VIEWS:
+    if name in _VIEWS or node.target == CONSTANT:
         return False
     if name == "einsum":
         return len(node.reads) > 1  # of one operand it is a permutation
@@ -64,8 +64,8 @@ def moves_data(graph: TracedGraph, node: Node) -> bool:
 
 
 def is_free(graph: TracedGraph, node: Node, mode: str) -> bool:
-    """Whether a node costs nothing: taking an item of a tuple; in other modes than eager, whatever moves no data."""
-    return node.target == "operator.getitem" or (mode != "eager" and not moves_data(graph, node))
+    """Whether a node costs nothing: an item of a tuple, a constant; in other modes than eager, what moves no data."""
+    return node.target in ("operator.getitem", CONSTANT) or (mode != "eager" and not moves_data(graph, node))
 
 
 def value_metas(graph: TracedGraph, name: str) -> tuple[TensorMeta, ...]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from partitioner.graph.ir import Argument, Node, Ref, Symbol
+from partitioner.graph.constants import tensor_of
+from partitioner.graph.ir import CONSTANT, Argument, Node, Ref, Symbol, TensorData
 
 
 def resolve(target: str) -> Any:
@@ -20,6 +21,8 @@ def resolve(target: str) -> Any:
     """
     if target == "operator.getitem":
         return operator.getitem
+    if target == CONSTANT:
+        return _itself
     namespace, name, overload = target.split(".")
     return getattr(getattr(getattr(torch.ops, namespace), name), overload)
 
@@ -36,13 +39,15 @@ def bind(argument: Argument, values: Mapping[str, Any], device: torch.device) ->
         return values[argument.name]
     if isinstance(argument, Symbol):
         return device if argument.kind == "device" else getattr(torch, argument.value)
+    if isinstance(argument, TensorData):
+        return tensor_of(argument, device)
     if isinstance(argument, tuple):
         return [bind(item, values, device) for item in argument]
     return argument
 
 
 def lowered(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> fx.GraphModule:
-    """Nodes as a torch.fx module.
+    """Nodes as a torch.fx module, in which the k-th node is named vk.
 
     Args:
         nodes: The nodes, in execution order.
@@ -51,12 +56,19 @@ def lowered(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], d
         device: Where operators that make tensors make them.
     """
     graph = fx.Graph()
+    constants: dict[str, torch.Tensor] = {}
     values: dict[str, Any] = {name: graph.placeholder(f"read_{i}") for i, name in enumerate(reads)}
-    for node in nodes:
-        values[node.name] = graph.call_function(
-            resolve(node.target),
-            tuple(bind(argument, values, device) for argument in node.args),
-            {key: bind(argument, values, device) for key, argument in node.kwargs},
-        )
+    for index, node in enumerate(nodes):
+        args = tuple(bind(argument, values, device) for argument in node.args)
+        if node.target == CONSTANT:
+            constants[f"constant_{index}"] = args[0]
+            values[node.name] = graph.create_node("get_attr", f"constant_{index}", name=f"v{index}")
+            continue
+        kwargs = {key: bind(argument, values, device) for key, argument in node.kwargs}
+        values[node.name] = graph.create_node("call_function", resolve(node.target), args, kwargs, name=f"v{index}")
     graph.output(tuple(values[name] for name in keeps))
-    return fx.GraphModule({}, graph)
+    return fx.GraphModule(constants, graph)
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor

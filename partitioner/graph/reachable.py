@@ -80,6 +80,11 @@ class FoundContainer:
     prefix: str
     own: bool = False
 
+    @property
+    def is_part(self) -> bool:
+        """Whether it holds a module's parameters, buffers, submodules or hooks."""
+        return self.own and not self.prefix.startswith("attribute")
+
     def describe(self, name: object) -> str:
         """The value of that name in words: "attribute processor.maps[3]"."""
         if isinstance(self.container, ListContainer):

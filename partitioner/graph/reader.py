@@ -13,10 +13,11 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from partitioner.errors import TraceError
 from partitioner.graph.arguments import FlatArguments, flatten_arguments
-from partitioner.graph.ir import Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
+from partitioner.graph.constants import MAX_CONSTANT_BYTES, number_in, tensor_data
+from partitioner.graph.ir import CONSTANT, Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
 from partitioner.graph.modules import calling_module
 from partitioner.graph.storages import Storages, find_storages
-from partitioner.graph.torch_private import OpOverload, draws_random_numbers, only_number, tree_unflatten
+from partitioner.graph.torch_private import OpOverload, draws_random_numbers, tree_unflatten
 
 # Operators that check or mark and compute nothing.
 _DROPPED = {"aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten.sym_constrain_range.default"}
@@ -122,39 +123,47 @@ class ExportReader:
 
     def _read_parameter(self, fx_node: torch.fx.Node, spec: Any) -> None:
         name = fx_node.name
-        if spec.kind is InputKind.CONSTANT_TENSOR and fx_node.users:
-            module = calling_module(next(iter(fx_node.users)))
-            number = only_number(self.program.constants[spec.target])
-            if number is not None:
-                self._add_filled(fx_node, module, number)
-                return
-            raise TraceError(
-                f"{self.model}: module {module or '<root>'} reads a tensor that is neither parameter nor buffer "
-                f"({spec.target}), so no rank could load it; register it as a buffer in __init__, or make it in "
-                "forward with torch.full or torch.arange"
-            )
+        if spec.kind is InputKind.CONSTANT_TENSOR:
+            if fx_node.users:
+                self._read_constant(fx_node, self.program.constants[spec.target], spec.target)
+            return
         self.replaced[name] = Ref(name)
         self.roles[name] = Role.CONSTANT
         value = fx_node.meta["val"]
         self.parameters[name] = Parameter(name, str(spec.target), _meta(value), value.requires_grad)
 
-    def _add_filled(self, fx_node: torch.fx.Node, module: str, number: int | float) -> None:
-        """Have a node make a tensor of one number, which a forward has written as a number (``mask[2:4] = 0.5``)."""
-        name, meta = fx_node.name, _meta(fx_node.meta["val"])
+    def _read_constant(self, fx_node: torch.fx.Node, tensor: torch.Tensor, name: str) -> None:
+        """Have a node make what is neither parameter nor buffer: a number by its operator, else a tensor of data."""
+        module, meta = calling_module(next(iter(fx_node.users))), _meta(fx_node.meta["val"])
+        where = f"{self.model}: module {module or '<root>'} reads a tensor that is neither parameter nor buffer ({name}"
+        if tensor.nbytes > MAX_CONSTANT_BYTES:
+            raise TraceError(
+                f"{where}, {meta}), of {tensor.nbytes >> 20} MiB; a graph carries up to {MAX_CONSTANT_BYTES >> 20} MiB "
+                "as data: register it as a buffer in __init__"
+            )
+        number, data = number_in(tensor), None
+        if number is None:
+            data = tensor_data(tensor)
+            if data is None:
+                raise TraceError(
+                    f"{where}, {meta}), whose values are not known where the denoiser is built without weights; "
+                    "register it as a buffer in __init__, or make it of numbers alone, as torch.arange does"
+                )
+        kind = "full" if data is None else "tensor"
         dtype, device = Symbol("dtype", meta.dtype), Symbol("device", "cpu")
         self.nodes.append(
             Node(
-                name=name,
-                key=f"{module}/full.{name}",
-                target="aten.full.default",
-                args=(meta.shape, number),
-                kwargs=(("dtype", dtype), ("device", device)),
+                name=fx_node.name,
+                key=f"{module}/{kind}.{fx_node.name}",
+                target="aten.full.default" if data is None else CONSTANT,
+                args=(meta.shape, number) if data is None else (data,),
+                kwargs=(("dtype", dtype), ("device", device)) if data is None else (),
                 module=module,
                 role=Role.CONSTANT,
-                outputs=(meta,),
+                outputs=(meta if data is None else data.meta,),
             )
         )
-        self.replaced[name] = Ref(name)
+        self.replaced[fx_node.name] = Ref(fx_node.name)
 
     def _argument(self, item: Any) -> Argument:
         if isinstance(item, torch.fx.Node):

@@ -15,17 +15,24 @@ import torch
 from torch import nn
 from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.distributed import ProcessGroupGloo
 from torch.distributed import Store as Store  # type: ignore[attr-defined] # public, but not in its __all__
 from torch.fx import GraphModule
 from torch.fx.graph_module import _loader
 from torch.nn.modules import module as module_hooks
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves, tree_map_only, tree_unflatten
 
 __all__ = [
     "FakeTensor",
     "FakeTensorMode",
+    "FakesWithConstants",
     "OpOverload",
     "aliased_argument",
     "compiled_call_set_aside",
@@ -35,11 +42,13 @@ __all__ = [
     "forgotten_sources",
     "hooks_of_all_modules",
     "is_mutated_argument",
-    "only_number",
+    "real_of",
     "tree_leaves",
     "tree_map_only",
     "tree_unflatten",
     "uncompiled",
+    "unset_fake_temporarily",
+    "without_constants",
     "without_own_hooks",
 ]
 
@@ -124,14 +133,72 @@ def _forget_source(name: str) -> None:
     linecache.cache.pop(name, None)
 
 
-def only_number(tensor: torch.Tensor) -> int | float | None:
-    """The number of a tensor that holds one, also of a fake one that was made from it; None where there is none."""
+def real_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    """A tensor with values: itself, or what a fake one was made from; None where its values are not known."""
     real = getattr(tensor, "constant", None) if isinstance(tensor, FakeTensor) else tensor
-    if real is None or real.numel() != 1 or real.is_complex():
+    if real is None or real.is_meta or hasattr(real, "__tensor_flatten__"):
         return None
-    with unset_fake_temporarily():
-        number: int | float = real.item()
-        return number
+    return None if hasattr(real.untyped_storage(), _UNKNOWN) else real
+
+
+class FakesWithConstants(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """A fake mode in which small tensors that are made of numbers alone are real.
+
+    So a module that is built in it has the true values of the tables that it keeps beside its parameters. What is left
+    empty at first, as layers leave their parameters, is fake, and so is all that depends on something fake.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        """max_bytes: of the tensors that are real."""
+        super().__init__(allow_non_fake_inputs=True)
+        self.max_bytes = max_bytes
+        self.keeps_constants = True
+
+    def dispatch(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Make one operator call, fake or real."""
+        real = self.keeps_constants and func not in _LEFT_EMPTY and not any(issubclass(t, FakeTensor) for t in types)
+        try:
+            made = super().dispatch(func, types, args, dict(kwargs or {}))
+        except DataDependentOutputException:
+            if not real:
+                raise
+            made = None  # a number
+        if not real:
+            if self.keeps_constants and isinstance(func, OpOverload) and func._schema.is_mutable:
+                self._note_overwritten(func, args)
+            return made
+        tensors = [leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
+        small = sum(tensor.nbytes for tensor in tensors) <= self.max_bytes
+        return func(*args, **(kwargs or {})) if small and all(t.device.type == "cpu" for t in tensors) else made
+
+    def _note_overwritten(self, func: OpOverload, args: Sequence[Any]) -> None:
+        """Note a real tensor that something fake is written to, so that its values are not known any more."""
+        for position, value in enumerate(args):
+            if is_mutated_argument(func, position) and type(value) is torch.Tensor:
+                setattr(value.untyped_storage(), _UNKNOWN, True)  # which views share
+
+
+_LEFT_EMPTY = {
+    torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.empty_strided.default,
+    torch.ops.aten.new_empty.default, torch.ops.aten.new_empty_strided.default, torch.ops.aten.empty_permuted.default,
+}  # fmt: skip
+_UNKNOWN = "values_are_unknown"
+
+
+@contextmanager
+def without_constants() -> Iterator[None]:
+    """Inside the block all that is made in a surrounding FakesWithConstants is fake, as for tracing."""
+    found = [mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, FakesWithConstants)]
+    before = [mode.keeps_constants for mode in found]
+    try:
+        for mode in found:
+            mode.keeps_constants = False
+        yield
+    finally:
+        for mode, kept in zip(found, before, strict=True):
+            mode.keeps_constants = kept
 
 
 def uncompiled(module: nn.Module) -> nn.Module:

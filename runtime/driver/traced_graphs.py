@@ -129,7 +129,7 @@ class TracedGraphs:
                 raise kind(self._why_refused(tensors, error)) from error
             former = self._former.pop(signature, None)
             if former is not None:
-                is_same = former.graph.fingerprint == built.graph.fingerprint
+                is_same = former.graph.computes_as(built.graph)
                 built = former if is_same else replace(built, changed=True)
             self._graphs[signature] = built
         return self._graphs[signature]

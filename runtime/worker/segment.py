@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from partitioner.graph.ir import Node
-from partitioner.graph.operators import bind, resolve
+from partitioner.graph.operators import lowered
 from partitioner.graph.torch_private import forget_source_with
 from partitioner.plan.hoisted import Hoisted
 from runtime.devices.cuda_graphs import GraphedRun, Pool
@@ -29,12 +29,12 @@ class Segment:
     def __init__(self, nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> None:
         self.reads = tuple(reads)
         self.keeps = tuple(keeps)
-        self.module = lower(nodes, self.reads, self.keeps, device)
+        self.module = _lower(nodes, self.reads, self.keeps, device)
         self._run: Callable[..., Sequence[torch.Tensor]] = self.module
         self._writes = any(node.group >= 0 for node in nodes)
         ends = list(dict.fromkeys(node.module or node.key for node in (nodes[0], nodes[-1])))
         self.name = " .. ".join(ends)  # for recordings
-        self._key_of = {name: node.key for name, node in _fx_names(nodes).items()}
+        self._key_of = {f"v{index}": node.key for index, node in enumerate(nodes)}
 
     def __call__(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run it: the values that it keeps, by name. values: by name, at least those that it reads."""
@@ -135,27 +135,7 @@ def _segment(
     return Segment(nodes, list(reads), [name for name in names if name in later], device)
 
 
-def lower(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> fx.GraphModule:
-    """Lower nodes to a GraphModule.
-
-    Args:
-        nodes: in their order.
-        reads: names of its positional inputs.
-        keeps: names of the values in the tuple that it returns.
-        device: takes the place of the device that the nodes' arguments name.
-    """
-    graph = fx.Graph()
-    values: dict[str, fx.Node] = {name: graph.placeholder(f"arg{i}") for i, name in enumerate(reads)}
-    for fx_name, node in _fx_names(nodes).items():
-        args = tuple(bind(argument, values, device) for argument in node.args)
-        kwargs = {key: bind(argument, values, device) for key, argument in node.kwargs}
-        values[node.name] = graph.create_node("call_function", resolve(node.target), args, kwargs, name=fx_name)
-    graph.output(tuple(values[name] for name in keeps))
-    module = fx.GraphModule({}, graph)
+def _lower(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> fx.GraphModule:
+    module = lowered(nodes, reads, keeps, device)
     forget_source_with(module)
     return module
-
-
-def _fx_names(nodes: Sequence[Node]) -> dict[str, Node]:
-    """Names that cannot clash with Python's or with placeholders, for the generated code."""
-    return {f"v{index}": node for index, node in enumerate(nodes)}
