@@ -19,6 +19,7 @@ from partitioner.graph.ir import Role, TracedGraph
 from partitioner.graph.module_state import Difference, ModuleState
 from partitioner.graph.nesting import nest_arguments
 from partitioner.graph.reader import ExportReader
+from partitioner.graph.regions import inline_regions
 from partitioner.graph.stateless import check_stateless
 from partitioner.graph.torch_private import FakesWithConstants, forgotten_sources, memory_put_back, without_constants
 from partitioner.graph.trace_failure import refuse_unloadable, trace_failure
@@ -135,4 +136,5 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> Expo
             hook.remove()
     if changed or state.foreign:
         check_stateless(module, arguments, model)
+    inline_regions(program.graph_module, model)
     return program

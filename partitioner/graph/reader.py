@@ -18,6 +18,7 @@ from partitioner.graph.ir import CONSTANT, Argument, Input, Node, Parameter, Ref
 from partitioner.graph.modules import calling_module
 from partitioner.graph.storages import Storages, find_storages
 from partitioner.graph.torch_private import OpOverload, draws_random_numbers, tree_unflatten
+from partitioner.graph.trace_failure import UNKNOWN_VALUES
 
 # Operators that check or mark and compute nothing.
 _DROPPED = {"aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten.sym_constrain_range.default"}
@@ -93,7 +94,7 @@ class ExportReader:
             elif fx_node.op == "output":
                 flat = fx_node.args[0] if isinstance(fx_node.args[0], (list, tuple)) else (fx_node.args[0],)
                 results = tuple(self._argument(item) for item in flat)
-            elif fx_node.op != "get_attr":  # an operand of a higher-order operator, which _read_call refuses
+            elif fx_node.op != "get_attr":  # an operand of a higher-order operator
                 raise TraceError(f"{self.model}: node {fx_node.name} is a {fx_node.op}, which no component can run")
         nodes = self.storages.group(self.storages.needed(self.nodes, results), self.roles)
         read = {name for node in nodes for name in node.reads}
@@ -145,10 +146,7 @@ class ExportReader:
         if number is None:
             data = tensor_data(tensor)
             if data is None:
-                raise TraceError(
-                    f"{where}, {meta}), whose values are not known where the denoiser is built without weights; "
-                    "register it as a buffer in __init__, or make it of numbers alone, as torch.arange does"
-                )
+                raise TraceError(f"{where}, {meta}), {UNKNOWN_VALUES}")
         kind = "full" if data is None else "tensor"
         dtype, device = Symbol("dtype", meta.dtype), Symbol("device", "cpu")
         self.nodes.append(
@@ -273,7 +271,7 @@ def _target_name(target: Any, model: str, module: str) -> str:
         return "operator.getitem"
     raise TraceError(
         f"{model}: module {module or '<root>'} calls {getattr(target, '__name__', target)}, a higher-order operator; "
-        "a component holds plain tensor operators only: move autocast, grad modes and control flow out of its forward"
+        "a component holds plain tensor operators only: move control flow and maps out of its forward"
     )
 
 

@@ -13,6 +13,10 @@ from partitioner.errors import ForwardFailed, TraceError, first_line
 from partitioner.graph.torch_private import FakeTensor
 
 _ADDRESS = re.compile(r" object at 0x[0-9a-f]+")
+UNKNOWN_VALUES = (
+    "whose values are not known where the denoiser is built without weights; register it as a buffer in __init__, or "
+    "make it of numbers alone, as torch.arange does"
+)
 _PLAIN = (torch.Tensor, nn.Parameter, nn.Buffer, FakeTensor)
 
 
@@ -60,6 +64,8 @@ def why_failed(error: BaseException) -> str:
     name, text = type(error).__name__, first_line(error)
     if "DataDependent" in name or "DynamicOutputShape" in name or "SymInt" in text:
         return "a size or a branch depends on the values of a tensor"
+    if "fake tensor in the exported program constant" in text:
+        return "it reads a tensor that is neither parameter nor buffer, " + UNKNOWN_VALUES
     return f"{name}: {_ADDRESS.sub('', text)}"
 
 

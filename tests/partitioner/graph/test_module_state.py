@@ -134,3 +134,18 @@ def test_what_counts_as_the_same() -> None:
     assert not same([True], [1])
     assert not same(Processor(), Processor())
     assert not same(torch.zeros(1), torch.zeros(1))
+
+
+def test_tensors_beside_the_parts_of_modules_are_brought_to_a_device_and_put_back() -> None:
+    module = nn.Linear(2, 2)
+    here, pair, weight = torch.ones(1), (torch.ones(2), 3), module.weight
+    module.kept, module.pair = [here], pair
+    state = ModuleState(module)
+    state.bring_to(torch.device("meta"))
+    assert module.kept[0].is_meta
+    assert module.pair[0].is_meta
+    assert module.pair[1] == 3
+    assert module.weight is weight
+    state.restore()
+    assert module.kept[0] is here
+    assert module.pair is pair

@@ -8,8 +8,8 @@ from torch import nn
 
 import partitioner
 from partitioner.graph.ir import TracedGraph
-from partitioner.graph.operators import resolve
-from runtime.worker.segment import Segment, lower
+from partitioner.graph.operators import lowered, resolve
+from runtime.worker.segment import Segment
 from tests.support.engines import Trajectory, toy, toy_graph
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ def test_the_whole_graph_as_one_segment_is_the_module() -> None:
     graph = toy_graph(denoiser)
     parameters = dict(denoiser.named_parameters())
     reads = [item.name for item in graph.inputs] + [item.name for item in graph.parameters]
-    module = lower(graph.nodes, reads, graph.result_values, CPU)
+    module = lowered(graph.nodes, reads, graph.result_values, CPU)
     inputs = trajectory.inputs(0)
     values = [inputs[item.name] for item in graph.inputs] + [parameters[item.path] for item in graph.parameters]
     with torch.no_grad():
@@ -35,7 +35,7 @@ class Mixed(nn.Module):
 
 def test_device_and_dtype_arguments_are_lowered_for_the_rank() -> None:
     graph = partitioner.trace(Mixed().eval(), {"x": torch.zeros(2, 3)}, {"x": "latent"})
-    module = lower(graph.nodes, ["x"], graph.result_values, torch.device("meta"))
+    module = lowered(graph.nodes, ["x"], graph.result_values, torch.device("meta"))
     made = module(torch.zeros(2, 3, device="meta"))[0]
     assert (made.device.type, made.dtype) == ("meta", torch.float32)
 
