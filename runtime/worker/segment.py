@@ -29,7 +29,7 @@ class Segment:
     def __init__(self, nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> None:
         self.reads = tuple(reads)
         self.keeps = tuple(keeps)
-        self.module = _lower(nodes, self.reads, self.keeps, device)
+        self.module = lower(nodes, self.reads, self.keeps, device)
         self._run: Callable[..., Sequence[torch.Tensor]] = self.module
         self._writes = any(node.group >= 0 for node in nodes)
         ends = list(dict.fromkeys(node.module or node.key for node in (nodes[0], nodes[-1])))
@@ -135,7 +135,8 @@ def _segment(
     return Segment(nodes, list(reads), [name for name in names if name in later], device)
 
 
-def _lower(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> fx.GraphModule:
+def lower(nodes: Sequence[Node], reads: Sequence[str], keeps: Sequence[str], device: torch.device) -> fx.GraphModule:
+    """What ``lowered`` makes of nodes; its source text goes when it does."""
     module = lowered(nodes, reads, keeps, device)
     forget_source_with(module)
     return module
