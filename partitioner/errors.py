@@ -45,3 +45,12 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error's message, to stand inside a sentence: without its full stop.
+
+    >>> reason_of(ValueError("The value is bad.\\nMore about it."))
+    'The value is bad'
+    """
+    return first_line(error).rstrip(".")

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -178,16 +177,14 @@ class Engine:
         self._distribution.recover()  # first: whoever looks for changes reads parameters
         self._follow_changes(thorough=False)
         branches = self._calls.halves(tensors)
-        built = self._graph_of(branches[0], form)
-        part = self._graph_of_part(built, branches[0], form)
-        call = DenoiserCall(caller, self._context_name.get(), built.graph, len(branches), tensors)
-        stream = self._streams.of(call)
-        if stream.trajectory.call == 0 and self._follow_changes(thorough=True):
+        while True:
             built = self._graph_of(branches[0], form)
             part = self._graph_of_part(built, branches[0], form)
-            self._streams.end_all()  # the call's own, which has begun with the former graph, too
-            call = replace(call, graph=built.graph)
+            call = DenoiserCall(caller, self._context_name.get(), built.graph, len(branches), tensors)
             stream = self._streams.of(call)
+            if stream.trajectory.call > 0 or not self._follow_changes(thorough=True):
+                break
+            self._streams.end_all()  # the call's own, which has begun with the former graph, too
         trajectory = stream.trajectory
         mode, reason = trajectory.mode_now, trajectory.reason
         begin = time.perf_counter()

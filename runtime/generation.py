@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from partitioner.errors import UsageError, first_line
+from partitioner.errors import UsageError, reason_of
 from partitioner.plan.plan import Plan
 from runtime.loading import load_pipeline
 
@@ -44,7 +44,7 @@ def load(options: argparse.Namespace, dtype: torch.dtype) -> Any:
         return load_pipeline(options.pipeline, dtype, variant=options.variant, config=options.config)
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(
-            f"--pipeline {options.pipeline} cannot be loaded: {first_line(error).rstrip('.')}{_advice(options)}"
+            f"--pipeline {options.pipeline} cannot be loaded: {reason_of(error)}{_advice(options)}"
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from partitioner.errors import ForwardFailed, PartitionerError, TraceError, first_line
+from partitioner.errors import ForwardFailed, PartitionerError, TraceError, reason_of
 from partitioner.graph.export import trace
 from partitioner.graph.fakes import traceable
 from partitioner.graph.ir import TracedGraph
@@ -94,12 +94,12 @@ class TracedGraphs:
                     "%s cannot be traced with the arguments that the plan was made for (%s); its first call will be "
                     "traced instead",
                     type(self._denoiser).__name__,
-                    first_line(error).rstrip("."),
+                    reason_of(error),
                 )
                 return None
             raise OtherDenoiser(
                 f"the plan was made for {self._plan.origin}, and this {type(self._denoiser).__name__} cannot be traced "
-                f"with its arguments ({first_line(error).rstrip('.')}); make a plan for this one"
+                f"with its arguments ({reason_of(error)}); make a plan for this one"
             ) from error
         except PartitionerError as error:
             raise OtherDenoiser(str(error)) from error
@@ -138,7 +138,7 @@ class TracedGraphs:
         """What is wrong with a call and what to do, in a sentence or two."""
         differences = self._calls.differences(tensors)
         given = f" It differs from the plan's calls: {differences}." if differences else ""
-        reason = first_line(error).rstrip(".")
+        reason = reason_of(error)
         if isinstance(error, TraceError):
             mismatch = self._calls.dtype_mismatch(tensors)
             if mismatch:
