@@ -30,6 +30,7 @@ examples:
   partition-model --model ./my-pipeline --devices h200,a100-80g --prefer speed --output my.plan.json
   partition-model --model sdxl --devices 2 --profile cuda:0 --save-profile sdxl.profile.json
   partition-model inspect svd-4.plan.json
+  partition-model models
 
 exit codes: 0 done, 2 usage, 3 invalid plan, 4 no feasible split
 """
@@ -48,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["inspect"]:
             result = _inspect(_inspect_parser().parse_args(arguments[1:]))
+        elif arguments[:1] == ["models"]:
+            result = _models(_models_parser().parse_args(arguments[1:]))
+        elif "--list-models" in arguments:
+            arguments.remove("--list-models")
+            result = _models(_models_parser().parse_args(arguments))
         else:
             result = _partition(_parser().parse_args(arguments))
         print(result, flush=True)
@@ -72,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--list-models", action="store_true", help="print the known names; the same as models")
     parser.add_argument("--model", required=True, metavar="NAME|FOLDER|HUB_ID", help="what to split")
     parser.add_argument(
         "--devices", required=True, metavar="N|LIST|FILE.json",
@@ -103,9 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         size.add_argument(f"--{name}", type=int, metavar="N", help=text)
     size.add_argument("--batch", type=int, default=1, metavar="N", help="images or videos per call (default: 1)")
-    size.add_argument("--steps", type=int, metavar="K", help="denoising steps of a run (default: 50)")
+    size.add_argument("--steps", type=int, metavar="K", help="denoising steps of a run (default: the model's, or 50)")
     size.add_argument(
-        "--scheduler", metavar="CLASS", help="sampler of diffusers, such as DDIMScheduler (default: the folder's)"
+        "--scheduler", metavar="CLASS", help="sampler of diffusers, such as DDIMScheduler (default: the model's)"
     )
     size.add_argument("--no-guidance", action="store_true", help="the pipeline runs without classifier-free guidance")
     split = parser.add_argument_group("split")
@@ -163,6 +170,23 @@ def _inspect(arguments: argparse.Namespace) -> str:
     from partitioner.report import describe
 
     return _shown(describe(Plan.load(arguments.plan), arguments.plan), arguments.json)
+
+
+def _models_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="partition-model models",
+        description="Print the names that --model takes, and what is known of the models.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+    return parser
+
+
+def _models(arguments: argparse.Namespace) -> str:
+    from partitioner.model_list import describe_models, models_text
+
+    described = describe_models()
+    return json.dumps(described, indent=1, allow_nan=False) if arguments.json else models_text(described)
 
 
 def _partition(arguments: argparse.Namespace) -> str:
@@ -226,13 +250,13 @@ def _request(arguments: argparse.Namespace, untouched: bool) -> PlanRequest:
         guidance=not arguments.no_guidance,
         dtype=arguments.dtype or costs.default_dtype,
     )
-    steps = STEPS if arguments.steps is None else arguments.steps
+    steps = (spec.steps or STEPS) if arguments.steps is None else arguments.steps
     return PlanRequest(
         FromSpec(spec, fork=untouched and costs.live is None),
         devices,
         costs,
         options,
-        SamplingSetup(steps, arguments.scheduler or spec.scheduler),
+        SamplingSetup(steps, arguments.scheduler or spec.scheduler, spec.guidance_style),
         _quality_profile(arguments.quality),
     )
 

@@ -35,6 +35,7 @@ def describe(plan: Plan, path: str | None, sampling: SamplingSetup = ANY) -> dic
         "class_name": plan.class_name,
         "fingerprint": plan.fingerprint,
         "devices": list(plan.devices),
+        "guidance_style": plan.guidance_style,
         "branches": plan.branches,
         "components_per_branch": plan.components,
         "mode": plan.mode,

@@ -13,6 +13,12 @@ from partitioner.tables import table_text
 
 Document = Mapping[str, Any]
 
+_STYLES = {
+    "batch": "both halves in one call",
+    "two-calls": "a call for each half",
+    "embedded": "the scale is an input",
+    "none": "one call a step",
+}
 _MODES = {"lookahead": "look-ahead", "async": "async"}
 
 
@@ -30,6 +36,7 @@ def report_text(document: Document) -> str:
     lines = [
         _what_runs(document),
         f"costs: {_cost_source(document)}",
+        *_guidance(document),
         "",
         _component_table(document, ms),
         "",
@@ -67,6 +74,11 @@ def _what_runs(document: Document) -> str:
         f"{document['model']} ({document['class_name']}) on {devices}: {shape}, {_mode(document, components)}{period}, "
         f"warm-up {document['warmup']}, predictor {document['predictor']}"
     )
+
+
+def _guidance(document: Document) -> list[str]:
+    style = document["guidance_style"]
+    return [] if style is None else [f"guidance: {style}, {_STYLES[style]}"]
 
 
 def _mode(owner: Document, components: int) -> str:

@@ -136,12 +136,14 @@ def plan_for(
     denoiser = uncompiled(getattr(pipe, denoiser_name(pipe)))
     check_in_memory(denoiser)
     live = str(denoiser.device)
+    spec = live_spec(denoiser, pipe, **sizes)
+    sampler = type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None
     request = PlanRequest(
-        FromSpec(live_spec(denoiser, pipe, **sizes), Takeover(denoiser).bare()),
+        FromSpec(spec, Takeover(denoiser).bare()),
         devices if isinstance(devices, int) else len(devices),
         choose_cost_model(*(None, "cpu") if live == "cpu" else (live, None)),
         options,
-        sampling=SamplingSetup(scheduler=type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None),
+        sampling=SamplingSetup(scheduler=sampler, guidance_style=spec.guidance_style),
         quality=QualityProfile.load(),
     )
     return plan(request).plan

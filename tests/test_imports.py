@@ -26,7 +26,7 @@ ROOMS = {
         simulator
         baselines
         planning
-        report report_text
+        model_list report report_text
         cli
     """,
     "runtime": """

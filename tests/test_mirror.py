@@ -26,7 +26,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         ["partitioner.errors"],
     ),
     ("so are errors at run time", "runtime/test_engine.py", ["runtime.errors"]),
-    ("its docstring's examples say it all", "test_doctests.py", ["partitioner.tables"]),
+    ("its docstring's examples say it all", "test_doctests.py", ["partitioner.models.guidance", "partitioner.tables"]),
     (
         "what AsyncDiff does is compared with what this project's splits do",
         "partitioner/baselines/test_compare.py",
@@ -62,6 +62,12 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "partitioner/models/test_spec.py",
         ["partitioner.models.build", "partitioner.models.inputs"],
     ),
+    (
+        "a name's description and the class's are compared with the pipeline's call as one",
+        "partitioner/models/test_architectures.py",
+        ["partitioner.models.architectures.*", "partitioner.models.built_in"],
+    ),
+    ("it is what the list shows", "partitioner/test_model_list.py", ["partitioner.models.checked"]),
     (
         "the parts of a plan file are read and refused as one file",
         "partitioner/plan/test_plan.py",

@@ -18,7 +18,9 @@ class ExampleTensor:
     dtype: str | None = None
 
 
-Inputs = Mapping[str, Any]  # argument -> ExampleTensor, literal (bool, int, float, str), or dicts and lists of them
+Inputs = Mapping[
+    str, Any
+]  # argument -> ExampleTensor, literal (bool, int, float, str), or dicts, lists, tuples of them
 
 
 def latent(*shape: int) -> ExampleTensor:
@@ -38,3 +40,8 @@ def timestep(*shape: int, dtype: str | None = "float32") -> ExampleTensor:
 def prompt(*shape: int, dtype: str | None = None) -> ExampleTensor:
     """Conditioning that stays the same for a whole trajectory, such as the text's embedding or the image's size."""
     return ExampleTensor(Role.PROMPT, shape, dtype)
+
+
+def step(*shape: int, dtype: str | None = None) -> ExampleTensor:
+    """What is given anew at every step and cannot be foreseen, such as a ControlNet's residuals."""
+    return ExampleTensor(Role.STEP, shape, dtype)

@@ -9,17 +9,24 @@ To add one, write a function that takes a Request and returns the arguments of o
             "t": timestep(request.rows),
             "context": prompt(request.rows, 16, 256),
         }
+
+An installed package whose entry points name such a module in the group ``partition_model.models`` adds it for good.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from functools import cache
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from partitioner.errors import UsageError
+from partitioner.errors import UsageError, first_line
+from partitioner.models.built_in import BUILT_IN
+from partitioner.models.guidance import GUIDANCE_STYLES, GuidanceStyle
 from partitioner.models.inputs import Inputs
-from partitioner.models.source import BUILT_IN
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,12 +58,39 @@ class Request:
     vae: Mapping[str, Any] = field(default_factory=dict)
     denoiser: Any = None
 
-    @property
-    def vae_factor(self) -> int:
-        """Pixels per latent pixel, in each direction."""
-        if "scale_factor_spatial" in self.vae:
-            return int(self.vae["scale_factor_spatial"])
-        return 2 ** (len(self.vae["block_out_channels"]) - 1) if "block_out_channels" in self.vae else 8
+    def vae_factor(self, default: int = 8) -> int:
+        """Pixels per latent pixel, in each direction.
+
+        Args:
+            default: What it is where the VAE is not known, or does not say.
+        """
+        for name in ("scale_factor_spatial", "spatial_compression_ratio"):
+            if self.vae.get(name):
+                return int(self.vae[name])
+        for name, less in (("encoder_block_out_channels", 1), ("block_out_channels", 1), ("temperal_downsample", 0)):
+            if self.vae.get(name):
+                return int(2 ** (len(self.vae[name]) - less))
+        return default
+
+    def latent_frames(self, default: int, factor: int = 4) -> int:
+        """Frames of the latent: the first of a video is one of its own, then every few make one.
+
+        Args:
+            default: Of the video, unless they were asked for.
+            factor: How many make one, where the VAE is not known, or does not say.
+
+        Raises:
+            UsageError: The VAE makes no such number of frames.
+        """
+        frames = default if self.frames is None else self.frames
+        names = ("scale_factor_temporal", "temporal_compression_ratio")
+        factor = next((int(self.vae[name]) for name in names if self.vae.get(name)), factor)
+        if frames % factor != 1 % factor:
+            near = (frames - 1) // factor * factor + 1
+            raise UsageError(
+                f"--frames {frames}: this model makes {factor} x n + 1 frames; use {near} or {near + factor}"
+            )
+        return (frames - 1) // factor + 1
 
     def pixels(self, default: tuple[int, int], multiple: int) -> tuple[int, int]:
         """Height and width of the images, in pixels.
@@ -79,18 +113,19 @@ class Request:
                 )
         return height, width
 
-    def latent_pixels(self, default: tuple[int, int] | None = None, patch: int = 1) -> tuple[int, int]:
+    def latent_pixels(self, default: tuple[int, int] | None = None, patch: int = 1, factor: int = 8) -> tuple[int, int]:
         """Height and width of the latent.
 
         Args:
             default: Height and width of the images in pixels unless they were asked for; None for those that config's
                 sample_size says.
             patch: What height and width of the latent must be multiples of.
+            factor: Pixels per latent pixel, where the VAE is not known, or does not say.
 
         Raises:
             UsageError: One of them is not.
         """
-        factor = self.vae_factor
+        factor = self.vae_factor(factor)
         if default is None:
             size = self.config["sample_size"]
             side = (size, size) if isinstance(size, int) else size
@@ -105,19 +140,22 @@ class Architecture:
 
     describe: Callable[[Request], Inputs]
     build: Callable[[], nn.Module] | None
-    batches_guidance: bool
+    guidance_style: GuidanceStyle
     video: bool
     dtype: str
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
+GROUP = "partition_model.models"
+
+_log = logging.getLogger("partitioner.models")
 
 
 def register_model(
     name: str,
     *,
     build: Callable[[], nn.Module] | None = None,
-    batches_guidance: bool = True,
+    guidance_style: GuidanceStyle = "batch",
     video: bool = False,
     dtype: str = "float16",
 ) -> Callable[[Callable[[Request], Inputs]], Callable[[Request], Inputs]]:
@@ -127,12 +165,14 @@ def register_model(
         name: A name of your own together with ``build``; or the name of a diffusers class without it, and then folders
             and hub ids that hold a denoiser of that class are understood.
         build: Makes the denoiser.
-        batches_guidance: Whether the pipeline calls it once per step with both halves of guidance in one batch.
+        guidance_style: "batch" where the pipeline calls it once per step with both halves of guidance in one batch,
+            "two-calls" where each half is a call of its own, "none" where there is no guidance. A configuration with
+            ``guidance_embeds`` or ``time_cond_proj_dim`` makes it "embedded": the scale is an input.
         video: Whether it has frames.
         dtype: What it is traced in unless another dtype is asked for.
 
     Raises:
-        UsageError: The name is taken.
+        UsageError: The name is taken, or there is no such guidance style.
 
     >>> import torch
     >>> from partitioner.models import latent, model_spec, timestep
@@ -150,7 +190,9 @@ def register_model(
     def register(describe: Callable[[Request], Inputs]) -> Callable[[Request], Inputs]:
         if name in BUILT_IN or (name in ARCHITECTURES and ARCHITECTURES[name].describe is not describe):
             raise UsageError(f"a model named {name!r} is registered already; choose another name")
-        ARCHITECTURES[name] = Architecture(describe, build, batches_guidance, video, dtype)
+        if guidance_style not in GUIDANCE_STYLES:
+            raise UsageError(f"guidance_style is {guidance_style!r}; expected one of {', '.join(GUIDANCE_STYLES)}")
+        ARCHITECTURES[name] = Architecture(describe, build, guidance_style, video, dtype)
         return describe
 
     return register
@@ -158,4 +200,43 @@ def register_model(
 
 def model_names() -> tuple[str, ...]:
     """The names that model_spec takes: the built-in ones, then those registered with a ``build`` function."""
+    load_plugins()
     return (*BUILT_IN, *(name for name, known in ARCHITECTURES.items() if known.build is not None))
+
+
+def nearest_names(name: str) -> tuple[str, ...]:
+    """The three names that are most like it, the most like one first.
+
+    >>> nearest_names("FLUX-2")[:2]
+    ('flux2', 'flux')
+    """
+
+    def plain(text: str) -> str:
+        return "".join(filter(str.isalnum, text.lower()))
+
+    def likeness(known: str) -> float:
+        one, other = plain(name), plain(known)
+        return SequenceMatcher(None, one, other).ratio() + (one in other or other in one)
+
+    return tuple(sorted(model_names(), key=likeness, reverse=True)[:3])
+
+
+@cache
+def load_plugins() -> None:
+    """Import what installed packages name in the entry-point group ``partition_model.models``, once.
+
+    Each entry is a module that registers models when it is imported. One that fails is warned about and left out.
+    """
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
+        try:
+            entry.load()
+        except Exception as error:  # whatever other people's modules raise
+            package = entry.dist.name if entry.dist is not None else "an installed package"
+            _log.warning(
+                "the models that %s registers (%s = %s in its entry points) are left out: %s: %s; mend or uninstall it",
+                package,
+                entry.name,
+                entry.value,
+                type(error).__name__,
+                first_line(error),
+            )

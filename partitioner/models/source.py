@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from partitioner.errors import UsageError, first_line
+from partitioner.models.built_in import BUILT_IN, built_in
 from profiles.json_files import JsonFileError, read_json
-
-_FOLDER = Path(__file__).parent / "data"
-BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
 
 _MAX_BYTES = 1_000_000
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -32,6 +30,8 @@ class ModelSource:
         pipeline: Configuration of its pipeline (model_index.json); empty where it is not known.
         vae: Configuration of the pipeline's VAE; empty where it is not known.
         revision: The commit on the hub; None for what is not from there.
+        sizes: Default height, width and frames, where they are not those of its class.
+        steps: Of one generation, by the pipeline's default; None where that is not known.
     """
 
     name: str
@@ -40,6 +40,8 @@ class ModelSource:
     pipeline: Mapping[str, Any] = field(default_factory=dict)
     vae: Mapping[str, Any] = field(default_factory=dict)
     revision: str | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    steps: int | None = None
 
 
 def find_source(model: str) -> ModelSource | None:
@@ -50,8 +52,11 @@ def find_source(model: str) -> ModelSource | None:
             reached.
     """
     if model in BUILT_IN:
-        document = _read(_FOLDER / f"{model}.json")
-        return ModelSource(model, document["class_name"], _complete(document["class_name"], document["config"]))
+        known = built_in(model)
+        config = _complete(known.class_name, known.config)
+        return ModelSource(
+            model, known.class_name, config, known.pipeline, known.vae, sizes=known.sizes, steps=known.steps
+        )
     folder = Path(model)
     if folder.is_dir():
         return _from_files(folder.resolve().name, _folder_reader(folder), model)

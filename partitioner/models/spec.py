@@ -5,7 +5,6 @@ Torch and diffusers are imported only when something is built.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from partitioner.errors import UsageError
 from partitioner.graph.ir import Role
 from partitioner.models.build import build_denoiser
+from partitioner.models.built_in import BUILT_IN
+from partitioner.models.guidance import GuidanceStyle, guidance_style
 from partitioner.models.inputs import ExampleTensor, Inputs
-from partitioner.models.registry import ARCHITECTURES, Architecture, Request, model_names
+from partitioner.models.registry import ARCHITECTURES, Architecture, Request, load_plugins, nearest_names
 from partitioner.models.source import ModelSource, diffusers_class, find_source
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class ModelSpec:
         make: Makes the denoiser, with torch's default dtype.
         revision: The commit of a hub id, else None.
         scheduler: The class of the pipeline's sampler; None where it is not known.
+        steps: Of one generation, by the pipeline's default; None where that is not known.
+        guidance_style: How guidance is done, see ``guidance_style``.
     """
 
     name: str
@@ -58,6 +61,8 @@ class ModelSpec:
     make: Callable[[], nn.Module]
     revision: str | None = None
     scheduler: str | None = None
+    steps: int | None = None
+    guidance_style: GuidanceStyle = "none"
 
     def load(self) -> None:
         """Import what building and tracing need, which takes seconds; else the first ``trace_model`` does it."""
@@ -99,7 +104,7 @@ class ModelSpec:
 def _roles(path: str, inputs: Any) -> Iterator[tuple[str, Role]]:
     if isinstance(inputs, ExampleTensor):
         yield path, inputs.role
-    elif isinstance(inputs, (Mapping, list)):
+    elif isinstance(inputs, (Mapping, list, tuple)):
         for key, value in inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs):
             yield from _roles(f"{path}.{key}" if path else str(key), value)
 
@@ -111,7 +116,7 @@ def _zeros(inputs: Any, dtype: str) -> Any:
         return torch.zeros(inputs.shape, dtype=getattr(torch, inputs.dtype or dtype))
     if isinstance(inputs, Mapping):
         return {name: _zeros(value, dtype) for name, value in inputs.items()}
-    return [_zeros(value, dtype) for value in inputs] if isinstance(inputs, list) else inputs
+    return type(inputs)(_zeros(value, dtype) for value in inputs) if isinstance(inputs, (list, tuple)) else inputs
 
 
 def trace_model(spec: ModelSpec, *, branch: bool = False, denoiser: nn.Module | None = None) -> TracedGraph:
@@ -193,6 +198,7 @@ def live_spec(
     Raises:
         UsageError: The arguments of its class are not known, or it cannot have that size.
     """
+    load_plugins()
     class_name = type(denoiser).__name__
     vae = getattr(pipeline, "vae", None)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(str(getattr(pipeline, "name_or_path", ""))).name).strip("-._")
@@ -233,13 +239,15 @@ def _spec(
 ) -> ModelSpec:
     sizes.check(source.name, architecture.video)
     config = dict(source.config)
-    batched = sizes.guidance and architecture.batches_guidance and config.get("time_cond_proj_dim") is None
-    halves = 2 if batched else 1  # a guidance-distilled UNet (time_cond_proj_dim) takes the guidance scale as an input
+    style = guidance_style(architecture.guidance_style, config, source.pipeline, sizes.guidance)
+    halves = 2 if style == "batch" else 1
+    height, width, frames = (
+        source.sizes.get(name) if asked is None else asked
+        for name, asked in (("height", sizes.height), ("width", sizes.width), ("frames", sizes.frames))
+    )
 
     def describe(rows: int) -> Inputs:
-        request = Request(
-            sizes.height, sizes.width, sizes.frames, sizes.batch, rows, config, source.pipeline, source.vae, denoiser
-        )
+        request = Request(height, width, frames, sizes.batch, rows, config, source.pipeline, source.vae, denoiser)
         inputs = architecture.describe(request)
         return inputs if architecture.build else {**inputs, "return_dict": False}
 
@@ -254,6 +262,8 @@ def _spec(
         make=architecture.build or partial(build_denoiser, source.class_name, config),
         revision=source.revision,
         scheduler=_scheduler_of(source.pipeline),
+        steps=source.steps,
+        guidance_style=style,
     )
 
 
@@ -271,16 +281,16 @@ def _dtype_name(dtype: str | torch.dtype) -> str:
 
 
 def _find(model: str) -> tuple[ModelSource, Architecture]:
+    if model not in BUILT_IN:  # a built-in name needs no package of anybody else's
+        load_plugins()
     known = ARCHITECTURES.get(model)
     if known is not None and known.build is not None:
         return ModelSource(model, getattr(known.build, "__name__", model)), known
     source = find_source(model)
     if source is None:
-        close = difflib.get_close_matches(model, model_names(), n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
         raise UsageError(
-            f"no model named {model!r}{hint}; expected one of {', '.join(model_names())}, the folder of a diffusers "
-            "pipeline or model, or a hub id (owner/name)"
+            f"no model named {model!r} (nearest: {', '.join(nearest_names(model))}); expected one that "
+            "partition-model --list-models prints, the folder of a pipeline or model of diffusers, or a hub id"
         )
     return source, _known(source, model)
 

@@ -23,6 +23,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from partitioner.errors import PlanError
 from partitioner.graph.ir import TracedGraph
 from partitioner.graph.nesting import nest_arguments
+from partitioner.models.guidance import GuidanceStyle
 from partitioner.plan.build_programs import build_programs
 from partitioner.plan.carry_over import carry_over, check_coverage, check_forward
 from partitioner.plan.differences import boundaries_of, differences_of, is_modified
@@ -74,6 +75,7 @@ class Plan(PlanRecord):
 
     components: N, the length of the chain. placement: node key -> component 0..N-1, in execution order.
     containers: the lists, tuples and empty dicts of inputs and literals; in the file where there are any.
+    guidance_style: how the pipeline does guidance, where it is known; in the file only then.
     branches: 2 if the guidance batch is halved; inputs, fingerprint and placement are then those of one half.
     periods: every how many steps each component recomputes; period is the largest. warmup: exact first steps.
     devices: names, entry r is rank r's.
@@ -88,6 +90,7 @@ class Plan(PlanRecord):
     inputs: Annotated[tuple[PlanInput, ...], Field(min_length=1, max_length=1024), *ARRAY]
     literals: Annotated[tuple[PlanLiteral, ...], Field(max_length=1024), *ARRAY]
     containers: Annotated[tuple[PlanContainer, ...], Field(max_length=1024), *ARRAY] = ()
+    guidance_style: GuidanceStyle | None = None
     components: Size
     branches: Annotated[int, Field(ge=1, le=2)]
     period: Size
@@ -175,6 +178,7 @@ class Plan(PlanRecord):
         warmup: int = 1,
         mode: Mode = "lookahead",
         predictor: PredictorName = "hold",
+        guidance_style: GuidanceStyle | None = None,
     ) -> Self:
         """The plan of a split. PlanError if it does not hold together."""
         in_order = {node.name: placement[node.name] for node in graph.latent_nodes}
@@ -191,6 +195,7 @@ class Plan(PlanRecord):
                 inputs=_inputs_of(graph),
                 literals=tuple(PlanLiteral(path=path, value=value) for path, value in graph.literals),
                 containers=_containers_of(graph),
+                guidance_style=guidance_style,
                 components=components,
                 branches=branches,
                 period=max(periods, default=1),
@@ -217,7 +222,8 @@ class Plan(PlanRecord):
     @cached_property
     def canonical(self) -> bytes:
         """The bytes of the plan's file: fields as in the class, nodes in execution order, one item a line."""
-        unused = set() if self.containers else {"containers"}  # earlier releases know no such field
+        # earlier releases know no such fields
+        unused = {name for name in ("containers", "guidance_style") if not getattr(self, name)}
         text = json.dumps(self.model_dump(mode="json", exclude=unused), ensure_ascii=False, allow_nan=False, indent=1)
         data = (text + "\n").encode()
         if len(data) > MAX_PLAN_BYTES:

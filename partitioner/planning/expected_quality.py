@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from partitioner.errors import UsageError
 from partitioner.graph.ir import TracedGraph
+from partitioner.models.guidance import GuidanceStyle
 from partitioner.models.samplers import refusal_of
 from partitioner.plan.fields import PredictorName
 from partitioner.search.mode import Mode
@@ -30,6 +31,7 @@ class SamplingSetup:
         steps: Of one generation.
         scheduler: A class of diffusers, such as "DDIMScheduler"; None: not known, so that the worst that was measured
             counts.
+        guidance_style: How the pipeline does guidance; None: not known.
 
     >>> SamplingSetup(steps=0)
     Traceback (most recent call last):
@@ -38,6 +40,7 @@ class SamplingSetup:
 
     steps: int = STEPS
     scheduler: str | None = None
+    guidance_style: GuidanceStyle | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:

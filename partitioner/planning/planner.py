@@ -16,7 +16,7 @@ import contextlib
 import importlib.metadata
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from partitioner._version import __version__
@@ -24,6 +24,7 @@ from partitioner.baselines.compare import Baseline, baselines
 from partitioner.costs.node_costs import GraphCosts
 from partitioner.costs.relative_speed import with_speeds
 from partitioner.fleet import Fleet, as_devices, limit_memory
+from partitioner.graph.ir import Role, TracedGraph
 from partitioner.plan.fields import PredictorName, as_label
 from partitioner.plan.plan import Plan
 from partitioner.plan.records import CostSource
@@ -31,7 +32,7 @@ from partitioner.planning.build_problem import build_problem
 from partitioner.planning.candidates import Candidate, find_candidates, seats_of
 from partitioner.planning.choose import advice_on, choose
 from partitioner.planning.expected_quality import Advice, QualityAdvisor
-from partitioner.planning.options import Progress, default_warmup
+from partitioner.planning.options import PlanOptions, Progress, default_warmup
 from partitioner.planning.predicted import predicted_figures
 from partitioner.planning.remeasure import Refinement, refine_split
 from partitioner.planning.request import PlanRequest
@@ -96,6 +97,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
     options, model, advisor = request.options, request.costs, request.advisor
     with clock.measure("trace"):
         traced = request.denoiser.trace(request.traces_halves, progress)
+    options = _allowed(options, traced.whole, progress)
     graphs = {1: traced.whole}
     if request.traces_halves and traced.half is not None:
         graphs[2] = traced.half
@@ -144,6 +146,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
         cost_source=_cost_source(costs, chosen),
         versions=_versions(),
         revision=traced.revision,
+        guidance_style=request.sampling.guidance_style,
     )
     return Planning(
         made,
@@ -168,6 +171,15 @@ def default_predictor(chosen: Candidate, advisor: QualityAdvisor | None) -> Pred
     if chosen.mode == "lookahead":
         return "hold"
     return "adaptive" if advisor is None else advisor.async_predictor(chosen.components)
+
+
+def _allowed(options: PlanOptions, graph: TracedGraph, progress: Progress) -> PlanOptions:
+    """The options, in async mode unless one is asked for, where inputs are new at every step: none can be foreseen."""
+    new = [item.name for item in graph.inputs if item.role is Role.STEP]
+    if not new or options.mode is not None:
+        return options
+    progress(f"async mode only: {', '.join(new[:3])}{', …' if len(new) > 3 else ''} are new at every step")
+    return replace(options, mode="async")
 
 
 def _prove(problem: Problem, chosen: Candidate, fleet: Fleet) -> Certificate:

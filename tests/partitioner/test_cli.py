@@ -19,6 +19,7 @@ from partitioner._version import __version__
 from partitioner.models.spec import model_spec, trace_model
 from partitioner.plan.plan import Plan
 from partitioner.planning import planner
+from partitioner.planning.expected_quality import SamplingSetup
 from tests.support.quality_rows import profile_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -155,6 +156,25 @@ def test_inspect_shows_what_the_plan_says(split: Run, run: Run) -> None:
     shown = json.loads(out)
     assert shown == {name: made[name] for name in shown}
     assert run("inspect", "a.json")[1].startswith("unet-8 (UNet2DConditionModel)")
+
+
+def test_a_name_brings_its_steps_sampler_and_guidance(folder: Path) -> None:
+    def sampling(*arguments: str) -> SamplingSetup:
+        return cli._request(cli._parser().parse_args(["--devices", "2", "--model", *arguments]), False).sampling
+
+    assert sampling("flux") == SamplingSetup(28, "FlowMatchEulerDiscreteScheduler", "embedded")
+    assert sampling("wan", "--steps", "10") == SamplingSetup(10, "UniPCMultistepScheduler", "two-calls")
+    assert sampling("pixart", "--no-guidance") == SamplingSetup(20, "DPMSolverMultistepScheduler", "none")
+    assert sampling("unet-8") == SamplingSetup(50, None, "batch")
+
+
+def test_models_are_listed(run: Run) -> None:
+    code, table, err = run("models")
+    assert (code, err) == (0, "")
+    assert run("--list-models") == (code, table, err)
+    listed = json.loads(run("models", "--json")[1])["models"]
+    assert {row["name"] for row in listed} >= {"svd", "flux2", "hunyuan-video-1.5"}
+    assert run("--list-models", "--devices", "2")[0] == 2
 
 
 def test_options_reach_the_plan(split: Run, folder: Path) -> None:
@@ -325,6 +345,7 @@ def test_help_and_usage_errors_need_no_torch() -> None:
     script = (
         "import sys\nfrom partitioner.cli import main\n"
         "assert main(['--help']) == 0\n"
+        "assert main(['models']) == 0\n"
         "assert main(['--model', 'sd15', '--devices', '0']) == 2\n"
         "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules\n"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,74 +11,113 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from torch import nn
 
 from partitioner.errors import UsageError
-from partitioner.graph.arguments import bind_arguments
-from partitioner.graph.export import fake_mode
+from partitioner.graph.arguments import bind_arguments, flatten_arguments
 from partitioner.graph.ir import Role
-from partitioner.models.registry import model_names
-from partitioner.models.source import find_source
-from partitioner.models.spec import live_spec, model_spec, trace_model
+from partitioner.models.architectures import images
+from partitioner.models.built_in import BUILT_IN, BuiltIn, built_in
+from partitioner.models.inputs import ExampleTensor
+from partitioner.models.spec import ModelSpec, live_spec, model_spec, trace_model
 from tests.support.adapters import load_ip_adapter
-from tests.support.small_models import shapes, shapes_of, small_denoiser, tensors_of, write_pipeline
+from tests.support.small_models import LIKE, shapes, small_denoiser, tensors_of, write_pipeline
+from tests.support.tiny_runs import RUNS, Run, run_animatediff_xl
 
-# Millions of parameters and the arguments of one call with guidance, as published and as the pipelines' defaults are.
-PUBLISHED: dict[str, tuple[int, dict[str, tuple[int, ...]]]] = {
-    "sd15": (860, {"sample": (2, 4, 64, 64), "timestep": (), "encoder_hidden_states": (2, 77, 768)}),
-    "sd21": (866, {"sample": (2, 4, 96, 96), "timestep": (), "encoder_hidden_states": (2, 77, 1024)}),
-    "sdxl": (2567, {
+# Millions of parameters as published, and tokens at the pipeline's default size (of UNets: pixels of the latent).
+PUBLISHED: dict[str, tuple[int, int]] = {
+    "animatediff": (1313, 16 * 64 * 64), "chroma": (8900, 4096), "cogvideox-5b": (5570, 13 * 30 * 45),
+    "cosmos-predict2-2b": (1956, 48 * 85), "flux": (11901, 4096), "flux-fill": (11902, 4096), "flux2": (32223, 4096),
+    "flux2-klein-4b": (3876, 4096), "flux2-klein-9b": (9079, 4096), "hunyuan-image": (17426, 64 * 64),
+    "hunyuan-video": (12821, 33 * 45 * 80), "hunyuan-video-1.5": (8327, 31 * 30 * 53),
+    "kandinsky5-lite": (2008, 31 * 32 * 48), "krea2": (12820, 4096), "ltx-video": (1923, 21 * 16 * 22),
+    "ltx2": (18876, 16 * 16 * 24), "lumina2": (2610, 4096), "mochi": (10028, 4 * 30 * 53), "pixart": (611, 4096),
+    "qwen-image": (20430, 4096), "sana": (1604, 1024), "sd-controlnet": (860, 4096), "sd15": (860, 4096),
+    "sd21": (866, 9216), "sd3": (2028, 4096), "sd35-large": (8057, 4096), "sd35-medium": (2243, 4096),
+    "sdxl": (2567, 128 * 128), "sdxl-inpaint": (2567, 128 * 128), "sdxl-refiner": (2260, 128 * 128),
+    "stable-audio": (1057, 1024), "svd": (1525, 25 * 72 * 128), "wan": (14288, 21 * 30 * 52),
+    "wan21-1.3b": (1419, 21 * 30 * 52), "wan22-i2v-a14b": (14289, 21 * 30 * 52),
+    "wan22-t2v-a14b": (14288, 21 * 30 * 52), "wan22-ti2v-5b": (5000, 31 * 22 * 40),
+    "x4up": (473, 128 * 128), "z-image": (6155, 4096),
+}  # fmt: skip
+# The arguments of one call with guidance, where they are not compared with a pipeline's at that size.
+SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
+    "sdxl": {
         "sample": (2, 4, 128, 128), "timestep": (), "encoder_hidden_states": (2, 77, 2048),
         "added_cond_kwargs.text_embeds": (2, 1280), "added_cond_kwargs.time_ids": (2, 6),
-    }),
-    "svd": (1525, {
+    },
+    "svd": {
         "sample": (2, 25, 8, 72, 128), "timestep": (), "encoder_hidden_states": (2, 1, 1024), "added_time_ids": (2, 3),
-    }),
-    "animatediff": (1313, {
-        "sample": (2, 4, 16, 64, 64), "timestep": (), "encoder_hidden_states": (32, 77, 768),
-    }),
-    "sd3": (2028, {
+    },
+    "animatediff": {"sample": (2, 4, 16, 64, 64), "timestep": (), "encoder_hidden_states": (32, 77, 768)},
+    "sd35-large": {
         "hidden_states": (2, 16, 128, 128), "timestep": (2,), "encoder_hidden_states": (2, 333, 4096),
         "pooled_projections": (2, 2048),
-    }),
-    "flux": (11901, {
+    },
+    "flux": {
         "hidden_states": (1, 4096, 64), "timestep": (1,), "pooled_projections": (1, 768),
         "encoder_hidden_states": (1, 512, 4096), "txt_ids": (512, 3), "img_ids": (4096, 3), "guidance": (1,),
-    }),
-    "pixart": (611, {
+    },
+    "pixart": {
         "hidden_states": (2, 4, 128, 128), "encoder_hidden_states": (2, 300, 4096),
         "encoder_attention_mask": (2, 300), "timestep": (2,),
-    }),
-    "wan": (14289, {
-        "hidden_states": (1, 16, 21, 60, 104), "timestep": (1,), "encoder_hidden_states": (1, 512, 4096),
-    }),
-    "x4up": (473, {
+    },
+    "wan22-ti2v-5b": {
+        "hidden_states": (1, 48, 31, 44, 80), "timestep": (1, 27280), "encoder_hidden_states": (1, 512, 4096),
+    },
+    "x4up": {
         "sample": (2, 7, 128, 128), "timestep": (), "encoder_hidden_states": (2, 77, 1024), "class_labels": (2,),
-    }),
+    },
 }  # fmt: skip
 
 
 def test_every_built_in_name_is_tested() -> None:
-    built_in = [name for name in model_names() if find_source(name) is not None]
-    assert sorted(built_in) == sorted(PUBLISHED)
+    assert sorted(BUILT_IN) == sorted(PUBLISHED)
+    small = {name: LIKE.get(name, name) for name in BUILT_IN}
+    assert {name for name in BUILT_IN if name not in RUNS and small[name] not in RUNS} == {"x4up"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in ("sdxl", "svd", "flux") else []) for name in PUBLISHED],
-)
-def test_built_in_has_its_published_size_and_arguments(name: str) -> None:
-    millions, shapes = PUBLISHED[name]
-    spec = model_spec(name)
-    with fake_mode():
-        parameters = list(spec.build().parameters())
-        arguments = spec.example_inputs()
-    assert round(sum(p.numel() for p in parameters) / 1e6) == pytest.approx(millions, abs=1)
-    assert shapes_of(arguments) == shapes
-    assert arguments["return_dict"] is False
-    assert spec.halves == (1 if name in ("flux", "wan") else 2)
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_has_its_published_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "find_spec", lambda _: True)
+    known, spec = built_in(name), model_spec(name)
+    millions, tokens = PUBLISHED[name]
+    assert round(known.parameters / 1e6) == pytest.approx(millions, abs=1)
+    assert tokens_of(spec, known) == known.tokens == tokens
+    assert (spec.steps, spec.scheduler) == (known.steps, known.pipeline["scheduler"][1])
+    assert hasattr(diffusers, known.pipeline["_class_name"])
+    assert hasattr(diffusers, known.pipeline["scheduler"][1])
     assert spec.revision is None
-    assert getattr(torch, spec.dtype) in {p.dtype for p in parameters}
+    if name in SHAPES:
+        assert {p: t.shape for p, t in flatten(spec.inputs)} == SHAPES[name]
+
+
+def tokens_of(spec: ModelSpec, known: BuiltIn) -> int:
+    """Tokens of one sample: the latent's positions over the volume of a patch."""
+    first = next(tensor for _, tensor in flatten(spec.inputs) if tensor.role is Role.LATENT)
+    channels = [known.config[key] for key in ("in_channels", "in_visual_dim") if key in known.config]
+    if "kandinsky" in spec.name:
+        channels = [2 * channels[0] + 1]
+    sizes = list(first.shape if spec.name == "z-image" else first.shape[1:])
+    sizes.remove(channels[0])
+    patch = known.config.get("patch_size", known.config.get("all_patch_size", [1])[0])
+    volume = math.prod(patch) if isinstance(patch, list) else patch ** (2 if len(sizes) > 1 else 0)
+    return math.prod(sizes) // volume
+
+
+def flatten(inputs: Any, path: str = "") -> list[tuple[str, ExampleTensor]]:
+    if isinstance(inputs, ExampleTensor):
+        return [(path, inputs)]
+    items = inputs.items() if isinstance(inputs, dict) else enumerate(inputs) if isinstance(inputs, list) else ()
+    return [found for key, value in items for found in flatten(value, f"{path}.{key}" if path else str(key))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_so_many_parameters_has_its_module(name: str) -> None:
+    known = built_in(name)
+    with torch.device("meta"):
+        module = getattr(diffusers, known.class_name).from_config(dict(known.config))
+    assert sum(parameter.numel() for parameter in module.parameters()) == known.parameters
 
 
 @pytest.mark.slow
@@ -93,132 +132,21 @@ def test_full_size_traces_without_weights(name: str, latent_nodes: int) -> None:
     assert round(read / 1e6) == pytest.approx(PUBLISHED[name][0], abs=1)  # every parameter is read by some node
 
 
-def tiny_vae() -> diffusers.AutoencoderKL:
-    """Of the usual factor of 8."""
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
-
-
-def run_sd15(unet: Any) -> None:
-    diffusers.StableDiffusionPipeline(
-        tiny_vae(),
-        None,
-        None,
-        unet,
-        diffusers.EulerDiscreteScheduler(steps_offset=1),
-        None,
-        None,
-        requires_safety_checker=False,
-    )(prompt_embeds=torch.ones(1, 77, 16), negative_prompt_embeds=torch.zeros(1, 77, 16), **ONE_STEP)
-
-
-def run_sdxl(unet: Any) -> None:
-    diffusers.StableDiffusionXLPipeline(
-        tiny_vae(), None, None, None, None, unet, diffusers.EulerDiscreteScheduler(), add_watermarker=False
-    )(
-        prompt_embeds=torch.ones(1, 77, 16), negative_prompt_embeds=torch.zeros(1, 77, 16),
-        pooled_prompt_embeds=torch.ones(1, 16), negative_pooled_prompt_embeds=torch.zeros(1, 16), **ONE_STEP,
-    )  # fmt: skip
-
-
-class ImageEncoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.weight.device
-
-    def forward(self, image: torch.Tensor) -> Any:
-        return type("Output", (), {"image_embeds": torch.ones(len(image), 16)})
-
-
-class Features:
-    def __call__(self, images: torch.Tensor, **_: Any) -> Any:
-        return type("Output", (), {"pixel_values": images})
-
-
-def run_svd(unet: Any) -> None:
-    vae = diffusers.AutoencoderKLTemporalDecoder(
-        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4
-    )
-    diffusers.StableVideoDiffusionPipeline(vae, ImageEncoder(), unet, diffusers.EulerDiscreteScheduler(), Features())(
-        torch.zeros(1, 3, 64, 64), **ONE_STEP
-    )
-
-
-def run_animatediff(unet: Any) -> None:
-    diffusers.AnimateDiffPipeline(tiny_vae(), None, None, unet, None, diffusers.DDIMScheduler())(
-        prompt_embeds=torch.ones(1, 77, 16), negative_prompt_embeds=torch.zeros(1, 77, 16), num_frames=3, **ONE_STEP
-    )
-
-
-def run_sd3(transformer: Any) -> None:
-    diffusers.StableDiffusion3Pipeline(
-        transformer, diffusers.FlowMatchEulerDiscreteScheduler(), tiny_vae(), *[None] * 6
-    )(
-        prompt_embeds=torch.ones(1, 333, 16), negative_prompt_embeds=torch.zeros(1, 333, 16),
-        pooled_prompt_embeds=torch.ones(1, 16), negative_pooled_prompt_embeds=torch.zeros(1, 16), **ONE_STEP,
-    )  # fmt: skip
-
-
-def run_flux(transformer: Any) -> None:
-    diffusers.FluxPipeline(
-        diffusers.FlowMatchEulerDiscreteScheduler(), tiny_vae(), None, None, None, None, transformer
-    )(prompt_embeds=torch.ones(1, 512, 16), pooled_prompt_embeds=torch.ones(1, 16), **ONE_STEP)
-
-
-def run_pixart(transformer: Any) -> None:
-    diffusers.PixArtSigmaPipeline(None, None, tiny_vae(), transformer, diffusers.DPMSolverMultistepScheduler())(
-        negative_prompt=None, use_resolution_binning=False,
-        prompt_embeds=torch.ones(1, 300, 16), prompt_attention_mask=torch.ones(1, 300, dtype=torch.int64),
-        negative_prompt_embeds=torch.ones(1, 300, 16),
-        negative_prompt_attention_mask=torch.ones(1, 300, dtype=torch.int64), **ONE_STEP,
-    )  # fmt: skip
-
-
-def run_wan(transformer: Any) -> None:
-    vae = diffusers.AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-    diffusers.WanPipeline(None, None, vae, diffusers.UniPCMultistepScheduler(), transformer)(
-        prompt_embeds=torch.ones(1, 512, 16), negative_prompt_embeds=torch.zeros(1, 512, 16), num_frames=5, **ONE_STEP
-    )
-
-
-ONE_STEP: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 1, "output_type": "latent"}
-
-
-RUNS: dict[str, tuple[Callable[[Any], None], int | None]] = {
-    "sd15": (run_sd15, None), "sdxl": (run_sdxl, None), "svd": (run_svd, 3), "animatediff": (run_animatediff, 3),
-    "sd3": (run_sd3, None), "flux": (run_flux, None), "pixart": (run_pixart, None), "wan": (run_wan, 5),
-}  # fmt: skip
-
-
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed`:FutureWarning", "ignore:In CPU autocast:UserWarning")  # their own
 @pytest.mark.parametrize("name", RUNS)
-def test_arguments_are_those_that_the_pipeline_passes(name: str, tmp_path: Path) -> None:
-    check_arguments(small_denoiser(name), *RUNS[name], tmp_path)
+def test_arguments_are_those_that_the_pipeline_passes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "find_spec", lambda _: True)  # torchvision, which Cosmos needs, and RUNS stands in for
+    run = RUNS[name]
+    check_calls(small_denoiser(name, **run.config), run, tmp_path)
 
 
 def test_so_are_those_of_animatediff_with_sdxl(tmp_path: Path) -> None:
     """Whose motion modules are in the same class of denoiser as those with Stable Diffusion 1."""
     xl = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8,
           "projection_class_embeddings_input_dim": 6 * 8 + 16}  # fmt: skip
-
-    def run(unet: Any) -> None:
-        diffusers.AnimateDiffSDXLPipeline(
-            tiny_vae(), None, None, None, None, unet, None, diffusers.EulerDiscreteScheduler()
-        )(
-            prompt_embeds=torch.ones(1, 77, 16), negative_prompt_embeds=torch.zeros(1, 77, 16), num_frames=3,
-            pooled_prompt_embeds=torch.ones(1, 16), negative_pooled_prompt_embeds=torch.zeros(1, 16), **ONE_STEP,
-        )  # fmt: skip
-
-    check_arguments(small_denoiser("animatediff", **xl), run, 3, tmp_path)
+    check_calls(small_denoiser("animatediff", **xl), Run(run_animatediff_xl, RUNS["animatediff"].sizes), tmp_path)
 
 
 def test_an_ip_adapter_in_the_module_asks_for_its_images() -> None:
@@ -230,25 +158,29 @@ def test_an_ip_adapter_in_the_module_asks_for_its_images() -> None:
         assert unet(**spec.example_inputs())[0].shape == (2, 4, 8, 8)
 
 
-def check_arguments(denoiser: Any, run: Callable[[Any], None], frames: int | None, tmp_path: Path) -> None:
-    """Described arguments are those that a pipeline passes."""
-    calls: list[dict[str, torch.Tensor]] = []
+def check_calls(denoiser: Any, run: Run, tmp_path: Path) -> None:
+    """Described arguments are those that a pipeline passes, and guidance is done as described."""
+    calls: list[dict[str, Any]] = []
     denoiser.register_forward_pre_hook(
-        lambda module, args, kwargs: calls.append(tensors_of(bind_arguments(module, args, kwargs))), with_kwargs=True
+        lambda module, args, kwargs: calls.append(bind_arguments(module, args, kwargs)), with_kwargs=True
     )
-    run(denoiser)
+    run.run(denoiser)
 
-    denoiser.save_config(tmp_path)
-    arguments = tensors_of(
-        model_spec(str(tmp_path), height=64, width=64, frames=frames, dtype="float32").example_inputs()
-    )
-    passed = calls[0]
-    assert {path: tuple(t.shape) for path, t in passed.items()} == {p: tuple(t.shape) for p, t in arguments.items()}
-    for path, tensor in arguments.items():
-        if path == "timestep":  # schedulers give integers or floats; float32 stands for both
-            assert passed[path].dtype in (torch.int64, torch.float32)
+    write_pipeline(tmp_path, run.class_name, denoiser, "transformer", **run.index)
+    spec = model_spec(str(tmp_path), **run.sizes, dtype="float32")
+    described, passed = spec.example_inputs(), calls[0]
+    expected, found = tensors_of(described), tensors_of(passed)
+    assert {path: tuple(t.shape) for path, t in found.items()} == {p: tuple(t.shape) for p, t in expected.items()}
+    for path, tensor in expected.items():
+        if spec.roles[path] is Role.TIMESTEP:  # schedulers give integers or floats; float32 stands for both
+            assert found[path].dtype in (torch.int64, torch.float32)
         else:
-            assert passed[path].dtype is tensor.dtype, path
+            assert found[path].dtype is tensor.dtype, path
+    literals = flatten_arguments(described).literals
+    assert {path: value for path, value in flatten_arguments(passed).literals.items() if path in literals} | {
+        "return_dict": False
+    } == literals
+    assert (spec.guidance_style == "two-calls") == (len(calls) // run.steps == 2)
 
 
 def test_variants_of_known_classes_follow_their_configuration(tmp_path: Path) -> None:

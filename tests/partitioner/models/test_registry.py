@@ -13,7 +13,7 @@ from torch import nn
 from partitioner.errors import UsageError
 from partitioner.graph.ir import Role
 from partitioner.models.inputs import Inputs, latent, prompt, timestep
-from partitioner.models.registry import ARCHITECTURES, Request, model_names, register_model
+from partitioner.models.registry import ARCHITECTURES, Request, load_plugins, model_names, register_model
 from partitioner.models.spec import model_spec, trace_model
 from tests.support.small_models import shapes
 
@@ -32,6 +32,7 @@ def _as_before() -> Iterator[None]:
     """What a test registers is forgotten after it."""
     before = dict(ARCHITECTURES)
     yield
+    load_plugins.cache_clear()
     ARCHITECTURES.clear()
     ARCHITECTURES.update(before)
 
@@ -67,3 +68,54 @@ def test_the_guide_s_example_adds_a_diffusers_class(tmp_path: Path) -> None:
     denoiser.save_config(tmp_path)
     assert shapes(tmp_path)["hidden_states"] == (2, 4, 16, 16)
     assert trace_model(model_spec(str(tmp_path))).latent_nodes
+
+
+PACKAGE = """
+import torch
+from partitioner.models import latent, register_model, timestep
+
+class Shift(torch.nn.Module):
+    def forward(self, x, t):
+        return x + t
+
+@register_model("packaged-shift", build=Shift, guidance_style="none", dtype="float32")
+def shift(request):
+    return {"x": latent(request.rows, 3, 8, 8), "t": timestep()}
+"""
+
+
+def install(folder: Path, package: str, source: str) -> None:
+    """A package as pip leaves it: its module, its metadata, and its entry points."""
+    (folder / f"{package}.py").write_text(source)
+    information = folder / f"{package}-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(f"[partition_model.models]\nshifts = {package}\n")
+
+
+def test_an_installed_package_adds_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "packaged_shifts", PACKAGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    load_plugins.cache_clear()
+    assert "packaged-shift" in model_names()
+    spec = model_spec("packaged-shift")
+    assert (spec.class_name, spec.guidance_style, spec.inputs["x"].shape) == ("Shift", "none", (1, 3, 8, 8))
+    assert len(trace_model(spec).latent_nodes) == 1
+    with pytest.raises(UsageError, match="nearest: packaged-shift"):
+        model_spec("packed-shift")
+
+
+def test_a_package_that_fails_is_warned_about_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(tmp_path, "broken_shifts", "raise RuntimeError('no such weights')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    load_plugins.cache_clear()
+    assert "flux" in model_names()
+    assert "broken_shifts registers (shifts = broken_shifts" in caplog.text
+    assert "RuntimeError: no such weights" in caplog.text
+
+
+def test_a_guidance_style_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="'both'; expected one of batch, two-calls, embedded, none"):
+        register_model("tiny-denoiser", build=TinyDenoiser, guidance_style="both")(lambda request: {})  # type: ignore[arg-type]

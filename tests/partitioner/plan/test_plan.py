@@ -128,6 +128,14 @@ def test_a_plan_keeps_the_structure_of_the_arguments(tmp_path: Path) -> None:
     assert "containers" not in document()  # so that files without such arguments are what they were
 
 
+def test_a_plan_says_how_guidance_is_done_where_that_is_known(tmp_path: Path) -> None:
+    make_plan(chain()).model_copy(update={"guidance_style": "two-calls"}).save(tmp_path / "a.json")
+    assert Plan.load(tmp_path / "a.json").guidance_style == "two-calls"
+    assert "guidance_style" not in document()  # so that files without it are what they were
+    with pytest.raises(PlanError, match="guidance_style"):
+        Plan.parse(document() | {"guidance_style": "both"})
+
+
 def test_arguments_that_contradict_each_other_are_refused() -> None:
     changed = document() | {"containers": [{"path": "sample", "kind": "list"}]}
     with pytest.raises(PlanError, match="argument sample is both a value and a container"):

@@ -119,6 +119,12 @@ def test_each_mode_can_be_asked_for(graphs: tuple[TracedGraph, TracedGraph]) -> 
         assert {c.mode for c in planning.candidates} == {mode}
 
 
+def test_what_is_new_at_every_step_leaves_async_mode_only() -> None:
+    graph = trace(Chain().eval(), arguments(2), {**ROLES, "timestep": "step"})
+    assert plan_for((graph, None)).plan.mode == "async"
+    assert plan_for((graph, None), mode="lookahead").plan.mode == "lookahead"
+
+
 def test_speed_takes_the_fastest_candidate_and_quality_one_that_is_not_stale() -> None:
     """A fold keeps a long skip connection on one device, which no balanced chain can."""
     graph = trace(Skipping().eval(), arguments(2), ROLES)
