@@ -4,13 +4,14 @@ python -m tools.measure links --ranks 2
 python -m tools.measure profile --model sd15-like --output sd15-like.json
 python -m tools.measure costs
 python -m tools.measure messages
+python -m tools.measure models
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tools.measure import costs, links, messages, profile
+from tools.measure import costs, links, messages, models, profile
 from tools.subcommands import run_subcommand
 
 COMMANDS = {
@@ -18,6 +19,7 @@ COMMANDS = {
     "profile": (profile.main, "time (ms) of every distinct operator call of a denoiser, as a cost profile"),
     "costs": (costs.main, "error (%) of times that are predicted from operator costs"),
     "messages": (messages.main, "time (ms) of a step with and without checks of its messages"),
+    "models": (models.main, "seconds and memory (GB) of planning every built-in name"),
 }
 
 
