@@ -195,7 +195,7 @@ class Engine:
             self._distribution.forget(contexts, next_step)
         if self.options.record:
             self._recorded_calls.append((started, Recorder.now()))
-        return tuple(item.to(home) if isinstance(item, torch.Tensor) else item for item in results)
+        return built.graph.output([item.to(home) if isinstance(item, torch.Tensor) else item for item in results])
 
     def _follow_changes(self, *, thorough: bool) -> bool:
         """Notice what was done to the denoiser since the last call, and have this and later calls follow it.

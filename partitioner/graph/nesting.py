@@ -1,4 +1,4 @@
-"""Paths of nested arguments, and the arguments put together again from them.
+"""Paths of nested arguments, and the arguments put together again from them; the same for what a denoiser returns.
 
 The path of a value names the way to it through containers: "added_cond_kwargs.text_embeds" is an entry of a dict,
 "down_block_additional_residuals.0" the first item of a list or a tuple. Which of them a container is stands apart, as
@@ -12,10 +12,48 @@ data; a path about which nothing is said leads through dicts:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 ContainerKind = Literal["list", "tuple", "dict"]
+
+
+OutputForm = tuple[ContainerKind, tuple[tuple[str, Any], ...]] | None
+"""How a denoiser's output holds its values: a container's kind and its entries by key, or None for a value."""
+
+
+def output_form(output: Any) -> OutputForm:
+    """The form of an output; whatever is no list, tuple or dict is a value.
+
+    >>> output_form(([1, 2], 3))
+    ('tuple', (('0', ('list', (('0', None), ('1', None)))), ('1', None)))
+    """
+    if isinstance(output, Mapping):
+        return "dict", tuple((str(key), output_form(item)) for key, item in output.items())
+    if isinstance(output, (list, tuple)):
+        kind: ContainerKind = "list" if isinstance(output, list) else "tuple"
+        return kind, tuple((str(position), output_form(item)) for position, item in enumerate(output))
+    return None
+
+
+def nest_output(form: OutputForm, values: Iterator[Any]) -> tuple[Any, ...]:
+    """An output as a tuple, put together of its values in order: what is in the outermost container, or one value.
+
+    >>> nest_output(output_form({"sample": [0, 0], "rest": 0}), iter("abc"))
+    (['a', 'b'], 'c')
+    """
+    if form is None:
+        return (next(values),)
+    return tuple(_nested(item, values) for _, item in form[1])
+
+
+def _nested(form: OutputForm, values: Iterator[Any]) -> Any:
+    if form is None:
+        return next(values)
+    entries = {key: _nested(item, values) for key, item in form[1]}
+    if form[0] == "dict":
+        return entries
+    return list(entries.values()) if form[0] == "list" else tuple(entries.values())
 
 
 def nest_arguments(values: Mapping[str, Any], containers: Mapping[str, str]) -> dict[str, Any]:

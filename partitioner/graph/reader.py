@@ -16,6 +16,7 @@ from partitioner.graph.arguments import FlatArguments, flatten_arguments
 from partitioner.graph.constants import MAX_CONSTANT_BYTES, number_in, tensor_data
 from partitioner.graph.ir import CONSTANT, Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
 from partitioner.graph.modules import calling_module
+from partitioner.graph.nesting import OutputForm, output_form
 from partitioner.graph.storages import Storages, find_storages
 from partitioner.graph.torch_private import OpOverload, draws_random_numbers, tree_unflatten
 from partitioner.graph.trace_failure import UNKNOWN_VALUES
@@ -107,6 +108,7 @@ class ExportReader:
             nodes=nodes,
             results=results,
             containers=tuple(self.arguments.containers.items()),
+            form=_nested_form(self.program, len(results)),
         )
 
     def _user_inputs(self) -> list[str | None]:
@@ -262,6 +264,13 @@ def _paths(program: ExportedProgram) -> list[str]:
     _, kwargs = tree_unflatten(list(range(in_spec.num_leaves)), in_spec)
     path_of = {number: path for path, number in flatten_arguments(kwargs).values.items()}
     return [path_of[number] for number in range(in_spec.num_leaves)]
+
+
+def _nested_form(program: ExportedProgram, results: int) -> OutputForm:
+    """The form of the output where a container in it holds another, else None."""
+    out_spec = program.call_spec.out_spec
+    form = output_form(tree_unflatten([None] * results, out_spec)) if out_spec is not None else None
+    return form if form is not None and any(item is not None for _, item in form[1]) else None
 
 
 def _target_name(target: Any, model: str, module: str) -> str:

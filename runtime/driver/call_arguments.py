@@ -142,6 +142,8 @@ class CallReader:
 
     def parts(self, tensors: Tensors, count: int) -> list[dict[str, torch.Tensor]]:
         """Split the inputs into ``count`` parts of equally many rows; one part where that is not possible."""
+        if self._latent.path.rpartition(".")[0] in {item.path for item in self._plan.containers}:
+            return [dict(tensors)]  # a list of samples, each without rows
         return split_rows(tensors, self._latent.path, {path: i.shape for path, i in self._planned.items()}, count)
 
     def example(self, tensors: Tensors, form: CallForm) -> dict[str, Any]:

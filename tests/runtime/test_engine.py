@@ -83,6 +83,66 @@ def test_compile_gives_two_branches_where_it_is_told_how_a_half_looks() -> None:
     assert largest_difference(run(DENOISER, plan, trajectory), own) < 1e-4
 
 
+class ListOfSamples(nn.Module):
+    """Takes a list of samples of any size and returns one, as Z-Image does, with a dict beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: list[torch.Tensor], t: torch.Tensor, texts: tuple[torch.Tensor, ...]) -> Any:
+        hidden = torch.cat([self.first(sample) + text.mean() for sample, text in zip(x, texts, strict=True)])
+        made = list((self.second(hidden) * t.mean()).split([len(sample) for sample in x]))
+        return made, {"all": hidden, "none": None}
+
+
+def test_lists_of_tensors_go_in_and_out() -> None:
+    denoiser = ListOfSamples().eval()
+    inputs = {
+        "x": [torch.randn(2, 4), torch.randn(6, 4)],
+        "t": torch.ones(1),
+        "texts": (torch.randn(3), torch.randn(5)),
+    }
+    plan = partitioner.compile(
+        denoiser, inputs, {"x": "latent", "t": "timestep", "texts": "prompt"}, 2, options=PlanOptions(force=True)
+    )
+    options = EngineOptions(transport="emulation", exact=True, microbatches=2)  # samples are no rows
+    with Engine(denoiser, plan, options) as engine, torch.no_grad():
+        for changed in (inputs, {**inputs, "x": [torch.randn(4, 4), torch.randn(2, 4)]}):
+            samples, rest = engine(**changed)
+            wanted, wanted_rest = denoiser(**changed)
+            assert [type(samples), type(rest)] == [list, dict]
+            assert all(map(torch.equal, samples, wanted))
+            assert torch.equal(rest["all"], wanted_rest["all"])
+            assert rest["none"] is None
+
+
+class PerToken(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.time, self.first, self.second = nn.Linear(1, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> Any:
+        scale = self.time(t[..., None] / 1000)
+        return (self.second(self.first(x) * (scale if t.dim() == 2 else scale[:, None])),)
+
+
+def test_a_timestep_for_each_token_is_another_kind_of_call() -> None:
+    denoiser, x, t = PerToken().eval(), torch.randn(1, 5, 4), torch.tensor([900.0])
+    plan = partitioner.compile(
+        denoiser, {"x": x, "t": t}, {"x": "latent", "t": "timestep"}, 2, options=PlanOptions(force=True)
+    )
+    with Engine(denoiser, plan, EngineOptions(transport="emulation", warmup=1)) as engine, torch.no_grad():
+        for value in (900.0, 500.0, 100.0):
+            per_token = torch.full((1, 5), value)
+            per_token[:, 0] = 0  # a frame that is given
+            exact = engine(x, per_token)[0]
+            if value == 900.0:
+                assert torch.equal(exact, denoiser(x, per_token)[0])
+        assert engine.stats.async_steps == 2
+        assert torch.equal(engine(x, t)[0], denoiser(x, t)[0])
+
+
 def test_a_plan_serves_the_denoiser_in_another_dtype() -> None:
     denoiser = toy().to(torch.bfloat16)
     trajectory = Trajectory()

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_leaves
 
 from partitioner.graph.arguments import flatten_arguments
-from partitioner.graph.nesting import nest_arguments
+from partitioner.graph.nesting import nest_arguments, nest_output, output_form
 
 _NAMES = st.text(st.characters(exclude_characters="."), min_size=1, max_size=3)
 _LITERALS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3)
@@ -51,3 +52,12 @@ def test_arguments_come_back_as_they_were(arguments: dict[str, Any]) -> None:
 def test_paths_that_contradict_each_other(paths: list[str], containers: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         nest_arguments(dict.fromkeys(paths), containers)
+
+
+@given(_NESTED)
+@settings(max_examples=60, deadline=None)
+def test_outputs_come_back_as_they_were(output: Any) -> None:
+    leaves = tree_leaves(output, is_leaf=lambda item: item is None)
+    expected = tuple(output.values()) if isinstance(output, dict) else output
+    expected = tuple(expected) if isinstance(expected, (list, tuple)) else (expected,)
+    assert exact(nest_output(output_form(output), iter(leaves))) == exact(expected)
