@@ -1,12 +1,14 @@
-"""What a command does as a process: keeps freed memory, ends on Ctrl-C, and does work in a forked process beside it."""
+"""What a process does as one: keeps freed memory, ends on Ctrl-C and after its threads, works in a fork beside it."""
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
@@ -42,6 +44,34 @@ def interrupted(program: str) -> int:
     exec("")
     print(f"{program}: interrupted", file=sys.stderr)
     return INTERRUPTED
+
+
+LATE_S = 10.0  # how long Python's end waits for threads that should have ended
+_late: list[threading.Thread] = []
+
+
+def await_threads(threads: Iterable[threading.Thread], timeout_s: float) -> None:
+    """Wait until daemon threads have ended, but not this one; for those that are late Python's end waits once more.
+
+    A thread that comes out of torch while Python ends cannot have the interpreter any more, and takes the whole process
+    down with it (std::terminate, SIGABRT).
+
+    Args:
+        threads: They have been told to end.
+        timeout_s: How long to wait for each now.
+    """
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join(timeout=timeout_s)
+            if thread.is_alive():
+                _late.append(thread)
+
+
+@atexit.register
+def _await_late() -> None:
+    deadline = time.monotonic() + LATE_S
+    while _late:
+        _late.pop().join(timeout=max(0.0, deadline - time.monotonic()))
 
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
 
-from partitioner.process import keep_freed_memory
+from partitioner.process import await_threads, keep_freed_memory
 from runtime.errors import ConnectionBroke, EngineClosed, EngineError, RankStalled, StartupError
 from runtime.ranks.base import Ranks
 from runtime.ranks.diagnosis import diagnose
@@ -237,8 +237,7 @@ class ProcessRanks(Ranks):
         for handle in handles:
             handle.process.ending(timeout_s=_GRACE_S)
         self._rendezvous.fail(EngineError("the engine is closed"))
-        for thread in self._threads:
-            thread.join(timeout=_GRACE_S)
+        await_threads(self._threads, _GRACE_S)
         if self._mailbox is not None:
             self._mailbox.close()
         for handle in handles:

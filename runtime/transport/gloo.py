@@ -20,6 +20,7 @@ from datetime import timedelta
 import torch
 
 from partitioner.graph.torch_private import Store, gloo_group
+from partitioner.process import await_threads
 from runtime.errors import EngineError, MessageError, RankOutOfMemory, bytes_wanted
 from runtime.transport.gloo_channel import GlooChannel
 from runtime.transport.header import (
@@ -39,6 +40,7 @@ from runtime.transport.layout import as_bytes, dense, fills_memory, from_bytes
 from runtime.transport.mailbox import Expected, Mailbox, MessageKey, PeerLost
 
 _WITHOUT_END = timedelta(days=3650)  # None would mean the group's own, short, timeout
+_GRACE_S = 2.0  # for a receive whose peer has ended
 
 
 class GlooMailbox(Mailbox):
@@ -206,9 +208,7 @@ class GlooMailbox(Mailbox):
         self.fail(EngineError("the engine is closed"))
         with self._changed:
             self._changed.notify_all()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(timeout=2)
+        await_threads(self._threads, _GRACE_S)
         for channel in self._channels.values():
             channel.close()
         self._arrived.clear()

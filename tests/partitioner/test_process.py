@@ -1,4 +1,4 @@
-"""What a command does as a process: keeps freed memory, ends on Ctrl-C, and does work in a forked process beside it."""
+"""What a process does as one: keeps freed memory, ends after its threads, and does work in a fork beside it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from partitioner.process import beside
+from partitioner.process import await_threads, beside
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,3 +115,57 @@ def test_a_process_with_threads_is_not_forked() -> None:
     finally:
         stop.set()
         thread.join()
+
+
+def test_who_waits_for_itself_does_not() -> None:
+    await_threads([threading.current_thread()], 60)
+
+
+# A thread receives over gloo from a peer that ends a second after the thread was waited for; or while Python ends,
+# where that comes first.
+LATE = """
+import sys, threading, time
+from datetime import timedelta
+import torch
+from torch.distributed import HashStore
+from partitioner.graph.torch_private import gloo_group
+from partitioner.process import await_threads
+
+store, groups = HashStore(), {}
+
+def connect(rank):
+    groups[rank] = gloo_group(store, rank, 2, host="127.0.0.1", timeout=timedelta(seconds=60))
+
+def receive():
+    try:
+        groups[0].recv([torch.zeros(4)], 1, 1).wait(timedelta(days=1))
+    except RuntimeError:
+        pass
+
+def end_peer():
+    time.sleep(1)
+    groups.pop(1)
+
+class AtPythonsEnd:
+    def __del__(self):
+        groups.pop(1, None)
+        time.sleep(0.5)
+
+connecting = [threading.Thread(target=connect, args=(rank,)) for rank in range(2)]
+for thread in connecting:
+    thread.start()
+for thread in connecting:
+    thread.join()
+receiving = threading.Thread(target=receive, daemon=True)
+receiving.start()
+sys.last = AtPythonsEnd()
+ending = threading.Thread(target=end_peer, daemon=True)
+ending.start()
+await_threads([receiving, ending], 0.01)
+"""
+
+
+@pytest.mark.slow
+def test_a_thread_that_comes_late_out_of_torch_does_not_abort_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", LATE], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
