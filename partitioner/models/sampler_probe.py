@@ -85,6 +85,7 @@ class Sampler:
         return tuple(b / a for a, b in zip(self.scale, self.noisy, strict=True))
 
 
+_METHODS = ("step", "scale_model_input", "add_noise", "scale_noise")  # that the owner may replace
 _kept: OrderedDict[object, Sampler] = OrderedDict()
 
 
@@ -111,11 +112,17 @@ def probe(scheduler: Any) -> Sampler:
 
 
 def _settings(scheduler: Any) -> tuple[object, ...]:
-    """What decides how a scheduler steps: its configuration, its timesteps and its noise levels."""
+    """What decides how a scheduler steps: configuration, attributes, methods, timesteps and noise levels."""
     tensors = [getattr(scheduler, name, None) for name in ("timesteps", "sigmas")]
     values = [tuple(t.detach().flatten().tolist()) if isinstance(t, torch.Tensor) else None for t in tensors]
     config = getattr(scheduler, "config", {})
-    return (repr(sorted((config if isinstance(config, Mapping) else vars(config)).items(), key=str)), *values)
+    held = vars(scheduler) if hasattr(scheduler, "__dict__") else {}
+    own = [
+        (name, value) for name, value in held.items() if name[0] != "_" and isinstance(value, (bool, int, float, str))
+    ]
+    steps = [getattr(method, "__func__", method) for method in (getattr(scheduler, name, None) for name in _METHODS)]
+    settings = sorted((config if isinstance(config, Mapping) else vars(config)).items(), key=str)
+    return (repr(settings), repr(sorted(own)), *steps, *values)
 
 
 def _found(scheduler: Any) -> Sampler:
@@ -124,7 +131,7 @@ def _found(scheduler: Any) -> Sampler:
     failures: list[Exception] = []
     for copied in (copy.deepcopy, _made_anew):
         try:
-            with _random_numbers_kept(), torch.no_grad():
+            with _random_numbers_kept(), _put_back(scheduler), torch.no_grad():
                 sampler = _tried(scheduler, copied)
         except Exception as error:  # whatever a class of somebody else's raises when it is stepped without its pipeline
             failures.append(error)
@@ -167,8 +174,21 @@ def _random_numbers_kept() -> Iterator[None]:
         numpy.random.set_state(state)
 
 
+@contextmanager
+def _put_back(scheduler: Any) -> Iterator[None]:
+    """Leave a scheduler as it was: a step that its owner has wrapped steps the scheduler itself, not the copy."""
+    held = {name: list(value) if isinstance(value, list) else value for name, value in vars(scheduler).items()}
+    try:
+        yield
+    finally:
+        vars(scheduler).clear()
+        vars(scheduler).update(held)
+
+
 def _made_anew(scheduler: Any) -> Any:
     """A scheduler of the same class and configuration with the same timesteps."""
+    if any(name in vars(scheduler) for name in _METHODS):
+        raise ValueError("its owner has replaced a method of it")
     made = type(scheduler).from_config(scheduler.config)
     made.set_timesteps(getattr(scheduler, "num_inference_steps", None) or len(scheduler.timesteps))
     if not torch.equal(made.timesteps.cpu(), scheduler.timesteps.cpu()):

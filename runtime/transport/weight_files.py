@@ -117,7 +117,7 @@ class MappedFile:
         self._descriptor = os.open(file, os.O_RDONLY)  # so that it can be asked of when it has no name any more
         try:
             with safe_open(file, framework="pt") as opened:
-                self.tensors = {name: opened.get_tensor(name) for name in names}
+                self.tensors = {name: _alone(opened.get_tensor(name)) for name in names}
             if self.is_changed or FileState.of(file) != state:
                 raise OSError(f"{file} was written to")
         except BaseException:
@@ -172,7 +172,7 @@ def at_offset(tensor: torch.Tensor, offset: int) -> torch.Tensor:
     dense = tensor.untyped_storage().nbytes() == tensor.nbytes
     if tensor.device.type != "cpu" or not dense or offset_of(tensor) == offset or offset % tensor.element_size():
         return tensor
-    room = torch.empty(offset + tensor.nbytes, dtype=torch.uint8)[offset:]
+    room = _alone(torch.empty(offset + tensor.nbytes, dtype=torch.uint8)[offset:])
     return room.view(tensor.dtype).as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
@@ -181,6 +181,11 @@ def _mapped(file: Path, name: str) -> torch.Tensor:
     with safe_open(file, framework="pt") as opened:
         tensor: torch.Tensor = opened.get_tensor(name)
         return tensor
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in the same memory, as if that held nothing else: who saves it looks at all that its storage holds."""
+    return torch.from_numpy(_bytes(tensor).numpy()).view(tensor.dtype).view(tensor.shape)
 
 
 def _same_bytes(stored: torch.Tensor, tensor: torch.Tensor) -> bool:

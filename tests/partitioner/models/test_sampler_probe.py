@@ -56,6 +56,22 @@ def test_noise_is_noticed_where_only_the_configuration_asks_for_it() -> None:
     assert probe(scheduler_of(DPM, {**BETAS, "algorithm_type": "sde-dpmsolver++"}, 10)).noise
 
 
+def test_a_step_that_its_owner_has_wrapped_is_tried_anew_and_steps_nothing_of_the_owners() -> None:
+    scheduler = scheduler_of("EulerDiscreteScheduler", BETAS, 10)
+    assert not probe(scheduler).noise
+    inner = scheduler.step
+
+    def noisy(*args: Any, **kwargs: Any) -> Any:
+        latent, *others = inner(*args, **kwargs)
+        return (latent + torch.randn_like(latent), *others)
+
+    scheduler.step = noisy
+    before = dict(vars(scheduler))
+    assert probe(scheduler).noise
+    assert vars(scheduler) == before
+    assert scheduler.step_index is None
+
+
 def test_nothing_of_the_user_is_touched() -> None:
     scheduler = scheduler_of("EulerAncestralDiscreteScheduler", BETAS, 11)
     before = {name: value for name, value in vars(scheduler).items() if not isinstance(value, torch.Tensor)}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from partitioner.graph.ir import Parameter, TensorMeta
@@ -114,6 +114,8 @@ def test_whoever_reads_released_parameters_sees_their_values(module: Loaded, tmp
     assert same(values(pickle.loads(pickle.dumps(module))), before)
     torch.save(module.state_dict(), tmp_path / "state.pt")
     assert same(torch.load(tmp_path / "state.pt"), before)
+    save_model(module, str(tmp_path / "model.safetensors"))  # which refuses parts of larger storages
+    assert same(load_file(tmp_path / "model.safetensors"), before)
     save_file(module.state_dict(), tmp_path / "a.safetensors")  # the file that they lie in
     assert torch.equal(module.two(module.one(inputs)), expected)
     assert not weights.lost()
