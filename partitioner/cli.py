@@ -250,9 +250,11 @@ def _request(arguments: argparse.Namespace, untouched: bool) -> PlanRequest:
         guidance=not arguments.no_guidance,
         dtype=arguments.dtype or costs.default_dtype,
     )
+    if spec.recorded is not None:
+        _progress(spec.recorded)
     steps = (spec.steps or STEPS) if arguments.steps is None else arguments.steps
     return PlanRequest(
-        FromSpec(spec, fork=untouched and costs.live is None),
+        FromSpec(spec, fork=untouched and costs.live is None and spec.recorded is None),
         devices,
         costs,
         options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from runtime.second_denoisers import counted
 from runtime.torchrun import join, launched
 from runtime.transport.weights import check_in_memory
 
+logger = logging.getLogger("runtime")
+
 
 @contextmanager
 def parallelize(
@@ -32,6 +35,7 @@ def parallelize(
     *,
     devices: Sequence[str] | int | None = None,
     sizes: Mapping[str, Any] | None = None,
+    call: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Iterator[Engine]:
     """Run a pipeline's denoiser by a plan inside a ``with`` block; its end gives the denoiser back and ends the ranks.
@@ -44,6 +48,8 @@ def parallelize(
             devices in order, beginning with the pipeline's, if it is on one, else cpu.
         sizes: what to make a plan for, as keyword arguments of ``partitioner.models.model_spec``: height, width,
             frames, batch, guidance.
+        call: what the pipeline will be called with, for a plan made now: arguments that cannot be guessed, such as
+            {"image_embeds": embeds}. How it then calls its denoiser is found by running a copy without weights.
         overrides: single fields of EngineOptions, such as exact=True.
 
     Yields:
@@ -64,7 +70,7 @@ def parallelize(
     with plain_denoiser(pipe, denoiser_name(pipe)) as denoiser:
         takeover = Takeover(denoiser)
         if plan is None:
-            loaded = plan_for(pipe, devices, sizes or {})
+            loaded = plan_for(pipe, devices, sizes or {}, call=call)
         else:
             loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
         devices, options = _places(denoiser, loaded, devices, options, transport_is_given="transport" in overrides)
@@ -104,7 +110,12 @@ def _places(
 
 
 def plan_for(
-    pipe: Any, devices: Sequence[str] | int | None, sizes: Mapping[str, Any], options: PlanOptions = DEFAULTS
+    pipe: Any,
+    devices: Sequence[str] | int | None,
+    sizes: Mapping[str, Any],
+    options: PlanOptions = DEFAULTS,
+    *,
+    call: Mapping[str, Any] | None = None,
 ) -> Plan:
     """A plan for a pipeline in memory, as it is: what was done to its denoiser (LoRA, fused layers, hooks) is planned.
 
@@ -115,6 +126,7 @@ def plan_for(
         devices: Names, or how many.
         sizes: What it is made for; see parallelize.
         options: What else to ask for.
+        call: Arguments that the pipeline will be called with; see parallelize.
 
     Raises:
         InputError: ``devices`` is None.
@@ -135,8 +147,10 @@ def plan_for(
         raise InputError("without a plan, say for how many devices to make one: parallelize(pipe, devices=2)")
     denoiser = uncompiled(getattr(pipe, denoiser_name(pipe)))
     check_in_memory(denoiser)
-    live = str(denoiser.device)
-    spec = live_spec(denoiser, pipe, **sizes)
+    live = str(next(denoiser.parameters()).device)
+    spec = live_spec(denoiser, pipe, **sizes, call=call)
+    if spec.recorded is not None:
+        logger.info(spec.recorded)
     sampler = type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None
     request = PlanRequest(
         FromSpec(spec, Takeover(denoiser).bare()),

@@ -78,10 +78,14 @@ TOUCH_TORCH = {
     "partitioner.graph.torch_private",
     "partitioner.graph.trace_failure",
     "partitioner.models.build",
+    "partitioner.models.recorded",
     "partitioner.models.sampler_probe",
     "partitioner.models.samplers",
+    "partitioner.models.seen_calls",
     "partitioner.models.source",
     "partitioner.models.spec",
+    "partitioner.models.stand_ins",
+    "partitioner.models.unweighted",
     "partitioner.process",
     "partitioner.staleness.measured",
 }
@@ -91,6 +95,7 @@ NEED_TORCH = TOUCH_TORCH - {
     "partitioner.models.build",
     "partitioner.models.source",
     "partitioner.models.spec",
+    "partitioner.models.unweighted",
     "partitioner.process",
 }
 

@@ -26,7 +26,11 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         ["partitioner.errors"],
     ),
     ("so are errors at run time", "runtime/test_engine.py", ["runtime.errors"]),
-    ("its docstring's examples say it all", "test_doctests.py", ["partitioner.models.guidance", "partitioner.tables"]),
+    (
+        "their docstrings' examples say it all",
+        "test_doctests.py",
+        ["partitioner.models.guidance", "partitioner.models.sizes", "partitioner.tables"],
+    ),
     (
         "what AsyncDiff does is compared with what this project's splits do",
         "partitioner/baselines/test_compare.py",

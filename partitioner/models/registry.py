@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+class NotDescribed(UsageError):
+    """A description does not know how denoisers of such a configuration are called; the pipeline may show it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """The sizes that a denoiser is to be traced for, and its configuration.

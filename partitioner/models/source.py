@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from partitioner.errors import UsageError, first_line
 from partitioner.models.built_in import BUILT_IN, built_in
 from profiles.json_files import JsonFileError, read_json
 
+_WEIGHTS = [f"*.{end}" for end in ("safetensors", "bin", "pt", "pth", "ckpt", "gguf", "onnx*", "msgpack", "h5")]
 _MAX_BYTES = 1_000_000
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -32,6 +33,8 @@ class ModelSource:
         revision: The commit on the hub; None for what is not from there.
         sizes: Default height, width and frames, where they are not those of its class.
         steps: Of one generation, by the pipeline's default; None where that is not known.
+        part: What its pipeline calls it; None where that is not known.
+        place: The folder or hub id of its pipeline; None where that is not known.
     """
 
     name: str
@@ -42,6 +45,8 @@ class ModelSource:
     revision: str | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     steps: int | None = None
+    part: str | None = None
+    place: str | None = None
 
 
 def find_source(model: str) -> ModelSource | None:
@@ -94,7 +99,31 @@ def _from_files(name: str, find: Reader, model: str) -> ModelSource:
             f"{model} is a {index.get('_class_name', 'pipeline')} without a unet/config.json or transformer/config.json"
         )
     vae_file = find("vae/config.json") if "vae" in index else None
-    return _from_config(name, config_file, index, _read(vae_file) if vae_file else {})
+    source = _from_config(name, config_file, index, _read(vae_file) if vae_file else {})
+    return replace(source, part=part, place=model)
+
+
+def pipeline_folder(source: ModelSource) -> Path:
+    """The folder of a source's pipeline, with all of its files but the weights; one on the hub is downloaded.
+
+    Raises:
+        UsageError: The source is of no pipeline, or the hub cannot be reached.
+    """
+    if source.place is None:
+        raise UsageError(
+            f"{source.name} is a {source.class_name}, whose arguments are not known, without a pipeline that could "
+            f"show them: give the folder of its pipeline, describe its call with "
+            f'@register_model("{source.class_name}") from partitioner.models, or use '
+            "partitioner.compile(module, example_inputs, devices=...)"
+        )
+    if Path(source.place).is_dir():
+        return Path(source.place)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source.place, revision=source.revision, ignore_patterns=_WEIGHTS))
+    except Exception as error:
+        raise _unreachable(source.place, error) from error
 
 
 def _from_config(

@@ -5,7 +5,9 @@ Torch and diffusers are imported only when something is built.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,17 +21,20 @@ from partitioner.models.build import build_denoiser
 from partitioner.models.built_in import BUILT_IN
 from partitioner.models.guidance import GuidanceStyle, guidance_style
 from partitioner.models.inputs import ExampleTensor, Inputs
-from partitioner.models.registry import ARCHITECTURES, Architecture, Request, load_plugins, nearest_names
-from partitioner.models.source import ModelSource, diffusers_class, find_source
+from partitioner.models.registry import ARCHITECTURES, Architecture, NotDescribed, Request, load_plugins, nearest_names
+from partitioner.models.sizes import Sizes
+from partitioner.models.source import ModelSource, diffusers_class, find_source, pipeline_folder
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from partitioner.graph.ir import TracedGraph
+    from partitioner.models.recorded import Recording
 
 
 DTYPES = ("float16", "bfloat16", "float32")
+_RECORDED_DTYPE = "bfloat16"  # of a denoiser that no description names another for
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class ModelSpec:
         scheduler: The class of the pipeline's sampler; None where it is not known.
         steps: Of one generation, by the pipeline's default; None where that is not known.
         guidance_style: How guidance is done, see ``guidance_style``.
+        recorded: What a call of the pipeline showed, in words; None where a description gave the inputs.
     """
 
     name: str
@@ -63,6 +69,7 @@ class ModelSpec:
     scheduler: str | None = None
     steps: int | None = None
     guidance_style: GuidanceStyle = "none"
+    recorded: str | None = None
 
     def load(self) -> None:
         """Import what building and tracing need, which takes seconds; else the first ``trace_model`` does it."""
@@ -170,8 +177,26 @@ def model_spec(
     >>> spec.inputs["sample"].shape, spec.halves, spec.dtype
     ((2, 4, 32, 32), 2, 'float32')
     """
+    sizes = Sizes(height, width, frames, batch, guidance)
     source, architecture = _find(model)
-    return _spec(source, architecture, _Sizes(height, width, frames, batch, guidance), dtype)
+    if architecture is not None:
+        try:
+            return _spec(source, architecture, sizes, dtype)
+        except NotDescribed:
+            if source.place is None:
+                raise
+    dtype = _dtype_name(_RECORDED_DTYPE if dtype is None else dtype)
+    folder = pipeline_folder(source)
+
+    from partitioner.models.recorded import record
+    from partitioner.models.stand_ins import StandIns
+    from partitioner.models.unweighted import build_pipeline
+
+    stand_ins = StandIns()
+    assert source.part is not None
+    pipe = build_pipeline(folder, source.pipeline, dtype, stand_ins)
+    recording = record(pipe, source.part, stand_ins, sizes)
+    return _recorded(source, recording, sizes, dtype, diffusers_class(source.class_name))
 
 
 def live_spec(
@@ -183,8 +208,12 @@ def live_spec(
     frames: int | None = None,
     batch: int = 1,
     guidance: bool = True,
+    call: Mapping[str, Any] | None = None,
 ) -> ModelSpec:
     """The spec of a denoiser in memory, for the dtype that it has.
+
+    How it is called is read from its class's description, or else found by running a copy of the pipeline that has no
+    weights for a few steps.
 
     Args:
         denoiser: The module.
@@ -194,11 +223,14 @@ def live_spec(
         frames: Of the video.
         batch: Images or videos per prompt.
         guidance: Whether classifier-free guidance is used.
+        call: Arguments that the pipeline will be called with, such as a control image. The call is then found by
+            running, whatever its class; what is not given is guessed.
 
     Raises:
-        UsageError: The arguments of its class are not known, or it cannot have that size.
+        UsageError: No call of the pipeline can be guessed, or it cannot have that size.
     """
     load_plugins()
+    sizes = Sizes(height, width, frames, batch, guidance)
     class_name = type(denoiser).__name__
     vae = getattr(pipeline, "vae", None)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(str(getattr(pipeline, "name_or_path", ""))).name).strip("-._")
@@ -209,35 +241,52 @@ def live_spec(
         pipeline={"_class_name": type(pipeline).__name__, **dict(pipeline.config)},
         vae=dict(vae.config) if vae is not None else {},
     )
-    architecture = _known(source, class_name)
-    return _spec(source, architecture, _Sizes(height, width, frames, batch, guidance), denoiser.dtype, denoiser)
+    if class_name in ARCHITECTURES and call is None:
+        with contextlib.suppress(NotDescribed):
+            return _spec(source, ARCHITECTURES[class_name], sizes, denoiser.dtype, denoiser)
+
+    from partitioner.graph.torch_private import uncompiled
+    from partitioner.models.recorded import record
+    from partitioner.models.stand_ins import StandIns
+    from partitioner.models.unweighted import twin_of
+
+    stand_ins = StandIns()
+    part = next(name for name, value in vars(pipeline).items() if value is denoiser or uncompiled(value) is denoiser)
+    recording = record(twin_of(pipeline, stand_ins), part, stand_ins, sizes, call)
+    return _recorded(source, recording, sizes, _dtype_name(denoiser.dtype), type(denoiser))
 
 
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    height: int | None
-    width: int | None
-    frames: int | None
-    batch: int
-    guidance: bool
-
-    def check(self, model: str, video: bool) -> None:
-        for option in ("height", "width", "frames", "batch"):
-            value = getattr(self, option)
-            if value is not None and value < 1:
-                raise UsageError(f"--{option} is {value}; expected 1 or more")
-        if self.frames is not None and not video:
-            raise UsageError(f"{model} makes images, which have no frames; leave --frames out")
+def _recorded(source: ModelSource, recording: Recording, sizes: Sizes, dtype: str, cls: Any) -> ModelSpec:
+    """The spec that follows from a recording. cls: the denoiser's class."""
+    taken = inspect.signature(cls.forward).parameters
+    more = {"return_dict": False} if "return_dict" in taken else {}
+    both = {**recording.seen.inputs(dtype), **more}
+    half = both if recording.half is None else {**recording.half.inputs(dtype), **more}
+    return ModelSpec(
+        name=source.name,
+        class_name=source.class_name,
+        inputs=both,
+        branch_inputs=half,
+        halves=1 if recording.half is None else 2,
+        batch=sizes.batch,
+        dtype=dtype,
+        make=partial(build_denoiser, source.class_name, dict(source.config)),
+        revision=source.revision,
+        scheduler=_scheduler_of(source.pipeline),
+        guidance_style=recording.guidance,
+        recorded=f"{source.class_name} as its pipeline calls it: {recording.seen}; guidance: {recording.guidance}",
+    )
 
 
 def _spec(
     source: ModelSource,
     architecture: Architecture,
-    sizes: _Sizes,
+    sizes: Sizes,
     dtype: str | torch.dtype | None,
     denoiser: Any = None,
 ) -> ModelSpec:
-    sizes.check(source.name, architecture.video)
+    if sizes.frames is not None and not architecture.video:
+        raise UsageError(f"{source.name} makes images, which have no frames; leave --frames out")
     config = dict(source.config)
     style = guidance_style(architecture.guidance_style, config, source.pipeline, sizes.guidance)
     halves = 2 if style == "batch" else 1
@@ -280,7 +329,7 @@ def _dtype_name(dtype: str | torch.dtype) -> str:
     return name
 
 
-def _find(model: str) -> tuple[ModelSource, Architecture]:
+def _find(model: str) -> tuple[ModelSource, Architecture | None]:
     if model not in BUILT_IN:  # a built-in name needs no package of anybody else's
         load_plugins()
     known = ARCHITECTURES.get(model)
@@ -292,15 +341,4 @@ def _find(model: str) -> tuple[ModelSource, Architecture]:
             f"no model named {model!r} (nearest: {', '.join(nearest_names(model))}); expected one that "
             "partition-model --list-models prints, the folder of a pipeline or model of diffusers, or a hub id"
         )
-    return source, _known(source, model)
-
-
-def _known(source: ModelSource, model: str) -> Architecture:
-    if source.class_name not in ARCHITECTURES:
-        classes = ", ".join(name for name, known in ARCHITECTURES.items() if known.build is None)
-        raise UsageError(
-            f"{model} is a {source.class_name}, whose arguments are not known; known are {classes}. Describe its call "
-            f'with @register_model("{source.class_name}") from partitioner.models, or use '
-            "partitioner.compile(module, example_inputs, roles, devices=...)"
-        )
-    return ARCHITECTURES[source.class_name]
+    return source, ARCHITECTURES.get(source.class_name)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from partitioner.errors import UsageError
 from partitioner.models.inputs import Inputs, latent, prompt, step, timestep
-from partitioner.models.registry import Request, register_model
+from partitioner.models.registry import NotDescribed, Request, register_model
 
 
 @register_model("UNet2DConditionModel")
@@ -32,7 +31,7 @@ def _unet_2d_condition(request: Request) -> Inputs:
         inputs["added_cond_kwargs"] = images
     elif config["addition_embed_type"] not in (None, "text") or config["class_embed_type"] is not None:
         kind = config["addition_embed_type"] or config["class_embed_type"]
-        raise UsageError(
+        raise NotDescribed(
             f"a UNet2DConditionModel with {kind!r} conditioning is not known; use "
             "partitioner.compile(module, example_inputs, roles, devices=...)"
         )

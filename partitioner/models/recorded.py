@@ -1,0 +1,205 @@
+"""record: runs a pipeline without its weights for a few steps, and finds out how it calls its denoiser."""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+
+from partitioner.errors import UsageError, first_line
+from partitioner.graph.ir import Role
+from partitioner.models.guidance import GuidanceStyle
+from partitioner.models.pipeline_call import guessed_calls, guidance_arguments, missing_arguments
+from partitioner.models.seen_calls import SeenCall, SeenRoles, roles_of, see
+from partitioner.models.sizes import Sizes
+from partitioner.models.stand_ins import StandIns
+
+_STEPS = (3, 2, 12)  # few, exactly two as some distilled models ask for, and enough for one of two denoisers by turns
+_MOST_CALLS = 100  # after which a pipeline without a number of steps is stopped
+
+
+@dataclass(frozen=True)
+class Recording:
+    """How a pipeline calls its denoiser.
+
+    Attributes:
+        seen: The arguments and roles of its calls.
+        half: Those without guidance, where with it a call holds both halves in one batch that can be split; else None.
+        guidance: "batch": both halves in one call; "two-calls": one after the other, with the same latent and timestep;
+            "embedded": its scale is an argument of the denoiser; "none": none was seen.
+        arguments: What the pipeline was called with.
+    """
+
+    seen: SeenRoles
+    half: SeenRoles | None
+    guidance: GuidanceStyle
+    arguments: tuple[str, ...]
+
+
+def record(
+    pipe: Any, name: str, stand_ins: StandIns, sizes: Sizes, given: Mapping[str, Any] | None = None
+) -> Recording:
+    """Run a pipeline of stand-ins and look at how it calls its denoiser.
+
+    Args:
+        pipe: The pipeline, from ``build_pipeline`` or ``twin_of``.
+        name: What the pipeline calls its denoiser.
+        stand_ins: What made its modules.
+        sizes: What to call it for.
+        given: Arguments for its call; what is not given is guessed from its signature.
+
+    Raises:
+        UsageError: No call of it could be guessed, or the calls show no noisy sample.
+    """
+    runs = _Runs(pipe, name, stand_ins)
+    call, seen, calls = _first_success(runs, sizes, dict(given or {}))
+    if not sizes.guidance:
+        return Recording(seen, None, "none", tuple(call))
+    half, style = _without_guidance(runs, call, seen, calls, given or {})
+    return Recording(seen, half, style, tuple(call))
+
+
+def _first_success(
+    runs: _Runs, sizes: Sizes, given: dict[str, Any]
+) -> tuple[dict[str, Any], SeenRoles, list[SeenCall]]:
+    """The first of the guessed calls that reaches the denoiser in two steps, and what it shows."""
+    failures: list[str] = []
+    for steps in _STEPS:
+        without = sizes if sizes.guidance else None
+        for guessed in guessed_calls(runs.pipe, runs.denoiser, sizes, steps, given):
+            off = dict.fromkeys(guidance_arguments(runs.pipe), 1.0) if without is None else {}
+            call = {**guessed, **off, **given}
+            calls, failure = runs.run(call, 0)
+            if failure is None or len(calls) > 1:
+                try:
+                    return call, roles_of(calls, runs.run(call, 1)[0]), calls
+                except UsageError as error:
+                    failure = str(error) if calls else f"it did not call its {runs.name}"
+            failures.append(f"with {', '.join(_shown(call))}: {failure.rstrip('.')}")
+    missing = missing_arguments(runs.pipe, call)
+    tried = "; ".join(dict.fromkeys((failures[0], failures[-1])))
+    what = f"it needs {', '.join(missing)}, which cannot be guessed" if missing else tried
+    raise UsageError(
+        f"how {type(runs.pipe).__name__} calls its {runs.name} was to be found by trying it out, but {what}. Give "
+        "arguments that it can be called with: parallelize(pipe, devices=N, call={...})"
+    )
+
+
+def _shown(call: Mapping[str, Any]) -> list[str]:
+    return [name for name in call if name not in ("output_type", "use_resolution_binning", "expand_prompts")]
+
+
+def _without_guidance(
+    runs: _Runs, call: Mapping[str, Any], seen: SeenRoles, calls: list[SeenCall], given: Mapping[str, Any]
+) -> tuple[SeenRoles | None, GuidanceStyle]:
+    """What calls look like without guidance, if with it they hold both halves; and the style of guidance."""
+    names = [name for name in guidance_arguments(runs.pipe) if name not in given]
+    style: GuidanceStyle = "two-calls" if seen.calls_per_step > 1 else "none"
+    for scale in (1.0, 0.0) if names else ():
+        others, _ = runs.run({**call, **dict.fromkeys(names, scale)}, 0)
+        alone = seen.of(others) if others else None
+        if alone is None:
+            continue
+        if alone.calls_per_step < seen.calls_per_step:
+            return None, "two-calls"
+        if 2 * alone.rows == seen.rows:
+            return (alone if _is_half(alone, seen) else None), "batch"
+        if style == "none" and _prompts(others[0], seen) != _prompts(calls[0], seen):
+            style = "embedded"
+    return None, style
+
+
+def _is_half(alone: SeenRoles, seen: SeenRoles) -> bool:
+    """Whether a call without guidance has the arguments of one with it, with fewer rows."""
+    tensors, both = alone.example.tensors, seen.example.tensors
+    return all(
+        tensors[path].shape[1:] == both[path].shape[1:] and tensors[path].dtype == both[path].dtype for path in both
+    )
+
+
+def _prompts(call: SeenCall, seen: SeenRoles) -> list[Any]:
+    """The arguments of a call that stay the same for a trajectory."""
+    kept = [path for path in call.tensors if seen.roles.get(path) is Role.PROMPT]
+    return [call.tensors[path].name for path in kept] + list(call.literals.values())
+
+
+class _Enough(BaseException):
+    """Ends a pipeline's call of which enough was seen."""
+
+
+class _Runs:
+    """Runs one pipeline of stand-ins again and again, each time from the same state."""
+
+    def __init__(self, pipe: Any, name: str, stand_ins: StandIns) -> None:
+        self.pipe = pipe
+        self.name = name
+        self.denoiser = getattr(pipe, name)
+        self._stand_ins = stand_ins
+
+    def run(self, call: Mapping[str, Any], variant: int) -> tuple[list[SeenCall], str | None]:
+        """The denoiser's calls in a call of the pipeline, and why that ended early, if so.
+
+        Args:
+            call: Arguments of the pipeline's call.
+            variant: Of the denoiser's outputs.
+        """
+        calls: list[SeenCall] = []
+
+        def note(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+            calls.append(see(self.denoiser, args, kwargs, output, self._stand_ins.given))
+            if len(calls) >= _MOST_CALLS:
+                raise _Enough
+
+        self._stand_ins.variant = variant
+        self._stand_ins.given.clear()
+        try:
+            with _undisturbed(), self._stand_ins.watch(self.denoiser, note), torch.no_grad():
+                _fresh(self.pipe)(**copy.copy(dict(call)))
+        except _Enough:
+            pass
+        except Exception as error:
+            return calls, first_line(error) or type(error).__name__
+        return calls, None
+
+
+def _fresh(pipe: Any) -> Any:
+    """A copy of a pipeline with a sampler of its own, so that no run sees what another left."""
+    import diffusers
+
+    made = copy.copy(pipe)
+    for name, value in list(vars(pipe).items()):
+        if isinstance(value, diffusers.SchedulerMixin) or type(value).__module__.startswith("diffusers.guiders"):
+            vars(made)[name] = copy.deepcopy(value)
+    vars(made)["_progress_bar_config"] = {"disable": True}
+    return made
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Inside it random numbers begin anew and warnings are not shown; afterwards all of that is as before."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    drawn, state = random.getstate(), numpy.random.get_state()
+    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
+            transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+            torch.manual_seed(0)
+            random.seed(0)
+            numpy.random.seed(0)  # what pipelines that use numpy's own generator draw from
+            yield
+    finally:
+        random.setstate(drawn)
+        numpy.random.set_state(state)
+        diffusers_logging.set_verbosity(levels[0])
+        transformers_logging.set_verbosity(levels[1])
