@@ -23,8 +23,6 @@ from partitioner.graph.torch_private import FakeTensor, tree_leaves
 from partitioner.models.inputs import ExampleTensor, Inputs
 from partitioner.models.stand_ins import digest_of
 
-Shape = tuple[int, ...]
-
 
 @dataclass(frozen=True)
 class SeenTensor:
@@ -38,7 +36,7 @@ class SeenTensor:
         given: Whether another module gave it as it is.
     """
 
-    shape: Shape
+    shape: tuple[int, ...]
     dtype: str
     name: bytes
     number: float | None = None
@@ -61,7 +59,7 @@ class SeenCall:
     literals: Mapping[str, Argument]
     containers: Mapping[str, str]
     paths: tuple[str, ...]
-    outputs: tuple[Shape, ...]
+    outputs: tuple[tuple[int, ...], ...]
 
     @property
     def form(self) -> tuple[Any, ...]:
