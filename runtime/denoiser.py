@@ -19,10 +19,11 @@ from torch import nn
 
 from partitioner.graph.arguments import bind_arguments
 from partitioner.graph.torch_private import compiled_call_set_aside, uncompiled, without_own_hooks
-from runtime.engine import Engine
+from runtime.engine import Engine, EngineCalls
 from runtime.errors import InputError
 
 DENOISER_NAMES = ("unet", "transformer")
+Computing = Engine | EngineCalls  # what computes a denoiser's calls
 
 logger = logging.getLogger("runtime")
 
@@ -31,7 +32,7 @@ def denoiser_name(pipe: Any) -> str:
     """The name of the attribute that holds a pipeline's denoiser: "unet" or "transformer".
 
     Raises:
-        InputError: the pipeline has no denoiser or two, or an engine computes for it already.
+        InputError: the pipeline has no denoiser or two.
 
     >>> from types import SimpleNamespace
     >>> denoiser_name(SimpleNamespace(unet=torch.nn.Identity()))
@@ -44,10 +45,21 @@ def denoiser_name(pipe: Any) -> str:
             f"a {type(pipe).__name__} has {found}; expected a diffusers pipeline with one denoiser, as "
             f"{' or '.join(DENOISER_NAMES)}"
         )
-    forward = vars(uncompiled(getattr(pipe, names[0]))).get("forward")
+    return names[0]
+
+
+def check_free(pipe: Any, name: str) -> None:
+    """Check that an attribute of a pipeline holds a denoiser that no engine computes for.
+
+    Raises:
+        InputError: it holds no module, or an engine computes for it already.
+    """
+    module = getattr(pipe, name, None)
+    if not isinstance(module, nn.Module):
+        raise InputError(f"a plan is given for {name}, and this {type(pipe).__name__} has no such module")
+    forward = vars(uncompiled(module)).get("forward")
     if isinstance(forward, EngineForward) and forward.engine is not None:
         raise InputError("this pipeline is already inside a parallelize block; leave it first")
-    return names[0]
 
 
 @contextmanager
@@ -81,7 +93,7 @@ class _MethodInstead:
         self._owner = owner
         self._name = name
         self._before = vars(owner).get(name)  # what somebody else has put on the instance
-        self.engine: Engine | None = None  # while it computes
+        self.engine: Computing | None = None  # while it computes
         functools.update_wrapper(cast(Any, self), getattr(owner, name))  # for those who read its signature
 
     @property
@@ -91,7 +103,7 @@ class _MethodInstead:
         return method
 
     @contextmanager
-    def in_place(self, engine: Engine) -> Iterator[None]:
+    def in_place(self, engine: Computing) -> Iterator[None]:
         """Stand for the method inside the block, unless somebody replaces this in turn, which then stays."""
         self.engine = engine
         setattr(self._owner, self._name, self)
@@ -140,7 +152,7 @@ class EngineForward(_MethodInstead):
         """Make one denoiser call; arguments and result are the denoiser's own, return_dict included."""
         return self.original(*args, **kwargs) if self.engine is None else self._compute(self.engine, args, kwargs)
 
-    def _compute_by_engine(self, engine: Engine, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _compute_by_engine(self, engine: Computing, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             raise InputError(
@@ -191,7 +203,7 @@ class Takeover:
         return made
 
     @contextmanager
-    def by(self, engine: Engine) -> Iterator[None]:
+    def by(self, engine: Computing) -> Iterator[None]:
         """Have the engine compute the denoiser's calls inside the block; afterwards the denoiser is as it was.
 
         What somebody puts around the methods inside the block stays, and works.

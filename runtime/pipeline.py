@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,13 +16,15 @@ from torch import nn
 from partitioner.graph.torch_private import uncompiled
 from partitioner.plan.plan import Plan
 from partitioner.planning.options import DEFAULTS, PlanOptions
-from runtime.denoiser import Takeover, denoiser_name, plain_denoiser
-from runtime.engine import Engine
+from runtime.denoiser import Takeover, check_free, denoiser_name, plain_denoiser
+from runtime.engine import Engine, PlannedDenoiser
 from runtime.errors import InputError, PlanMismatch
 from runtime.options import EngineOptions
-from runtime.second_denoisers import counted
+from runtime.second_denoisers import counted, second_denoisers
 from runtime.torchrun import join, launched
 from runtime.transport.weights import check_in_memory
+
+PlanOrFile = Plan | str | os.PathLike[str]
 
 logger = logging.getLogger("runtime")
 
@@ -30,7 +32,7 @@ logger = logging.getLogger("runtime")
 @contextmanager
 def parallelize(
     pipe: Any,
-    plan: Plan | str | os.PathLike[str] | None = None,
+    plan: PlanOrFile | Mapping[str, PlanOrFile] | None = None,
     options: EngineOptions | None = None,
     *,
     devices: Sequence[str] | int | None = None,
@@ -42,7 +44,9 @@ def parallelize(
 
     Args:
         pipe: a diffusers pipeline with a ``unet`` or a ``transformer``.
-        plan: a Plan, a plan file, or None to make a plan now for ``devices``.
+        plan: a Plan, a plan file, or None to make a plan now for ``devices``. Further denoisers of the same class that
+            the pipeline has, such as Wan 2.2's transformer_2, are run by it too. Or a plan for each denoiser by its
+            name in the pipeline; those that are left out are the pipeline's to run.
         options: how to run the plan.
         devices: one per rank, such as ["cuda:0", "cuda:1"], or how many. Default: as many as the plan has ranks; cuda
             devices in order, beginning with the pipeline's, if it is on one, else cpu.
@@ -67,20 +71,76 @@ def parallelize(
     options = replace(options or EngineOptions(), **overrides)
     if options.transport == "processes":
         join(options.startup_timeout_s)
-    with plain_denoiser(pipe, denoiser_name(pipe)) as denoiser:
-        takeover = Takeover(denoiser)
-        if plan is None:
-            loaded = plan_for(pipe, devices, sizes or {}, call=call)
-        else:
-            loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
-        devices, options = _places(denoiser, loaded, devices, options, transport_is_given="transport" in overrides)
-        scheduler = partial(getattr, pipe, "scheduler", None)
-        with (
-            Engine(denoiser, loaded, options, devices=devices, scheduler=scheduler, traced=takeover.bare) as engine,
-            takeover.by(engine),
-            counted(pipe, denoiser, engine.pass_by),
-        ):
-            yield engine
+    with ExitStack() as stack:
+        names = list(plan) if isinstance(plan, Mapping) else [denoiser_name(pipe)]
+        if not names:
+            raise InputError("an empty mapping of plans; expected a plan for each denoiser by its name in the pipeline")
+        for name in names:
+            check_free(pipe, name)
+        seconds = second_denoisers(pipe, uncompiled(getattr(pipe, names[0])))
+        if not isinstance(plan, Mapping):
+            names += seconds
+        denoisers: dict[str, PlannedDenoiser] = {}
+        takeovers: dict[str, Takeover] = {}
+        plans = _plans(pipe, plan, names, devices, sizes or {}, call)
+        for name in names:
+            denoiser = stack.enter_context(plain_denoiser(pipe, name))
+            takeovers[name] = Takeover(denoiser)
+            denoisers[name] = PlannedDenoiser(denoiser, plans[name], takeovers[name].bare)
+        first = denoisers.pop(names[0])
+        devices, options = _places(
+            first.denoiser, first.plan, devices, options, transport_is_given="transport" in overrides
+        )
+        engine = stack.enter_context(
+            Engine(
+                first.denoiser,
+                first.plan,
+                options,
+                devices=devices,
+                scheduler=partial(getattr, pipe, "scheduler", None),
+                traced=first.traced,
+                others=denoisers,
+            )
+        )
+        for name, takeover in takeovers.items():
+            stack.enter_context(takeover.by(engine.others.get(name, engine)))
+        stack.enter_context(counted(seconds, names, engine.pass_by))
+        yield engine
+
+
+def _plans(
+    pipe: Any,
+    plan: PlanOrFile | Mapping[str, PlanOrFile] | None,
+    names: Sequence[str],
+    devices: Sequence[str] | int | None,
+    sizes: Mapping[str, Any],
+    call: Mapping[str, Any] | None,
+) -> dict[str, Plan]:
+    """The plan of each denoiser, by its name in the pipeline; denoisers of one make share one."""
+    if isinstance(plan, Mapping):
+        return {name: _load(plan[name]) for name in names}
+    if plan is not None:
+        return dict.fromkeys(names, _load(plan))
+    plans: dict[str, Plan] = {}
+    for name in names:
+        like = [other for other in plans if _are_alike(getattr(pipe, other), getattr(pipe, name))]
+        plans[name] = plans[like[0]] if like else plan_for(pipe, devices, sizes, call=call, name=name)
+    return plans
+
+
+def _load(plan: PlanOrFile) -> Plan:
+    return plan if isinstance(plan, Plan) else Plan.load(plan)
+
+
+def _are_alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules have the same class, configuration and parameters, but for these' values."""
+
+    def make(module: nn.Module) -> tuple[Any, ...]:
+        module = uncompiled(module)
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in module.named_parameters()}
+        return type(module), dict(getattr(module, "config", {})), shapes
+
+    return make(one) == make(other)
 
 
 def _places(
@@ -116,6 +176,7 @@ def plan_for(
     options: PlanOptions = DEFAULTS,
     *,
     call: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> Plan:
     """A plan for a pipeline in memory, as it is: what was done to its denoiser (LoRA, fused layers, hooks) is planned.
 
@@ -127,6 +188,7 @@ def plan_for(
         sizes: What it is made for; see parallelize.
         options: What else to ask for.
         call: Arguments that the pipeline will be called with; see parallelize.
+        name: Of the denoiser in the pipeline. Default: its unet or transformer.
 
     Raises:
         InputError: ``devices`` is None.
@@ -145,7 +207,7 @@ def plan_for(
 
     if devices is None:
         raise InputError("without a plan, say for how many devices to make one: parallelize(pipe, devices=2)")
-    denoiser = uncompiled(getattr(pipe, denoiser_name(pipe)))
+    denoiser = uncompiled(getattr(pipe, name or denoiser_name(pipe)))
     check_in_memory(denoiser)
     live = str(next(denoiser.parameters()).device)
     spec = live_spec(denoiser, pipe, **sizes, call=call)

@@ -27,6 +27,11 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     ),
     ("so are errors at run time", "runtime/test_engine.py", ["runtime.errors"]),
     (
+        "the driver of a denoiser is all of an engine but the start and the end",
+        "runtime/test_engine_changes.py",
+        ["runtime.driver.denoiser_driver"],
+    ),
+    (
         "their docstrings' examples say it all",
         "test_doctests.py",
         ["partitioner.models.guidance", "partitioner.models.sizes", "partitioner.tables"],

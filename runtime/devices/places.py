@@ -29,13 +29,13 @@ def local_places(devices: Sequence[str]) -> list[Place]:
     return [Place("", device, free[device]) for device in devices]
 
 
-def check_memory(plan: Plan, places: Sequence[Place], *, held_on: str | None) -> None:
-    """Check that every place has the memory that the plan predicts for its ranks together.
+def check_memory(plans: Sequence[Plan], places: Sequence[Place], *, held_on: Sequence[str | None]) -> None:
+    """Check that every place has the memory that the plans predict for its ranks together.
 
     Args:
-        plan: the plan that the ranks will run.
+        plans: by denoiser, the plans that the ranks will run.
         places: rank -> its place.
-        held_on: the driver's device that holds the denoiser's parameters already, where ranks on it in the driver's
+        held_on: by denoiser, the driver's device that holds its parameters already, where ranks on it in the driver's
             process use them as they are; None where every rank but the driver's needs its own copy.
 
     Raises:
@@ -44,10 +44,11 @@ def check_memory(plan: Plan, places: Sequence[Place], *, held_on: str | None) ->
     needed: dict[Place, int] = {}
     ranks_on: dict[Place, list[int]] = {}
     for rank, place in enumerate(places):
-        branch, component = seat_of(rank, plan.components)
-        predicted = plan.predicted.components[branch * plan.components + component]
-        there = place.device == held_on or (held_on is None and rank == 0)
-        needed[place] = needed.get(place, 0) + predicted.memory_bytes - there * predicted.parameter_bytes
+        for plan, held in zip(plans, held_on, strict=True):
+            branch, component = seat_of(rank, plan.components)
+            predicted = plan.predicted.components[branch * plan.components + component]
+            there = place.device == held or (held is None and rank == 0)
+            needed[place] = needed.get(place, 0) + predicted.memory_bytes - there * predicted.parameter_bytes
         ranks_on.setdefault(place, []).append(rank)
     for place, ranks in ranks_on.items():
         if place.free_bytes is not None and needed[place] > place.free_bytes:

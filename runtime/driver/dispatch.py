@@ -27,7 +27,7 @@ from runtime.driver.call_arguments import CallReader, Tensors
 from runtime.driver.distribution import Distribution
 from runtime.driver.traced_graphs import BuiltGraph
 from runtime.driver.trajectory import Trajectory
-from runtime.ranks.base import Ranks
+from runtime.ranks.base import DenoiserRanks
 from runtime.transport.layout import joined
 from runtime.transport.mailbox import MessageKey
 from runtime.worker.commands import Evaluate, Join
@@ -52,7 +52,7 @@ class Batch:
 class Dispatcher:
     """Sends each call's commands and inputs to the ranks, runs rank 0's own part, and joins the results."""
 
-    def __init__(self, plan: Plan, ranks: Ranks, calls: CallReader, distribution: Distribution) -> None:
+    def __init__(self, plan: Plan, ranks: DenoiserRanks, calls: CallReader, distribution: Distribution) -> None:
         self._plan = plan
         self._ranks = ranks
         self._calls = calls

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 
@@ -12,7 +12,7 @@ from partitioner.plan.ranks import seat_of
 from runtime.driver.preamble import PreambleRunner
 from runtime.driver.traced_graphs import BuiltGraph
 from runtime.options import EngineOptions
-from runtime.ranks.base import Ranks
+from runtime.ranks.base import DenoiserRanks
 from runtime.transport.mailbox import MessageKey
 from runtime.transport.weights import Weights, meta_of
 from runtime.worker.commands import Build, Forget, ForgetGraphs, Load, SendBack
@@ -24,7 +24,18 @@ from runtime.worker.worker import PARAMETER_CONTEXT
 class Distribution:
     """What each rank of an engine has been given so far: components of graphs, and parameters."""
 
-    def __init__(self, plan: Plan, options: EngineOptions, ranks: Ranks, weights: Weights) -> None:
+    def __init__(
+        self, plan: Plan, options: EngineOptions, ranks: DenoiserRanks, weights: Weights, lists: Iterator[int]
+    ) -> None:
+        """Give nothing yet.
+
+        Args:
+            plan: of the denoiser.
+            options: of the engine.
+            ranks: what it is given to.
+            weights: the denoiser's.
+            lists: the numbers that lists of parameters get, 1 and above; the tables of their messages are negative.
+        """
         self._plan = plan
         self._ranks = ranks
         self._weights = weights
@@ -35,7 +46,7 @@ class Distribution:
         self._held: list[dict[str, torch.Tensor]] = [{} for _ in range(plan.ranks)]
         self._outdated = False  # whether the ranks have graphs of what the denoiser was before it was changed
         self._preambles: dict[int, PreambleRunner] = {}  # by table
-        self._lists = 0  # Load commands so far
+        self._lists = lists
 
     def give(self, built: BuiltGraph) -> bool:
         """Give every rank its component of a graph and the parameters that it lacks; False if it has been done."""
@@ -144,9 +155,8 @@ class Distribution:
         for rank in range(1, self._plan.ranks if lost else 0):
             wanted = {path: lost.pop(id(tensor)) for path, tensor in self._held[rank].items() if id(tensor) in lost}
             if wanted:
-                self._lists += 1
                 parameters = tuple(Parameter(path, path, meta_of(tensor)) for path, tensor in wanted.items())
-                command = SendBack(-self._lists, parameters, rank)
+                command = SendBack(-next(self._lists), parameters, rank)
                 mailbox = self._ranks.worker.mailbox
                 mailbox.register(command.table, command.wires)
                 self._ranks.command(rank, command)
@@ -156,13 +166,12 @@ class Distribution:
 
     def _send_parameters(self, rank: int, missing: tuple[Parameter, ...]) -> None:
         """Have a rank read parameters from files, and send it those that no file holds."""
-        self._lists += 1
         stored_in = self._weights.files_of(missing) if self._in_processes else {}
         files = self._ranks.readable(rank, {path: stored.file for path, stored in stored_in.items()})
         sent = tuple(p for p in missing if p.path not in files)
         stored = tuple(p for p in missing if p.path in files)
         offsets = self._weights.offsets_of((*sent, *stored))
-        load = Load(-self._lists, sent, tuple((p, files[p.path]) for p in stored), offsets)
+        load = Load(-next(self._lists), sent, tuple((p, files[p.path]) for p in stored), offsets)
         mailbox = self._ranks.worker.mailbox
         self._ranks.command(rank, load)
         mailbox.register(load.table, load.wires)

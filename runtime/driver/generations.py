@@ -198,8 +198,8 @@ class Generations:
             names = ", ".join(f"{name} ({count} calls)" for name, count in self.passed_by.items())
             lessons["passed by"] = (
                 f"the pipeline has a second denoiser, which the plan does not cover: {names}. The pipeline runs it "
-                "whole, so that the plan's speed-up holds for the other calls only. No plan covers both yet: expect "
-                "less than predicted."
+                "whole, so that the plan's speed-up holds for the other calls only. Give parallelize a plan for each "
+                "by its name in the pipeline."
             )
         for kind, sentence in lessons.items():
             if kind not in self._warned:

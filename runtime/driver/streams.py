@@ -18,6 +18,7 @@ Of one caller the OPEN streams that were used last are kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -172,9 +173,13 @@ class Streams:
         run_mode: how trajectories are run.
         branches: of the plan.
         microbatches: at most so many share a trajectory's messages.
+        numbers: the numbers that trajectories' contexts get, 1 + microbatches apart.
+        warned: what the user has been warned of.
     """
 
-    def __init__(self, run_mode: RunMode, branches: int, microbatches: int) -> None:
+    def __init__(
+        self, run_mode: RunMode, branches: int, microbatches: int, numbers: Iterator[int], warned: set[str]
+    ) -> None:
         self._run_mode = run_mode
         self._branches = branches
         self._numbers_each = 1 + microbatches
@@ -182,9 +187,9 @@ class Streams:
         self._ended: list[Trajectory] = []  # that ranks have not been told to forget
         self._calls = 0  # so far
         self._free: list[tuple[int, int]] = []  # (number, the step to go on from) of contexts that were forgotten
-        self._numbers = 0
-        self._warned: set[str] = set()
-        self.generations = Generations(self._warned)
+        self._numbers = numbers
+        self._warned = warned
+        self.generations = Generations(warned)
 
     def of(self, call: DenoiserCall) -> Stream:
         """The stream that a call belongs to, which has taken the call's inputs."""
@@ -259,8 +264,7 @@ class Streams:
         if self._free:
             number, base = self._free.pop()
         else:
-            number, base = self._numbers, 0
-            self._numbers += self._numbers_each
+            number, base = next(self._numbers), 0
         trajectory = Trajectory(number, self._run_mode, self._warned, max(base, self._calls), cause)
         stream = Stream(call, trajectory, generation)
         generation.open += 1

@@ -5,9 +5,8 @@ Two calls are of one kind if their shapes, dtypes, literal arguments and contain
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,16 +47,30 @@ class TracedGraphs:
     """Traces a denoiser for the calls that it is given, checks each graph against the plan, and keeps it."""
 
     def __init__(
-        self, denoiser: nn.Module, plan: Plan, calls: CallReader, traced: Callable[[], nn.Module] | None = None
+        self,
+        denoiser: nn.Module,
+        plan: Plan,
+        calls: CallReader,
+        tables: Iterator[int],
+        traced: Callable[[], nn.Module] | None = None,
     ) -> None:
+        """Trace nothing yet.
+
+        Args:
+            denoiser: what is called.
+            plan: how its graphs are split.
+            calls: reads its calls by that plan.
+            tables: the numbers that graphs get.
+            traced: gives what stands for the denoiser when it is traced; None: itself.
+        """
         self._denoiser = denoiser
-        self._traced = traced or (lambda: denoiser)  # gives what stands for the denoiser when it is traced
+        self._traced = traced or (lambda: denoiser)
         self._plan = plan
         self._calls = calls
         self._graphs: dict[CallSignature, BuiltGraph] = {}
         self._is_plans = False  # whether the denoiser is known to be the plan's, by its graph
         self._former: dict[CallSignature, BuiltGraph] = {}  # of what the denoiser was before it was changed
-        self._tables = itertools.count()
+        self._tables = tables
 
     def forget(self) -> None:
         """Trace the denoiser anew for every call from now on: it was changed.

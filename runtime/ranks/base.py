@@ -17,7 +17,9 @@ import torch
 from runtime.devices.stream import DeviceStream
 from runtime.ranks.rank_report import Report
 from runtime.transport.local import LocalMailbox
-from runtime.worker.commands import Build, Forget, ForgetGraphs, Load, RankCommand, SendBack, Setup
+from runtime.transport.mailbox import Mailbox
+from runtime.worker.commands import Build, Forget, ForgetGraphs, Load, RankCommand, SendBack, Setup, WorkerCommand
+from runtime.worker.recording import Recorder
 from runtime.worker.waiting import Waiting
 from runtime.worker.worker import Worker
 
@@ -25,17 +27,17 @@ T = TypeVar("T")
 
 
 class Ranks(ABC):
-    """The ranks of one engine.
+    """The ranks of one engine, each with a worker for every denoiser that the engine runs.
 
-    worker: rank 0's own, which runs in the driver's thread and on ``stream``.
+    workers: rank 0's own, by denoiser, which run in the driver's thread and on ``stream``.
     """
 
-    worker: Worker
+    workers: Sequence[Worker]
 
     @property
     def stream(self) -> DeviceStream:
         """The device stream of rank 0."""
-        return DeviceStream(0, self.worker.device)
+        return DeviceStream(0, self.workers[0].device)
 
     @abstractmethod
     def command(self, rank: int, command: RankCommand) -> None:
@@ -71,16 +73,48 @@ class Ranks(ABC):
         """End every rank; nothing is left running. May be called again."""
 
 
-def local_workers(setups: Sequence[Setup]) -> list[Worker]:
-    """The workers of ranks in one process, connected by LocalMailboxes."""
+class DenoiserRanks:
+    """The ranks of an engine as the driver of one of its denoisers sees them.
+
+    worker: rank 0's own for this denoiser.
+    """
+
+    def __init__(self, ranks: Ranks, denoiser: int) -> None:
+        self._ranks = ranks
+        self._denoiser = denoiser
+        self.worker = ranks.workers[denoiser]
+        self.readable = ranks.readable
+        self.wait_loaded = ranks.wait_loaded
+
+    def command(self, rank: int, command: WorkerCommand) -> None:
+        """Tell a rank other than 0 what to do next for this denoiser; returns at once."""
+        self._ranks.command(rank, RankCommand(self._denoiser, command))
+
+    def run(self, work: Waiting[T]) -> T:
+        """Run rank 0's own work to its end; see Ranks."""
+        return self._ranks.run(work)
+
+
+Setups = Sequence[Setup]  # of one rank, by denoiser
+
+
+def workers_of(setups: Setups, mailbox: Mailbox) -> list[Worker]:
+    """The workers of one rank, by denoiser. mailbox: the rank's."""
+    recorder = Recorder() if setups[0].record else None
+    return [Worker(setup, mailbox, recorder) for setup in setups]
+
+
+def local_workers(setups: Sequence[Setups]) -> list[list[Worker]]:
+    """The workers of ranks in one process, by rank and denoiser; ranks are connected by LocalMailboxes."""
     peers: list[LocalMailbox] = []
-    for setup in setups:
-        peers.append(LocalMailbox(setup.rank, peers, torch.device(setup.device)))
-    return [Worker(setup, mailbox) for setup, mailbox in zip(setups, peers, strict=True)]
+    for own in setups:
+        peers.append(LocalMailbox(own[0].rank, peers, torch.device(own[0].device)))
+    return [workers_of(own, mailbox) for own, mailbox in zip(setups, peers, strict=True)]
 
 
-def begin_work(worker: Worker, command: RankCommand) -> Waiting[Any] | None:
-    """The work that a command means for a worker; None where it is done already."""
+def begin_work(workers: Sequence[Worker], told: RankCommand) -> Waiting[Any] | None:
+    """The work that a command means for a rank's workers; None where it is done already."""
+    worker, command = workers[told.denoiser], told.command
     if isinstance(command, Build):
         worker.build(command)
         return None

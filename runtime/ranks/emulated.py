@@ -9,18 +9,18 @@ from typing import Any
 import torch
 
 from runtime.errors import RankStalled
-from runtime.ranks.base import Ranks, T, begin_work, local_workers
+from runtime.ranks.base import Ranks, Setups, T, begin_work, local_workers
 from runtime.ranks.rank_report import Report, report
-from runtime.worker.commands import RankCommand, Setup
+from runtime.worker.commands import RankCommand
 from runtime.worker.waiting import Waiting
 
 
 class EmulatedRanks(Ranks):
     """All ranks in the caller's thread, each running until it must wait. Their order cannot change a result."""
 
-    def __init__(self, setups: Sequence[Setup]) -> None:
+    def __init__(self, setups: Sequence[Setups]) -> None:
         self._workers = local_workers(setups)
-        self.worker = self._workers[0]
+        self.workers = self._workers[0]
         self._queues: list[deque[Waiting[Any]]] = [deque() for _ in setups]
 
     def command(self, rank: int, command: RankCommand) -> None:
@@ -50,7 +50,7 @@ class EmulatedRanks(Ranks):
                 moved = False
                 for rank, queue in enumerate(self._queues):
                     while queue:
-                        if rank in waiting and not self._workers[rank].mailbox.ready(waiting[rank]):
+                        if rank in waiting and not self._workers[rank][0].mailbox.ready(waiting[rank]):
                             break
                         waiting.pop(rank, None)
                         moved = True
@@ -59,12 +59,12 @@ class EmulatedRanks(Ranks):
                         except StopIteration:
                             queue.popleft()
         if self._queues[0]:
-            raise RankStalled(f"it waits for {waiting[0]}, which no rank will send", rank=0, step=self.worker.step)
+            raise RankStalled(f"it waits for {waiting[0]}, which no rank will send", rank=0, step=self.workers[0].step)
 
     def reports(self) -> list[Report]:
-        return [report(worker) for worker in self._workers]
+        return [report(workers) for workers in self._workers]
 
     def close(self) -> None:
-        for worker in self._workers:
-            worker.mailbox.close()
+        for workers in self._workers:
+            workers[0].mailbox.close()
         self._queues = [deque() for _ in self._queues]

@@ -22,19 +22,18 @@ from typing import TypeVar
 
 from partitioner.process import await_threads, keep_freed_memory
 from runtime.errors import ConnectionBroke, EngineClosed, EngineError, RankStalled, StartupError
-from runtime.ranks.base import Ranks
+from runtime.ranks.base import Ranks, Setups, workers_of
 from runtime.ranks.diagnosis import diagnose
 from runtime.ranks.failure import Failure
 from runtime.ranks.launch import Launcher
 from runtime.ranks.rank_messages import Ask, Welcome
-from runtime.ranks.rank_report import Report, report
+from runtime.ranks.rank_report import Report, latest_of, report
 from runtime.ranks.supervisor import RankHandle, Supervisor, announce
 from runtime.transport.gloo import GlooMailbox
 from runtime.transport.mailbox import PeerLost
 from runtime.transport.rendezvous import Rendezvous
 from runtime.worker.commands import Load, RankCommand, Setup, Stop
 from runtime.worker.waiting import Waiting, run_to_end
-from runtime.worker.worker import Worker
 
 T = TypeVar("T")
 
@@ -46,7 +45,7 @@ class ProcessRanks(Ranks):
     """One process per rank besides the driver's, with messages over gloo.
 
     Args:
-        setups: by rank; the first is the driver's own.
+        setups: by rank and denoiser; the first rank is the driver's own.
         launcher: starts the processes.
         plan_hash: the first bits of the plan's hash; messages of another plan are refused.
         threads: of torch in each process, 0 for torch's own choice.
@@ -59,7 +58,7 @@ class ProcessRanks(Ranks):
 
     def __init__(
         self,
-        setups: Sequence[Setup],
+        setups: Sequence[Setups],
         launcher: Launcher,
         *,
         plan_hash: int,
@@ -83,15 +82,15 @@ class ProcessRanks(Ranks):
         atexit.register(self.close)
         keep_freed_memory()  # rank 0 computes in this process
         try:
-            for setup in setups[1:]:
-                welcome = partial(Welcome, setup, len(setups), plan_hash, threads, startup_timeout_s, step_timeout_s)
-                self._handles[setup.rank] = self._begin_process(setup, welcome)
+            for own in setups[1:]:
+                welcome = partial(Welcome, own, len(setups), plan_hash, threads, startup_timeout_s, step_timeout_s)
+                self._handles[own[0].rank] = self._begin_process(own[0], welcome)
             supervisor = Supervisor(self._handles, self._failure, self._rendezvous, self._step)
             self._begin_thread(supervisor.run, "supervisor")
             self._begin_thread(lambda: self._connect(plan_hash), "connect")
             self._wait_until(lambda: self._mailbox is not None, "connected")
             assert self._mailbox is not None
-            self.worker = Worker(setups[0], self._mailbox)
+            self.workers = workers_of(setups[0], self._mailbox)
             self.wait_loaded()
         except BaseException:
             self.close()
@@ -140,14 +139,14 @@ class ProcessRanks(Ranks):
         self._failure.add_listener(mailbox.fail)
 
     def _step(self) -> int | None:
-        return self.worker.step if self._mailbox is not None else None
+        return latest_of(self.workers).step if self._mailbox is not None else None
 
     def _transport_failed(self, error: BaseException) -> None:
         """Called by a thread of the driver's mailbox."""
         if isinstance(error, EngineError):
             self._failure.fail(error)
         else:
-            self._failure.suspect(ConnectionBroke(str(error), rank=0, component=self._setups[0].component))
+            self._failure.suspect(ConnectionBroke(str(error), rank=0, component=self._setups[0][0].component))
 
     def _wait_until(self, done: Callable[[], bool], what: str) -> None:
         """Wait for ``done``, a failure, or the start-up deadline; raises the last two."""
@@ -173,7 +172,7 @@ class ProcessRanks(Ranks):
     def command(self, rank: int, command: RankCommand) -> None:
         self._failure.check()
         handle = self._handles[rank]
-        if isinstance(command, Load):
+        if isinstance(command.command, Load):
             handle.loads += 1
         if not handle.tell(command):
             self._failure.suspect(RankStalled("it takes no commands", rank=rank, component=handle.setup.component))
@@ -185,9 +184,10 @@ class ProcessRanks(Ranks):
     def run(self, work: Waiting[T]) -> T:
         self._failure.check()
         try:
-            return run_to_end(work, self.worker.mailbox, self._step_timeout_s)
+            return run_to_end(work, self.workers[0].mailbox, self._step_timeout_s)
         except TimeoutError:
-            components = [setup.component for setup in self._setups]
+            current = self.workers.index(latest_of(self.workers))
+            components = [own[current].component for own in self._setups]
             self._failure.fail(diagnose(self._ask(_ANSWER_S), components, self._step_timeout_s))
         except PeerLost:
             self._failure.await_cause()
@@ -217,7 +217,7 @@ class ProcessRanks(Ranks):
             return {r: h.answer.report for r, h in self._handles.items() if h.answer and h.answer.number == number}
 
         self._failure.wait_for(lambda: len(answers()) == len(self._handles), timeout_s)
-        return {0: report(self.worker), **answers()}
+        return {0: report(self.workers), **answers()}
 
     # ---- end
 

@@ -18,9 +18,9 @@ import torch
 from partitioner.process import keep_freed_memory
 from runtime.devices.memory import read_in_libraries
 from runtime.errors import EngineError, RankError
-from runtime.ranks.base import begin_work
+from runtime.ranks.base import begin_work, workers_of
 from runtime.ranks.rank_messages import Address, Answer, Ask, Failed, Lost, Ready, Welcome
-from runtime.ranks.rank_report import report
+from runtime.ranks.rank_report import latest_of, report
 from runtime.transport.gloo import GlooMailbox
 from runtime.transport.mailbox import PeerLost
 from runtime.transport.rendezvous import Rendezvous
@@ -57,7 +57,7 @@ class _Rank:
         self._commands: SimpleQueue[RankCommand | Stop] = SimpleQueue()
         self._rendezvous = Rendezvous(lambda k, v: self._send(Address(k, v)), welcome.startup_timeout_s)
         self._mailbox: GlooMailbox | None = None
-        self._worker: Worker | None = None
+        self._workers: list[Worker] = []
         keep_freed_memory()
         if welcome.threads:
             torch.set_num_threads(welcome.threads)
@@ -66,9 +66,9 @@ class _Rank:
 
     def connect(self) -> None:
         """Connect to the other ranks."""
-        setup = self._welcome.setup
+        setups = self._welcome.setups
         self._mailbox = GlooMailbox(
-            setup.rank,
+            setups[0].rank,
             self._welcome.world,
             self._rendezvous,
             plan_hash=self._welcome.plan_hash,
@@ -77,26 +77,27 @@ class _Rank:
             announce_timeout_s=self._welcome.step_timeout_s,
             on_error=self._transport_failed,
         )
-        self._worker = Worker(setup, self._mailbox)
+        self._workers = workers_of(setups, self._mailbox)
         self._send(Ready(0))
 
     def obey(self) -> None:
         """Do what the driver commands, in order, until Stop."""
-        assert self._worker is not None
-        worker, loads = self._worker, 0
+        assert self._mailbox is not None
+        loads = 0
         while not isinstance(command := self._commands.get(), Stop):
-            work = begin_work(worker, command)
+            work = begin_work(self._workers, command)
             if work is not None:
-                run_to_end(work, worker.mailbox)
-            if isinstance(command, Load):
+                run_to_end(work, self._mailbox)
+            if isinstance(command.command, Load):
                 loads += 1
                 self._send(Ready(loads))
 
     def fail(self, error: BaseException) -> NoReturn:
         """Tell the driver why this process ends, and end it."""
-        setup = self._welcome.setup
+        worker = latest_of(self._workers) if self._workers else None
+        setup = worker.setup if worker is not None else self._welcome.setups[0]
         if not isinstance(error, EngineError):
-            step = self._worker.step if self._worker is not None else None
+            step = worker.step if worker is not None else None
             wrapped = RankError(f"{type(error).__name__}: {error}", rank=setup.rank, step=step)
             wrapped.__cause__ = error
             error = wrapped
@@ -131,8 +132,8 @@ class _Rank:
                 if isinstance(message, Address):
                     self._rendezvous.put(message.key, message.value)
                 elif isinstance(message, Ask):
-                    if self._worker is not None:
-                        self._send(Answer(message.number, report(self._worker)))
+                    if self._workers:
+                        self._send(Answer(message.number, report(self._workers)))
                 else:
                     self._commands.put(message)
         except (EOFError, OSError):

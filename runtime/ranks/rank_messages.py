@@ -14,11 +14,12 @@
                   <-  Failed | Lost           a failure
     Stop          ->                          the rank's process ends with status 0
 
-Build, Load, Evaluate, SendBack, Forget and Stop are the worker's commands (runtime.worker.commands).
+Build, Load, Evaluate, SendBack and Forget are for one of the rank's workers (runtime.worker.commands).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runtime.errors import EngineError
@@ -30,11 +31,12 @@ from runtime.worker.commands import Setup
 class Welcome:
     """The driver's first message: all that a rank has to know to begin.
 
-    world: how many ranks there are. threads: of torch, 0 for torch's own choice. startup_timeout_s: for the ranks to
-    connect. step_timeout_s: of a step. host: the address whose network interface is used.
+    setups: of the rank's workers, by denoiser. world: how many ranks there are. threads: of torch, 0 for torch's own
+    choice. startup_timeout_s: for the ranks to connect. step_timeout_s: of a step. host: the address whose network
+    interface is used.
     """
 
-    setup: Setup
+    setups: Sequence[Setup]
     world: int
     plan_hash: int
     threads: int

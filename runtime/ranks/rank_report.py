@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from runtime.devices.memory import resident_bytes
@@ -35,20 +36,27 @@ class Report:
     marks: tuple[Mark, ...] = field(default=(), repr=False)
 
 
-def report(worker: Worker) -> Report:
-    """The report of a worker, which may be at work in another thread."""
-    held = {tensor.data_ptr(): tensor.nbytes for tensor in list(worker.parameters.values())}  # shared ones count once
+def report(workers: Sequence[Worker]) -> Report:
+    """The report of a rank, whose workers may be at work in another thread."""
+    tensors = [tensor for worker in workers for tensor in list(worker.parameters.values())]
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}  # shared ones count once
+    mailbox, latest = workers[0].mailbox, latest_of(workers)
     return Report(
-        steps=worker.steps_done,
-        step=worker.step,
-        busy=worker.busy,
-        waiting_for=worker.waiting_for(),
-        sent_bytes=worker.mailbox.sent_bytes,
-        send_seconds=worker.send_seconds,
-        wait_seconds=worker.mailbox.wait_seconds,
+        steps=sum(worker.steps_done for worker in workers),
+        step=latest.step,
+        busy=latest.busy,
+        waiting_for=latest.waiting_for(),
+        sent_bytes=mailbox.sent_bytes,
+        send_seconds=sum(worker.send_seconds for worker in workers),
+        wait_seconds=mailbox.wait_seconds,
         parameter_bytes=sum(held.values()),
         resident_bytes=resident_bytes(),
-        started_bytes=worker.started_bytes,
-        trajectories=worker.trajectories_kept,
-        marks=tuple(worker.recorder.marks) if worker.recorder is not None else (),
+        started_bytes=workers[0].started_bytes,
+        trajectories=sum(worker.trajectories_kept for worker in workers),
+        marks=tuple(latest.recorder.marks) if latest.recorder is not None else (),
     )
+
+
+def latest_of(workers: Sequence[Worker]) -> Worker:
+    """The worker of a rank that is at work, or else was last."""
+    return max(workers, key=lambda worker: (worker.busy, worker.begun))

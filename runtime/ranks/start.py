@@ -1,7 +1,8 @@
-"""start_ranks: checks that a plan's ranks can be had, and starts them as the options say."""
+"""start_ranks: checks that the ranks of plans can be had, and starts them as the options say."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from partitioner.plan.plan import Plan
@@ -19,41 +20,44 @@ from runtime.ranks.torchrun_driver import torchrun_launcher
 from runtime.worker.commands import Setup
 
 
-def start_ranks(plan: Plan, options: EngineOptions, devices: Sequence[str], held_on: str | None) -> Ranks:
-    """Start the ranks of a plan.
+def start_ranks(
+    plans: Sequence[Plan], options: EngineOptions, devices: Sequence[str], held_on: Sequence[str | None]
+) -> Ranks:
+    """Start the ranks that serve the plans of all denoisers of an engine.
 
     Args:
-        plan: says how many ranks there are, and what each needs.
+        plans: by denoiser; each says how many ranks there are, and what they need.
         options: ``transport`` says what a rank is: a process, a thread, or emulated in the caller's thread.
         devices: rank -> the device that it computes on.
-        held_on: the device that holds the denoiser's parameters already; None where it has none.
+        held_on: by denoiser, the device that holds its parameters already; None where it has none.
 
     Returns:
         The ranks, ready for commands.
 
     Raises:
         InputError: there is no such transport, or the devices cannot do what the options want.
-        PlanMismatch: there are too few or too many devices, or too little memory. Nothing was started.
+        PlanMismatch: there are too few or too many devices for a plan, or too little memory. Nothing was started.
         StartupError: a rank did not start.
     """
     if options.transport not in TRANSPORTS:
         raise InputError(f"transport is one of {', '.join(TRANSPORTS)}; got {options.transport!r}")
-    if len(devices) != plan.ranks:
-        raise PlanMismatch(
-            f"the plan needs {plan.ranks} devices ({plan.branches} branches of {plan.components} components), "
-            f"got {len(devices)}: {', '.join(devices)}; make a plan with --devices {len(devices)}"
-        )
+    for plan in plans:
+        if len(devices) != plan.ranks:
+            raise PlanMismatch(
+                f"the plan needs {plan.ranks} devices ({plan.branches} branches of {plan.components} "
+                f"components), got {len(devices)}: {', '.join(devices)}; make a plan with --devices {len(devices)}"
+            )
     check_acceleration(
         options.transport, devices, cuda_graphs=options.cuda_graphs, green_contexts=options.green_contexts
     )
     launcher: Launcher | None = None
     places = local_places(devices)
     if options.transport == "processes":
-        launcher = torchrun_launcher(plan.ranks) or LocalLauncher()
+        launcher = torchrun_launcher(len(devices)) or LocalLauncher()
         places = launcher.places(devices, options.startup_timeout_s)
-        held_on = None  # a rank's process has a copy of its own
-    check_memory(plan, places, held_on=held_on)
-    setups = [_setup_of(rank, plan, options, device) for rank, device in enumerate(devices)]
+        held_on = [None] * len(plans)  # a rank's process has a copy of its own
+    check_memory(plans, places, held_on=held_on)
+    setups = [[_setup_of(rank, plan, options, device) for plan in plans] for rank, device in enumerate(devices)]
     if options.transport == "emulation":
         return EmulatedRanks(setups)
     if launcher is None:
@@ -61,7 +65,7 @@ def start_ranks(plan: Plan, options: EngineOptions, devices: Sequence[str], held
     return ProcessRanks(
         setups,
         launcher,
-        plan_hash=int(plan.digest[:15], 16),
+        plan_hash=int(hashlib.sha256("".join(plan.digest for plan in plans).encode()).hexdigest()[:15], 16),
         threads=options.threads,
         startup_timeout_s=options.startup_timeout_s,
         step_timeout_s=options.step_timeout_s,

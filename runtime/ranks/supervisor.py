@@ -20,8 +20,8 @@ from runtime.worker.commands import Setup
 class RankHandle:
     """What the driver knows of the process of one rank.
 
-    ready: how many Load commands the rank has done, -1 until it is connected to the others. loads: how many it was
-    given. answer: its last one.
+    setup: of its first worker. ready: how many Load commands the rank has done, -1 until it is connected to the others.
+    loads: how many it was given. answer: its last one.
     """
 
     setup: Setup

@@ -14,7 +14,7 @@ DRIVER = 0  # the driver's rank
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker is told once, when it is made.
+    """What a worker is told once, when it is made: a rank has a worker for each denoiser.
 
     rank, component: its own. ranks_of: component -> rank, within its branch. device: as torch names it. predictor:
     name of the one for lagged reads. check_finite: look for NaN and Inf in all that it computes. record: note what it
@@ -145,4 +145,12 @@ class Stop:
     """End."""
 
 
-RankCommand = Build | Load | SendBack | ForgetGraphs | Evaluate | Forget
+WorkerCommand = Build | Load | SendBack | ForgetGraphs | Evaluate | Forget
+
+
+@dataclass(frozen=True)
+class RankCommand:
+    """What one of a rank's workers is to do. denoiser: number of the denoiser whose worker it is."""
+
+    denoiser: int
+    command: WorkerCommand

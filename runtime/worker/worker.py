@@ -49,20 +49,22 @@ class Worker:
 
     Args:
         setup: which rank and component this is, and how it works.
-        mailbox: its side of the transport.
+        mailbox: the rank's side of the transport.
+        recorder: of the rank; None where nothing is recorded.
     """
 
-    def __init__(self, setup: Setup, mailbox: Mailbox) -> None:
+    def __init__(self, setup: Setup, mailbox: Mailbox, recorder: Recorder | None = None) -> None:
         self.setup = setup
         self.mailbox = mailbox
+        self.recorder = recorder
         self.device = torch.device(setup.device)
         self.parameters: dict[str, torch.Tensor] = {}  # by path in the denoiser's state
         self.steps_done = 0
         self.send_seconds = 0.0  # in handing over what was computed
         self.step: int | None = None  # of the evaluation begun last
         self.busy = False  # within an evaluation or a load
+        self.begun = 0.0  # when the last of those was, in monotonic seconds
         self.started_bytes = resident_bytes()  # of the process, before this rank has anything
-        self.recorder = Recorder() if setup.record else None
         self._components: dict[int, Component] = {}
         self._static: dict[int, dict[str, torch.Tensor]] = {}  # table -> parameters and constants by value name
         self._contexts: dict[int, _Context] = {}
@@ -99,7 +101,7 @@ class Worker:
     def load(self, command: Load) -> Waiting[None]:
         """Read parameters from files and receive the others from the driver."""
         self.mailbox.register(command.table, command.wires)
-        self.busy = True
+        self.busy, self.begun = True, time.monotonic()
         count = len(command.parameters)
         for (parameter, file), offset in zip(command.stored, command.offsets[count:], strict=True):
             stored = read_stored(file, parameter.path, parameter.meta, offset)
@@ -150,7 +152,7 @@ class Worker:
             5  the instructions: read a boundary tensor, compute a run of nodes, or send a boundary tensor
             6  send the results to the driver, where this rank is another
         """
-        self.step, self.busy = command.step, True
+        self.step, self.busy, self.begun = command.step, True, time.monotonic()
         component = self._components[command.table]
         context = self._contexts.setdefault(command.context, _Context())
         if command.start is not None:  # 1

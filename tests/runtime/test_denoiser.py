@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from runtime.denoiser import EngineForward, Takeover, denoiser_name, plain_denoiser
+from runtime.denoiser import EngineForward, Takeover, check_free, denoiser_name, plain_denoiser
 from runtime.engine import Engine
 from runtime.errors import InputError
 from runtime.options import EngineOptions
@@ -75,7 +75,7 @@ def test_a_denoiser_that_is_taken_over_is_itself_and_gives_what_it_gave() -> Non
         assert equal(trajectory.through(denoiser.forward), before)
         assert engine.stats.steps == 6
         with pytest.raises(InputError, match="already inside a parallelize block"):
-            denoiser_name(SimpleNamespace(unet=denoiser))
+            check_free(SimpleNamespace(unet=denoiser), "unet")
     assert set(vars(denoiser)) == attributes
     assert denoiser_name(SimpleNamespace(unet=denoiser)) == "unet"
     assert equal(trajectory.through(denoiser), before)
@@ -248,9 +248,9 @@ def test_the_denoisers_own_cache_context_is_entered_too() -> None:
     denoiser, trajectory = WithContexts().eval(), Trajectory(calls=2)
     with taken_over(denoiser) as engine:
         with denoiser.cache_context("cond"):
-            inside = engine._context_name.get()
+            inside = engine._first.context_name.get()
             trajectory.through(denoiser)
-        assert (inside, engine._context_name.get()) == ("cond", "")
+        assert (inside, engine._first.context_name.get()) == ("cond", "")
         assert denoiser.entered == ["", "cond"]
         assert not hasattr(toy(), "cache_context")
     assert "cache_context" not in vars(denoiser)

@@ -114,7 +114,7 @@ def test_whatever_is_done_is_followed(both: tuple[Any, Any, Engine]) -> None:
         change(run)
         expected = trajectory.through(plain)
         assert equal(trajectory.through(engine), expected), change.__name__
-        worker = engine._ranks.worker
+        worker = engine._ranks.workers[0]
         parameters.append(len(worker.parameters))
         assert len(worker._components) == 1, "the graphs of what it was are forgotten"
         assert len(worker.mailbox._tables) <= 3
@@ -165,8 +165,8 @@ def test_a_layer_that_is_wrapped_is_not_sent_again(transport: str, monkeypatch: 
     trajectory = Trajectory(calls=2)
     with Engine(run, toy_plan(run, 2), EngineOptions(transport=transport, exact=True)) as engine:
         told: list[Any] = []
-        command = engine._ranks.command
-        monkeypatch.setattr(engine._ranks, "command", lambda rank, what: (told.append(what), command(rank, what)))
+        tell = engine._ranks.command
+        monkeypatch.setattr(engine._ranks, "command", lambda rank, what: (told.append(what.command), tell(rank, what)))
         wrap(plain)
         wrap(run)
         assert equal(trajectory.through(engine), trajectory.through(plain))

@@ -82,13 +82,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
 def test_a_day_with_lora(parts: Parts, transport: str) -> None:
     plain, run = pipelines.load(parts.folder), pipelines.load(parts.folder)
     with parallelize(run, parts.plan, transport=transport, exact=True) as engine:
-        held = [len(paths) for paths in engine._distribution._held]
+        held = [len(paths) for paths in engine._first._distribution._held]
         for name, step in parts.lora_day().items():
             step(plain)
             step(run)
             assert torch.equal(pipelines.call(run, steps=2), pipelines.call(plain, steps=2)), name
-        assert [len(paths) for paths in engine._distribution._held] == held, "what was unloaded is dropped"
-        assert len(engine._ranks.worker._components) == 1
+        assert [len(paths) for paths in engine._first._distribution._held] == held, "what was unloaded is dropped"
+        assert len(engine._ranks.workers[0]._components) == 1
     assert torch.equal(pipelines.call(run, steps=2), pipelines.call(plain, steps=2))
 
 

@@ -56,7 +56,7 @@ def test_saving_and_copying_in_the_block_is_as_without_an_engine(pipe: Any, plan
     sums = [parameter.sum().item() for parameter in pipe.unet.parameters()]
     expected = pipelines.call(pipe, steps=2)
     with parallelize(pipe, plan, exact=True) as engine:
-        assert len(engine._weights.released) > 20
+        assert len(engine._first._weights.released) > 20
         assert torch.equal(pipelines.call(pipe, steps=2), expected)
         assert same(values(pipe.unet), before)
         assert [parameter.sum().item() for parameter in pipe.unet.parameters()] == sums
@@ -108,7 +108,7 @@ def test_a_file_that_is_written_to_in_place_changes_nothing(pipe: Any, plan: Pla
             before = values(pipe.unet)
         file.write_bytes(b"")
         assert torch.equal(pipelines.call(pipe, steps=2), expected)
-        assert not engine._weights.released
+        assert not engine._first._weights.released
         assert same(values(pipe.unet), before)
     assert same(values(pipe.unet), before)
     assert torch.equal(pipelines.call(pipe, steps=2), expected)
@@ -148,7 +148,7 @@ def test_where_the_ranks_have_ended_the_error_names_the_file(pipe: Any, plan: Pl
     before = values(pipe.unet)
     (file,) = Path(pipe.unet.config._name_or_path).glob("*.safetensors")
     engine = Engine(pipe.unet, plan)
-    released = engine._weights.released
+    released = engine._first._weights.released
     engine._end()
     file.write_bytes(b"")
     with pytest.raises(EngineError, match=r"\.safetensors was written to .* parameters are NaN now; load the pipeline"):
@@ -167,5 +167,5 @@ def test_shards_and_variants_are_let_go_of(folder: Path, plan: Plan, tmp_path: P
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     pipe.unet = type(pipe.unet).from_pretrained(tmp_path, variant=variant, torch_dtype=pipe.unet.dtype)
     with parallelize(pipe, plan) as engine:
-        own, others = (held.keys() for held in engine._distribution._held)
-        assert engine._weights.released == others - own
+        own, others = (held.keys() for held in engine._first._distribution._held)
+        assert engine._first._weights.released == others - own

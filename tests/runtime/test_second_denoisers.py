@@ -1,14 +1,16 @@
-"""Second denoisers: their calls are counted, and told."""
+"""Second denoisers: the ranks run them too, by the same plan or by plans of their own, or their calls are told."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from runtime import parallelize
-from runtime.second_denoisers import counted
+from runtime.errors import InputError, PlanMismatch
+from runtime.second_denoisers import second_denoisers
 from tests.support.engines import Trajectory, toy, toy_plan
 from tests.support.toy_sampling import ToyScheduler
 
@@ -18,40 +20,103 @@ class TwoDenoisers:
 
     def __init__(self) -> None:
         self.transformer, self.transformer_2 = toy(), toy()
+        with torch.no_grad():
+            for parameter in self.transformer_2.parameters():
+                parameter.mul_(1.5)
         self.scheduler, self.vae, self.controlnet = ToyScheduler(), nn.Identity(), toy().down[0]
 
-    def __call__(self, first: int, calls: int) -> None:
-        trajectory = Trajectory(calls)
+    def __call__(self, first: int, calls: int) -> list[torch.Tensor]:
+        trajectory, made = Trajectory(calls), []
         with torch.no_grad():
             for call in range(calls):
-                (self.transformer if call < first else self.transformer_2)(**trajectory.inputs(call))
+                denoiser = self.transformer if call < first else self.transformer_2
+                made.append(denoiser(**trajectory.inputs(call)))
+        return made
+
+
+def warnings(caplog: Any) -> list[Any]:
+    return [record for record in caplog.records if record.name == "runtime"]
+
+
+def same(one: Any, other: Any) -> bool:
+    return all(torch.equal(a[0], b[0]) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("transport", ["emulation", "threads", pytest.param("processes", marks=pytest.mark.processes)])
+def test_one_plan_runs_both(transport: str, caplog: Any) -> None:
+    pipe = TwoDenoisers()
+    before = [tensor.clone() for tensor in pipe.transformer_2.parameters()]
+    expected = pipe(3, 7)
+    with parallelize(pipe, toy_plan(pipe.transformer), transport=transport, exact=True) as engine:
+        assert same(pipe(3, 7), expected)
+        stats = engine.stats
+        assert (stats.steps, stats.uncovered_calls) == (7, {})
+        assert [report.steps for report in stats.ranks] == [7, 7]
+        held = sum(report.parameter_bytes for report in stats.ranks)
+        assert held == 2 * sum(tensor.nbytes for tensor in pipe.transformer.parameters()), "each rank has its share"
+    assert not warnings(caplog)
+    assert all(torch.equal(now, then) for now, then in zip(pipe.transformer_2.parameters(), before, strict=True))
+    assert same(pipe(3, 7), expected)
+
+
+def test_each_has_trajectories_of_its_own() -> None:
+    pipe, alone = TwoDenoisers(), TwoDenoisers()
+    plan = toy_plan(pipe.transformer)
+    with parallelize(pipe, plan, transport="emulation") as engine:
+        both = pipe(10, 20)
+        assert (engine.stats.exact_steps, engine.stats.steps) == (2 * plan.warmup, 20)
+    with parallelize(alone, {"transformer_2": plan}, transport="emulation"):
+        assert same(alone(10, 20)[10:], both[10:])
+    with parallelize(alone, {"transformer": plan}, transport="emulation"):
+        assert same(alone(10, 20)[:10], both[:10])
+
+
+def test_plans_of_their_own_may_split_them_in_other_ways() -> None:
+    pipe = TwoDenoisers()
+    expected = pipe(3, 7)
+    plans = {"transformer": toy_plan(pipe.transformer, 2), "transformer_2": toy_plan(pipe.transformer_2, 1, branches=2)}
+    with parallelize(pipe, plans, transport="emulation", exact=True) as engine:
+        for made, wanted in zip(pipe(3, 7), expected, strict=True):
+            torch.testing.assert_close(made[0], wanted[0])  # rows that are computed apart round differently
+        assert engine.stats.steps == 7
+    plans["transformer_2"] = toy_plan(pipe.transformer_2, 3)
+    with pytest.raises(PlanMismatch, match="the plan needs 3 devices"), parallelize(pipe, plans, transport="emulation"):
+        pass
 
 
 def test_calls_of_a_denoiser_that_no_plan_covers_are_told(caplog: Any) -> None:
-    def warnings() -> list[Any]:
-        return [record for record in caplog.records if record.name == "runtime"]
-
     pipe = TwoDenoisers()
-    plan = toy_plan(pipe.transformer)
-    with parallelize(pipe, plan, transport="emulation") as engine:
+    plans = {"transformer": toy_plan(pipe.transformer)}
+    with parallelize(pipe, plans, transport="emulation") as engine:
         pipe(4, 4)
-        assert not warnings()
+        assert not warnings(caplog)
         pipe(3, 7)
         pipe(3, 7)
         stats = engine.stats
         assert (stats.steps, stats.uncovered_calls) == (10, {"transformer_2": 8})
-    assert len(warnings()) == 1
+    assert len(warnings(caplog)) == 1
     assert "a second denoiser, which the plan does not cover: transformer_2 (" in caplog.text
     pipe(3, 7)
     assert not pipe.transformer_2._forward_hooks
 
 
-def test_only_what_is_as_the_denoiser_is_a_second_one() -> None:
-    pipe, called = TwoDenoisers(), []
-    with counted(pipe, pipe.transformer, called.append):
-        pipe.vae(1)
-        assert not called
-        pipe(1, 2)
-        assert called == ["transformer_2"]
-    with counted(object(), pipe.transformer, called.append):
+def test_a_second_one_that_the_plan_does_not_fit_is_refused_by_name() -> None:
+    pipe = TwoDenoisers()
+    plan = toy_plan(pipe.transformer)
+    pipe.transformer_2.down[0] = nn.Identity()
+    with pytest.raises(PlanMismatch, match=r"transformer_2: .*plan of its own"), parallelize(pipe, plan):
         pass
+
+
+def test_what_is_named_must_be_there() -> None:
+    pipe = TwoDenoisers()
+    plan = toy_plan(pipe.transformer)
+    for plans, expected in (({}, "empty mapping"), ({"unet": plan}, "for unet, and this TwoDenoisers has no such")):
+        with pytest.raises(InputError, match=expected), parallelize(pipe, plans):
+            pass
+
+
+def test_only_what_is_of_the_denoisers_class_is_a_second_one() -> None:
+    pipe = TwoDenoisers()
+    assert second_denoisers(pipe, pipe.transformer) == {"transformer_2": pipe.transformer_2}
+    assert not second_denoisers(object(), pipe.transformer)

@@ -40,7 +40,7 @@ def start(module: torch.nn.Module, plan: Plan, *, checked: bool) -> Engine:
         return Engine(module, plan, options)
     with mock.patch("runtime.ranks.start.LocalLauncher", return_value=LocalLauncher("tools.measure.unchecked_rank")):
         engine = Engine(module, plan, options)
-    skip_checks(engine._ranks.worker.mailbox)
+    skip_checks(engine._ranks.workers[0].mailbox)
     return engine
 
 
@@ -86,7 +86,7 @@ def measure(name: str, rounds: int, calls: int) -> dict[str, Any]:
         for number in range(rounds):
             for kind in (True, False) if number % 2 else (False, True):
                 by_checked[kind].append(run(engines[kind], calls))
-        watch = Stopwatch(checked._ranks.worker.mailbox)
+        watch = Stopwatch(checked._ranks.workers[0].mailbox)
         run(checked, calls)
         messages = sum(len(boundary.readers) for boundary in plan.boundaries)
     ratios = [with_checks / without for with_checks, without in zip(*by_checked.values(), strict=True)]

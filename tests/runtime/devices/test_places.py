@@ -30,7 +30,7 @@ def places(*free: int | None, machine: str = "") -> list[Place]:
 def test_every_rank_needs_what_its_component_needs() -> None:
     """Rank 0 has the last component."""
     plan = plan_needing(3, 5)
-    check_memory(plan, places(5, 3), held_on=None)
+    check_memory([plan], places(5, 3), held_on=[None])
     for free, names in (
         ((4, 3), r"rank 0 on cuda:0 need 5\.0 GB by the plan, and cuda:0 has 4\.0 GB free"),
         (
@@ -39,7 +39,7 @@ def test_every_rank_needs_what_its_component_needs() -> None:
         ),
     ):
         with pytest.raises(PlanMismatch, match=names):
-            check_memory(plan, places(*free), held_on=None)
+            check_memory([plan], places(*free), held_on=[None])
 
 
 def test_ranks_on_one_device_share_it() -> None:
@@ -47,38 +47,38 @@ def test_ranks_on_one_device_share_it() -> None:
     for free, fits in ((8, True), (7, False), (None, True)):
         shared = places(free) * 2
         if fits:
-            check_memory(plan, shared, held_on=None)
+            check_memory([plan], shared, held_on=[None])
         else:
             with pytest.raises(PlanMismatch, match=r"rank 0, rank 1 on cuda:0 need 8\.0 GB"):
-                check_memory(plan, shared, held_on=None)
+                check_memory([plan], shared, held_on=[None])
 
 
 def test_a_device_of_another_machine_is_another_place() -> None:
     plan = plan_needing(3, 5)
-    check_memory(plan, [Place("", "cpu", 5 * GB), Place("other", "cpu", 3 * GB)], held_on=None)
+    check_memory([plan], [Place("", "cpu", 5 * GB), Place("other", "cpu", 3 * GB)], held_on=[None])
     with pytest.raises(PlanMismatch, match=r"rank 1 on cpu of other need 3\.0 GB"):
-        check_memory(plan, [Place("", "cpu", 5 * GB), Place("other", "cpu", 2 * GB)], held_on=None)
+        check_memory([plan], [Place("", "cpu", 5 * GB), Place("other", "cpu", 2 * GB)], held_on=[None])
 
 
 def test_parameters_that_are_there_already_need_no_more_memory() -> None:
     """The driver's own, in processes; in one process all those on the device that holds the denoiser."""
     plan = plan_needing(3, 5, parameters=2)
-    check_memory(plan, places(3, 3), held_on=None)
+    check_memory([plan], places(3, 3), held_on=[None])
     with pytest.raises(PlanMismatch, match=r"rank 1 .* need 3\.0 GB"):
-        check_memory(plan, places(3, 2), held_on=None)
-    check_memory(plan, places(4) * 2, held_on="cuda:0")
+        check_memory([plan], places(3, 2), held_on=[None])
+    check_memory([plan], places(4) * 2, held_on=["cuda:0"])
     with pytest.raises(PlanMismatch, match=r"rank 0, rank 1 on cuda:0 need 4\.0 GB"):
-        check_memory(plan, places(3) * 2, held_on="cuda:0")
+        check_memory([plan], places(3) * 2, held_on=["cuda:0"])
     with pytest.raises(PlanMismatch, match=r"rank 0 on cuda:0 need 5\.0 GB"):
-        check_memory(plan, places(4, 3), held_on="cuda:1")
+        check_memory([plan], places(4, 3), held_on=["cuda:1"])
 
 
 def test_every_branch_has_its_ranks() -> None:
     plan = plan_needing(1, 2, 3, 4, branches=2)
-    check_memory(plan, places(2, 1, 4, 3), held_on=None)
+    check_memory([plan], places(2, 1, 4, 3), held_on=[None])
     for rank, free in enumerate([(1, 1, 4, 3), (2, 0, 4, 3), (2, 1, 3, 3), (2, 1, 4, 2)]):
         with pytest.raises(PlanMismatch, match=f"rank {rank} on"):
-            check_memory(plan, places(*free), held_on=None)
+            check_memory([plan], places(*free), held_on=[None])
 
 
 def test_ranks_on_one_device_of_this_machine_have_one_place() -> None:

@@ -148,7 +148,7 @@ def test_a_plan_for_such_calls_has_their_structure() -> None:
     arguments = {**Trajectory().inputs(0), **given}
     with Engine(CONTROLLED, plan, EngineOptions(transport="emulation")) as engine, torch.no_grad():
         assert torch.equal(engine(**arguments)[0], CONTROLLED(**arguments)[0])
-        assert len(engine._graphs._graphs) == 1  # the planned one: nothing was traced for this call
+        assert len(engine._first._graphs._graphs) == 1  # the planned one: nothing was traced for this call
 
 
 @pytest.mark.parametrize("mode", ["async", "lookahead"])

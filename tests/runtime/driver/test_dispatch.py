@@ -22,8 +22,8 @@ def commands(monkeypatch: pytest.MonkeyPatch, calls: int, **options: Any) -> lis
         command = engine._ranks.command
 
         def remembered(rank: int, what: Any) -> None:
-            if isinstance(what, Evaluate):
-                told.append(what)
+            if isinstance(what.command, Evaluate):
+                told.append(what.command)
             command(rank, what)
 
         monkeypatch.setattr(engine._ranks, "command", remembered)

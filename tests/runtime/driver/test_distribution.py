@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from runtime.driver.call_arguments import CallReader
 from runtime.driver.distribution import Distribution
 from runtime.driver.traced_graphs import TracedGraphs
 from runtime.options import EngineOptions
+from runtime.ranks.base import DenoiserRanks
 from runtime.ranks.start import start_ranks
 from runtime.transport.weights import Weights
 from runtime.worker.commands import Build, Load
@@ -19,13 +21,14 @@ from tests.support.toy_plans import DENOISER
 
 def test_a_second_graph_brings_no_parameter_again(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, options = toy_plan(DENOISER, 2), EngineOptions(transport="emulation")
-    ranks = start_ranks(plan, options, ["cpu"] * 2, "cpu")
+    started = start_ranks([plan], options, ["cpu"] * 2, ["cpu"])
+    ranks = DenoiserRanks(started, 0)
     told: list[Any] = []
     command = ranks.command
     monkeypatch.setattr(ranks, "command", lambda rank, what: (told.append(what), command(rank, what)))
     calls = CallReader(DENOISER, plan)
-    graphs = TracedGraphs(DENOISER, plan, calls)
-    distribution = Distribution(plan, options, ranks, Weights(DENOISER))
+    graphs = TracedGraphs(DENOISER, plan, calls, itertools.count())
+    distribution = Distribution(plan, options, ranks, Weights(DENOISER), itertools.count(1))
 
     first = graphs.planned()
     distribution.give(first)
@@ -42,4 +45,4 @@ def test_a_second_graph_brings_no_parameter_again(monkeypatch: pytest.MonkeyPatc
     build, load = told[2:]
     assert (build.table, load.parameters, load.stored) == (other.table, (), ())
     assert distribution.preamble_of(other) is not distribution.preamble_of(first)
-    ranks.close()
+    started.close()

@@ -132,6 +132,6 @@ def test_another_size_within_a_generation_is_counted(engines: Callable[..., Engi
 def test_a_denoiser_that_was_changed_within_a_generation_is_counted(engines: Callable[..., Engine]) -> None:
     engine = engines()
     run(engine, FALLING[:4])
-    engine._streams.end_all()
+    engine._first._streams.end_all()
     run(engine, FALLING[4:], latent=lambda step: LATENT * 0.9 ** (4 + step))
     assert closed(engine).exact_reasons == {"warm-up": 2, "changed denoiser": 2}

@@ -171,8 +171,8 @@ def test_what_is_kept_does_not_grow_with_the_number_of_requests(engine: Engine) 
     for seed in range(OPEN + 4):
         next(itertools.islice(sampled(engine, pipe.scheduler, seed, PROMPT), 2, None))
     assert kept(engine) == OPEN + 1, "of this thread, and of the pipeline"
-    assert len(engine._dispatcher._distribution._preambles[0]._prompt) == OPEN + 1
-    assert engine._streams._numbers <= 2 * (OPEN + 2)
+    assert len(engine._first._dispatcher._distribution._preambles[0]._prompt) == OPEN + 1
+    assert next(engine._first._streams._numbers) <= 2 * (OPEN + 2)
 
 
 @pytest.mark.processes

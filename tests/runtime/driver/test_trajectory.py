@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -100,7 +101,8 @@ def test_lookahead_runs_what_the_docstring_draws() -> None:
 def modes(scheduler: Any, latents: Sequence[torch.Tensor], passed: Sequence[float], **mode: Any) -> list[str]:
     """How each call of a trajectory over these latents and timesteps is run."""
     given = {"components": 2, "mode": "lookahead", "warmup": 2, "periods": (1, 1)} | mode
-    streams, found = Streams(RunMode(**given), branches=1, microbatches=1), []
+    streams = Streams(RunMode(**given), branches=1, microbatches=1, numbers=itertools.count(step=2), warned=set())
+    found: list[str] = []
     caller = caller_of(DENOISER, lambda: scheduler)
     graph, context = GRAPHS[2](), torch.zeros(2, 6)
     for latent, timestep in zip(latents, passed, strict=True):

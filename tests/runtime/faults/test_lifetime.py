@@ -40,7 +40,7 @@ def test_a_call_that_does_not_fit_is_refused_and_nothing_is_sent() -> None:
     with engine_for(FRAGILE, plan_for(FRAGILE), exact=True) as engine:
         outputs = []
         for call in range(len(MISFITS)):
-            mailbox = engine._ranks.worker.mailbox
+            mailbox = engine._ranks.workers[0].mailbox
             sent = mailbox.sent_bytes
             with pytest.raises(InputError) as caught:
                 engine(**{**inputs(call), **list(MISFITS.values())[call]})
@@ -91,7 +91,7 @@ def test_the_next_trajectory_is_right_whatever_ended_the_last_one() -> None:
             with pytest.raises(ZeroDivisionError):
                 _use(engine, calls, seed=calls)  # another prompt
             assert equal(trajectory(engine), wanted)
-            mailbox = engine._ranks.worker.mailbox
+            mailbox = engine._ranks.workers[0].mailbox
             assert mailbox.kept <= 2 * len(plan.boundaries)
 
 
@@ -188,7 +188,7 @@ def test_many_steps_in_one_engine_stay_flat() -> None:
         "with engine_for(denoiser, plan) as engine:\n"
         "    pids = os.getpid(), *rank_processes()\n"
         "    def held():\n"
-        "        kept = engine._ranks.worker.mailbox.kept\n"
+        "        kept = engine._ranks.workers[0].mailbox.kept\n"
         "        things = [len(os.listdir(f'/proc/{pid}/{kind}')) for pid in pids for kind in ('fd', 'task')]\n"
         "        return kept, things, [rank.resident_bytes for rank in engine.stats.ranks]\n"
         "    def run(trajectories):\n"

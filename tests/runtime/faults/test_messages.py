@@ -245,7 +245,7 @@ FRAGILE = fragile()
 
 def _odd_message(engine: Engine, kind: str) -> None:
     """Send rank 1 a message like the latent of the next step, but odd."""
-    mailbox: Any = engine._ranks.worker.mailbox
+    mailbox: Any = engine._ranks.workers[0].mailbox
     wires = list(mailbox._tables[0])
     index = next(i for i, wire in enumerate(wires) if wire.value == "x")
     wire, step = wires[index], 6

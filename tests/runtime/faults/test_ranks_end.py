@@ -177,7 +177,7 @@ def test_the_drivers_own_work_needs_no_rank_to_have_finished_its_step() -> None:
     with engine_for(FRAGILE, plan) as engine:
         outputs = trajectory(engine, 6)
         (rank,) = rank_processes()
-        mailbox = engine._ranks.worker.mailbox
+        mailbox = engine._ranks.workers[0].mailbox
         wait_until(lambda: engine.stats.ranks[1].steps >= 6 and mailbox.kept == len(plan.boundaries))
         os.kill(rank, signal.SIGSTOP)
         try:

@@ -16,10 +16,10 @@ from tests.support.toy_plans import DENOISER
 @pytest.mark.parametrize(("transport", "kind"), [("emulation", EmulatedRanks), ("threads", ThreadRanks)])
 def test_a_transport_has_its_kind_of_ranks(transport: str, kind: type[Ranks]) -> None:
     plan = toy_plan(DENOISER, 2, branches=2, predictor="linear")
-    ranks = start_ranks(plan, EngineOptions(transport=transport, check_finite=True), ["cpu"] * 4, "cpu")
+    ranks = start_ranks([plan], EngineOptions(transport=transport, check_finite=True), ["cpu"] * 4, ["cpu"])
     try:
         assert isinstance(ranks, kind)
-        setup = ranks.worker.setup
+        setup = ranks.workers[0].setup
         # rank 0 has the last component of branch 0, and takes the results of the same component of branch 1
         assert (setup.rank, setup.component, setup.ranks_of, setup.result_ranks) == (0, 1, (1, 0), (2,))
         assert (setup.predictor, setup.check_finite, setup.device) == ("linear", True, "cpu")
@@ -28,6 +28,7 @@ def test_a_transport_has_its_kind_of_ranks(transport: str, kind: type[Ranks]) ->
 
 
 def test_an_option_overrides_the_plan() -> None:
-    ranks = start_ranks(toy_plan(DENOISER), EngineOptions(transport="emulation", predictor="hold"), ["cpu"] * 2, None)
-    assert ranks.worker.setup.predictor == "hold"
+    options = EngineOptions(transport="emulation", predictor="hold")
+    ranks = start_ranks([toy_plan(DENOISER)], options, ["cpu"] * 2, [None])
+    assert ranks.workers[0].setup.predictor == "hold"
     ranks.close()

@@ -21,7 +21,7 @@ def test_an_engine_without_checks_gives_the_same_and_checks_nothing() -> None:
     for checked in (True, False):
         with measure_header.start(denoiser, plan, checked=checked) as engine:
             outputs.append(Trajectory().through(engine))
-            mailbox: Any = engine._ranks.worker.mailbox
+            mailbox: Any = engine._ranks.workers[0].mailbox
             words = [0, 0, 0, 0, *MessageKey(0, 0, 0, 0), 0, 0, 0, *[0] * 12]  # no header of ours
             if checked:
                 with pytest.raises(Exception, match="does not belong"):

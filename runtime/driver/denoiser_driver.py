@@ -1,0 +1,232 @@
+"""DenoiserDriver: drives an engine's ranks through every call of one denoiser.
+
+How one call goes, and which module does what:
+
+    1. arguments are read and checked against the plan        runtime.driver.call_arguments
+    2. what was done to the denoiser meanwhile is noticed     runtime.driver.denoiser_changes
+    3. the graph of such calls is found, or traced            runtime.driver.traced_graphs
+    4. the ranks are given what they lack of it               runtime.driver.distribution
+    5. the trajectory that the call belongs to is found       runtime.driver.streams
+    6. it says which component runs which call                runtime.driver.trajectory
+    7. commands and inputs go out, results come back          runtime.driver.dispatch
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from partitioner.graph.stateless import listed
+from partitioner.plan.plan import Plan
+from runtime.driver.call_arguments import CallForm, CallReader, Tensors
+from runtime.driver.callers import Caller
+from runtime.driver.denoiser_changes import TAKEN_OVER, DenoiserChanges
+from runtime.driver.dispatch import Dispatcher
+from runtime.driver.distribution import Distribution
+from runtime.driver.streams import DenoiserCall, Streams
+from runtime.driver.traced_graphs import BuiltGraph, TracedGraphs
+from runtime.driver.trajectory import RunMode
+from runtime.options import EngineOptions
+from runtime.ranks.base import DenoiserRanks
+from runtime.stats import CallTimes
+from runtime.transport.weights import Weights
+from runtime.worker.microbatches import can_join
+
+_LOGGER = logging.getLogger("runtime")
+
+
+@dataclass
+class Shared:
+    """What the drivers of an engine's denoisers have in common: what they number, say and count.
+
+    Attributes:
+        tables: the numbers of graphs.
+        lists: the numbers of lists of parameters.
+        contexts: the numbers of trajectories' contexts; see Streams.
+        warned: what the user has been warned of.
+        times: the calls of all denoisers.
+    """
+
+    contexts: Iterator[int]
+    tables: Iterator[int] = field(default_factory=itertools.count)
+    lists: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    warned: set[str] = field(default_factory=set)
+    times: CallTimes = field(default_factory=CallTimes)
+
+
+class DenoiserDriver:
+    """Drives the ranks through the calls of one denoiser. Not thread-safe.
+
+    Attributes:
+        denoiser: that it stands for.
+        plan: of the denoiser.
+        context_name: the cache context that calls of the present thread or task belong to.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        plan: Plan,
+        options: EngineOptions,
+        shared: Shared,
+        traced: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        """Trace the denoiser as the plan's calls need it.
+
+        Args:
+            denoiser: the module that the plan was made for, in evaluation mode.
+            plan: which node is on which component, and how to run it.
+            options: of the engine.
+            shared: with the engine's other denoisers.
+            traced: gives the module to trace in the denoiser's place; None: itself.
+
+        Raises:
+            OtherDenoiser: the plan is not this denoiser's.
+        """
+        self.denoiser = denoiser
+        self.plan = plan
+        self.context_name: ContextVar[str] = ContextVar("cache_context", default="")
+        self._options = options
+        self._shared = shared
+        self._ignored = TAKEN_OVER if traced is not None else frozenset()
+        self._streams = Streams(
+            _run_mode(plan, options), plan.branches, options.microbatches, shared.contexts, shared.warned
+        )
+        self.generations = self._streams.generations
+        self._calls = CallReader(denoiser, plan)
+        self._weights = Weights(denoiser)
+        self._graphs = TracedGraphs(denoiser, plan, self._calls, shared.tables, traced)
+        self._planned = self._graphs.planned()
+
+    @property
+    def held_on(self) -> str | None:
+        """The device that holds the denoiser's parameters; None where it has none."""
+        held = next(self.denoiser.parameters(), None)
+        return str(held.device) if held is not None else None
+
+    def start(self, ranks: DenoiserRanks) -> None:
+        """Give the ranks what they need for the plan's calls.
+
+        Raises:
+            EngineError: a rank failed.
+        """
+        self._ranks = ranks
+        self._distribution = Distribution(self.plan, self._options, ranks, self._weights, self._shared.lists)
+        self._dispatcher = Dispatcher(self.plan, ranks, self._calls, self._distribution)
+        if self._planned is not None:
+            self._distribution.give(self._planned)
+            self._distribution.release()
+            self._planned = None
+        self._changes = DenoiserChanges(self.denoiser, self._ignored)
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensors, CallForm]:
+        """The tensors of a call's arguments, and what else they are.
+
+        Raises:
+            InputError: the plan does not fit these arguments.
+        """
+        return self._calls.read(args, kwargs)
+
+    def call(self, caller: Caller, tensors: Tensors, form: CallForm) -> tuple[Any, ...]:
+        """Make one call, on the device stream of rank 0.
+
+        Args:
+            caller: who makes it.
+            tensors: its inputs by path.
+            form: what else its arguments are.
+
+        Returns:
+            What the denoiser returns with return_dict=False, on the device of the first tensor argument.
+        """
+        home = next(iter(tensors.values())).device
+        tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
+        self._distribution.recover()  # first: whoever looks for changes reads parameters
+        self._follow_changes(thorough=False)
+        branches = self._calls.halves(tensors)
+        while True:
+            built = self._graph_of(branches[0], form)
+            part = self._graph_of_part(built, branches[0], form)
+            call = DenoiserCall(caller, self.context_name.get(), built.graph, len(branches), tensors)
+            stream = self._streams.of(call)
+            if stream.trajectory.call > 0 or not self._follow_changes(thorough=True):
+                break
+            self._streams.end_all()  # the call's own, which has begun with the former graph, too
+        trajectory = stream.trajectory
+        mode, reason = trajectory.mode_now, trajectory.reason
+        begin = time.perf_counter()
+        results = self._dispatcher.run(trajectory, tensors, built, part, self._options.microbatches)
+        self._shared.times.add(mode, time.perf_counter() - begin, reason)
+        self._streams.done(stream, call, results[0], reason)
+        for contexts, next_step in self._streams.ended():
+            self._distribution.forget(contexts, next_step)
+        return built.graph.output([item.to(home) if isinstance(item, torch.Tensor) else item for item in results])
+
+    def _follow_changes(self, *, thorough: bool) -> bool:
+        """Notice what was done to the denoiser since the last call, and have this and later calls follow it.
+
+        thorough: see DenoiserChanges.found. True if there was something; all graphs are others then.
+        """
+        change = self._changes.found(thorough=thorough)
+        if change is None:
+            return False
+        if change.differences:
+            _LOGGER.info("the denoiser was changed, and is traced again: %s", listed(change.differences))
+            self._graphs.forget()
+        else:
+            self._graphs.renew()
+        if change.written or any(difference.is_part for difference in change.differences):
+            self._outdate(change.written)  # otherwise if it shows in the graph
+        return True
+
+    def _outdate(self, written: Sequence[torch.Tensor]) -> None:
+        self._graphs.outdate()
+        self._distribution.outdate(written)
+        self._streams.end_all()
+
+    def _graph_of(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
+        """The graph of such calls, which every rank has."""
+        built = self._graphs.graph_of(tensors, form)
+        first = not self._distribution.given
+        if built.changed and not self._distribution.has(built):
+            self._outdate(())
+        if self._distribution.give(built):
+            if first:
+                self._distribution.release()
+            self._changes.settle()
+        return built
+
+    def _graph_of_part(self, whole: BuiltGraph, tensors: Tensors, form: CallForm) -> BuiltGraph | None:
+        """The graph of a micro-batch of such rows; None where the rows, or the boundary tensors, cannot be split."""
+        parts = self._calls.parts(tensors, self._options.microbatches)
+        if len(parts) == 1:
+            return None
+        part = self._graph_of(parts[0], form)
+        return part if can_join(whole.specs[0].wires, part.specs[0].wires, len(parts)) else None
+
+    def end(self) -> None:
+        """No more calls will come; say what there is to say, and get back what of the denoiser the ranks alone have."""
+        self.generations.end_all()
+        self._distribution.recover()
+
+    def restore(self) -> None:
+        """Give the denoiser its parameters back."""
+        self._weights.restore()
+
+
+def _run_mode(plan: Plan, options: EngineOptions) -> RunMode:
+    """What the options ask for, else what the plan says."""
+    return RunMode(
+        components=plan.components,
+        mode="exact" if options.exact else (options.mode or plan.mode),
+        warmup=options.warmup or plan.warmup,
+        periods=plan.periods,
+        correct=options.correct,
+    )
