@@ -15,16 +15,18 @@ from partitioner._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from partitioner.graph.export import trace
+    from partitioner.graph.rewrites import register_rewrite
     from partitioner.plan.plan import Plan
     from partitioner.planning.compile import compile
 
 _runpy.run_path(str(_Path(__file__).parents[1] / "profiles" / "import_guard.py"))
 
-__all__ = ["Plan", "compile", "trace"]
+__all__ = ["Plan", "compile", "register_rewrite", "trace"]
 
 _HOMES = {
     "Plan": "partitioner.plan.plan",
     "compile": "partitioner.planning.compile",
+    "register_rewrite": "partitioner.graph.rewrites",
     "trace": "partitioner.graph.export",
 }
 

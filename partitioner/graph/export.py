@@ -20,6 +20,7 @@ from partitioner.graph.module_state import Difference, ModuleState
 from partitioner.graph.nesting import nest_arguments
 from partitioner.graph.reader import ExportReader
 from partitioner.graph.regions import inline_regions
+from partitioner.graph.rewrites import rewritten
 from partitioner.graph.stateless import check_stateless
 from partitioner.graph.torch_private import FakesWithConstants, forgotten_sources, memory_put_back, without_constants
 from partitioner.graph.trace_failure import refuse_unloadable, trace_failure
@@ -68,7 +69,8 @@ def trace(
             f"no tensor argument has the role 'latent' (arguments: {', '.join(flat.tensors) or 'none'}); "
             "name the noisy sample in roles"
         )
-    program = _export(module, nest_arguments(flat.values, flat.containers), model)
+    with rewritten():
+        program = _export(module, nest_arguments(flat.values, flat.containers), model)
     graph = ExportReader(program, flat, input_roles, model, type(module).__name__).read()
     check_dtypes(graph)
     return graph
