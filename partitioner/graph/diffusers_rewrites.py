@@ -5,50 +5,47 @@ See graph.rewrites. In each pair stand the lines of diffusers 0.42, and those th
 
 from __future__ import annotations
 
-from partitioner.graph.rewrites import register_rewrite
-
-# A mask as an index.
-register_rewrite(
-    "diffusers.models.transformers.transformer_glm_image:GlmImageTransformer2DModel.forward",
-    (
-        """\
+# function -> pairs of lines
+DIFFUSERS_REWRITES: dict[str, tuple[tuple[str, str], ...]] = {
+    # A mask as an index.
+    "diffusers.models.transformers.transformer_glm_image:GlmImageTransformer2DModel.forward": (
+        (
+            """\
         prior_embedding[prior_token_drop] *= 0.0""",
-        """\
+            """\
         dropped = prior_token_drop[(...,) + (None,) * (prior_embedding.dim() - prior_token_drop.dim())]
         prior_embedding = torch.where(dropped, prior_embedding * 0.0, prior_embedding)""",
+        ),
     ),
-)
-# A branch on the largest position; a buffer that is written anew before it is read.
-register_rewrite(
-    "diffusers.models.transformers.transformer_omnigen:OmniGenSuScaledRotaryEmbedding.forward",
-    (
-        """\
+    # A branch on the largest position; a buffer that is written anew before it is read.
+    "diffusers.models.transformers.transformer_omnigen:OmniGenSuScaledRotaryEmbedding.forward": (
+        (
+            """\
         if seq_len > self.original_max_position_embeddings:
             ext_factors = torch.tensor(self.long_factor, dtype=torch.float32, device=hidden_states.device)
         else:
             ext_factors = torch.tensor(self.short_factor, dtype=torch.float32, device=hidden_states.device)""",
-        """\
+            """\
         factors = torch.tensor([self.short_factor, self.long_factor], dtype=torch.float32, device=hidden_states.device)
         ext_factors = torch.where(seq_len > self.original_max_position_embeddings, factors[1], factors[0])""",
-    ),
-    (
-        """\
+        ),
+        (
+            """\
         self.inv_freq = 1.0 / (ext_factors * self.base**inv_freq_shape)""",
-        """\
+            """\
         inv_freq = 1.0 / (ext_factors * self.base**inv_freq_shape)""",
-    ),
-    (
-        """\
+        ),
+        (
+            """\
         inv_freq_expanded = self.inv_freq[None, :, None].float().expand(position_ids.shape[0], -1, 1)""",
-        """\
+            """\
         inv_freq_expanded = inv_freq[None, :, None].float().expand(position_ids.shape[0], -1, 1)""",
+        ),
     ),
-)
-# Texts are joined, what is masked out of each last.
-register_rewrite(
-    "diffusers.models.transformers.transformer_hunyuanimage:HunyuanImageTransformer2DModel.forward",
-    (
-        """\
+    # Texts are joined, what is masked out of each last.
+    "diffusers.models.transformers.transformer_hunyuanimage:HunyuanImageTransformer2DModel.forward": (
+        (
+            """\
         new_encoder_hidden_states = []
         new_encoder_attention_mask = []
 
@@ -83,19 +80,18 @@ register_rewrite(
 
         encoder_hidden_states = torch.stack(new_encoder_hidden_states)
         encoder_attention_mask = torch.stack(new_encoder_attention_mask)""",
-        """\
+            """\
         states = torch.cat([encoder_hidden_states_2, encoder_hidden_states], dim=1)
         mask = torch.cat([encoder_attention_mask_2, encoder_attention_mask], dim=1)
         order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
         encoder_hidden_states = torch.gather(states, 1, order[:, :, None].expand(-1, -1, states.shape[2]))
         encoder_attention_mask = torch.gather(mask, 1, order)""",
+        ),
     ),
-)
-# The same, with what is masked out set to zero; and a branch on whether there is an image.
-register_rewrite(
-    "diffusers.models.transformers.transformer_hunyuan_video15:HunyuanVideo15Transformer3DModel.forward",
-    (
-        """\
+    # The same, with what is masked out set to zero; and a branch on whether there is an image.
+    "diffusers.models.transformers.transformer_hunyuan_video15:HunyuanVideo15Transformer3DModel.forward": (
+        (
+            """\
         if is_t2v:
             encoder_hidden_states_3 = encoder_hidden_states_3 * 0.0
             encoder_attention_mask_3 = torch.zeros(
@@ -109,14 +105,14 @@ register_rewrite(
                 dtype=encoder_attention_mask.dtype,
                 device=encoder_attention_mask.device,
             )""",
-        """\
+            """\
         encoder_hidden_states_3 = torch.where(is_t2v, encoder_hidden_states_3 * 0.0, encoder_hidden_states_3)
         encoder_attention_mask_3 = (
             (~is_t2v).to(encoder_attention_mask.dtype).expand(batch_size, encoder_hidden_states_3.shape[1])
         )""",
-    ),
-    (
-        """\
+        ),
+        (
+            """\
         new_encoder_hidden_states = []
         new_encoder_attention_mask = []
 
@@ -160,7 +156,7 @@ register_rewrite(
 
         encoder_hidden_states = torch.stack(new_encoder_hidden_states)
         encoder_attention_mask = torch.stack(new_encoder_attention_mask)""",
-        """\
+            """\
         states = torch.cat([encoder_hidden_states_3, encoder_hidden_states_2, encoder_hidden_states], dim=1)
         mask = torch.cat([encoder_attention_mask_3, encoder_attention_mask_2, encoder_attention_mask], dim=1)
         order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
@@ -168,13 +164,12 @@ register_rewrite(
         states = torch.where((text & ~mask)[:, :, None], torch.zeros_like(states), states)
         encoder_hidden_states = torch.gather(states, 1, order[:, :, None].expand(-1, -1, states.shape[2]))
         encoder_attention_mask = torch.gather(mask, 1, order)""",
+        ),
     ),
-)
-# Each expert is given all tokens, not only its own: so many experts cost so many times more. Last bits may differ.
-register_rewrite(
-    "diffusers.models.transformers.transformer_hidream_image:MOEFeedForwardSwiGLU.moe_infer",
-    (
-        """\
+    # Each expert is given all tokens, not only its own: so many experts cost so many times more. Last bits may differ.
+    "diffusers.models.transformers.transformer_hidream_image:MOEFeedForwardSwiGLU.moe_infer": (
+        (
+            """\
         idxs = flat_expert_indices.argsort()
         tokens_per_expert = flat_expert_indices.bincount().cpu().numpy().cumsum(0)
         token_idxs = idxs // self.num_activated_experts
@@ -191,7 +186,7 @@ register_rewrite(
             # for fp16 and other dtype
             expert_cache = expert_cache.to(expert_out.dtype)
             expert_cache.scatter_reduce_(0, exp_token_idx.view(-1, 1).repeat(1, x.shape[-1]), expert_out, reduce="sum")""",  # noqa: E501
-        """\
+            """\
         chosen = flat_expert_indices.view(-1, self.num_activated_experts)
         weights = flat_expert_weights.view(-1, self.num_activated_experts)
         for i, expert in enumerate(self.experts):
@@ -199,13 +194,12 @@ register_rewrite(
             expert_out.mul_((weights * (chosen == i)).sum(dim=1, keepdim=True))
             own = (chosen == i).any(dim=1, keepdim=True)
             expert_cache = expert_cache + torch.where(own, expert_out, torch.zeros_like(expert_out))""",
+        ),
     ),
-)
-# Text keeps its length and is masked, where it would be cut to what is not. Last bits may differ.
-register_rewrite(
-    "diffusers.models.transformers.transformer_lumina2:Lumina2RotaryPosEmbed.forward",
-    (
-        """\
+    # Text keeps its length and is masked, where it would be cut to what is not. Last bits may differ.
+    "diffusers.models.transformers.transformer_lumina2:Lumina2RotaryPosEmbed.forward": (
+        (
+            """\
         l_effective_cap_len = attention_mask.sum(dim=1).tolist()
         seq_lengths = [cap_seq_len + image_seq_len for cap_seq_len in l_effective_cap_len]
         max_seq_len = max(seq_lengths)
@@ -248,7 +242,7 @@ register_rewrite(
         for i, (cap_seq_len, seq_len) in enumerate(zip(l_effective_cap_len, seq_lengths)):
             cap_freqs_cis[i, :cap_seq_len] = freqs_cis[i, :cap_seq_len]
             img_freqs_cis[i, :image_seq_len] = freqs_cis[i, cap_seq_len:seq_len]""",
-        """\
+            """\
         l_effective_cap_len = attention_mask.sum(dim=1)
         seq_lengths = l_effective_cap_len + image_seq_len
         rows = torch.arange(post_patch_height, dtype=torch.int32, device=device).repeat_interleave(post_patch_width)
@@ -259,12 +253,11 @@ register_rewrite(
         image = torch.stack([begin, rows.expand_as(begin), columns.expand_as(begin)], dim=-1)
         freqs_cis = self._get_freqs_cis(torch.cat([text, image], dim=1))
         cap_freqs_cis, img_freqs_cis = freqs_cis[:, :encoder_seq_len], freqs_cis[:, encoder_seq_len:]""",
+        ),
     ),
-)
-register_rewrite(
-    "diffusers.models.transformers.transformer_lumina2:Lumina2Transformer2DModel.forward",
-    (
-        """\
+    "diffusers.models.transformers.transformer_lumina2:Lumina2Transformer2DModel.forward": (
+        (
+            """\
         max_seq_len = max(seq_lengths)
         use_mask = len(set(seq_lengths)) > 1
 
@@ -276,31 +269,30 @@ register_rewrite(
             joint_hidden_states[i, encoder_seq_len:seq_len] = hidden_states[i]
 
         hidden_states = joint_hidden_states""",
-        """\
+            """\
         text_length = encoder_hidden_states.shape[1]
         use_mask = True
         attention_mask = torch.arange(text_length, device=hidden_states.device) < encoder_seq_lengths[:, None]
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, hidden_states.shape[1])], dim=1)
         hidden_states = torch.cat([encoder_hidden_states, hidden_states], dim=1)""",
-    ),
-    (
-        """\
+        ),
+        (
+            """\
         output = []
         for i, (encoder_seq_len, seq_len) in enumerate(zip(encoder_seq_lengths, seq_lengths)):
             output.append(
                 hidden_states[i][encoder_seq_len:seq_len]""",
-        """\
+            """\
         output = []
         for i in range(batch_size):
             output.append(
                 hidden_states[i][text_length:]""",
+        ),
     ),
-)
-# The same, at its end.
-register_rewrite(
-    "diffusers.models.transformers.transformer_hunyuan_video_framepack:HunyuanVideoFramepackTransformer3DModel.forward",
-    (
-        """\
+    # The same, at its end.
+    "diffusers.models.transformers.transformer_hunyuan_video_framepack:HunyuanVideoFramepackTransformer3DModel.forward": (
+        (
+            """\
         if batch_size == 1:
             encoder_hidden_states = encoder_hidden_states[:, : effective_condition_sequence_length[0]]
             attention_mask = None
@@ -309,16 +301,15 @@ register_rewrite(
                 attention_mask[i, : effective_sequence_length[i]] = True
             # [B, 1, 1, N], for broadcasting across attention heads
             attention_mask = attention_mask.unsqueeze(1).unsqueeze(1)""",
-        """\
+            """\
         attention_mask = torch.arange(sequence_length, device=hidden_states.device) < effective_sequence_length[:, None]
         attention_mask = attention_mask.unsqueeze(1).unsqueeze(1)""",
+        ),
     ),
-)
-# Text is put in order, what is masked out last, and masked. Last bits may differ.
-register_rewrite(
-    "diffusers.models.attention_processor:MochiAttnProcessor2_0.__call__",
-    (
-        """\
+    # Text is put in order, what is masked out last, and masked. Last bits may differ.
+    "diffusers.models.attention_processor:MochiAttnProcessor2_0.__call__": (
+        (
+            """\
         attn_outputs = []
         for idx in range(batch_size):
             mask = attention_mask[idx][None, :]
@@ -340,7 +331,7 @@ register_rewrite(
             attn_outputs.append(attn_output)
 
         hidden_states = torch.cat(attn_outputs, dim=0)""",
-        """\
+            """\
         valid = attention_mask.bool()
         order = torch.argsort((~valid).to(torch.int8), dim=1, stable=True)
         index = order[:, None, :, None].expand(-1, heads, -1, dim)
@@ -352,5 +343,6 @@ register_rewrite(
         valid = torch.cat([valid.new_ones(batch_size, sequence_length), valid], dim=1)
         hidden_states = F.scaled_dot_product_attention(query, key, value, attn_mask=valid[:, None, None], dropout_p=0.0)
         hidden_states = torch.where(valid[:, None, :, None], hidden_states, torch.zeros_like(hidden_states))""",
+        ),
     ),
-)
+}

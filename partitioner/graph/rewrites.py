@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from partitioner.graph.diffusers_rewrites import DIFFUSERS_REWRITES
+
 Changes = tuple[tuple[str, str], ...]
-REWRITES: dict[str, Changes] = {}
+REWRITES: dict[str, Changes] = dict(DIFFUSERS_REWRITES)
 
 
 def register_rewrite(function: str, *changes: tuple[str, str]) -> None:
@@ -37,8 +39,6 @@ def register_rewrite(function: str, *changes: tuple[str, str]) -> None:
 @contextmanager
 def rewritten() -> Iterator[None]:
     """Inside the block functions are as their rewrites have them; those of modules that nobody has imported are not."""
-    import partitioner.graph.diffusers_rewrites  # noqa: F401 # registers
-
     replaced: list[tuple[Any, str, Any]] = []
     try:
         for function, changes in REWRITES.items():

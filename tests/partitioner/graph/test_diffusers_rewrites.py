@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-import partitioner.graph.diffusers_rewrites  # noqa: F401 # registers
-from partitioner.graph.rewrites import REWRITES, rewritten
+from partitioner.graph.diffusers_rewrites import DIFFUSERS_REWRITES
+from partitioner.graph.rewrites import rewritten
 from tests.partitioner.graph.test_rewrites import found
 from tools.support.denoisers import DENOISERS
 from tools.support.tries import largest_difference
@@ -59,7 +59,7 @@ def test_what_is_rewritten_computes_the_same(name: str) -> None:
 def test_every_rewrite_is_of_a_function_of_this_diffusers() -> None:
     for name in MASKS:
         DENOISERS[name].cls()
-    for function in [function for function in REWRITES if function.startswith("diffusers")]:
+    for function in DIFFUSERS_REWRITES:
         before = found(function)
         with rewritten():
             assert found(function) is not before, function
