@@ -5,10 +5,12 @@ See graph.rewrites. In each pair stand the lines of diffusers 0.42, and those th
 
 from __future__ import annotations
 
+_MODULE = "diffusers.models.transformers.transformer"
+
 # function -> pairs of lines
 DIFFUSERS_REWRITES: dict[str, tuple[tuple[str, str], ...]] = {
     # A mask as an index.
-    "diffusers.models.transformers.transformer_glm_image:GlmImageTransformer2DModel.forward": (
+    f"{_MODULE}_glm_image:GlmImageTransformer2DModel.forward": (
         (
             """\
         prior_embedding[prior_token_drop] *= 0.0""",
@@ -18,7 +20,7 @@ DIFFUSERS_REWRITES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     # A branch on the largest position; a buffer that is written anew before it is read.
-    "diffusers.models.transformers.transformer_omnigen:OmniGenSuScaledRotaryEmbedding.forward": (
+    f"{_MODULE}_omnigen:OmniGenSuScaledRotaryEmbedding.forward": (
         (
             """\
         if seq_len > self.original_max_position_embeddings:
@@ -43,7 +45,7 @@ DIFFUSERS_REWRITES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     # Texts are joined, what is masked out of each last.
-    "diffusers.models.transformers.transformer_hunyuanimage:HunyuanImageTransformer2DModel.forward": (
+    f"{_MODULE}_hunyuanimage:HunyuanImageTransformer2DModel.forward": (
         (
             """\
         new_encoder_hidden_states = []
@@ -89,7 +91,7 @@ DIFFUSERS_REWRITES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     # The same, with what is masked out set to zero; and a branch on whether there is an image.
-    "diffusers.models.transformers.transformer_hunyuan_video15:HunyuanVideo15Transformer3DModel.forward": (
+    f"{_MODULE}_hunyuan_video15:HunyuanVideo15Transformer3DModel.forward": (
         (
             """\
         if is_t2v:
@@ -167,7 +169,7 @@ DIFFUSERS_REWRITES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     # Each expert is given all tokens, not only its own: so many experts cost so many times more. Last bits may differ.
-    "diffusers.models.transformers.transformer_hidream_image:MOEFeedForwardSwiGLU.moe_infer": (
+    f"{_MODULE}_hidream_image:MOEFeedForwardSwiGLU.moe_infer": (
         (
             """\
         idxs = flat_expert_indices.argsort()
@@ -196,8 +198,18 @@ DIFFUSERS_REWRITES: dict[str, tuple[tuple[str, str], ...]] = {
             expert_cache = expert_cache + torch.where(own, expert_out, torch.zeros_like(expert_out))""",
         ),
     ),
+    # Sizes that it makes a tensor of.
+    f"{_MODULE}_hidream_image:HiDreamImageTransformer2DModel.patchify": (
+        (
+            """\
+        img_sizes = torch.tensor([patch_height, patch_width], dtype=torch.int64, device=device).reshape(-1)
+        img_sizes = img_sizes.unsqueeze(0).repeat(batch_size, 1)""",
+            """\
+        img_sizes = [(patch_height, patch_width)] * batch_size""",
+        ),
+    ),
     # Text keeps its length and is masked, where it would be cut to what is not. Last bits may differ.
-    "diffusers.models.transformers.transformer_lumina2:Lumina2RotaryPosEmbed.forward": (
+    f"{_MODULE}_lumina2:Lumina2RotaryPosEmbed.forward": (
         (
             """\
         l_effective_cap_len = attention_mask.sum(dim=1).tolist()
@@ -255,7 +267,7 @@ DIFFUSERS_REWRITES: dict[str, tuple[tuple[str, str], ...]] = {
         cap_freqs_cis, img_freqs_cis = freqs_cis[:, :encoder_seq_len], freqs_cis[:, encoder_seq_len:]""",
         ),
     ),
-    "diffusers.models.transformers.transformer_lumina2:Lumina2Transformer2DModel.forward": (
+    f"{_MODULE}_lumina2:Lumina2Transformer2DModel.forward": (
         (
             """\
         max_seq_len = max(seq_lengths)
@@ -290,7 +302,7 @@ DIFFUSERS_REWRITES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     # The same, at its end.
-    "diffusers.models.transformers.transformer_hunyuan_video_framepack:HunyuanVideoFramepackTransformer3DModel.forward": (
+    f"{_MODULE}_hunyuan_video_framepack:HunyuanVideoFramepackTransformer3DModel.forward": (
         (
             """\
         if batch_size == 1:
