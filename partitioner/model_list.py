@@ -82,4 +82,4 @@ def _checked(checked: Mapping[str, Any] | None) -> str:
     if checked["failed"] is not None:
         return f"fails: {checked['failed']}"
     memory = checked["peak_bytes"] / 1e9
-    return f"planned for {checked['devices']} devices in {checked['seconds']:.0f} s and {memory:.1f} GB"
+    return f"planned for {checked['devices']} devices in {checked['cpu_seconds']:.0f} s of CPU time and {memory:.1f} GB"

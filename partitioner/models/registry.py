@@ -16,7 +16,7 @@ An installed package whose entry points name such a module in the group ``partit
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import cache
@@ -147,6 +147,7 @@ class Architecture:
     guidance_style: GuidanceStyle
     video: bool
     dtype: str
+    pipelines: tuple[str, ...] = ()
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
@@ -162,6 +163,7 @@ def register_model(
     guidance_style: GuidanceStyle = "batch",
     video: bool = False,
     dtype: str = "float16",
+    pipelines: Collection[str] = (),
 ) -> Callable[[Callable[[Request], Inputs]], Callable[[Request], Inputs]]:
     """Add an architecture, by decorating the function that gives the arguments of a denoiser call.
 
@@ -174,6 +176,7 @@ def register_model(
             ``guidance_embeds`` or ``time_cond_proj_dim`` makes it "embedded": the scale is an input.
         video: Whether it has frames.
         dtype: What it is traced in unless another dtype is asked for.
+        pipelines: Classes of the pipelines that call it so; empty where all do.
 
     Raises:
         UsageError: The name is taken, or there is no such guidance style.
@@ -196,7 +199,7 @@ def register_model(
             raise UsageError(f"a model named {name!r} is registered already; choose another name")
         if guidance_style not in GUIDANCE_STYLES:
             raise UsageError(f"guidance_style is {guidance_style!r}; expected one of {', '.join(GUIDANCE_STYLES)}")
-        ARCHITECTURES[name] = Architecture(describe, build, guidance_style, video, dtype)
+        ARCHITECTURES[name] = Architecture(describe, build, guidance_style, video, dtype, tuple(pipelines))
         return describe
 
     return register

@@ -285,6 +285,13 @@ def _spec(
     dtype: str | torch.dtype | None,
     denoiser: Any = None,
 ) -> ModelSpec:
+    pipeline = source.pipeline.get("_class_name")
+    if architecture.pipelines and pipeline is not None and pipeline not in architecture.pipelines:
+        known = " and ".join(architecture.pipelines)
+        raise NotDescribed(
+            f"how a {pipeline} calls its {source.class_name} is not known, only how {known} does; use "
+            "partitioner.compile(module, example_inputs, roles, devices=...)"
+        )
     if sizes.frames is not None and not architecture.video:
         raise UsageError(f"{source.name} makes images, which have no frames; leave --frames out")
     config = dict(source.config)

@@ -36,7 +36,7 @@ def test_the_table_says_what_was_checked(monkeypatch: pytest.MonkeyPatch) -> Non
     lines = {line.split()[0]: line for line in models_text(describe_models()).splitlines() if line}
     words = ["32.22", "B", "4,096", "50", "FlowMatchEulerDiscrete", "embedded", "4"]
     assert lines["flux2"].split()[1:8] == words
-    assert lines["flux2"].endswith("planned for 4 devices in 32 s and 2.1 GB")
+    assert lines["flux2"].endswith("planned for 4 devices in 40 s of CPU time and 2.1 GB")
     assert lines["mochi"].endswith("fails: TraceError: no")
     assert lines["sdxl"].endswith("not yet")
     assert "mine" in lines

@@ -28,7 +28,6 @@ class Run:
         run: Runs it around a denoiser.
         sizes: What the spec is asked for, to describe the same call.
         index: The pipeline's settings, as in its model_index.json.
-        class_name: Of the pipeline.
         config: What of the denoiser differs from small_denoiser's.
         steps: How many it runs.
     """
@@ -36,7 +35,6 @@ class Run:
     run: Callable[[Any], None]
     sizes: Mapping[str, int] = field(default_factory=lambda: SIZE)
     index: Mapping[str, Any] = field(default_factory=dict)
-    class_name: str = "DiffusionPipeline"
     config: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 1
 
@@ -399,7 +397,7 @@ RUNS: dict[str, Run] = {
     "ltx2": Run(run_ltx2, {**SIZE, "frames": 9}),
     "cogvideox-5b": Run(run_cogvideox, {**SIZE, "frames": 9}),
     "mochi": Run(run_mochi, {**SIZE, "frames": 7}, steps=4),
-    "cosmos-predict2-2b": Run(run_cosmos, class_name="Cosmos2TextToImagePipeline"),
+    "cosmos-predict2-2b": Run(run_cosmos),
     "kandinsky5-lite": Run(run_kandinsky5, VIDEO),
     "stable-audio": Run(run_stable_audio, {}),
 }

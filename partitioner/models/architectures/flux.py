@@ -34,7 +34,15 @@ def _flux(request: Request) -> Inputs:
     return inputs
 
 
-@register_model("Flux2Transformer2DModel", guidance_style="two-calls", dtype="bfloat16")
+@register_model(
+    "Flux2Transformer2DModel",
+    guidance_style="two-calls",
+    dtype="bfloat16",
+    pipelines=(
+        "Flux2Pipeline",
+        "Flux2KleinPipeline",
+    ),
+)
 def _flux2(request: Request) -> Inputs:
     """FLUX.2: dev takes the guidance scale as an input, Klein is called twice."""
     config, rows = request.config, request.rows
@@ -51,7 +59,15 @@ def _flux2(request: Request) -> Inputs:
     return inputs
 
 
-@register_model("ChromaTransformer2DModel", guidance_style="two-calls", dtype="bfloat16")
+@register_model(
+    "ChromaTransformer2DModel",
+    guidance_style="two-calls",
+    dtype="bfloat16",
+    pipelines=(
+        "ChromaPipeline",
+        "ChromaImg2ImgPipeline",
+    ),
+)
 def _chroma(request: Request) -> Inputs:
     """Chroma: FLUX.1 without a pooled text, and with a mask of the text that covers the image as well."""
     config, rows = request.config, request.rows
@@ -66,7 +82,16 @@ def _chroma(request: Request) -> Inputs:
     }
 
 
-@register_model("QwenImageTransformer2DModel", guidance_style="two-calls", dtype="bfloat16")
+@register_model(
+    "QwenImageTransformer2DModel",
+    guidance_style="two-calls",
+    dtype="bfloat16",
+    pipelines=(
+        "QwenImagePipeline",
+        "QwenImageImg2ImgPipeline",
+        "QwenImageInpaintPipeline",
+    ),
+)
 def _qwen_image(request: Request) -> Inputs:
     """Qwen-Image: positions follow from the image's size; no mask, since a text that nothing pads has none."""
     config, rows = request.config, request.rows
@@ -82,7 +107,7 @@ def _qwen_image(request: Request) -> Inputs:
     return inputs
 
 
-@register_model("Krea2Transformer2DModel", guidance_style="two-calls", dtype="bfloat16")
+@register_model("Krea2Transformer2DModel", guidance_style="two-calls", dtype="bfloat16", pipelines=("Krea2Pipeline",))
 def _krea2(request: Request) -> Inputs:
     """Krea 2: the text is the hidden states of several layers of its encoder."""
     config, rows = request.config, request.rows

@@ -41,23 +41,25 @@ def _pixart(request: Request) -> Inputs:
     return inputs
 
 
-@register_model("SanaTransformer2DModel", dtype="bfloat16")
+@register_model("SanaTransformer2DModel", dtype="bfloat16", pipelines=("SanaPipeline",))
 def _sana(request: Request) -> Inputs:
-    """Sana: a VAE of 32 pixels per latent pixel; Sana Sprint takes the guidance scale as an input."""
+    """Sana: a VAE of 32 pixels per latent pixel."""
     config, rows = request.config, request.rows
     pixels = request.latent_pixels((1024, 1024), patch=config["patch_size"], factor=32)
-    inputs: dict[str, Any] = {
+    return {
         "hidden_states": latent(rows, config["in_channels"], *pixels),
         "encoder_hidden_states": prompt(rows, 300, config["caption_channels"]),
         "timestep": timestep(rows),
         "encoder_attention_mask": prompt(rows, 300, dtype="int64"),
     }
-    if config["guidance_embeds"]:
-        inputs["guidance"] = prompt(rows)
-    return inputs
 
 
-@register_model("Lumina2Transformer2DModel", guidance_style="two-calls", dtype="bfloat16")
+@register_model(
+    "Lumina2Transformer2DModel",
+    guidance_style="two-calls",
+    dtype="bfloat16",
+    pipelines=("Lumina2Pipeline",),
+)
 def _lumina2(request: Request) -> Inputs:
     """Lumina Image 2: 256 tokens of text."""
     config, rows = request.config, request.rows
@@ -70,7 +72,14 @@ def _lumina2(request: Request) -> Inputs:
     }
 
 
-@register_model("ZImageTransformer2DModel", dtype="bfloat16")
+@register_model(
+    "ZImageTransformer2DModel",
+    dtype="bfloat16",
+    pipelines=(
+        "ZImagePipeline",
+        "ZImageImg2ImgPipeline",
+    ),
+)
 def _z_image(request: Request) -> Inputs:
     """Z-Image: lists of images, of one frame each, and of texts, of up to 512 tokens each."""
     config, rows = request.config, request.rows
@@ -82,7 +91,9 @@ def _z_image(request: Request) -> Inputs:
     }
 
 
-@register_model("HunyuanImageTransformer2DModel", guidance_style="two-calls", dtype="bfloat16")
+@register_model(
+    "HunyuanImageTransformer2DModel", guidance_style="two-calls", dtype="bfloat16", pipelines=("HunyuanImagePipeline",)
+)
 def _hunyuan_image(request: Request) -> Inputs:
     """HunyuanImage 2.1: 1000 tokens of text and 128 of what is to be written in the image."""
     config, rows = request.config, request.rows
@@ -103,16 +114,12 @@ def _hunyuan_image(request: Request) -> Inputs:
     return inputs
 
 
-@register_model("CosmosTransformer3DModel", guidance_style="two-calls", dtype="bfloat16")
+@register_model(
+    "CosmosTransformer3DModel", guidance_style="two-calls", dtype="bfloat16", pipelines=("Cosmos2TextToImagePipeline",)
+)
 def _cosmos(request: Request) -> Inputs:
     """Cosmos Predict 2, from text to an image: a video of one frame, and a mask of what pads it."""
     config, rows = request.config, request.rows
-    pipeline = request.pipeline.get("_class_name", "Cosmos2TextToImagePipeline")
-    if pipeline != "Cosmos2TextToImagePipeline":
-        raise UsageError(
-            f"the arguments that a {pipeline} calls its CosmosTransformer3DModel with are not known; use "
-            "partitioner.compile(module, example_inputs, roles, devices=...)"
-        )
     height, width = request.pixels((768, 1360), request.vae_factor() * config["patch_size"][1])
     inputs: dict[str, Any] = {
         "hidden_states": latent(rows, config["in_channels"], 1, *request.latent_pixels((768, 1360))),

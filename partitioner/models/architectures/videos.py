@@ -25,7 +25,13 @@ def _wan(request: Request) -> Inputs:
     return inputs
 
 
-@register_model("HunyuanVideoTransformer3DModel", guidance_style="none", video=True, dtype="bfloat16")
+@register_model(
+    "HunyuanVideoTransformer3DModel",
+    guidance_style="none",
+    video=True,
+    dtype="bfloat16",
+    pipelines=("HunyuanVideoPipeline",),
+)
 def _hunyuan_video(request: Request) -> Inputs:
     """HunyuanVideo from text: 256 tokens, and a pooled text."""
     config, rows = request.config, request.rows
@@ -42,7 +48,16 @@ def _hunyuan_video(request: Request) -> Inputs:
     return inputs
 
 
-@register_model("HunyuanVideo15Transformer3DModel", guidance_style="two-calls", video=True, dtype="bfloat16")
+@register_model(
+    "HunyuanVideo15Transformer3DModel",
+    guidance_style="two-calls",
+    video=True,
+    dtype="bfloat16",
+    pipelines=(
+        "HunyuanVideo15Pipeline",
+        "HunyuanVideo15ImageToVideoPipeline",
+    ),
+)
 def _hunyuan_video_15(request: Request) -> Inputs:
     """HunyuanVideo 1.5: 1000 tokens of text, 256 of what is to be written, and an image's, which may be zeros."""
     config, rows = request.config, request.rows
@@ -62,7 +77,7 @@ def _hunyuan_video_15(request: Request) -> Inputs:
     return inputs
 
 
-@register_model("LTXVideoTransformer3DModel", video=True, dtype="bfloat16")
+@register_model("LTXVideoTransformer3DModel", video=True, dtype="bfloat16", pipelines=("LTXPipeline",))
 def _ltx(request: Request) -> Inputs:
     """LTX-Video: packed tokens, whose positions follow from the latent's size and the frame rate of 25."""
     config, rows = request.config, request.rows
@@ -82,7 +97,7 @@ def _ltx(request: Request) -> Inputs:
     }
 
 
-@register_model("LTX2VideoTransformer3DModel", video=True, dtype="bfloat16")
+@register_model("LTX2VideoTransformer3DModel", video=True, dtype="bfloat16", pipelines=("LTX2Pipeline",))
 def _ltx2(request: Request) -> Inputs:
     """LTX-2: a video and its sound, 1024 tokens of text for each, at 24 frames a second."""
     config, rows = request.config, request.rows
@@ -115,9 +130,17 @@ def _ltx2(request: Request) -> Inputs:
     }
 
 
-@register_model("CogVideoXTransformer3DModel", video=True, dtype="bfloat16")
+@register_model(
+    "CogVideoXTransformer3DModel",
+    video=True,
+    dtype="bfloat16",
+    pipelines=(
+        "CogVideoXPipeline",
+        "CogVideoXVideoToVideoPipeline",
+    ),
+)
 def _cogvideox(request: Request) -> Inputs:
-    """CogVideoX from text: frames come before channels, and rotary tables are inputs."""
+    """CogVideoX from text or a video: frames come before channels, and rotary tables are inputs."""
     config, rows = request.config, request.rows
     patch, patch_t = config["patch_size"], config["patch_size_t"] or 1
     factor = request.vae_factor()
@@ -150,7 +173,16 @@ def _mochi(request: Request) -> Inputs:
     }
 
 
-@register_model("Kandinsky5Transformer3DModel", guidance_style="two-calls", video=True, dtype="bfloat16")
+@register_model(
+    "Kandinsky5Transformer3DModel",
+    guidance_style="two-calls",
+    video=True,
+    dtype="bfloat16",
+    pipelines=(
+        "Kandinsky5T2VPipeline",
+        "Kandinsky5I2VPipeline",
+    ),
+)
 def _kandinsky5(request: Request) -> Inputs:
     """Kandinsky 5 from text: channels come last, twice and a mask where it can take an image; positions are inputs."""
     config, rows = request.config, request.rows

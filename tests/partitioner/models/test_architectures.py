@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,10 @@ from partitioner.graph.ir import Role
 from partitioner.models.architectures import images
 from partitioner.models.built_in import BUILT_IN, BuiltIn, built_in
 from partitioner.models.inputs import ExampleTensor
-from partitioner.models.spec import ModelSpec, live_spec, model_spec, trace_model
+from partitioner.models.registry import ARCHITECTURES, NotDescribed
+from partitioner.models.sizes import Sizes
+from partitioner.models.source import find_source
+from partitioner.models.spec import ModelSpec, _spec, live_spec, model_spec, trace_model
 from tests.support.adapters import load_ip_adapter
 from tests.support.small_models import LIKE, shapes, small_denoiser, tensors_of, write_pipeline
 from tests.support.tiny_runs import RUNS, Run, run_animatediff_xl
@@ -139,14 +143,15 @@ def test_arguments_are_those_that_the_pipeline_passes(
 ) -> None:
     monkeypatch.setattr(images, "find_spec", lambda _: True)  # torchvision, which Cosmos needs, and RUNS stands in for
     run = RUNS[name]
-    check_calls(small_denoiser(name, **run.config), run, tmp_path)
+    check_calls(small_denoiser(name, **run.config), run, tmp_path, built_in(name).pipeline["_class_name"])
 
 
 def test_so_are_those_of_animatediff_with_sdxl(tmp_path: Path) -> None:
     """Whose motion modules are in the same class of denoiser as those with Stable Diffusion 1."""
     xl = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8,
           "projection_class_embeddings_input_dim": 6 * 8 + 16}  # fmt: skip
-    check_calls(small_denoiser("animatediff", **xl), Run(run_animatediff_xl, RUNS["animatediff"].sizes), tmp_path)
+    run = Run(run_animatediff_xl, RUNS["animatediff"].sizes)
+    check_calls(small_denoiser("animatediff", **xl), run, tmp_path, "AnimateDiffSDXLPipeline")
 
 
 def test_an_ip_adapter_in_the_module_asks_for_its_images() -> None:
@@ -158,7 +163,7 @@ def test_an_ip_adapter_in_the_module_asks_for_its_images() -> None:
         assert unet(**spec.example_inputs())[0].shape == (2, 4, 8, 8)
 
 
-def check_calls(denoiser: Any, run: Run, tmp_path: Path) -> None:
+def check_calls(denoiser: Any, run: Run, tmp_path: Path, pipeline: str) -> None:
     """Described arguments are those that a pipeline passes, and guidance is done as described."""
     calls: list[dict[str, Any]] = []
     denoiser.register_forward_pre_hook(
@@ -166,7 +171,7 @@ def check_calls(denoiser: Any, run: Run, tmp_path: Path) -> None:
     )
     run.run(denoiser)
 
-    write_pipeline(tmp_path, run.class_name, denoiser, "transformer", **run.index)
+    write_pipeline(tmp_path, pipeline, denoiser, "transformer", **run.index)
     spec = model_spec(str(tmp_path), **run.sizes, dtype="float32")
     described, passed = spec.example_inputs(), calls[0]
     expected, found = tensors_of(described), tensors_of(passed)
@@ -216,6 +221,21 @@ def test_variants_of_known_classes_follow_their_configuration(tmp_path: Path) ->
     to_video = small_denoiser("wan", image_dim=8, in_channels=36)
     write_pipeline(tmp_path / "i2v", "WanImageToVideoPipeline", to_video, part="transformer")
     assert shapes(tmp_path / "i2v")["encoder_hidden_states_image"] == (1, 257, 8)
+
+
+def test_a_pipeline_that_calls_it_otherwise_is_not_described(tmp_path: Path) -> None:
+    """So that its call is recorded."""
+    small_denoiser("ltx-video").save_config(tmp_path)
+    source = find_source(str(tmp_path))
+    assert source is not None
+    other = replace(source, pipeline={"_class_name": "LTXImageToVideoPipeline"})
+    with pytest.raises(NotDescribed, match="how a LTXImageToVideoPipeline calls its LTXVideo"):
+        _spec(other, ARCHITECTURES[other.class_name], Sizes(64, 64, 9, 1, True), "float32")
+
+
+def test_every_pipeline_that_is_named_is_there() -> None:
+    named = {name for known in ARCHITECTURES.values() for name in known.pipelines}
+    assert {name for name in named if not hasattr(diffusers, name)} == set()
 
 
 def test_conditioning_that_is_not_known_is_refused(tmp_path: Path) -> None:
