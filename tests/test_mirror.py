@@ -250,6 +250,30 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
             "tools.support.video_transformers",
         ],
     ),
+    (
+        "so are small pipelines, and what tries them",
+        "tools/support/test_pipelines.py",
+        [
+            "tools.support.image_pipelines",
+            "tools.support.parts",
+            "tools.support.pipeline_tries",
+            "tools.support.sdxl_pipelines",
+            "tools.support.tiny_pipeline",
+            "tools.support.unet_pipelines",
+            "tools.support.unet_video_pipelines",
+            "tools.support.video_pipelines",
+        ],
+    ),
+    (
+        "the command's results and page are read together",
+        "tools/support/test_support.py",
+        ["tools.support.__main__", "tools.support.results", "tools.support.table"],
+    ),
+    (
+        "engines of all tests share their traces by it",
+        "runtime/test_engine.py",
+        ["tools.trace_once"],
+    ),
     ("they are run by all tests of pipelines", "runtime/test_pipeline.py", ["tools.small_pipelines"]),
 ]
 

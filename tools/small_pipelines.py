@@ -12,7 +12,8 @@ import torch
 _WORDS = ["a", "cat", "dog", "red", "blue", "photo", "of", "on", "the", "moon"]
 
 
-def _tokenizer(folder: Path) -> Any:
+def tokenizer(folder: Path) -> Any:
+    """A CLIP tokenizer of a few words; anything else it spells."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -23,7 +24,8 @@ def _tokenizer(folder: Path) -> Any:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
 
 
-def _text_encoder(cls_name: str, width: int, vocabulary: int) -> Any:
+def text_encoder(cls_name: str, width: int, vocabulary: int) -> Any:
+    """CLIP's text encoder, of a class of transformers."""
     import transformers
 
     config = transformers.CLIPTextConfig(
@@ -34,8 +36,8 @@ def _text_encoder(cls_name: str, width: int, vocabulary: int) -> Any:
     return getattr(transformers, cls_name)(config).eval()
 
 
-def _t5(width: int, vocabulary: int) -> Any:
-    """It takes what any tokenizer makes."""
+def t5(width: int, vocabulary: int) -> Any:
+    """T5's encoder, which takes what any tokenizer makes."""
     from transformers import T5Config, T5EncoderModel
 
     return T5EncoderModel(
@@ -43,14 +45,15 @@ def _t5(width: int, vocabulary: int) -> Any:
     ).eval()
 
 
-def _vae(**options: Any) -> Any:
+def vae(**options: Any) -> Any:
+    """An autoencoder that halves an image's sides; options override its configuration."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=32,
-        **options,
-    ).eval()  # fmt: skip
+    config: dict[str, Any] = {
+        "block_out_channels": (8, 16), "norm_num_groups": 4, "latent_channels": 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "sample_size": 32,
+    }  # fmt: skip
+    return AutoencoderKL(**{**config, **options}).eval()
 
 
 _UNET: dict[str, Any] = {
@@ -67,9 +70,9 @@ def stable_diffusion(folder: Path) -> Any:
     """StableDiffusionPipeline."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-    tokenizer = _tokenizer(folder / "words")
+    words = tokenizer(folder / "words")
     return StableDiffusionPipeline(
-        vae=_vae(), text_encoder=_text_encoder("CLIPTextModel", 32, len(tokenizer)), tokenizer=tokenizer,
+        vae=vae(), text_encoder=text_encoder("CLIPTextModel", 32, len(words)), tokenizer=words,
         unet=UNet2DConditionModel(**_UNET, cross_attention_dim=32, attention_head_dim=4).eval(),
         scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -80,15 +83,15 @@ def stable_diffusion_xl(folder: Path) -> Any:
     """StableDiffusionXLPipeline."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
-    tokenizer = _tokenizer(folder / "words")
+    words = tokenizer(folder / "words")
     unet = UNet2DConditionModel(
         **_UNET, cross_attention_dim=64, attention_head_dim=(2, 4), use_linear_projection=True,
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=80,
         transformer_layers_per_block=(1, 2),
     ).eval()  # fmt: skip
     return StableDiffusionXLPipeline(
-        vae=_vae(), text_encoder=_text_encoder("CLIPTextModel", 32, len(tokenizer)), tokenizer=tokenizer,
-        text_encoder_2=_text_encoder("CLIPTextModelWithProjection", 32, len(tokenizer)), tokenizer_2=tokenizer,
+        vae=vae(), text_encoder=text_encoder("CLIPTextModel", 32, len(words)), tokenizer=words,
+        text_encoder_2=text_encoder("CLIPTextModelWithProjection", 32, len(words)), tokenizer_2=words,
         unet=unet, scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="leading"),
     )  # fmt: skip
 
@@ -116,11 +119,11 @@ def stable_video_diffusion(_folder: Path) -> Any:
             patch_size=32, projection_dim=32,
         )
     ).eval()  # fmt: skip
-    vae = AutoencoderKLTemporalDecoder(
+    decoder = AutoencoderKLTemporalDecoder(
         block_out_channels=(32, 64), latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2, sample_size=32
     ).eval()
     return StableVideoDiffusionPipeline(
-        vae=vae, image_encoder=encoder, unet=unet,
+        vae=decoder, image_encoder=encoder, unet=unet,
         scheduler=EulerDiscreteScheduler(
             prediction_type="v_prediction", timestep_type="continuous", sigma_max=700.0, sigma_min=0.002,
             use_karras_sigmas=True,
@@ -133,12 +136,12 @@ def animatediff(folder: Path) -> Any:
     """AnimateDiffPipeline."""
     from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter, UNet2DConditionModel
 
-    tokenizer = _tokenizer(folder / "words")
+    words = tokenizer(folder / "words")
     adapter = MotionAdapter(
         block_out_channels=(32, 64), motion_layers_per_block=1, motion_norm_num_groups=8, motion_num_attention_heads=4
     )
     return AnimateDiffPipeline(
-        vae=_vae(), text_encoder=_text_encoder("CLIPTextModel", 32, len(tokenizer)), tokenizer=tokenizer,
+        vae=vae(), text_encoder=text_encoder("CLIPTextModel", 32, len(words)), tokenizer=words,
         unet=UNet2DConditionModel(**_UNET, cross_attention_dim=32, attention_head_dim=4).eval(),
         motion_adapter=adapter, scheduler=DDIMScheduler(beta_schedule="linear", clip_sample=False),
         image_encoder=None, feature_extractor=None,
@@ -149,7 +152,7 @@ def stable_diffusion_3(folder: Path) -> Any:
     """StableDiffusion3Pipeline."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-    tokenizer = _tokenizer(folder / "words")
+    words = tokenizer(folder / "words")
     transformer = SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64,
@@ -157,10 +160,10 @@ def stable_diffusion_3(folder: Path) -> Any:
     ).eval()  # fmt: skip
     return StableDiffusion3Pipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(shift_factor=0.1),
-        text_encoder=_text_encoder("CLIPTextModelWithProjection", 32, len(tokenizer)), tokenizer=tokenizer,
-        text_encoder_2=_text_encoder("CLIPTextModelWithProjection", 32, len(tokenizer)), tokenizer_2=tokenizer,
-        text_encoder_3=_t5(64, len(tokenizer)), tokenizer_3=tokenizer,
+        vae=vae(shift_factor=0.1),
+        text_encoder=text_encoder("CLIPTextModelWithProjection", 32, len(words)), tokenizer=words,
+        text_encoder_2=text_encoder("CLIPTextModelWithProjection", 32, len(words)), tokenizer_2=words,
+        text_encoder_3=t5(64, len(words)), tokenizer_3=words,
     )  # fmt: skip
 
 
@@ -168,16 +171,16 @@ def flux(folder: Path) -> Any:
     """FluxPipeline: guidance is an input of the denoiser, which has no second branch."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-    tokenizer = _tokenizer(folder / "words")
+    words = tokenizer(folder / "words")
     transformer = FluxTransformer2DModel(
         in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 4, 8),
     ).eval()  # fmt: skip
     return FluxPipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=_vae(shift_factor=0.1),
-        text_encoder=_text_encoder("CLIPTextModel", 32, len(tokenizer)), tokenizer=tokenizer,
-        text_encoder_2=_t5(32, len(tokenizer)), tokenizer_2=tokenizer,
+        vae=vae(shift_factor=0.1),
+        text_encoder=text_encoder("CLIPTextModel", 32, len(words)), tokenizer=words,
+        text_encoder_2=t5(32, len(words)), tokenizer_2=words,
     )  # fmt: skip
 
 

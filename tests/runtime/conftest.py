@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="module")
 def trace_once() -> Iterator[None]:
     """For ``usefixtures``: the engines of a test file share their traces."""
-    from tests.support.trace_once import traced_once  # imports torch, which only some files need
+    from tools.trace_once import traced_once  # imports torch, which only some files need
 
     with traced_once():
         yield

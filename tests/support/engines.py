@@ -17,7 +17,7 @@ from partitioner.plan.records import CostSource, Predicted, PredictedComponent
 from runtime.engine import Engine
 from runtime.options import EngineOptions
 from runtime.worker.predictor import PREDICTORS, Hold, Predictor
-from tests.support.trace_once import Traces
+from tools.trace_once import Traces
 
 ROLES = {"x": "latent", "t": "timestep", "context": "prompt"}
 WIDTH = 8

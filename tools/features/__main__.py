@@ -12,13 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from runtime.options import TRANSPORTS
@@ -26,26 +22,9 @@ from tools.features.cell import WRONG
 from tools.features.matrix import chosen, run_matrix
 from tools.features.subject import PIPELINES
 from tools.features.table import counts, page
+from tools.pages import environment
 
 PAGE = Path("docs/results/features.md")
-
-
-def environment(command: Sequence[str]) -> dict[str, str]:
-    """The date, the versions and the command, for the page."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = []
-    for name in ("torch", "diffusers", "transformers", "peft", "accelerate", "torchao", "bitsandbytes"):
-        try:
-            versions.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            versions.append(f"no {name}")
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": f"python {platform.python_version()}, " + ", ".join(versions),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread each",
-        "command": f"`{shlex.join(['python', '-m', 'tools.features', *command])}`",
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no row contains {options.only!r}")
     began = time.monotonic()
     cells = run_matrix(options.only or "", options.pipelines, options.transport, options.jobs)
-    made = environment(arguments) | {"time": f"{(time.monotonic() - began) / 60:.0f} minutes"}
+    made = environment("tools.features", arguments) | {"time": f"{(time.monotonic() - began) / 60:.0f} minutes"}
     text = page(cells, options.pipelines, made)
     complete = options.only is None and options.pipelines == list(PIPELINES)
     target = options.page or (PAGE if complete else None)

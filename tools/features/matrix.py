@@ -22,6 +22,7 @@ from tools.features.cell import Block, Cell, run_feature
 from tools.features.feature import Feature
 from tools.features.plans import fresh_plan
 from tools.features.subject import Store, Subject
+from tools.pages import be_quiet
 
 FEATURES: list[Feature] = [
     *adapters.FEATURES,
@@ -65,7 +66,7 @@ def run_column(name: str, pattern: str, transport: str) -> dict[str, Cell]:
         pattern: which rows, see ``chosen``.
         transport: what the engine's ranks are.
     """
-    _be_quiet()
+    be_quiet()
     torch.set_num_threads(1)
     found: dict[str, Cell] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -94,13 +95,3 @@ def block_for(feature: Feature, transport: str) -> Block:
         return parallelize(pipe, plan, exact=True, transport=transport)
 
     return block
-
-
-def _be_quiet() -> None:
-    """No progress bars and no advice from libraries."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from tools.features.cell import WRONG, Cell, Verdict
+from tools.pages import escaped
 
 Cells = Mapping[str, Mapping[str, Cell]]  # row -> pipeline -> cell
 
@@ -47,7 +48,7 @@ def page(cells: Cells, pipelines: list[str], environment: Mapping[str, str]) -> 
     for row, by_pipeline in cells.items():
         texts = [_text(by_pipeline[name], notes) if name in by_pipeline else "" for name in pipelines]
         lines.append(f"| {row} | " + " | ".join(texts) + " |")
-    lines += ["", "## What was said", "", *(f"{number}. {_escaped(note)}" for note, number in notes.items()), ""]
+    lines += ["", "## What was said", "", *(f"{number}. {escaped(note)}" for note, number in notes.items()), ""]
     return "\n".join(lines)
 
 
@@ -57,8 +58,3 @@ def _text(cell: Cell, notes: dict[str, int]) -> str:
     name = cell.verdict if cell.verdict not in WRONG else f"**{cell.verdict}**"
     note = f" ({notes.setdefault(cell.detail, len(notes) + 1)})" if cell.detail else ""
     return name + figure + note
-
-
-def _escaped(text: str) -> str:
-    """A message as text of a page: no markup, no lines of its own."""
-    return "`" + " ".join(text.split()).replace("`", "'") + "`"

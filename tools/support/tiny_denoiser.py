@@ -115,18 +115,23 @@ class TinyDenoiser:
         """The class's name, without its module."""
         return self.class_name.rpartition(".")[2]
 
+    def module(self, **changes: Any) -> nn.Module:
+        """The module in eval mode, with random weights, and changes to its configuration."""
+        module = self.cls()(**{**self.config, **changes}).eval()
+        randomise(module)
+        return module
+
     def make(self, seed: int = 0) -> Denoiser:
-        """The module in eval mode, the arguments of a call and their roles."""
+        """The module, the arguments of a call and their roles."""
         with seeded(seed) as generator:
-            module = self.cls()(**self.config).eval()
-            _randomise(module)
+            module = self.module()
             arguments = {name: _made(value, generator) for name, value in self.arguments.items()}
         if "return_dict" in inspect.signature(module.forward).parameters:
             arguments["return_dict"] = False
         return module, arguments, dict(_roles("", self.arguments))
 
 
-def _randomise(module: nn.Module) -> None:
+def randomise(module: nn.Module) -> None:
     """Give random values to matrices, which a constructor may leave as they are in memory, and to what it sets to zero.
 
     Zeros would hide all that comes before them.

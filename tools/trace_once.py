@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest.mock import patch
 
-import pytest
 from torch import nn
 
+from partitioner.graph import export
 from partitioner.graph.arguments import flatten_arguments
-from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
 from runtime.driver import traced_graphs
+
+_trace = export.trace
 
 
 class Traces:
@@ -25,6 +27,7 @@ class Traces:
         """As partitioner.trace."""
         flat = flatten_arguments(arguments)
         training = [module.training for module in denoiser.modules()]
+        processors = [type(getattr(module, "processor", None)) for module in denoiser.modules()]
         layouts = [
             (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
             for tensor in denoiser.parameters()
@@ -37,6 +40,7 @@ class Traces:
                 denoiser,
                 folder,
                 training,
+                processors,
                 layouts,
                 shapes,
                 flat.literals,
@@ -46,13 +50,20 @@ class Traces:
             )
         )
         if key not in self._known:
-            self._known[key] = trace(denoiser, arguments, roles, model=model)
+            self._known[key] = _trace(denoiser, arguments, roles, model=model)
         return self._known[key]
 
 
 @contextlib.contextmanager
-def traced_once() -> Iterator[None]:
-    """Engines that start in this block share their traces."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(traced_graphs, "trace", Traces().trace)
+def traced_once(*, plans: bool = False) -> Iterator[None]:
+    """Engines that start in this block share their traces.
+
+    Args:
+        plans: Plans that are made in it share them too.
+    """
+    known = Traces()
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(patch.object(traced_graphs, "trace", known.trace))
+        if plans:
+            patches.enter_context(patch.object(export, "trace", known.trace))
         yield

@@ -1,0 +1,104 @@
+"""The results as the page docs/results/support.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tools.pages import escaped
+from tools.support.denoisers import DENOISERS, NOT_DENOISERS
+from tools.support.pipelines import PIPELINES
+
+_FOUND = Mapping[str, Mapping[str, Any]]
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The page.
+
+    Args:
+        found: As ``results.read_results`` gives it.
+    """
+    denoisers, pipelines = found["denoisers"], found["pipelines"]
+    traced = [name for name, row in denoisers.items() if traces(row)]
+    exact = [name for name, row in pipelines.items() if runs(row)]
+    return "\n".join(
+        [
+            "# What of diffusers runs",
+            "",
+            "Each denoiser class of diffusers, made small with random weights: traced, planned for two devices, and",
+            "one exact call compared with the module's own. Each pipeline class, made small, saved to a folder and",
+            "loaded from it: one call by a plan of two components, exactly, twice async, and with look-ahead.",
+            "Differences are the largest of any number of the result. **LoRA**: one added to the denoiser is honoured",
+            "exactly. Made by `python -m tools.support`, which goes on where it was stopped; the results are in",
+            "`support.json`. Published sizes have a page of their own: [Built-in names](models.md).",
+            "",
+            f"- versions: {found['versions']}",
+            f"- denoiser classes: {len(traced)} of {len(denoisers)} trace",
+            f"- pipeline classes: {len(exact)} of {len(pipelines)} run exactly, async repeatably, and with look-ahead",
+            "",
+            "## Denoisers",
+            "",
+            "| class | nodes | exact, differs by | LoRA | pipelines tried | note |",
+            "|---|---|---|---|---|---|",
+            *_denoiser_rows(denoisers, pipelines),
+            "",
+            "Not denoisers: " + "; ".join(f"{name}, {why}" for name, why in NOT_DENOISERS.items()) + ".",
+            "",
+            "## Pipelines",
+            "",
+            "| pipeline | denoiser | exact, differs by | async repeats | look-ahead runs | note |",
+            "|---|---|---|---|---|---|",
+            *_pipeline_rows(pipelines),
+            "",
+        ]
+    )
+
+
+def traces(row: Mapping[str, Any]) -> bool:
+    """Whether a denoiser of the results was traced."""
+    return row["failed"] not in ("build", "trace")
+
+
+def runs(row: Mapping[str, Any]) -> bool:
+    """Whether a pipeline of the results ran in each mode."""
+    return row["failed"] is None and row["difference"] <= 1e-4 and row["repeats"] and row["looks_ahead"]
+
+
+def _denoiser_rows(denoisers: _FOUND, pipelines: _FOUND) -> Iterator[str]:
+    for name in DENOISERS:
+        if name not in denoisers:
+            yield f"| {name} | | | | | not tried yet |"
+        else:
+            row = denoisers[name]
+            users = [run for run in pipelines.values() if run["denoiser"] == name]
+            tried = f"{sum(map(runs, users))} of {len(users)}" if users else ""
+            lora = {"exact": "exact", "none": "takes none", None: ""}.get(row["lora"], "no")
+            cells = [name, str(row["nodes"] or ""), _difference(row), lora, tried, _note(row)]
+            yield "| " + " | ".join(cells) + " |"
+
+
+def _pipeline_rows(pipelines: _FOUND) -> Iterator[str]:
+    for name in PIPELINES:
+        if name not in pipelines:
+            yield f"| {name} | | | | | not tried yet |"
+        else:
+            row = pipelines[name]
+            ahead = {True: "yes", False: "no", None: ""}
+            cells = [
+                name,
+                row["denoiser"],
+                _difference(row),
+                ahead[row["repeats"]],
+                ahead[row["looks_ahead"]],
+                _note(row),
+            ]
+            yield "| " + " | ".join(cells) + " |"
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    difference = row["difference"]
+    return "" if difference is None else "0" if difference == 0 else f"{difference:.0e}"
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    return "" if row["failed"] is None else f"fails to {row['failed']}: {escaped(row['why']).replace('|', '/')}"
