@@ -1,7 +1,7 @@
 """Compile time: a denoiser's name or module to a plan; knows nothing of processes.
 
-``compile``, ``trace`` and ``Plan`` are loaded when they are first used, so that importing the package stays free
-of torch.
+``compile``, ``record_calls``, ``trace`` and ``Plan`` are loaded when they are first used, so that importing the package
+stays free of torch.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from partitioner._version import __version__ as __version__
 if TYPE_CHECKING:
     from partitioner.graph.export import trace
     from partitioner.graph.rewrites import register_rewrite
+    from partitioner.models.guess_roles import record_calls
     from partitioner.plan.plan import Plan
     from partitioner.planning.compile import compile
 
 _runpy.run_path(str(_Path(__file__).parents[1] / "profiles" / "import_guard.py"))
 
-__all__ = ["Plan", "compile", "register_rewrite", "trace"]
+__all__ = ["Plan", "compile", "record_calls", "register_rewrite", "trace"]
 
 _HOMES = {
     "Plan": "partitioner.plan.plan",
     "compile": "partitioner.planning.compile",
+    "record_calls": "partitioner.models.guess_roles",
     "register_rewrite": "partitioner.graph.rewrites",
     "trace": "partitioner.graph.export",
 }

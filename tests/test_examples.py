@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +33,7 @@ def run(name: str, *arguments: str, folder: Path) -> str:
 
 def test_every_example_is_tried_here() -> None:
     names = {path.name for path in EXAMPLES.iterdir() if path.suffix == ".py"}
-    assert names == {"shipped_pipeline.py", "own_loop.py", "new_architecture.py", "two_machines.py"}
+    assert names == {"shipped_pipeline.py", "own_loop.py", "new_architecture.py", "two_machines.py", "my_dit.py"}
 
 
 @pytest.mark.processes
@@ -46,6 +48,31 @@ def test_a_loop_of_ones_own(tmp_path: Path) -> None:
     assert exact == "exact       30 of 30 calls exact, relative error 0.0e+00"
     assert ahead.startswith("look-ahead  4 of 30 calls exact, relative error ")
     assert float(ahead.split()[-1]) < 0.02
+
+
+@pytest.mark.processes
+def test_readmes_bring_your_own_as_it_is_written(tmp_path: Path) -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    blocks = re.findall(r"<!-- bring your own: (\S+) -->\n```python\n(.*?)```", readme, re.DOTALL)
+    assert [name for name, _ in blocks] == ["plan_mine.py", "run_mine.py"]
+    shutil.copy(EXAMPLES / "my_dit.py", tmp_path)
+    done = []
+    for name, text in blocks:
+        (tmp_path / name).write_text(text)
+        done.append(
+            subprocess.run(
+                [sys.executable, name],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+        )
+        assert done[-1].returncode == 0, done[-1].stderr
+    planned, ran = done
+    assert "guessed from 2 calls: latent: x; timestep: t; prompt: text\n" in planned.stderr
+    assert ran.stdout == "exact: 0.0\n"
 
 
 @pytest.mark.slow

@@ -78,6 +78,8 @@ TOUCH_TORCH = {
     "partitioner.graph.torch_private",
     "partitioner.graph.trace_failure",
     "partitioner.models.build",
+    "partitioner.models.guess_roles",
+    "partitioner.models.inputs",
     "partitioner.models.recorded",
     "partitioner.models.sampler_probe",
     "partitioner.models.samplers",
@@ -93,6 +95,7 @@ TOUCH_TORCH = {
 NEED_TORCH = TOUCH_TORCH - {
     "partitioner.costs.model",
     "partitioner.models.build",
+    "partitioner.models.inputs",
     "partitioner.models.source",
     "partitioner.models.spec",
     "partitioner.models.unweighted",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,3 +45,27 @@ def prompt(*shape: int, dtype: str | None = None) -> ExampleTensor:
 def step(*shape: int, dtype: str | None = None) -> ExampleTensor:
     """What is given anew at every step and cannot be foreseen, such as a ControlNet's residuals."""
     return ExampleTensor(Role.STEP, shape, dtype)
+
+
+def roles_in(inputs: Any, path: str = "") -> Iterator[tuple[str, Role]]:
+    """Path and role of each tensor of some inputs, which stand at ``path``.
+
+    >>> dict(roles_in({"x": latent(1, 4), "extra": [prompt(3)]}))
+    {'x': <Role.LATENT: 4>, 'extra.0': <Role.PROMPT: 1>}
+    """
+    if isinstance(inputs, ExampleTensor):
+        yield path, inputs.role
+    elif isinstance(inputs, (Mapping, list, tuple)):
+        for key, value in inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs):
+            yield from roles_in(value, f"{path}.{key}" if path else str(key))
+
+
+def zeros(inputs: Any, dtype: str) -> Any:
+    """Arguments with tensors of zeros. dtype: of the tensors that name none."""
+    import torch
+
+    if isinstance(inputs, ExampleTensor):
+        return torch.zeros(inputs.shape, dtype=getattr(torch, inputs.dtype or dtype))
+    if isinstance(inputs, Mapping):
+        return {name: zeros(value, dtype) for name, value in inputs.items()}
+    return type(inputs)(zeros(value, dtype) for value in inputs) if isinstance(inputs, (list, tuple)) else inputs

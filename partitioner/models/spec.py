@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from partitioner.graph.ir import Role
 from partitioner.models.build import build_denoiser
 from partitioner.models.built_in import BUILT_IN
 from partitioner.models.guidance import GuidanceStyle, guidance_style
-from partitioner.models.inputs import ExampleTensor, Inputs
+from partitioner.models.inputs import Inputs, roles_in, zeros
 from partitioner.models.registry import ARCHITECTURES, Architecture, NotDescribed, Request, load_plugins, nearest_names
 from partitioner.models.sizes import Sizes
 from partitioner.models.source import ModelSource, diffusers_class, find_source, pipeline_folder
@@ -91,7 +91,7 @@ class ModelSpec:
     @property
     def roles(self) -> dict[str, Role]:
         """Role of each tensor argument, by its path ("added_cond_kwargs.text_embeds")."""
-        return dict(_roles("", self.inputs))
+        return dict(roles_in(self.inputs))
 
     def example_inputs(self, *, branch: bool = False) -> dict[str, Any]:
         """Arguments of one call, with tensors of zeros.
@@ -104,26 +104,8 @@ class ModelSpec:
         """
         if branch and self.halves == 1:
             raise UsageError(f"{self.name} has one branch: its calls hold no guidance batch to split; use --branches 1")
-        arguments: dict[str, Any] = _zeros(self.branch_inputs if branch else self.inputs, self.dtype)
+        arguments: dict[str, Any] = zeros(self.branch_inputs if branch else self.inputs, self.dtype)
         return arguments
-
-
-def _roles(path: str, inputs: Any) -> Iterator[tuple[str, Role]]:
-    if isinstance(inputs, ExampleTensor):
-        yield path, inputs.role
-    elif isinstance(inputs, (Mapping, list, tuple)):
-        for key, value in inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs):
-            yield from _roles(f"{path}.{key}" if path else str(key), value)
-
-
-def _zeros(inputs: Any, dtype: str) -> Any:
-    import torch
-
-    if isinstance(inputs, ExampleTensor):
-        return torch.zeros(inputs.shape, dtype=getattr(torch, inputs.dtype or dtype))
-    if isinstance(inputs, Mapping):
-        return {name: _zeros(value, dtype) for name, value in inputs.items()}
-    return type(inputs)(_zeros(value, dtype) for value in inputs) if isinstance(inputs, (list, tuple)) else inputs
 
 
 def trace_model(spec: ModelSpec, *, branch: bool = False, denoiser: nn.Module | None = None) -> TracedGraph:

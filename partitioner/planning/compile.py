@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 def compile(
     module: nn.Module,
-    example_inputs: Mapping[str, Any],
-    roles: Mapping[str, Any],
+    example_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    roles: Mapping[str, Any] | None = None,
     devices: int | str | Fleet = 2,
     *,
     branch_inputs: Mapping[str, Any] | None = None,
@@ -35,8 +36,10 @@ def compile(
 
     Args:
         module: The denoiser. Its weights are not copied, and it is not run.
-        example_inputs: Arguments of one call; their shapes and dtypes count, not their values.
-        roles: Of each tensor argument, "latent", "timestep", "step" or "prompt"; see ``partitioner.trace``.
+        example_inputs: Arguments of one call, whose shapes and dtypes count and not their values; or those of several
+            consecutive calls, as ``record_calls`` notes them.
+        roles: Of each tensor argument, "latent", "timestep", "step" or "prompt"; see ``partitioner.trace``. None: they
+            are guessed from several calls, and printed to stderr.
         devices: How many, or as for ``partition-model --devices``, or a Fleet.
         branch_inputs: Arguments of one half of the guidance batch, where ``example_inputs`` hold both halves; two
             branches are considered only then.
@@ -62,5 +65,13 @@ def compile(
     >>> plan.components, plan.mode, list(plan.placement.values())  # the driver has work of its own besides
     (2, 'lookahead', [0, 0, 0, 1])
     """
-    source = FromModule(module, example_inputs, roles, model, branch_inputs, trajectory)
+    several = [example_inputs] if isinstance(example_inputs, Mapping) else list(example_inputs)
+    if roles is None:
+        from partitioner.models.guess_roles import guess_roles
+
+        example, roles, guessed = guess_roles(module, several)
+        print(f"partitioner.compile: guessed from {len(several)} calls: {guessed}", file=sys.stderr)
+    else:
+        example = dict(several[0])
+    source = FromModule(module, example, roles, model, branch_inputs, trajectory)
     return plan(PlanRequest(source, devices, costs or CostModel(device), options)).plan
