@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from partitioner.graph.nesting import Output
 from partitioner.plan.plan import Plan
 from partitioner.plan.timeline import Timeline
 from runtime.devices.memory import give_back
@@ -54,7 +55,7 @@ class EngineCalls:
         self._engine = engine
         self._driver = driver
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def __call__(self, *args: Any, **kwargs: Any) -> Output:
         """Make one denoiser call; see Engine."""
         return self._engine._call(self._driver, args, kwargs)
 
@@ -161,7 +162,7 @@ class Engine:
     def _driver_of(self, planned: PlannedDenoiser) -> DenoiserDriver:
         return DenoiserDriver(planned.denoiser, planned.plan, self.options, self._shared, planned.traced)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def __call__(self, *args: Any, **kwargs: Any) -> Output:
         """Make one denoiser call.
 
         Args:
@@ -178,7 +179,7 @@ class Engine:
         """
         return self._call(self._first, args, kwargs)
 
-    def _call(self, driver: DenoiserDriver, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    def _call(self, driver: DenoiserDriver, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
         caller = caller_of(driver.denoiser, self._scheduler)
         with self._lock:  # calls of several threads take turns
             self._check_open()
