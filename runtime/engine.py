@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from partitioner.graph.nesting import Output
+from partitioner.graph.nesting import CallOutput
 from partitioner.plan.plan import Plan
 from partitioner.plan.timeline import Timeline
 from runtime.devices.memory import give_back
@@ -55,7 +55,7 @@ class EngineCalls:
         self._engine = engine
         self._driver = driver
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Output:
+    def __call__(self, *args: Any, **kwargs: Any) -> CallOutput:
         """Make one denoiser call; see Engine."""
         return self._engine._call(self._driver, args, kwargs)
 
@@ -162,7 +162,7 @@ class Engine:
     def _driver_of(self, planned: PlannedDenoiser) -> DenoiserDriver:
         return DenoiserDriver(planned.denoiser, planned.plan, self.options, self._shared, planned.traced)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Output:
+    def __call__(self, *args: Any, **kwargs: Any) -> CallOutput:
         """Make one denoiser call.
 
         Args:
@@ -179,7 +179,7 @@ class Engine:
         """
         return self._call(self._first, args, kwargs)
 
-    def _call(self, driver: DenoiserDriver, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+    def _call(self, driver: DenoiserDriver, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallOutput:
         caller = caller_of(driver.denoiser, self._scheduler)
         with self._lock:  # calls of several threads take turns
             self._check_open()

@@ -15,7 +15,7 @@ from enum import IntEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from partitioner.graph.nesting import Output, OutputForm, is_nested, nest_output
+from partitioner.graph.nesting import CallOutput, OutputForm, is_nested, nest_output
 
 if TYPE_CHECKING:
     import networkx
@@ -324,7 +324,7 @@ class TracedGraph:
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def output(self, values: Sequence[Any]) -> Output:
+    def output(self, values: Sequence[Any]) -> CallOutput:
         """What the call returns. values: what ``results`` stand for, in the same order."""
         return nest_output(self.form, values)
 

@@ -36,7 +36,7 @@ def output_form(output: Any) -> OutputForm:
     return None
 
 
-class Output(tuple[Any, ...]):
+class CallOutput(tuple[Any, ...]):
     """A denoiser's output as a tuple: what is in its outermost container, or the one value that it is.
 
     returned: the output as the denoiser returns it, which may be a bare value, a list or a dict.
@@ -45,7 +45,7 @@ class Output(tuple[Any, ...]):
     returned: Any
 
 
-def nest_output(form: OutputForm, values: Sequence[Any]) -> Output:
+def nest_output(form: OutputForm, values: Sequence[Any]) -> CallOutput:
     """An output put together of its values, in their order.
 
     >>> output = nest_output(output_form({"sample": [0, 0], "rest": 0}), "abc")
@@ -54,7 +54,7 @@ def nest_output(form: OutputForm, values: Sequence[Any]) -> Output:
     """
     returned = _nested(form, iter(values))
     inside = returned.values() if isinstance(returned, dict) else returned
-    output = Output((returned,) if form is None else inside)
+    output = CallOutput((returned,) if form is None else inside)
     output.returned = returned
     return output
 
