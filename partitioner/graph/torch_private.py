@@ -158,6 +158,8 @@ class FakesWithConstants(FakeTensorMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Make one operator call, fake or real."""
+        if self.keeps_constants and func in _FILLS and isinstance(args[0], FakeTensor):
+            return args[0]  # parameters without storage, which constructors fill one by one
         real = self.keeps_constants and func not in _LEFT_EMPTY and not any(issubclass(t, FakeTensor) for t in types)
         try:
             made = super().dispatch(func, types, args, dict(kwargs or {}))
@@ -183,6 +185,10 @@ class FakesWithConstants(FakeTensorMode):  # type: ignore[no-untyped-call]
 _LEFT_EMPTY = {
     torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.empty_strided.default,
     torch.ops.aten.new_empty.default, torch.ops.aten.new_empty_strided.default, torch.ops.aten.empty_permuted.default,
+}  # fmt: skip
+_FILLS = {
+    torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default, torch.ops.aten.zero_.default,
+    torch.ops.aten.fill_.Scalar,
 }  # fmt: skip
 _UNKNOWN = "values_are_unknown"
 
