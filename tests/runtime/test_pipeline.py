@@ -19,7 +19,7 @@ from runtime import parallelize
 from runtime.denoiser import denoiser_name
 from runtime.errors import InputError, PlanMismatch
 from runtime.worker.specs import build_specs
-from tests.support import pipelines
+from tests.support import pipelines, undescribed_pipelines
 from tests.support.engines import plan_of
 from tests.support.plans import plan_simply
 
@@ -377,3 +377,20 @@ def test_a_plan_for_other_arguments_of_the_same_class_is_tried_at_the_first_call
 def test_a_pipeline_is_parallelized_once_at_a_time(exactly: Any, case: Case) -> None:
     with pytest.raises(InputError, match="already inside a parallelize block"):
         parallelize(exactly, case.plan(2)).__enter__()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["aura_flow", "cogview_4"])
+def test_a_pipeline_that_no_description_knows_is_planned_and_run(name: str, tmp_path: Path) -> None:
+    pipe = undescribed_pipelines.made(name, tmp_path)
+
+    def made() -> torch.Tensor:
+        given = {"generator": torch.Generator().manual_seed(0), "height": 32, "width": 32, "output_type": "latent"}
+        result: torch.Tensor = pipe("a red cat", num_inference_steps=4, **given).images
+        return result
+
+    alone = made()
+    sizes = {"height": 32, "width": 32}
+    with parallelize(pipe, devices=2, sizes=sizes, exact=True, transport="emulation"):
+        assert (made() - alone).abs().max() < 1e-4
+    assert torch.equal(made(), alone)
