@@ -7,11 +7,12 @@ from pathlib import Path
 
 from partitioner.planning.options import PlanOptions
 from runtime import parallelize
-from runtime.denoiser import denoiser_name
 from runtime.pipeline import plan_for
 from tools.support.tiny_pipeline import TinyPipeline
 from tools.support.tries import first_line, is_finite, largest_difference
 from tools.trace_once import traced_once
+
+_DENOISERS = ("unet", "transformer", "prior", "decoder")
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,14 @@ def _try(tiny: TinyPipeline, folder: Path) -> TriedPipeline:
         step = "load"
         pipe = tiny.load(saved)
         step = "call"
-        found = replace(found, denoiser=type(getattr(pipe, denoiser_name(pipe))).__name__)
+        name = next(name for name in _DENOISERS if getattr(pipe, name, None) is not None)
+        found = replace(found, denoiser=type(getattr(pipe, name)).__name__)
         wanted = tiny.run(pipe)
         if largest_difference(tiny.run(pipe), wanted) != 0:
             raise ValueError("two calls of the unmodified pipeline differ")
         step = "plan"
-        plan = plan_for(pipe, 2, tiny.sizes(), PlanOptions(branches=1, force=True))
+        options = PlanOptions(branches=1, force=True)
+        plan = {name: plan_for(pipe, 2, tiny.sizes(), options, call=tiny.arguments(), name=name)}
         step = "run exactly"
         with parallelize(pipe, plan, transport="emulation", exact=True):
             found = replace(found, difference=largest_difference(tiny.run(pipe), wanted))

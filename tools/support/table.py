@@ -27,7 +27,7 @@ def page(found: Mapping[str, Any]) -> str:
             "",
             "Each denoiser class of diffusers, made small with random weights: traced, planned for two devices, and",
             "one exact call compared with the module's own. Each pipeline class, made small, saved to a folder and",
-            "loaded from it: one call by a plan of two components, exactly, twice async, and with look-ahead.",
+            "loaded from it: one call by a plan of two components (made for its `call`), exactly, twice async, with look-ahead.",
             "Differences are the largest of any number of the result. **LoRA**: one added to the denoiser is honoured",
             "exactly. Made by `python -m tools.support`, which goes on where it was stopped; the results are in",
             "`support.json`. Published sizes have a page of their own: [Built-in names](models.md).",

@@ -58,9 +58,13 @@ class TinyPipeline:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of a call, but for the number of steps, the generator and the kind of output."""
+        return {name: value() if callable(value) else value for name, value in self.call.items()}
+
     def run(self, pipe: Any, steps: int = 4) -> Any:
         """A call, always the same; what it makes."""
-        arguments = {name: value() if callable(value) else value for name, value in self.call.items()}
+        arguments = self.arguments()
         if self.steps:
             arguments.setdefault(self.steps, steps)
         if self.output is not None:
