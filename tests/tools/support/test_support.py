@@ -15,7 +15,7 @@ from tools.support import results
 from tools.support.denoisers import DENOISERS
 from tools.support.pipelines import PIPELINES
 from tools.support.results import read_results, write_results
-from tools.support.table import page
+from tools.support.table import page, traces
 
 DENOISER = {"failed": None, "why": "", "nodes": 7, "difference": 0.0, "lora": "exact"}
 REFUSED = {"failed": "trace", "why": "TraceError: no | `way`", "nodes": 0, "difference": None, "lora": "none"}
@@ -82,3 +82,8 @@ def test_the_page_in_the_documentation_is_made_of_its_results() -> None:
     assert set(found["denoisers"]) <= set(DENOISERS)
     assert set(found["pipelines"]) <= set(PIPELINES)
     assert f"diffusers {version('diffusers')}" in found["versions"], "run python -m tools.support"
+
+
+def test_at_least_sixty_classes_trace() -> None:
+    found = json.loads((ROOT / command.RESULTS).read_text(encoding="utf-8"))
+    assert sum(map(traces, found["denoisers"].values())) >= 60
