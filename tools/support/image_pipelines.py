@@ -129,7 +129,9 @@ def _flux2_vae() -> Any:
 
 def _encoded(name: str, parts: Callable[[], dict[str, Any]], *left_out: str, **call: Any) -> TinyPipeline:
     """A pipeline that is given encoded prompts."""
-    return TinyPipeline(name, parts, {"height": 32, "width": 32, **call}, left_out=("text_encoder", *left_out))
+    return TinyPipeline(
+        name, parts, {"prompt": None, "height": 32, "width": 32, **call}, left_out=("text_encoder", *left_out)
+    )
 
 
 _BOTH: dict[str, Any] = {
@@ -139,6 +141,7 @@ _BOTH: dict[str, Any] = {
 _QWEN: dict[str, Any] = {
     "prompt_embeds": embedding(1, 7, 24), "prompt_embeds_mask": ones(1, 7), "true_cfg_scale": 3.0,
     "negative_prompt_embeds": embedding(1, 5, 24, seed=1), "negative_prompt_embeds_mask": ones(1, 5),
+    "negative_prompt": None,
 }  # fmt: skip
 _Z_IMAGE: dict[str, Any] = {
     "prompt_embeds": lambda: [embedding(7, 24)()], "negative_prompt_embeds": lambda: [embedding(5, 24, seed=1)()],
@@ -243,7 +246,7 @@ IMAGE_PIPELINES = [
     ),
     _encoded(
         "Flux2KleinPipeline", _without_encoder("Flux2Transformer2DModel", _flux2_vae, guidance_embeds=False),
-        "tokenizer", **_BOTH,
+        "tokenizer", **{name: value for name, value in _BOTH.items() if name != "negative_prompt"},
     ),
     _encoded("OvisImagePipeline", _without_encoder("OvisImageTransformer2DModel"), "tokenizer", **_BOTH),
     _encoded("PRXPipeline", _without_encoder("PRXTransformer2DModel"), "tokenizer", **_BOTH,

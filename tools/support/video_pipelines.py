@@ -15,8 +15,8 @@ from tools.support.tiny_pipeline import TinyPipeline, tiny_pipeline
 _TEXT: dict[str, Any] = {"prompt": "a red cat", "max_sequence_length": 16}
 _VIDEO: dict[str, Any] = {**_TEXT, "height": 32, "width": 32, "num_frames": 5}
 _SIZED: dict[str, Any] = {
-    "height": 32, "width": 32, "prompt_embeds": embedding(1, 7, 24),
-    "negative_prompt_embeds": embedding(1, 7, 24, seed=1),
+    "prompt": None, "height": 32, "width": 32, "prompt_embeds": embedding(1, 7, 24),
+    "negative_prompt_embeds": embedding(1, 7, 24, seed=1), "negative_prompt": None,
 }  # fmt: skip
 _ENCODED: dict[str, Any] = {
     **_SIZED, "num_frames": 5,
@@ -173,11 +173,12 @@ def _hunyuandit() -> dict[str, Any]:
 
 
 _HUNYUAN: dict[str, Any] = {
-    "height": 32, "width": 32, "num_frames": 5, "prompt_embeds": embedding(1, 7, 24),
+    "prompt": None, "height": 32, "width": 32, "num_frames": 5, "prompt_embeds": embedding(1, 7, 24),
     "pooled_prompt_embeds": embedding(1, 16), "prompt_attention_mask": ones(1, 7),
 }  # fmt: skip
 _KANDINSKY_5: dict[str, Any] = {
-    "prompt_embeds_qwen": embedding(1, 7, 24), "prompt_embeds_clip": embedding(1, 16), "height": 32, "width": 32,
+    "prompt": None, "prompt_embeds_qwen": embedding(1, 7, 24), "prompt_embeds_clip": embedding(1, 16),
+    "height": 32, "width": 32,
     "prompt_cu_seqlens": lambda: torch.tensor([0, 7], dtype=torch.int32),
     "num_frames": 5, "guidance_scale": 1.0,
 }  # fmt: skip
@@ -216,7 +217,7 @@ VIDEO_PIPELINES = [
     ),
     TinyPipeline(
         "SanaVideoPipeline", _without_encoder("SanaVideoTransformer3DModel", _wan_vae),
-        {**_SIZED, **_MASKS, "frames": 5, "negative_prompt": None, "use_resolution_binning": False},
+        {**_SIZED, **_MASKS, "frames": 5, "use_resolution_binning": False},
         left_out=("text_encoder", "tokenizer"),
     ),
     TinyPipeline(
