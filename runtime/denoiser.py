@@ -161,7 +161,7 @@ class EngineForward(_MethodInstead):
             )
         output = engine(*args, **kwargs)
         by_name = bind_arguments(self._owner, args, kwargs).get("return_dict", True)
-        return self._output_class(*output) if by_name and self._output_class is not None else output.returned
+        return self._output_class(*output) if by_name and self._output_class is not None else output
 
 
 class EngineContext(_MethodInstead):

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from partitioner.graph.nesting import CallOutput
 from partitioner.plan.plan import Plan
 from partitioner.plan.timeline import Timeline
 from runtime.devices.memory import give_back
@@ -55,7 +54,7 @@ class EngineCalls:
         self._engine = engine
         self._driver = driver
 
-    def __call__(self, *args: Any, **kwargs: Any) -> CallOutput:
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Make one denoiser call; see Engine."""
         return self._engine._call(self._driver, args, kwargs)
 
@@ -162,7 +161,7 @@ class Engine:
     def _driver_of(self, planned: PlannedDenoiser) -> DenoiserDriver:
         return DenoiserDriver(planned.denoiser, planned.plan, self.options, self._shared, planned.traced)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> CallOutput:
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Make one denoiser call.
 
         Args:
@@ -179,12 +178,13 @@ class Engine:
         """
         return self._call(self._first, args, kwargs)
 
-    def _call(self, driver: DenoiserDriver, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallOutput:
+    def _call(self, driver: DenoiserDriver, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         caller = caller_of(driver.denoiser, self._scheduler)
         with self._lock:  # calls of several threads take turns
             self._check_open()
             tensors, form = driver.read(args, kwargs)
             started = Recorder.now()
+            self._ranks.follow_settings()
             try:
                 with torch.no_grad():
                     results = self._ranks.stream.call(lambda: driver.call(caller, tensors, form))

@@ -69,6 +69,7 @@ TOUCH_TORCH = {
     "partitioner.graph.fakes",
     "partitioner.graph.module_state",
     "partitioner.graph.operators",
+    "partitioner.graph.own_attention",
     "partitioner.graph.reachable",
     "partitioner.graph.reader",
     "partitioner.graph.regions",

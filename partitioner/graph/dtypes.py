@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from partitioner.errors import ForwardFailed
-from partitioner.graph.ir import Node, TracedGraph
-from partitioner.graph.operator_classes import operator_class, operator_name, value_metas
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.operator_classes import operator_class, value_metas
 
 
 def check_dtypes(graph: TracedGraph) -> None:
@@ -14,7 +14,7 @@ def check_dtypes(graph: TracedGraph) -> None:
         ForwardFailed: it is not; the message names the module.
     """
     for node in graph.nodes:
-        if operator_class(node.target) != "matmul" or _is_outer(node):
+        if operator_class(node.target) != "matmul":
             continue
         dtypes = {meta.dtype for name in node.reads for meta in value_metas(graph, name)}
         floating = sorted(dtype for dtype in dtypes if dtype.startswith(("float", "bfloat")))
@@ -23,11 +23,3 @@ def check_dtypes(graph: TracedGraph) -> None:
                 f"{graph.model} cannot run with these arguments: module {node.module or '<root>'} multiplies "
                 f"{' by '.join(floating)} ({node.target}); convert the arguments or the denoiser with .to(dtype)"
             )
-
-
-def _is_outer(node: Node) -> bool:
-    """Whether it is an einsum that sums over nothing, which multiplies elements of any dtypes."""
-    if operator_name(node.target) != "einsum":
-        return False
-    inputs, _, output = str(node.args[0]).replace(" ", "").partition("->")
-    return set(inputs) - {","} <= set(output)

@@ -18,6 +18,7 @@ from partitioner.graph.dtypes import check_dtypes
 from partitioner.graph.ir import Role, TracedGraph
 from partitioner.graph.module_state import Difference, ModuleState
 from partitioner.graph.nesting import nest_arguments
+from partitioner.graph.own_attention import OwnAttention
 from partitioner.graph.reader import ExportReader
 from partitioner.graph.regions import inline_regions
 from partitioner.graph.rewrites import rewritten
@@ -114,6 +115,7 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> Expo
     hooks = []
     for child in module.modules():
         hooks += [child.register_forward_pre_hook(note), child.register_forward_hook(clear)]
+    watch = OwnAttention(lambda: failed_in[-1] if failed_in else "")
     state = ModuleState(module)
     state.restore()  # which empties caches: a tensor in them would be a constant of the graph
     try:
@@ -124,6 +126,7 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> Expo
             forgotten_sources(),
             memory_put_back(weights),
             warnings.catch_warnings(),
+            watch,
         ):
             # what a forward assigns is looked at here
             warnings.filterwarnings("ignore", "The tensor attribute.* assigned during export", UserWarning)
@@ -136,6 +139,12 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> Expo
         state.restore()
         for hook in hooks:
             hook.remove()
+    if watch.places:
+        raise TraceError(
+            f"{model}: module {watch.places[0] or '<root>'} chooses in its forward how torch computes attention "
+            "(torch.nn.attention.sdpa_kernel, as diffusers' attention backends _native_… do), which no graph shows. "
+            "Reset the backend and choose it around the whole call, which is followed: with sdpa_kernel(...): pipe(...)"
+        )
     if changed or state.foreign:
         check_stateless(module, arguments, model)
     inline_regions(program.graph_module, model)

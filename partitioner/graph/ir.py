@@ -15,7 +15,7 @@ from enum import IntEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from partitioner.graph.nesting import CallOutput, OutputForm, is_nested, nest_output
+from partitioner.graph.nesting import OutputForm, nest_output
 
 if TYPE_CHECKING:
     import networkx
@@ -233,7 +233,7 @@ class TracedGraph:
         parameters: The parameters and buffers that some node reads.
         nodes: The operator calls in execution order.
         results: The values and literals that the call returns, in the order of its flattened output.
-        form: How the output holds them.
+        form: How the output holds them; None where it is flat: a tuple or dict of results, or one.
     """
 
     model: str
@@ -319,14 +319,14 @@ class TracedGraph:
             ],
             "results": canonical(self.results),
         }  # fmt: skip
-        if is_nested(self.form):
+        if self.form is not None:
             document["form"] = self.form
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def output(self, values: Sequence[Any]) -> CallOutput:
-        """What the call returns. values: what ``results`` stand for, in the same order."""
-        return nest_output(self.form, values)
+    def output(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """What the call returns, as a tuple. values: what ``results`` stand for, in the same order."""
+        return tuple(values) if self.form is None else nest_output(self.form, iter(values))
 
     def computes_as(self, other: TracedGraph) -> bool:
         """Whether another graph, of the same parameters, computes the same to the last bit."""

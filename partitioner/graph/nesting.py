@@ -36,32 +36,15 @@ def output_form(output: Any) -> OutputForm:
     return None
 
 
-class CallOutput(tuple[Any, ...]):
-    """A denoiser's output as a tuple: what is in its outermost container, or the one value that it is.
+def nest_output(form: OutputForm, values: Iterator[Any]) -> tuple[Any, ...]:
+    """An output as a tuple, put together of its values in order: what is in the outermost container, or one value.
 
-    returned: the output as the denoiser returns it, which may be a bare value, a list or a dict.
+    >>> nest_output(output_form({"sample": [0, 0], "rest": 0}), iter("abc"))
+    (['a', 'b'], 'c')
     """
-
-    returned: Any
-
-
-def nest_output(form: OutputForm, values: Sequence[Any]) -> CallOutput:
-    """An output put together of its values, in their order.
-
-    >>> output = nest_output(output_form({"sample": [0, 0], "rest": 0}), "abc")
-    >>> output, output.returned
-    ((['a', 'b'], 'c'), {'sample': ['a', 'b'], 'rest': 'c'})
-    """
-    returned = _nested(form, iter(values))
-    inside = returned.values() if isinstance(returned, dict) else returned
-    output = CallOutput((returned,) if form is None else inside)
-    output.returned = returned
-    return output
-
-
-def is_nested(form: OutputForm) -> bool:
-    """Whether a container in an output holds another."""
-    return form is not None and any(item is not None for _, item in form[1])
+    if form is None:
+        return (next(values),)
+    return tuple(_nested(item, values) for _, item in form[1])
 
 
 def _nested(form: OutputForm, values: Iterator[Any]) -> Any:

@@ -39,6 +39,8 @@ from partitioner.graph.containers import (
 )
 from partitioner.graph.torch_private import FakeTensor, hooks_of_all_modules
 
+# Where libraries keep a setting that forwards read: module, class, attribute.
+_SETTINGS = (("diffusers.models.attention_dispatch", "_AttentionBackendRegistry", "_active_backend"),)
 # Packages whose classes keep between two calls only what their objects' attributes hold.
 _LIBRARIES = frozenset(
     {"torch", "diffusers", "transformers", "peft", "accelerate", "torchao", "bitsandbytes", "numpy", "safetensors"}
@@ -136,6 +138,10 @@ class Reachable:
             FoundContainer(found._named(value), path, f"{label}.") for value, path, label in found._outside
         ]
         found.places.append(FoundContainer(FunctionsContainer(nn.functional), "", "function torch.nn.functional."))
+        for module_name, held, name in _SETTINGS:
+            if hasattr(sys.modules.get(module_name), held):
+                setting = AttributesContainer(getattr(sys.modules[module_name], held), [name])
+                found.places.append(FoundContainer(setting, "", f"{module_name}.{held}."))
         found.places.append(FoundContainer(ClassesContainer(found._modules), "", "class of "))
         return found
 

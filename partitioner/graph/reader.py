@@ -108,7 +108,7 @@ class ExportReader:
             nodes=nodes,
             results=results,
             containers=tuple(self.arguments.containers.items()),
-            form=_form(self.program, len(results)),
+            form=_nested_form(self.program, len(results)),
         )
 
     def _user_inputs(self) -> list[str | None]:
@@ -266,10 +266,11 @@ def _paths(program: ExportedProgram) -> list[str]:
     return [path_of[number] for number in range(in_spec.num_leaves)]
 
 
-def _form(program: ExportedProgram, results: int) -> OutputForm:
+def _nested_form(program: ExportedProgram, results: int) -> OutputForm:
+    """The form of the output where a container in it holds another, else None."""
     out_spec = program.call_spec.out_spec
-    assert out_spec is not None
-    return output_form(tree_unflatten([None] * results, out_spec))
+    form = output_form(tree_unflatten([None] * results, out_spec)) if out_spec is not None else None
+    return form if form is not None and any(item is not None for _, item in form[1]) else None
 
 
 def _target_name(target: Any, model: str, module: str) -> str:

@@ -209,16 +209,11 @@ def live_spec(
             running, whatever its class; what is not given is guessed.
 
     Raises:
-        UsageError: No call of the pipeline can be guessed, or it cannot have that size or dtype.
+        UsageError: No call of the pipeline can be guessed, or it cannot have that size.
     """
     load_plugins()
     sizes = Sizes(height, width, frames, batch, guidance)
     class_name = type(denoiser).__name__
-    if str(denoiser.dtype).removeprefix("torch.") not in DTYPES:
-        raise UsageError(
-            f"this {class_name} is {denoiser.dtype}, in which plans cannot be made: convert it to one of "
-            f"{', '.join(DTYPES)}, as with .to(torch.float32)"
-        )
     vae = getattr(pipeline, "vae", None)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(str(getattr(pipeline, "name_or_path", ""))).name).strip("-._")
     source = ModelSource(

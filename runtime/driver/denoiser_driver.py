@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from partitioner.graph.nesting import CallOutput
 from partitioner.graph.stateless import listed
 from partitioner.plan.plan import Plan
 from runtime.driver.call_arguments import CallForm, CallReader, Tensors
@@ -136,7 +135,7 @@ class DenoiserDriver:
         """
         return self._calls.read(args, kwargs)
 
-    def call(self, caller: Caller, tensors: Tensors, form: CallForm) -> CallOutput:
+    def call(self, caller: Caller, tensors: Tensors, form: CallForm) -> tuple[Any, ...]:
         """Make one call, on the device stream of rank 0.
 
         Args:

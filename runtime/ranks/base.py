@@ -43,6 +43,10 @@ class Ranks(ABC):
     def command(self, rank: int, command: RankCommand) -> None:
         """Tell a rank other than 0 what to do next; returns at once."""
 
+    def follow_settings(self) -> None:
+        """Have ranks compute from now on by the settings of torch that this process has now; threads of it do."""
+        return
+
     def readable(self, rank: int, files: Mapping[str, Path]) -> dict[str, Path]:
         """Those of the files that the rank can read itself, with the content that the driver sees.
 

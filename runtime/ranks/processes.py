@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from partitioner.process import await_threads, keep_freed_memory
+from runtime.devices.torch_settings import Settings, torch_settings
 from runtime.errors import ConnectionBroke, EngineClosed, EngineError, RankStalled, StartupError
 from runtime.ranks.base import Ranks, Setups, workers_of
 from runtime.ranks.diagnosis import diagnose
 from runtime.ranks.failure import Failure
 from runtime.ranks.launch import Launcher
-from runtime.ranks.rank_messages import Ask, Welcome
+from runtime.ranks.rank_messages import Ask, Compute, Welcome
 from runtime.ranks.rank_report import Report, latest_of, report
 from runtime.ranks.supervisor import RankHandle, Supervisor, announce
 from runtime.transport.gloo import GlooMailbox
@@ -73,6 +74,7 @@ class ProcessRanks(Ranks):
         self._ready_by: float | None = time.monotonic() + startup_timeout_s
         self._owner = os.getpid()
         self._asked = 0
+        self._settings: Settings = ()  # that the ranks compute by
         self._handles: dict[int, RankHandle] = {}
         self._threads: list[threading.Thread] = []
         self._mailbox: GlooMailbox | None = None
@@ -177,6 +179,13 @@ class ProcessRanks(Ranks):
         if not handle.tell(command):
             self._failure.suspect(RankStalled("it takes no commands", rank=rank, component=handle.setup.component))
             self._failure.await_cause()
+
+    def follow_settings(self) -> None:
+        settings = torch_settings()
+        if settings != self._settings:
+            self._settings = settings
+            for handle in self._handles.values():
+                handle.tell(Compute(settings))
 
     def readable(self, rank: int, files: Mapping[str, Path]) -> dict[str, Path]:
         return self._launcher.readable(rank, files, self._startup_timeout_s)

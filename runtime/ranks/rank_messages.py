@@ -4,6 +4,7 @@
     Welcome       ->                          first message
     Address      <->  Address                 until all ranks are connected to each other
                   <-  Ready(0)                connected
+    Compute       ->                          the settings of torch to compute by, whenever they are others
     Build, Load   ->
                   <-  Ready(n)                n Load commands are done
     Evaluate      ->                          again and again; its tensors travel between the ranks themselves
@@ -22,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from runtime.devices.torch_settings import Settings
 from runtime.errors import EngineError
 from runtime.ranks.rank_report import Report
 from runtime.worker.commands import Setup
@@ -51,6 +53,13 @@ class Address:
 
     key: str
     value: bytes
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Compute by these settings of torch from now on, in the order of commands."""
+
+    settings: Settings
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ import pytest
 import torch
 from torch import nn
 
-from partitioner import compile
-from partitioner.planning.options import PlanOptions
 from runtime.denoiser import EngineForward, Takeover, check_free, denoiser_name, plain_denoiser
 from runtime.engine import Engine
 from runtime.errors import InputError
@@ -177,27 +175,6 @@ def fresh_plan(denoiser: nn.Module) -> Any:
 
     graph = partitioner.trace(denoiser, {**Trajectory().inputs(0), "t": torch.zeros(())}, ROLES, model="toy")
     return plan_of(graph, contiguous(graph, 2), warmup=2)
-
-
-class Bare(nn.Module):
-    """Returns one tensor, in nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.layers(x)
-
-
-def test_an_output_that_is_no_tuple_stays_none() -> None:
-    denoiser, x = Bare().eval(), torch.randn(2, 4)
-    plan = compile(denoiser, {"x": x}, {"x": "latent"}, 2, options=PlanOptions(force=True))
-    with torch.no_grad():
-        wanted = denoiser(x)
-        with taken_over(denoiser, plan) as engine:
-            assert torch.equal(denoiser(x), wanted)
-            assert torch.equal(engine(x)[0], wanted)
 
 
 def test_gradients_are_refused() -> None:

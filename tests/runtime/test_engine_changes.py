@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from partitioner import compile
+from partitioner.planning.options import PlanOptions
 from runtime.engine import Engine
 from runtime.errors import InputError, PlanMismatch
 from runtime.options import EngineOptions
@@ -205,3 +209,32 @@ def test_an_engine_stays_usable_after_a_call_in_the_dtype_before_a_cast() -> Non
         denoiser.float()
         assert equal(trajectory.through(engine), trajectory.through(denoiser))
         assert len(before) == 2
+
+
+class Attending(nn.Module):
+    """Two layers, each of which attends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = functional.scaled_dot_product_attention(layer(x), x, x)
+        return x
+
+
+@pytest.mark.processes
+def test_ranks_compute_by_the_settings_of_torch_that_the_caller_has_made() -> None:
+    denoiser = Attending().eval()
+    x = torch.randn(1, 4, 65, 32, generator=torch.Generator().manual_seed(0))
+    plan = compile(denoiser, {"x": x}, {"x": "latent"}, devices=2, options=PlanOptions(force=True))
+    with torch.no_grad(), Engine(denoiser, plan, EngineOptions(exact=True)) as engine:
+        usual = engine(x)[0]
+        assert torch.equal(usual, denoiser(x))
+        with sdpa_kernel(SDPBackend.MATH):
+            plain = engine(x)[0]
+            assert torch.equal(plain, denoiser(x))
+        assert not torch.equal(plain, usual)
+        assert torch.equal(engine(x)[0], usual)

@@ -73,7 +73,8 @@ def run_column(name: str, pattern: str, transport: str) -> dict[str, Cell]:
         store = Store(Path(folder))
         for feature in chosen(pattern):
             began = time.monotonic()
-            cells = run_feature(feature, lambda: Subject(name, store), block_for(feature, transport))
+            with attention_backend("native"):  # what a feature chooses for all models ends with it
+                cells = run_feature(feature, lambda: Subject(name, store), block_for(feature, transport))
             found |= cells
             for row, cell in cells.items():
                 figure = "" if cell.difference is None else f" {cell.difference:.2g}"

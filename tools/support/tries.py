@@ -101,7 +101,7 @@ def _plan(module: torch.nn.Module, inputs: Mapping[str, Any], roles: Mapping[str
 
 def _run(module: torch.nn.Module, plan: Plan, inputs: Mapping[str, Any]) -> Any:
     with Engine(module, plan, EngineOptions(transport="emulation", exact=True)) as engine, torch.no_grad():
-        return engine(**inputs).returned
+        return engine(**inputs)
 
 
 def first_line(error: Exception) -> str:

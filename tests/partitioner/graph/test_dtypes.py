@@ -45,12 +45,3 @@ def test_only_what_torch_does_not_multiply_is_refused(kind: str) -> None:
         trace(module, arguments, {"x": "latent"})
         assert kind in ("mask", "product")
     trace(Product(kind, torch.float32).eval(), arguments, {"x": "latent"})
-
-
-class Outer(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.einsum("...n,d->...nd", x, torch.arange(2, dtype=torch.float64)).float()
-
-
-def test_an_outer_product_takes_any_dtypes() -> None:
-    trace(Outer().eval(), {"x": torch.zeros(2, 3)}, {"x": "latent"})

@@ -10,7 +10,7 @@ import torch
 
 from partitioner.errors import UsageError
 from partitioner.graph.export import trace
-from partitioner.models.spec import live_spec, model_spec, trace_model
+from partitioner.models.spec import model_spec, trace_model
 from tests.support.small_models import shapes, small_denoiser
 
 # One of each way to call a denoiser.
@@ -77,13 +77,6 @@ def test_a_branch_is_refused_where_guidance_is_not_batched(model: str, sizes: di
 def test_sizes_that_a_model_cannot_have_are_refused(model: str, sizes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         model_spec(model, **sizes)
-
-
-def test_a_live_denoiser_in_a_dtype_of_no_plans_is_refused_in_a_sentence() -> None:
-    denoiser = torch.nn.Linear(2, 2).double()
-    denoiser.dtype = torch.float64  # type: ignore[assignment]
-    with pytest.raises(UsageError, match=r"this Linear is torch\.float64, .* as with \.to\(torch\.float32\)"):
-        live_spec(denoiser, None)
 
 
 def test_unknown_names_are_refused_with_what_is_known() -> None:
