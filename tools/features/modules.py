@@ -33,7 +33,10 @@ class _Counting(_Scaled):
 
 
 def _times(result: Any, factor: float) -> Any:
-    return tuple(item * factor for item in result) if isinstance(result, tuple) else result * factor
+    """The tensor, or those of a tuple, times a factor; None, as the last block of Stable Diffusion 3 gives, stays."""
+    if isinstance(result, tuple):
+        return tuple(_times(item, factor) for item in result)
+    return None if result is None else result * factor
 
 
 def _processors(cls: type[_Scaled]) -> Any:
