@@ -18,6 +18,9 @@ Cells have three figures: the PSNR in dB against the sequential output of the sa
 3. fewer sequential steps in the time of the first (predicted; exact calls counted).
 
 Bold: the first is more than 1 dB below the second. In brackets: calls run exactly, in look-ahead and async.
+
+`DPMSolverSDEScheduler`, `FlowMatchLCMScheduler` and `LTXEulerAncestralRFScheduler` draw noise that the call's generator does
+not decide: two sequential runs of one seed differ, and the figures of these three say nothing.
 """
 
 
