@@ -66,6 +66,8 @@ def run_column(name: str, pattern: str, transport: str) -> dict[str, Cell]:
         pattern: which rows, see ``chosen``.
         transport: what the engine's ranks are.
     """
+    from diffusers.models.attention_dispatch import attention_backend
+
     be_quiet()
     torch.set_num_threads(1)
     found: dict[str, Cell] = {}

@@ -19,8 +19,8 @@ Cells have three figures: the PSNR in dB against the sequential output of the sa
 
 Bold: the first is more than 1 dB below the second. In brackets: calls run exactly, in look-ahead and async.
 
-`DPMSolverSDEScheduler`, `FlowMatchLCMScheduler` and `LTXEulerAncestralRFScheduler` draw noise that the call's generator does
-not decide: two sequential runs of one seed differ, and the figures of these three say nothing.
+`DPMSolverSDEScheduler`, `FlowMatchLCMScheduler` and `LTXEulerAncestralRFScheduler` draw noise that the call's generator
+does not decide: two sequential runs of one seed differ, and the figures of these three say nothing.
 """
 
 
