@@ -40,10 +40,7 @@ class OwnAttention(TorchFunctionMode):
 
 
 def _setting() -> tuple[bool, ...]:
-    cuda = torch.backends.cuda
-    return (
-        cuda.flash_sdp_enabled(),
-        cuda.mem_efficient_sdp_enabled(),
-        cuda.math_sdp_enabled(),
-        cuda.cudnn_sdp_enabled(),
-    )
+    return tuple(getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in _KINDS)
+
+
+_KINDS = ("flash", "mem_efficient", "math", "cudnn")

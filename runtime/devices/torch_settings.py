@@ -6,7 +6,7 @@ A user makes them in his process; ranks in processes of their own must compute b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -61,7 +61,7 @@ def _set_deterministic(value: tuple[bool, bool]) -> None:
     torch.use_deterministic_algorithms(value[0], warn_only=value[1])
 
 
-_CUDA = torch.backends.cuda
+_CUDA, _CUDNN, _MKLDNN = torch.backends.cuda, cast(Any, torch.backends.cudnn), cast(Any, torch.backends.mkldnn)
 _SETTINGS: dict[str, _Access] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "deterministic algorithms": (_deterministic, _set_deterministic),
@@ -70,10 +70,10 @@ _SETTINGS: dict[str, _Access] = {
     "plain attention": (_CUDA.math_sdp_enabled, _CUDA.enable_math_sdp),
     "cuDNN's attention": (_CUDA.cudnn_sdp_enabled, _CUDA.enable_cudnn_sdp),
     "float32 matrix products": (_matmul_precision, torch.set_float32_matmul_precision),
-    **dict(_attributes("cudnn", torch.backends.cudnn, "enabled", "benchmark", "deterministic")),
-    **dict(_attributes("cudnn.conv", torch.backends.cudnn.conv, "fp32_precision")),
-    **dict(_attributes("mkldnn.matmul", torch.backends.mkldnn.matmul, "fp32_precision")),
-    **dict(_attributes("mkldnn", torch.backends.mkldnn, "enabled")),
+    **dict(_attributes("cudnn", _CUDNN, "enabled", "benchmark", "deterministic")),
+    **dict(_attributes("cudnn.conv", _CUDNN.conv, "fp32_precision")),
+    **dict(_attributes("mkldnn.matmul", _MKLDNN.matmul, "fp32_precision")),
+    **dict(_attributes("mkldnn", _MKLDNN, "enabled")),
     **dict(
         _attributes(
             "cuda.matmul",

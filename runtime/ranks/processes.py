@@ -27,7 +27,7 @@ from runtime.ranks.base import Ranks, Setups, workers_of
 from runtime.ranks.diagnosis import diagnose
 from runtime.ranks.failure import Failure
 from runtime.ranks.launch import Launcher
-from runtime.ranks.rank_messages import Ask, Compute, Welcome
+from runtime.ranks.rank_messages import Adopt, Ask, Welcome
 from runtime.ranks.rank_report import Report, latest_of, report
 from runtime.ranks.supervisor import RankHandle, Supervisor, announce
 from runtime.transport.gloo import GlooMailbox
@@ -185,7 +185,7 @@ class ProcessRanks(Ranks):
         if settings != self._settings:
             self._settings = settings
             for handle in self._handles.values():
-                handle.tell(Compute(settings))
+                handle.tell(Adopt(settings))
 
     def readable(self, rank: int, files: Mapping[str, Path]) -> dict[str, Path]:
         return self._launcher.readable(rank, files, self._startup_timeout_s)

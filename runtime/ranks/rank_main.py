@@ -20,7 +20,7 @@ from runtime.devices.memory import read_in_libraries
 from runtime.devices.torch_settings import apply_settings
 from runtime.errors import EngineError, RankError
 from runtime.ranks.base import begin_work, workers_of
-from runtime.ranks.rank_messages import Address, Answer, Ask, Compute, Failed, Lost, Ready, Welcome
+from runtime.ranks.rank_messages import Address, Adopt, Answer, Ask, Failed, Lost, Ready, Welcome
 from runtime.ranks.rank_report import latest_of, report
 from runtime.transport.gloo import GlooMailbox
 from runtime.transport.mailbox import PeerLost
@@ -55,7 +55,7 @@ class _Rank:
         self._connection = connection
         self._welcome = welcome
         self._lock = threading.Lock()
-        self._commands: SimpleQueue[RankCommand | Compute | Stop] = SimpleQueue()
+        self._commands: SimpleQueue[RankCommand | Adopt | Stop] = SimpleQueue()
         self._rendezvous = Rendezvous(lambda k, v: self._send(Address(k, v)), welcome.startup_timeout_s)
         self._mailbox: GlooMailbox | None = None
         self._workers: list[Worker] = []
@@ -86,7 +86,7 @@ class _Rank:
         assert self._mailbox is not None
         loads = 0
         while not isinstance(command := self._commands.get(), Stop):
-            if isinstance(command, Compute):
+            if isinstance(command, Adopt):
                 apply_settings(command.settings)
                 continue
             work = begin_work(self._workers, command)

@@ -4,7 +4,7 @@
     Welcome       ->                          first message
     Address      <->  Address                 until all ranks are connected to each other
                   <-  Ready(0)                connected
-    Compute       ->                          the settings of torch to compute by, whenever they are others
+    Adopt         ->                          the settings of torch to compute by, whenever they are others
     Build, Load   ->
                   <-  Ready(n)                n Load commands are done
     Evaluate      ->                          again and again; its tensors travel between the ranks themselves
@@ -56,7 +56,7 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Compute:
+class Adopt:
     """Compute by these settings of torch from now on, in the order of commands."""
 
     settings: Settings
