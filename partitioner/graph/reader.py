@@ -278,6 +278,11 @@ def _target_name(target: Any, model: str, module: str) -> str:
         return str(target)
     if target is operator.getitem:
         return "operator.getitem"
+    if getattr(target, "__module__", "") in ("_operator", "math", "torch.sym_ops"):
+        raise TraceError(
+            f"{model}: module {module or '<root>'} computes with a size ({target.__name__}) that depends on the values "
+            "of a tensor; a plan needs fixed sizes: give every part as many rows as there can be, and mask them"
+        )
     raise TraceError(
         f"{model}: module {module or '<root>'} calls {getattr(target, '__name__', target)}, a higher-order operator; "
         "a component holds plain tensor operators only: move control flow and maps out of its forward"

@@ -53,9 +53,11 @@ def guessed_calls(
     unknown = [name for name in given if name not in taken]
     if unknown and not open_ended:
         raise UsageError(f"the call of a {type(pipe).__name__} takes no {unknown[0]}; it takes {', '.join(taken)}")
-    always = {
-        **_run_arguments(taken, steps), **_size_arguments(pipe, taken, sizes), **_texts(taken, sizes), **given
-    }  # fmt: skip
+    texts = {name: text for name, text in _texts(taken, sizes).items() if f"{name}_embeds" not in given}
+    always = {**_run_arguments(taken, steps), **_size_arguments(pipe, taken, sizes), **texts, **given}
+    for name in taken:  # embeddings stand for their text, which a call refuses beside them
+        if f"{name}_embeds" in given and taken[name].default is inspect.Parameter.empty:
+            always.setdefault(name, None)
     makers = _Media(pipe, denoiser, taken, sizes)
     required = {
         name: value for name, parameter in taken.items()

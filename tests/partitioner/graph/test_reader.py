@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from partitioner.graph.arguments import flatten_arguments
 from partitioner.graph.export import fake_mode, trace
 from partitioner.graph.ir import Node, Role, TracedGraph
 from partitioner.graph.operators import bind, resolve
-from partitioner.graph.reader import ExportReader
+from partitioner.graph.reader import ExportReader, _target_name
 from tests.support.toy_denoiser import ROLES, Denoiser, by_target, inputs, traced
 
 
@@ -198,3 +199,5 @@ def test_a_size_that_depends_on_values_is_refused_in_a_sentence() -> None:
         ExportReader(program, flatten_arguments(arguments), roles, "mine", "Masked").read()
     with pytest.raises(TraceError, match="a size or a branch depends on the values of a tensor"):
         trace(Masked().eval(), arguments, roles)
+    with pytest.raises(TraceError, match=r"module experts computes with a size \(ge\) that depends on the values"):
+        _target_name(operator.ge, "mine", "experts")

@@ -51,6 +51,17 @@ def test_what_must_be_given_is_and_more_is_tried_afterwards() -> None:
     assert "negative_prompt" not in next(guessed_calls(Edits(), denoiser, Sizes(guidance=False), 3, {}))
 
 
+def test_a_text_is_left_out_where_its_embeddings_are_given() -> None:
+    class Needs:
+        def __call__(self, prompt: Any, prompt_embeds: Any = None, negative_prompt: Any = None) -> None:
+            """Never called."""
+
+    given = {"prompt_embeds": 1}
+    assert next(guessed_calls(Needs(), None, Sizes(), 3, given)) == {
+        "prompt": None, "prompt_embeds": 1, "negative_prompt": "blurred"
+    }  # fmt: skip
+
+
 def test_sizes_go_to_the_call_or_to_its_images() -> None:
     first, second = guessed_calls(Films(), None, Sizes(height=32, frames=5, batch=2), 3, {})
     assert (first["height"], first["num_frames"], len(first["prompt"])) == (32, 5, 2)
