@@ -109,7 +109,7 @@ class StandIns:
 
     def _without_memory(self, tensor: torch.Tensor) -> torch.Tensor:
         is_parameter = isinstance(tensor, nn.Parameter)
-        if not is_parameter and tensor.numel() < _SMALL_BUFFER:
+        if not is_parameter and tensor.numel() < _SMALL_BUFFER and not tensor.is_meta:
             return tensor.detach().clone().cpu()
         with self._mode:
             fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)

@@ -41,6 +41,13 @@ def test_equal_arguments_give_equal_values_and_others_others() -> None:
     assert twin.inner(ones).shape == (2, 6)  # a part, called from outside
 
 
+def test_a_buffer_that_has_no_memory_itself_is_known_by_shape() -> None:
+    module = Pair()
+    module.steps = torch.arange(3, device="meta")
+    twin = StandIns().twin(module, "pair")
+    assert twin(torch.ones(2, 4))["steps"].shape == (3,)
+
+
 def test_a_twin_shares_nothing_and_changes_nothing() -> None:
     module = Pair()
     before = copy.deepcopy(module.state_dict())
