@@ -64,13 +64,18 @@ def guessed_calls(
         if parameter.default is parameter.empty and name not in always
         and (value := makers.make(name, parameter)) is not None
     }  # fmt: skip
+    tried: list[dict[str, Any]] = []
     seen: list[tuple[str, ...]] = []
     for names in _OPTIONAL:
         more = tuple(name for name in names if name not in always and name not in required)
         if more not in seen and all(name in taken for name in names):
             seen.append(more)
             made = {name: makers.make(name, taken[name]) for name in more}
-            yield {**always, **required, **{name: value for name, value in made.items() if value is not None}}
+            tried.append({**always, **required, **{name: value for name, value in made.items() if value is not None}})
+            yield tried[-1]
+    if "output_type" in taken and "output_type" not in given:  # some know no "latent"
+        for call in tried:
+            yield {name: value for name, value in call.items() if name != "output_type"}
 
 
 def missing_arguments(pipe: Any, call: Mapping[str, Any]) -> list[str]:

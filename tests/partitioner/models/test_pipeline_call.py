@@ -62,6 +62,15 @@ def test_a_text_is_left_out_where_its_embeddings_are_given() -> None:
     }  # fmt: skip
 
 
+def test_the_outputs_kind_is_left_to_the_pipeline_in_the_end() -> None:
+    class Maps:
+        def __call__(self, image: Any, output_type: str = "np") -> None:
+            """Never called."""
+
+    first, last = guessed_calls(Maps(), None, Sizes(), 3, {})
+    assert (first["output_type"], last.keys()) == ("latent", {"image"})
+
+
 def test_sizes_go_to_the_call_or_to_its_images() -> None:
     first, second = guessed_calls(Films(), None, Sizes(height=32, frames=5, batch=2), 3, {})
     assert (first["height"], first["num_frames"], len(first["prompt"])) == (32, 5, 2)
