@@ -48,6 +48,19 @@ def test_a_buffer_that_has_no_memory_itself_is_known_by_shape() -> None:
     assert twin(torch.ones(2, 4))["steps"].shape == (3,)
 
 
+def test_a_call_that_puts_something_into_a_list_is_made_every_time() -> None:
+    class Remembers(nn.Linear):
+        def forward(self, x: torch.Tensor, cache: list[Any]) -> torch.Tensor:
+            cache.append(x)
+            return super().forward(x)
+
+    twin = StandIns().twin(Remembers(4, 6), "vae")
+    for _ in range(2):
+        cache: list[Any] = []
+        twin(torch.ones(2, 4), cache)
+        assert len(cache) == 1
+
+
 def test_a_twin_shares_nothing_and_changes_nothing() -> None:
     module = Pair()
     before = copy.deepcopy(module.state_dict())
