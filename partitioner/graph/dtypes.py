@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from partitioner.errors import ForwardFailed
-from partitioner.graph.ir import TracedGraph
+from partitioner.graph.ir import Node, TracedGraph
 from partitioner.graph.operator_classes import operator_class, value_metas
 
 
@@ -14,7 +14,7 @@ def check_dtypes(graph: TracedGraph) -> None:
         ForwardFailed: it is not; the message names the module.
     """
     for node in graph.nodes:
-        if operator_class(node.target) != "matmul":
+        if operator_class(node.target) != "matmul" or _is_outer_product(node):
             continue
         dtypes = {meta.dtype for name in node.reads for meta in value_metas(graph, name)}
         floating = sorted(dtype for dtype in dtypes if dtype.startswith(("float", "bfloat")))
@@ -23,3 +23,11 @@ def check_dtypes(graph: TracedGraph) -> None:
                 f"{graph.model} cannot run with these arguments: module {node.module or '<root>'} multiplies "
                 f"{' by '.join(floating)} ({node.target}); convert the arguments or the denoiser with .to(dtype)"
             )
+
+
+def _is_outer_product(node: Node) -> bool:
+    """Whether a node is an einsum that sums over nothing: torch multiplies, and takes the wider dtype."""
+    if "einsum" not in node.target:
+        return False
+    factors, arrow, result = str(node.args[0]).partition("->")
+    return bool(arrow) and set(factors) - {",", " "} <= set(result)

@@ -28,10 +28,12 @@ class Product(nn.Module):
             return x @ self.weight
         if self.kind == "mask":
             return scaled_dot_product_attention(x, x, x, attn_mask=self.weight > 0)
+        if self.kind == "outer":
+            return torch.einsum("...n,d->...nd", x, self.weight[0])
         return x * self.weight  # torch promotes it
 
 
-@pytest.mark.parametrize("kind", ["linear", "matmul", "mask", "product"])
+@pytest.mark.parametrize("kind", ["linear", "matmul", "mask", "outer", "product"])
 def test_only_what_torch_does_not_multiply_is_refused(kind: str) -> None:
     module = Product(kind, torch.bfloat16).eval()
     arguments: dict[str, Any] = {"x": torch.ones(1, 4, 4)}
@@ -43,5 +45,5 @@ def test_only_what_torch_does_not_multiply_is_refused(kind: str) -> None:
         assert kind in ("linear", "matmul")
     else:
         trace(module, arguments, {"x": "latent"})
-        assert kind in ("mask", "product")
+        assert kind in ("mask", "outer", "product")
     trace(Product(kind, torch.float32).eval(), arguments, {"x": "latent"})
