@@ -31,9 +31,7 @@ def apply_settings(settings: Iterable[tuple[str, Any]]) -> None:
             write(value)
 
 
-def _attributes(
-    kind: str, owner: Any, *names: str
-) -> Iterator[tuple[str, tuple[Callable[[], Any], Callable[[Any], Any]]]]:
+def _attributes(kind: str, owner: Any, *names: str) -> Iterator[tuple[str, _Access]]:
     for name in names:
 
         def read(name: str = name) -> Any:
