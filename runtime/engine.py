@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -151,9 +150,11 @@ class Engine:
             devices or ["cpu"] * plan.ranks,
             [driver.held_on for driver in self._drivers],
         )
+        for number, driver in enumerate(self._drivers):
+            driver.attach(DenoiserRanks(self._ranks, number))
         try:
-            for number, driver in enumerate(self._drivers):
-                self._ranks.stream.call(partial(driver.start, DenoiserRanks(self._ranks, number)))
+            for driver in self._drivers:
+                self._ranks.stream.call(driver.start)
         except BaseException:
             self.close()
             raise
@@ -237,7 +238,7 @@ class Engine:
             stack.callback(self._end)
             if not self._closed:
                 for driver in self._drivers:
-                    driver.end()
+                    stack.callback(driver.end)
 
     def _check_open(self) -> None:
         if self._closed:

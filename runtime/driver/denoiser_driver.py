@@ -112,15 +112,18 @@ class DenoiserDriver:
         held = next(self.denoiser.parameters(), None)
         return str(held.device) if held is not None else None
 
-    def start(self, ranks: DenoiserRanks) -> None:
+    def attach(self, ranks: DenoiserRanks) -> None:
+        """Drive these ranks, which are given nothing yet."""
+        self._ranks = ranks
+        self._distribution = Distribution(self.plan, self._options, ranks, self._weights, self._shared.lists)
+        self._dispatcher = Dispatcher(self.plan, ranks, self._calls, self._distribution)
+
+    def start(self) -> None:
         """Give the ranks what they need for the plan's calls.
 
         Raises:
             EngineError: a rank failed.
         """
-        self._ranks = ranks
-        self._distribution = Distribution(self.plan, self._options, ranks, self._weights, self._shared.lists)
-        self._dispatcher = Dispatcher(self.plan, ranks, self._calls, self._distribution)
         if self._planned is not None:
             self._distribution.give(self._planned)
             self._distribution.release()

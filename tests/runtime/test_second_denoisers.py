@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from runtime import parallelize
-from runtime.errors import InputError, PlanMismatch
+from runtime.driver.distribution import Distribution
+from runtime.errors import EngineError, InputError, PlanMismatch
 from runtime.second_denoisers import second_denoisers
 from tests.support.engines import Trajectory, toy, toy_plan
 from tests.support.toy_sampling import ToyScheduler
@@ -106,6 +107,20 @@ def test_a_second_one_that_the_plan_does_not_fit_is_refused_by_name() -> None:
     pipe.transformer_2.down[0] = nn.Identity()
     with pytest.raises(PlanMismatch, match=r"transformer_2: .*plan of its own"), parallelize(pipe, plan):
         pass
+
+
+def test_a_failed_start_says_why_and_gives_both_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = TwoDenoisers()
+    expected = pipe(3, 7)
+
+    def fail(*_args: Any) -> None:
+        raise EngineError("no rank can load this")
+
+    monkeypatch.setattr(Distribution, "give", fail)
+    plan = toy_plan(pipe.transformer)
+    with pytest.raises(EngineError, match="no rank can load this"), parallelize(pipe, plan, transport="emulation"):
+        pass
+    assert same(pipe(3, 7), expected)
 
 
 def test_what_is_named_must_be_there() -> None:
