@@ -155,7 +155,6 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         [
             "runtime.devices.cuda_graphs",
             "runtime.devices.cuda_shares",
-            "runtime.devices.cuda_stream",
         ],
     ),
     (

@@ -28,7 +28,8 @@ not be freed while another stream may still use it. Who uses what on another str
 - a copied tensor is allocated on the receiving copy stream, which writes to it, and used by the reader's compute
   stream: as above;
 - parameters that ranks share with the denoiser, and those sent in one process, are messages too, and live as long as
-  the ranks;
+  the ranks. They need not be on the sender's device: those of a denoiser on the CPU are copied on the receiving copy
+  stream, and those on another GPU were made, and are copied out, on the calling thread's current stream there;
 - the caller's inputs: the driver clones what it sends on its own compute stream, which has waited for the caller's
   stream; the caller's stream then waits for the driver's, so that an input that is freed or written to after the call
   is so after it was read. Other ranks see the clones only;
@@ -101,10 +102,12 @@ class CudaDeviceStream(DeviceStream):
     def fetch(
         self, tensor: torch.Tensor, made: Event | None, sender: DeviceStream
     ) -> tuple[torch.Tensor, Event | None]:
+        if tensor.is_cuda and tensor.device != sender.device:  # a parameter, of a denoiser on a third device
+            made = _event(torch.cuda.current_stream(tensor.device))
         if tensor.device == self.device:
             return tensor, made
         arriving = self._copy_stream(self._from, sender.rank)
-        if not isinstance(sender, CudaDeviceStream) or made is None:
+        if not isinstance(sender, CudaDeviceStream) or tensor.device != sender.device or made is None:
             with torch.cuda.stream(arriving):
                 here = tensor.to(self.device)
             return here, _event(arriving)
