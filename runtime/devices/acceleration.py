@@ -9,6 +9,7 @@ import torch
 
 from runtime.devices.cuda_shares import share_streams
 from runtime.devices.cuda_stream import CudaDeviceStream, new_stream
+from runtime.devices.places import with_index
 from runtime.devices.stream import DeviceStream
 from runtime.errors import InputError
 
@@ -40,7 +41,7 @@ def device_streams(devices: Sequence[str], *, green_contexts: bool = False) -> l
     Raises:
         InputError: green contexts are asked for, and no two ranks share a GPU.
     """
-    whole = [_with_index(torch.device(device)) for device in devices]
+    whole = [torch.device(with_index(device)) for device in devices]
     ranks_on = Counter(device for device in whole if device.type == "cuda")
     if green_contexts and max(ranks_on.values(), default=0) < 2:
         raise InputError(
@@ -59,10 +60,3 @@ def device_streams(devices: Sequence[str], *, green_contexts: bool = False) -> l
             streams.append(CudaDeviceStream(rank, device, new_stream(device)))
         placed[device] += 1
     return streams
-
-
-def _with_index(device: torch.device) -> torch.device:
-    """The device with its index; that of "cuda" is the current GPU's."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device

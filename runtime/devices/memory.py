@@ -17,11 +17,14 @@ from torch.nn import functional
 def free_bytes(device: str) -> int | None:
     """Free memory of a device in bytes; None for other devices than GPUs and the cpu.
 
+    Of a GPU, what torch's allocator has cached in this process is free, too: it is used for the next tensors.
+
     Args:
         device: as torch names it, such as "cuda:0" or "cpu".
     """
     if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(torch.device(device))[0]) + cached
     if not device.startswith("cpu"):
         return None
     available = int(psutil.virtual_memory().available)
@@ -64,7 +67,12 @@ def read_in_libraries() -> None:
 
 
 def give_back() -> None:
-    """Return memory that this process has freed to the system; glibc keeps much of it until it is told to."""
+    """Return memory that this process has freed to the system and to GPUs, for other processes to use.
+
+    glibc and torch keep much of it until they are told to.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

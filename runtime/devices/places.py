@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import seat_of
 from runtime.devices.memory import free_bytes
@@ -13,7 +15,10 @@ from runtime.errors import PlanMismatch
 
 @dataclass(frozen=True)
 class Place:
-    """A device of a machine. machine: "" for the driver's own. free_bytes: its free memory, None where unknown."""
+    """A device of a machine. machine: "" for the driver's own. free_bytes: its free memory, None where unknown.
+
+    A device has one name, with_index's, so that two ranks on it have equal places.
+    """
 
     machine: str
     device: str
@@ -25,8 +30,23 @@ class Place:
 
 def local_places(devices: Sequence[str]) -> list[Place]:
     """rank -> its place, for ranks on devices of this machine."""
-    free = {device: free_bytes(device) for device in devices}
-    return [Place("", device, free[device]) for device in devices]
+    named = [with_index(device) for device in devices]
+    free = {device: free_bytes(device) for device in named}
+    return [Place("", device, free[device]) for device in named]
+
+
+def with_index(device: str) -> str:
+    """The one name of a device of this machine: that of "cuda" has the current GPU's index, that of the cpu has none.
+
+    >>> with_index("cpu:0"), with_index("cuda:1")
+    ('cpu', 'cuda:1')
+    """
+    named = torch.device(device)
+    if named.type == "cpu":
+        return "cpu"
+    if named.type == "cuda" and named.index is None:
+        return f"cuda:{torch.cuda.current_device()}"
+    return device
 
 
 def check_memory(plans: Sequence[Plan], places: Sequence[Place], *, held_on: Sequence[str | None]) -> None:

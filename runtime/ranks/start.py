@@ -57,7 +57,7 @@ def start_ranks(
         places = launcher.places(devices, options.startup_timeout_s)
         held_on = [None] * len(plans)  # a rank's process has a copy of its own
     check_memory(plans, places, held_on=held_on)
-    setups = [[_setup_of(rank, plan, options, device) for plan in plans] for rank, device in enumerate(devices)]
+    setups = [[_setup_of(rank, plan, options, place.device) for plan in plans] for rank, place in enumerate(places)]
     if options.transport == "emulation":
         return EmulatedRanks(setups)
     if launcher is None:

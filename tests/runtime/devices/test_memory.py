@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runtime.devices import memory
-from runtime.devices.memory import free_bytes, read_in_libraries, resident_bytes
+from runtime.devices.memory import free_bytes, give_back, read_in_libraries, resident_bytes
 
 
 def test_what_this_machine_has_free() -> None:
@@ -42,6 +42,31 @@ def test_resident_memory_grows_with_what_is_held() -> None:
     before = resident_bytes()
     held = torch.ones(2**24)
     assert 0.9 * held.nbytes < resident_bytes() - before < 1.5 * held.nbytes
+
+
+def test_what_torch_has_cached_on_a_gpu_is_free_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {"mem_get_info": (2, 10), "memory_reserved": 7, "memory_allocated": 4, "is_initialized": True}
+    emptied: list[int] = []
+    for name, value in held.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    assert free_bytes("cuda:0") == 2 + 7 - 4
+    give_back()
+    assert emptied
+
+
+@pytest.mark.gpu
+def test_cached_memory_of_a_gpu_counts_as_free_and_is_given_back() -> None:
+    held = torch.empty(2**28, dtype=torch.uint8, device="cuda:0")
+    less = free_bytes("cuda:0")
+    reserved = torch.cuda.memory_reserved(0)
+    del held
+    free = free_bytes("cuda:0")
+    assert free is not None
+    assert less is not None
+    assert free - less == 2**28
+    give_back()
+    assert reserved - torch.cuda.memory_reserved(0) >= 2**28
 
 
 @pytest.mark.gpu

@@ -86,3 +86,14 @@ def test_ranks_on_one_device_of_this_machine_have_one_place() -> None:
     assert one == other != third
     assert one.free_bytes == other.free_bytes
     assert third.free_bytes is None
+
+
+def test_a_device_has_one_place_by_whatever_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks on "cuda" and "cuda:0" share a GPU, and each would fit alone."""
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("runtime.devices.places.free_bytes", lambda device: 7 * GB)
+    found = local_places(["cuda", "cuda:0", "cpu:0", "cpu"])
+    assert [place.device for place in found] == ["cuda:0", "cuda:0", "cpu", "cpu"]
+    with pytest.raises(PlanMismatch, match=r"rank 0, rank 1 on cuda:0 need 8\.0 GB"):
+        check_memory([plan_needing(3, 5)], found[:2], held_on=[None])
+    check_memory([plan_needing(3, 5, parameters=2)], found[:2], held_on=["cuda:0"])
