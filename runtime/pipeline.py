@@ -228,12 +228,23 @@ def plan_for(
 def default_devices(denoiser: nn.Module, ranks: int) -> list[str]:
     """One device per rank: the cuda devices in order, beginning with the denoiser's if it is on one, else its own.
 
+    Under torchrun each rank has the GPU of its LOCAL_RANK, on its machine; "cuda" stands for it.
+
     Raises:
-        PlanMismatch: this machine has fewer cuda devices than there are ranks.
+        PlanMismatch: this machine has fewer cuda devices than there are ranks; or, under torchrun, the denoiser is on
+            another one than rank 0's.
     """
     first = next(denoiser.parameters()).device
     if first.type != "cuda":
         return [first.type] * ranks
+    if launched():
+        own = int(os.environ.get("LOCAL_RANK", "0"))
+        if first.index != own:
+            raise PlanMismatch(
+                f"the pipeline is on {first}, and under torchrun this process, rank 0, has cuda:{own} (LOCAL_RANK); "
+                f'move the pipeline there with pipe.to("cuda:{own}"), or name the devices'
+            )
+        return ["cuda"] * ranks
     count = torch.cuda.device_count()
     if count < ranks:
         raise PlanMismatch(

@@ -57,7 +57,11 @@ class Launcher(ABC):
 
     @abstractmethod
     def places(self, devices: Sequence[str], timeout_s: float) -> list[Place]:
-        """rank -> its place. devices: by rank."""
+        """rank -> its place. devices: by rank; "cuda" is the rank's own GPU.
+
+        Raises:
+            PlanMismatch: a rank's machine has no such device.
+        """
 
     @abstractmethod
     def readable(self, rank: int, files: Mapping[str, Path], timeout_s: float) -> dict[str, Path]:

@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from runtime.devices.places import Place
 from runtime.errors import PlanMismatch, StartupError
 from runtime.ranks import handshake
@@ -197,7 +199,16 @@ class DriverServer(Launcher):
         found = []
         for device, given in zip(devices, introductions, strict=True):
             machine = given.machine[0] if given.machine != here.machine else ""
-            found.append(Place(machine, device, given.cpu_free_bytes if device == "cpu" else None))
+            named = torch.device(device)
+            if named.type == "cuda":  # each rank's own GPU, where no other is named
+                named = torch.device("cuda", given.local_rank if named.index is None else named.index)
+                if named.index >= given.gpus:
+                    raise PlanMismatch(
+                        f"rank {given.rank} is to be on {named} of {given.machine[0]}, where its process sees "
+                        f"{given.gpus} GPUs; start as many ranks there with --nproc-per-node, or name other devices"
+                    )
+            free = given.cpu_free_bytes if named.type == "cpu" else None
+            found.append(Place(machine, "cpu" if named.type == "cpu" else str(named), free))
         return found
 
     def readable(self, rank: int, files: Mapping[str, Path], timeout_s: float) -> dict[str, Path]:

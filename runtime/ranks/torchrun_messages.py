@@ -31,12 +31,18 @@ from runtime.devices.memory import free_bytes
 
 @dataclass(frozen=True)
 class Introduction:
-    """Who an agent is: its rank, process, machine (host name and boot id), software versions and free memory."""
+    """Who an agent is.
+
+    rank: of the job. local_rank: among the ranks of its machine. pid: of its process. machine: host name and boot id.
+    gpus: how many its process sees. cpu_free_bytes: free memory.
+    """
 
     rank: int
+    local_rank: int
     pid: int
     machine: tuple[str, str]
     versions: Mapping[str, str]
+    gpus: int
     cpu_free_bytes: int | None
 
     @classmethod
@@ -51,7 +57,15 @@ class Introduction:
             "torch": torch.__version__,
             "diffusion-partitioner": __version__,
         }
-        return cls(rank, os.getpid(), (socket.gethostname(), boot), versions, free_bytes("cpu"))
+        return cls(
+            rank=rank,
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            pid=os.getpid(),
+            machine=(socket.gethostname(), boot),
+            versions=versions,
+            gpus=torch.cuda.device_count(),
+            cpu_free_bytes=free_bytes("cpu"),
+        )
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client
+from multiprocessing.connection import Client, Pipe
 from pathlib import Path
 
 import pytest
 
+from runtime.devices.places import Place
 from runtime.errors import PlanMismatch, StartupError
 from runtime.ranks import torchrun_driver
+from runtime.ranks.remote_agent import RemoteAgent
 from runtime.ranks.torchrun_agent import TorchrunAgent
 from runtime.ranks.torchrun_driver import DriverServer, torchrun_launcher
-from runtime.ranks.torchrun_messages import Attach
+from runtime.ranks.torchrun_messages import Attach, Introduction
 
 
 @contextlib.contextmanager
@@ -150,3 +153,26 @@ def test_a_plan_for_another_number_of_ranks_is_refused(monkeypatch: pytest.Monke
         assert torchrun_launcher(2) is server
         with pytest.raises(PlanMismatch, match=r"needs 3 ranks and torchrun has started 2"):
             torchrun_launcher(3)
+
+
+def test_every_rank_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks 0 and 1 are on the driver's machine, 2 and 3 on another."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    own = Introduction.own(0)
+    other = ("other", "boot")
+    with running_server(world=4) as server, contextlib.ExitStack() as stack:
+        for rank, local_rank, machine in ((1, 1, own.machine), (2, 0, other), (3, 1, other)):
+            ours, theirs = Pipe()
+            stack.enter_context(ours)
+            stack.enter_context(theirs)
+            introduction = replace(own, rank=rank, local_rank=local_rank, machine=machine, cpu_free_bytes=7)
+            server._agents[rank] = RemoteAgent(ours, introduction)
+        assert server.places(["cuda"] * 4, timeout_s=1) == [
+            Place("", "cuda:0", None), Place("", "cuda:1", None), Place("other", "cuda:0", None),
+            Place("other", "cuda:1", None),
+        ]  # fmt: skip
+        named = server.places(["cuda:1", "cpu:0", "cpu", "cuda:0"], timeout_s=1)
+        assert [place.device for place in named] == ["cuda:1", "cpu", "cpu", "cuda:0"]
+        assert [place.free_bytes for place in named][2:] == [7, None]
+        with pytest.raises(PlanMismatch, match="rank 3 is to be on cuda:3 of other, where its process sees 2 GPUs"):
+            server.places(["cuda:0", "cuda:1", "cuda:0", "cuda:3"], timeout_s=1)
