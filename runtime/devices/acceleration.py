@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from runtime.devices.cuda_shares import share_streams
-from runtime.devices.cuda_stream import CudaDeviceStream, new_stream
+from runtime.devices.cuda_stream import CudaDeviceStream
 from runtime.devices.places import with_index
 from runtime.devices.stream import DeviceStream
 from runtime.errors import InputError
@@ -57,6 +57,6 @@ def device_streams(devices: Sequence[str], *, green_contexts: bool = False) -> l
             share = share_streams(device.index, ranks_on[device])[placed[device]]
             streams.append(CudaDeviceStream(rank, device, share))
         else:
-            streams.append(CudaDeviceStream(rank, device, new_stream(device)))
+            streams.append(CudaDeviceStream(rank, device))
         placed[device] += 1
     return streams

@@ -41,6 +41,7 @@ When the ranks end, every device stream is waited for, so that streams, graphs a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TypeVar
@@ -48,16 +49,12 @@ from typing import TypeVar
 import torch
 
 from runtime.devices.stream import DeviceStream, Event
+from runtime.devices.stream_pool import STREAMS
 
 T = TypeVar("T")
 
 COPIES_FIRST = -1  # priority of copy streams; torch then takes them from another pool than compute streams
-
-
-def new_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
-    """A new CUDA stream on this GPU. priority: lower ones are served first."""
-    stream: torch.cuda.Stream = torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]
-    return stream
+_LOOK_S = 0.001  # between two looks at whether a device is done
 
 
 def _event(stream: torch.cuda.Stream) -> Event:
@@ -71,12 +68,14 @@ class CudaDeviceStream(DeviceStream):
     Args:
         rank: whose it is.
         device: the GPU, with its index.
-        compute: the CUDA stream on which the rank computes.
+        share: the stream of the rank's share of the GPU, on which it computes; None: one for the whole GPU.
     """
 
-    def __init__(self, rank: int, device: torch.device, compute: torch.cuda.Stream) -> None:
+    def __init__(self, rank: int, device: torch.device, share: torch.cuda.Stream | None = None) -> None:
         super().__init__(rank, device)
-        self.compute = compute
+        self._has_share = share is not None
+        self.compute = share or STREAMS.take(device)
+        self._ended = False
         self._from: dict[int, torch.cuda.Stream] = {}  # sender -> the copy stream here, used in the sender's thread
         self._to: dict[int, torch.cuda.Stream] = {}  # reader -> the copy stream here
 
@@ -120,13 +119,24 @@ class CudaDeviceStream(DeviceStream):
 
     def _copy_stream(self, streams: dict[int, torch.cuda.Stream], peer: int) -> torch.cuda.Stream:
         if peer not in streams:
-            streams[peer] = new_stream(self.device, COPIES_FIRST)
+            streams[peer] = STREAMS.take(self.device, COPIES_FIRST)
         return streams[peer]
 
     def accept(self, tensor: torch.Tensor, there: Event) -> None:
         self.compute.wait_event(there)  # 6
         tensor.record_stream(self.compute)
 
-    def synchronize(self) -> None:
-        for stream in (self.compute, *self._from.values(), *self._to.values()):
-            stream.synchronize()
+    def end(self, timeout_s: float) -> bool:
+        until = time.monotonic() + timeout_s
+        copies = (*self._from.values(), *self._to.values())
+        while not (self._ended or all(stream.query() for stream in (self.compute, *copies))):
+            if time.monotonic() > until:
+                return False
+            time.sleep(_LOOK_S)
+        if not self._ended:
+            self._ended = True
+            for stream in copies:
+                STREAMS.give_back(self.device, COPIES_FIRST, stream)
+            if not self._has_share:
+                STREAMS.give_back(self.device, 0, self.compute)
+        return True
