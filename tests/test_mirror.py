@@ -162,6 +162,11 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "runtime/transport/test_stream_mailbox.py",
         ["runtime.devices.stream"],
     ),
+    (
+        "threads are left behind where they stall",
+        "runtime/ranks/test_threads.py",
+        ["runtime.ranks.left_behind"],
+    ),
     ("it is all that run-plan does", "runtime/test_cli.py", ["runtime.generation"]),
     (
         "every option is tried in an engine",
@@ -171,7 +176,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     (
         "emulated ranks and threads must give the bits that processes give",
         "runtime/test_engine_transports.py",
-        ["runtime.ranks.base", "runtime.ranks.emulated", "runtime.ranks.processes", "runtime.ranks.threads"],
+        ["runtime.ranks.base", "runtime.ranks.emulated", "runtime.ranks.processes"],
     ),
     (
         "how a rank's process starts and ends is tested with what can go wrong then",

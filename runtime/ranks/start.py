@@ -61,7 +61,9 @@ def start_ranks(
     if options.transport == "emulation":
         return EmulatedRanks(setups)
     if launcher is None:
-        return ThreadRanks(setups, options.step_timeout_s, green_contexts=options.green_contexts)
+        return ThreadRanks(
+            setups, options.step_timeout_s, options.startup_timeout_s, green_contexts=options.green_contexts
+        )
     return ProcessRanks(
         setups,
         launcher,
