@@ -22,7 +22,7 @@ from runtime.ranks.left_behind import LeftBehind, await_devices, leave_behind
 from runtime.ranks.rank_report import Report, latest_of, report
 from runtime.ranks.watch import Watch
 from runtime.transport.stream_mailbox import StreamMailbox
-from runtime.worker.commands import RankCommand, Stop
+from runtime.worker.commands import Evaluate, ForgetGraphs, RankCommand, Stop
 from runtime.worker.waiting import Waiting, run_to_end
 from runtime.worker.worker import Worker
 
@@ -73,6 +73,7 @@ class ThreadRanks(Ranks):
         self._queues: list[SimpleQueue[Any]] = [SimpleQueue() for _ in setups]
         self._idle = threading.Condition()
         self._pending = [0] * len(setups)
+        self._evaluated: set[tuple[int, int, int]] = set()  # (rank, denoiser, table) that was told to run
         self._torch_threads = torch.get_num_threads()
         self._threads = {
             rank: threading.Thread(target=self._serve, args=(rank,), name=f"rank {rank}", daemon=True)
@@ -87,6 +88,10 @@ class ThreadRanks(Ranks):
         return self._streams[0]
 
     def command(self, rank: int, command: RankCommand) -> None:
+        if isinstance(command.command, Evaluate):
+            self._evaluated.add((rank, command.denoiser, command.command.table))
+        elif isinstance(command.command, ForgetGraphs):
+            self._evaluated -= {(rank, command.denoiser, table) for table in command.command.tables}
         with self._idle:
             self._pending[rank] += 1
         self._queues[rank].put(command)
@@ -147,7 +152,7 @@ class ThreadRanks(Ranks):
         try:
             value = run_to_end(work, self.workers[0].mailbox, self._step_timeout_s)
             self._look_after(0)
-            if not all(worker.is_settled for workers in self._workers for worker in workers):
+            if not all(self._workers[rank][denoiser].is_settled(table) for rank, denoiser, table in self._evaluated):
                 # the caller must not use the device during the capture of a CUDA graph, see runtime.devices.cuda_graphs
                 self._wait_idle(CAPTURE_S)
             return value

@@ -85,10 +85,13 @@ class Worker:
         expected = [Expected(wire.value, wire.meta, senders.get(wire.value, ())) for wire in spec.wires]
         self.mailbox.register(command.table, expected)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether later evaluations only repeat what the last ones did; before that, CUDA graphs are captured."""
-        return all(component.is_settled for component in list(self._components.values()))
+    def is_settled(self, table: int) -> bool:
+        """Whether later evaluations of a graph only repeat what the last ones did.
+
+        Before that, CUDA graphs are captured. One that is forgotten will not be run.
+        """
+        component = self._components.get(table)
+        return component is None or component.is_settled
 
     def waiting_for(self) -> tuple[str, int] | None:
         """The message that it waits for now, as (value, rank that sends it), or None. May be called by any thread."""

@@ -175,7 +175,7 @@ def test_graphs_are_captured_and_what_they_made_stays() -> None:
     with Engine(denoiser, plan, options, devices=["cuda:0"] * 2) as engine:
         trajectory.through(engine)
         workers = [worker for own in engine._ranks._workers for worker in own]  # type: ignore[attr-defined]
-        assert all(worker.is_settled for worker in workers)
+        assert all(worker.is_settled(0) for worker in workers)
         outputs = trajectory.through(engine)
         kept = [output.clone() for output in outputs]
         again = trajectory.through(engine)

@@ -12,9 +12,12 @@ from runtime.engine import Engine
 from runtime.errors import RankStalled, StartupError
 from runtime.options import EngineOptions
 from runtime.ranks import threads
+from runtime.ranks.threads import ThreadRanks
 from runtime.worker.segment import Segment
 from runtime.worker.worker import Worker
 from tests.support.engines import Trajectory, equal, run, toy, toy_plan
+
+pytestmark = pytest.mark.usefixtures("trace_once")
 
 QUICK = EngineOptions(transport="threads", step_timeout_s=0.2, startup_timeout_s=0.2)
 PATIENT = EngineOptions(transport="threads")
@@ -81,3 +84,28 @@ def test_a_thread_that_is_still_at_work_when_its_engine_is_closed_is_waited_for(
         engine(**trajectory.inputs(1))  # lagged: rank 0 needs nothing of rank 1's present work
         threading.Timer(0.05, gate.set).start()
     assert "left behind" not in caplog.text
+
+
+def test_calls_do_not_wait_for_graphs_that_never_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All calls have other sizes than the plan's, so that the plan's own graph is never run, nor captured."""
+    before, wait = Segment.__call__, ThreadRanks._wait_idle
+    ran: set[int] = set()
+    waited: set[int] = set()
+
+    def noted(segment: Segment, values: Any) -> Any:
+        ran.add(id(segment))
+        return before(segment, values)
+
+    def counted(ranks: ThreadRanks, timeout_s: float) -> bool:
+        waited.add(call)
+        return wait(ranks, timeout_s)
+
+    monkeypatch.setattr(Segment, "__call__", noted)
+    monkeypatch.setattr(Segment, "is_settled", property(lambda segment: id(segment) in ran))
+    monkeypatch.setattr(ThreadRanks, "_wait_idle", counted)
+    denoiser, trajectory, call = toy(), Trajectory(calls=5, rows=4), -1
+    with Engine(denoiser, toy_plan(denoiser, 2), PATIENT) as engine:
+        for call in range(5):
+            engine(**trajectory.inputs(call))
+    assert ran
+    assert waited <= {-1, 0}, "for what is given, and until all has run once"
