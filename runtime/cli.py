@@ -82,7 +82,11 @@ def parser() -> argparse.ArgumentParser:
         help="what a rank is; emulation: all in one thread, in turn; default: processes on a CPU, threads on GPUs",
     )
     made.add_argument("--compile", action="store_true", help="compile each rank's segments with torch.compile")
-    made.add_argument("--cuda-graphs", action="store_true", help="replay each rank's segments from CUDA graphs")
+    made.add_argument(
+        "--cuda-graphs",
+        action=argparse.BooleanOptionalAction,
+        help="replay each rank's segments from CUDA graphs; default: on GPUs, where they can be captured",
+    )
     made.add_argument(
         "--green-contexts", action="store_true", help="ranks that share a GPU each get a share of its multiprocessors"
     )

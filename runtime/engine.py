@@ -153,8 +153,9 @@ class Engine:
         for number, driver in enumerate(self._drivers):
             driver.attach(DenoiserRanks(self._ranks, number))
         try:
-            for driver in self._drivers:
-                self._ranks.stream.call(driver.start)
+            with torch.inference_mode(False):  # as in calls
+                for driver in self._drivers:
+                    self._ranks.stream.call(driver.start)
         except BaseException:
             self.close()
             raise
@@ -187,7 +188,8 @@ class Engine:
             started = Recorder.now()
             self._ranks.follow_settings()
             try:
-                with torch.no_grad():
+                # ranks see ordinary tensors only, in whatever mode the caller is: what is compiled for them fits always
+                with torch.inference_mode(False), torch.no_grad():
                     results = self._ranks.stream.call(lambda: driver.call(caller, tensors, form))
             except InputError:
                 raise

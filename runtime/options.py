@@ -27,7 +27,8 @@ class EngineOptions:
             ``close``.
         compile: compile each rank's segments by torch.compile. The first calls take minutes, and results differ in
             the last bits.
-        cuda_graphs: replay each rank's segments from CUDA graphs, on GPUs.
+        cuda_graphs: on GPUs, replay each rank's segments from CUDA graphs where they can be captured: None: so it is;
+            True: where a device has no such graphs the engine does not start; False: never.
         green_contexts: give each of the ranks that share a GPU an equal share of its multiprocessors; with transport
             "threads".
         record: keep what every rank did and when, for ``Engine.timeline``.
@@ -49,7 +50,7 @@ class EngineOptions:
     check_finite: bool = False
     keep_weights: bool = False
     compile: bool = False
-    cuda_graphs: bool = False
+    cuda_graphs: bool | None = None
     green_contexts: bool = False
     record: bool = False
     threads: int = 1

@@ -153,7 +153,6 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "they need a GPU",
         "runtime/test_gpu.py",
         [
-            "runtime.devices.cuda_graphs",
             "runtime.devices.cuda_shares",
         ],
     ),

@@ -26,7 +26,7 @@ from torch.distributed import Store as Store  # type: ignore[attr-defined] # pub
 from torch.fx import GraphModule
 from torch.fx.graph_module import _loader
 from torch.nn.modules import module as module_hooks
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves, tree_map_only, tree_unflatten
 
 __all__ = [
@@ -34,8 +34,11 @@ __all__ = [
     "FakeTensorMode",
     "FakesWithConstants",
     "OpOverload",
+    "TorchDispatchMode",
+    "abandon_capture",
     "aliased_argument",
     "compiled_call_set_aside",
+    "copy_all",
     "draws_random_numbers",
     "fake_mode_of",
     "forget_source_with",
@@ -254,3 +257,26 @@ def gloo_group(store: Store, rank: int, world: int, *, host: str, timeout: timed
     options._devices = [ProcessGroupGloo.create_device(hostname=host)]
     options._timeout = timeout
     return ProcessGroupGloo(store, rank, world, options)
+
+
+def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy each source to its target of the same shape and dtype; on a GPU in few kernels, where none has gaps."""
+    if len(targets) == 1:
+        targets[0].copy_(sources[0])
+    elif targets:
+        torch._foreach_copy_(list(targets), list(sources))
+
+
+def abandon_capture(device: int, pool: Any) -> None:
+    """Have torch's allocator end a CUDA-graph capture whose own end failed.
+
+    Args:
+        device: Index of the GPU.
+        pool: The memory pool of the graph.
+
+    Raises:
+        RuntimeError: No capture into that pool is under way.
+        AttributeError: This torch has no such calls.
+    """
+    torch._C._cuda_endAllocateToPool(device, pool)
+    torch._C._cuda_releasePool(device, pool)

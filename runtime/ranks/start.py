@@ -48,7 +48,7 @@ def start_ranks(
                 f"components), got {len(devices)}: {', '.join(devices)}; make a plan with --devices {len(devices)}"
             )
     check_acceleration(
-        options.transport, devices, cuda_graphs=options.cuda_graphs, green_contexts=options.green_contexts
+        options.transport, devices, cuda_graphs=options.cuda_graphs is True, green_contexts=options.green_contexts
     )
     launcher: Launcher | None = None
     places = local_places(devices)
@@ -86,6 +86,6 @@ def _setup_of(rank: int, plan: Plan, options: EngineOptions, device: str) -> Set
         check_finite=options.check_finite,
         record=options.record,
         compile=options.compile,
-        cuda_graphs=options.cuda_graphs,
+        cuda_graphs=options.cuda_graphs is not False,
         result_ranks=other_results if rank == 0 else (),
     )

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 import torch
 
-from partitioner.plan.program import Compute
-from runtime.devices.cuda_graphs import graph_pool
+from partitioner.graph.ir import Role
+from partitioner.plan.program import Compute, Send
+from runtime.devices.capture import GraphMemory, check_usable
 from runtime.worker.segment import HoistedSegments, Segment
 from runtime.worker.specs import ComponentSpec
+
+
+@dataclass(frozen=True)
+class Running:
+    """What one evaluation runs. segments: by the number of the instruction. timestep: see HoistedSegments."""
+
+    segments: Mapping[int, Segment]
+    timestep: Segment | None
 
 
 class Component:
@@ -20,7 +34,7 @@ class Component:
         spec: what to lower.
         device: where it runs.
         compile: run what torch.compile makes of the segments.
-        cuda_graphs: replay the segments from CUDA graphs.
+        cuda_graphs: replay the segments from CUDA graphs, where the device has such and they can be captured.
     """
 
     def __init__(
@@ -41,13 +55,52 @@ class Component:
         if compile:
             for segment in self.segments.values():
                 segment.compile()
-        if cuda_graphs:
-            fixed = {p.name for p in spec.parameters} | set(spec.program.hoisted.constant)
-            pool = graph_pool()
-            for segment in self.segments.values():
-                segment.replay(fixed, pool)
+        self._eager = Running(self.segments, self.hoisted.timestep)
+        self._running = self._replayed() if cuda_graphs and can_capture(device) else self._eager
+        self._open = 0  # evaluations that have begun and have not ended
+
+    def _replayed(self) -> Running:
+        check_usable()
+        spec, program = self.spec, self.spec.program
+        fixed = {p.name for p in spec.parameters} | set(program.hoisted.constant)
+        prompts = {wire.value for wire in self.inputs if wire.role <= Role.PROMPT} | set(program.hoisted.prompt)
+        leaving = {step.value for step in program.instructions if isinstance(step, Send)} | set(program.results)
+        memory = GraphMemory()
+        hoisted = (self.hoisted.timestep, self.hoisted.prompt, self.hoisted.constant)
+        everywhere = [*self.segments.values(), *(segment for segment in hoisted if segment is not None)]
+        holders = Counter(group for segment in everywhere for group in segment.groups)
+
+        def replayed(segment: Segment) -> Segment:
+            # a storage that other segments read or write cannot be the graph's own
+            own = all(holders[group] == 1 for group in segment.groups)
+            return segment.replayed(fixed, prompts, leaving, memory) if own else segment
+
+        timestep = self.hoisted.timestep
+        return Running(
+            {index: replayed(segment) for index, segment in self.segments.items()},
+            replayed(timestep) if timestep is not None else None,
+        )
+
+    @contextmanager
+    def evaluation(self) -> Iterator[Running]:
+        """While an evaluation is under way: what it is to run.
+
+        A graph's replay overwrites what its last one has made, so that of several evaluations that take turns only the
+        first replays graphs.
+        """
+        alone = self._open == 0
+        self._open += 1
+        try:
+            yield self._running if alone else self._eager
+        finally:
+            self._open -= 1
 
     @property
     def is_settled(self) -> bool:
         """Whether every segment is, see Segment.is_settled."""
-        return all(segment.is_settled for segment in self.segments.values())
+        return all(segment.is_settled for segment in self._running.segments.values())
+
+
+def can_capture(device: torch.device) -> bool:
+    """Whether the kernels of a device can be captured as CUDA graphs."""
+    return device.type == "cuda"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ from partitioner.graph.ir import Node
 from partitioner.graph.operators import lowered
 from partitioner.graph.torch_private import forget_source_with
 from partitioner.plan.hoisted import Hoisted
-from runtime.devices.cuda_graphs import GraphedRun, Pool
+from runtime.devices.capture import GraphMemory
+from runtime.devices.cuda_graphs import Graphed, GraphedRun
+from runtime.worker.capturable import obstacle
 from runtime.worker.compiled import compiled
 
 
@@ -30,8 +33,9 @@ class Segment:
         self.reads = tuple(reads)
         self.keeps = tuple(keeps)
         self.module = lower(nodes, self.reads, self.keeps, device)
+        self.groups = {node.group for node in nodes if node.group >= 0}  # of storages that are written to
+        self._device = device
         self._run: Callable[..., Sequence[torch.Tensor]] = self.module
-        self._writes = any(node.group >= 0 for node in nodes)
         ends = list(dict.fromkeys(node.module or node.key for node in (nodes[0], nodes[-1])))
         self.name = " .. ".join(ends)  # for recordings
         self._key_of = {f"v{index}": node.key for index, node in enumerate(nodes)}
@@ -45,22 +49,41 @@ class Segment:
         """From now on run what torch.compile makes of it; the next call compiles it."""
         self._run = compiled(self.module)
 
-    def replay(self, fixed: Collection[str], pool: Pool) -> None:
-        """From now on replay it from a CUDA graph, after some calls (runtime.devices.cuda_graphs).
-
-        A segment that writes in place is not replayed: another segment may read the storage, and a graph has its own.
+    def replayed(
+        self, fixed: Collection[str], kept: Collection[str], leaving: Collection[str], memory: GraphMemory
+    ) -> Segment:
+        """The same segment, replayed from a CUDA graph after some calls, if it can be (runtime.devices.cuda_graphs).
 
         Args:
             fixed: names of what it reads that is the same tensor in every call.
-            pool: the memory of the rank's graphs.
+            kept: names of what it reads that is another tensor whenever it holds other values.
+            leaving: names of what may be read after the evaluation that makes it.
+            memory: of the rank's graphs.
         """
-        if not self._writes:
-            self._run = GraphedRun(self._run, [name in fixed for name in self.reads], pool)
+        graphed = Graphed(
+            function=self._run,
+            name=self.name,
+            fixed=[name in fixed for name in self.reads],
+            kept=[name in kept for name in self.reads],
+            leaves=[name in leaving for name in self.keeps],
+            obstacle=self._obstacle,
+            where=self._node_in,
+        )
+        made = copy.copy(self)
+        made._run = GraphedRun(graphed, memory, self._device)
+        return made
+
+    def _obstacle(self, inputs: Sequence[Any]) -> str | None:
+        found = obstacle(self.module, inputs, self._device)
+        if found is None:
+            return None
+        node, reason = found
+        return f"{reason}, at node {self._key_of[node]}" if node in self._key_of else reason
 
     @property
     def is_settled(self) -> bool:
         """Whether later calls only repeat what the last one did; before that, its CUDA graph is captured."""
-        return not isinstance(self._run, GraphedRun) or self._run.is_captured
+        return not isinstance(self._run, GraphedRun) or self._run.is_settled
 
     def first_node(self, values: Mapping[str, torch.Tensor], wanted: Callable[[torch.Tensor], bool]) -> str | None:
         """The key of the first node that makes a tensor for which ``wanted`` holds; runs the segment node by node."""

@@ -23,6 +23,14 @@ def static_values(
         tensors: by path in the denoiser's state; kept, not copied.
         constants: what computes the constants; None where there are none.
     """
-    values = {p.name: tensors[p.path].detach().requires_grad_(p.requires_grad) for p in parameters}
+    values = {p.name: _ordinary(tensors[p.path]).requires_grad_(p.requires_grad) for p in parameters}
     with torch.no_grad():
         return values if constants is None else {**values, **constants(values)}
+
+
+def _ordinary(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a tensor of its own, which is none of inference mode: those cannot require gradients."""
+    if not tensor.is_inference():
+        return tensor.detach()
+    made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return made.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())

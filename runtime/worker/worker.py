@@ -168,20 +168,22 @@ class Worker:
         if hoisted.prompt is not None and (command.fresh or not context.prompt_values):
             context.prompt_values = self._compute(hoisted.prompt, {**static, **context.prompt_inputs}, command)
         everything: dict[str, torch.Tensor] = {**static, **context.prompt_inputs, **context.prompt_values, **values}
-        if hoisted.timestep is not None:  # 4
-            everything |= self._compute(hoisted.timestep, everything, command)
-        # 5
-        for index, step in enumerate(component.spec.program.instructions):
-            if isinstance(step, Receive):
-                everything[step.value] = yield from self._read(component, context, command, step)
-            elif isinstance(step, Compute):
-                everything |= self._compute(component.segments[index], everything, command)
-                for value in step.drops:
-                    if value not in static and value not in context.prompt_values:
-                        everything.pop(value, None)
-            else:
-                ranks = tuple(self.setup.ranks_of[reader] for reader in step.readers)
-                self._send(component, command, step.value, ranks, everything[step.value])
+        stays = static.keys() | context.prompt_values.keys()
+        with component.evaluation() as running:
+            if running.timestep is not None:  # 4
+                everything |= self._compute(running.timestep, everything, command)
+            # 5
+            for index, step in enumerate(component.spec.program.instructions):
+                if isinstance(step, Receive):
+                    everything[step.value] = yield from self._read(component, context, command, step)
+                elif isinstance(step, Compute):
+                    everything |= self._compute(running.segments[index], everything, command)
+                    for value in step.drops:
+                        if value not in stays:
+                            everything.pop(value, None)
+                else:
+                    ranks = tuple(self.setup.ranks_of[reader] for reader in step.readers)
+                    self._send(component, command, step.value, ranks, everything[step.value])
         # 6
         results = {name: everything[name] for name in component.spec.program.results}
         if self.setup.rank != DRIVER:
