@@ -19,7 +19,8 @@ from tests.support.engines import Trajectory, equal, run, toy, toy_plan
 
 pytestmark = pytest.mark.usefixtures("trace_once")
 
-QUICK = EngineOptions(transport="threads", step_timeout_s=0.2, startup_timeout_s=0.2)
+QUICK_STEPS = EngineOptions(transport="threads", step_timeout_s=0.2)
+QUICK_START = EngineOptions(transport="threads", startup_timeout_s=0.2)
 PATIENT = EngineOptions(transport="threads")
 
 
@@ -50,12 +51,12 @@ def test_a_stalled_thread_is_named_and_left_and_the_next_start_waits_for_it(
     denoiser, plan, trajectory = toy(), toy_plan(toy(), 2), Trajectory()
     expected = run(denoiser, plan, trajectory)
     holding_up(monkeypatch, Segment, "__call__", gate)
-    with Engine(denoiser, plan, QUICK) as engine, pytest.raises(RankStalled, match="still computing") as caught:
+    with Engine(denoiser, plan, QUICK_STEPS) as engine, pytest.raises(RankStalled, match=r"within 0\.2 s") as caught:
         trajectory.through(engine)
     assert (caught.value.rank, caught.value.component) == (1, 0)
     assert "rank 1 (component 0) has not ended with its engine, after: rank 1" in caplog.text
     with pytest.raises(StartupError, match=r"cpu is not free: rank 1 \(component 0\) has not ended"):
-        Engine(denoiser, plan, QUICK)
+        Engine(denoiser, plan, QUICK_START)
     gate.set()
     with Engine(denoiser, plan, PATIENT) as engine:
         assert equal(trajectory.through(engine), expected)
@@ -67,7 +68,7 @@ def test_a_thread_that_does_not_get_ready_ends_the_start(
 ) -> None:
     holding_up(monkeypatch, Worker, "build", gate)
     with pytest.raises(RankStalled, match=r"was not ready within 0\.2 s; .*--startup-timeout") as caught:
-        Engine(toy(), toy_plan(toy(), 2), QUICK)
+        Engine(toy(), toy_plan(toy(), 2), QUICK_START)
     assert caught.value.rank == 1
     gate.set()
     Engine(toy(), toy_plan(toy(), 2), PATIENT).close()
