@@ -77,7 +77,8 @@ class Plan(PlanRecord):
     containers: the lists, tuples and empty dicts of inputs and literals; in the file where there are any.
     guidance_style: how the pipeline does guidance, where it is known; in the file only then.
     branches: 2 if the guidance batch is halved; inputs, fingerprint and placement are then those of one half.
-    periods: every how many steps each component recomputes; period is the largest. warmup: exact first steps.
+    periods: every how many steps each component recomputes, the last one in every step; period is the largest. warmup:
+    exact first steps.
     devices: names, entry r is rank r's.
     """
 
@@ -116,6 +117,15 @@ class Plan(PlanRecord):
                 raise ValueError(f"{name} has {length} entries, expected {expected}")
         if max(self.periods) != self.period:
             raise ValueError(f"period is {self.period}, the largest of periods is {max(self.periods)}")
+        if self.periods[-1] != 1:
+            raise ValueError(
+                f"periods ends with {self.periods[-1]}, expected 1: component {self.components - 1} makes the output, "
+                "which is wanted in every step"
+            )
+        if self.mode == "lookahead" and self.period != 1:
+            raise ValueError(
+                f"period is {self.period}, expected 1: look-ahead recomputes every component in every step"
+            )
         if set(self.placement.values()) != set(range(self.components)):
             raise ValueError(f"placement must use every component from 0 to {self.components - 1} and no other")
         self.example_arguments({item.path: None for item in self.inputs})

@@ -275,6 +275,24 @@ def test_boundaries_must_agree_with_the_placement(tmp_path: Path) -> None:
         Plan.parse(twice)
 
 
+@pytest.mark.parametrize(
+    ("mode", "periods", "expected"),
+    [
+        ("async", [2, 2, 2], r"periods ends with 2, expected 1: component 2 makes the output"),
+        ("async", [1, 1, 3], r"periods ends with 3, expected 1"),
+        ("lookahead", [2, 2, 1], r"period is 2, expected 1: look-ahead recomputes"),
+        ("async", [2, 3, 1], None),
+    ],
+)
+def test_every_step_has_an_output(mode: str, periods: list[int], expected: str | None) -> None:
+    changed = document(make_plan(chain(), mode=mode)) | {"periods": periods, "period": max(periods)}
+    if expected is None:
+        assert list(Plan.parse(changed).periods) == periods
+    else:
+        with pytest.raises(PlanError, match=expected):
+            Plan.parse(changed)
+
+
 def test_lookahead_refuses_a_boundary_that_goes_back() -> None:
     base = document(make_plan(chain(), mode="async"))
     base["boundaries"][1]["readers"] = [0, 2]
