@@ -82,7 +82,7 @@ class CallReader:
         except (TypeError, PartitionerError) as error:
             raise InputError(f"the denoiser cannot be called like this: {error}") from error
         tensors = flat.tensors
-        passed = {**tensors, **numbers}
+        passed: dict[str, torch.Tensor | float] = {**tensors, **numbers}
         timestep = next((passed[item.path] for item in self._timesteps if item.path in passed), None)
         self._check_latent(tensors)
         self._check_autocast(tensors)

@@ -33,7 +33,7 @@ class Moves:
         self._latent: Readback | None = None  # the last one, thinned out
         self._outputs: deque[Readback] = deque(maxlen=OUTPUTS)
         self._part: Sequence[int] = ()  # the shape of what latent and output share
-        self._taken: tuple[Readback, list[Readback]] | None = None  # a latent that was not looked at, and what was known
+        self._taken: tuple[Readback, list[Readback]] | None = None  # a latent to look at, and what was known
 
     def unexplained(self, latent: torch.Tensor) -> float:
         """The share of a latent, from 0 to 1, that no step can have made of what is known; of the worst row. Waits.

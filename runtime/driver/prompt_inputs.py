@@ -64,15 +64,14 @@ class PromptInputs:
                 changed.append(name)
         return changed
 
-
     def _was_written(self, name: str, known: _Seen) -> bool:
-        """Whether an inference tensor held other values at the call before; compares those of this call for the next."""
+        """Whether an inference tensor held other values at the call before; compares this call's for the next."""
         before = self._compared.pop(name, None)
         self._compared[name] = Readback((known.tensor != known.copy).any())
         if before is None or not before.values():
             return False
         _LOGGER.warning(
-            "%s was written to in torch.inference_mode, which only the call after shows on a GPU: one call was computed "
+            "%s was written to in torch.inference_mode, which on a GPU only the next call shows: one call was computed "
             "with what it held before. Give the denoiser another tensor instead, or use torch.no_grad.",
             name,
         )

@@ -48,8 +48,9 @@ class TimestepReader:
         if place is not None:
             return numbers[place]
         step = getattr(scheduler, "step_index", None)
-        counts = isinstance(step, int) and 0 <= step < len(numbers)
-        if counts and self._counts_steps and self._made_of is not None and is_late(timestep):
+        known = self._counts_steps and self._made_of is not None and is_late(timestep)
+        if known and isinstance(step, int) and 0 <= step < len(numbers):
+            assert self._made_of is not None
             ratio, offset = self._made_of
             number = numbers[step] * ratio + offset
             self._given = number, Readback(timestep.flatten()[:1])
@@ -80,7 +81,7 @@ def _place_in(timesteps: torch.Tensor, timestep: torch.Tensor) -> int | None:
     same = timestep.dtype == timesteps.dtype and timestep.device == timesteps.device and timestep.numel() > 0
     if not one or not same or timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
         return None
-    place, rest = divmod(timestep.storage_offset() - timesteps.storage_offset(), max(timesteps.stride(0), 1))
+    place, rest = divmod(int(timestep.storage_offset() - timesteps.storage_offset()), max(timesteps.stride(0), 1))
     return place if rest == 0 and 0 <= place < len(timesteps) else None
 
 
