@@ -7,6 +7,7 @@ something is traced, so that --help and usage errors come at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from partitioner._version import __version__
 from partitioner.errors import PartitionerError, PlanError, UsageError
-from partitioner.process import interrupted
+from partitioner.process import interrupted, without_collector
 
 if TYPE_CHECKING:
     from partitioner.planning.options import PlanOptions
@@ -194,6 +195,11 @@ def _partition(arguments: argparse.Namespace) -> str:
     start = time.perf_counter()
     # a process that has not used torch yet can be forked without harm to torch's threads
     untouched = "torch" not in sys.modules
+    with without_collector() if untouched else contextlib.nullcontext():
+        return _plan(arguments, start, untouched)
+
+
+def _plan(arguments: argparse.Namespace, start: float, untouched: bool) -> str:
     request = _request(arguments, untouched)
     output = arguments.output or _default_output(request.denoiser.name, len(request.fleet))
     _check_writable(output, arguments.force)
@@ -236,11 +242,15 @@ def _request(arguments: argparse.Namespace, untouched: bool) -> PlanRequest:
     if arguments.save_profile is not None and costs.live is None:
         raise UsageError("--save-profile saves what was measured; give --profile cuda:0 or --profile cpu as well")
 
+    from partitioner.models.built_in import BUILT_IN
+    from partitioner.models.lean_import import import_lean
     from partitioner.models.spec import model_spec
     from partitioner.planning.expected_quality import STEPS, SamplingSetup
     from partitioner.planning.request import PlanRequest
     from partitioner.planning.sources import FromSpec
 
+    if untouched and arguments.model in BUILT_IN:
+        import_lean()
     spec = model_spec(
         arguments.model,
         height=arguments.height,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from partitioner.errors import ForwardFailed, TraceError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments, role_of
 from partitioner.graph.constants import MAX_CONSTANT_BYTES
+from partitioner.graph.direct_trace import NotDirect, Program, direct_trace
 from partitioner.graph.dtypes import check_dtypes
 from partitioner.graph.ir import Role, TracedGraph
 from partitioner.graph.module_state import Difference, ModuleState
@@ -23,7 +24,14 @@ from partitioner.graph.reader import ExportReader
 from partitioner.graph.regions import inline_regions
 from partitioner.graph.rewrites import rewritten
 from partitioner.graph.stateless import check_stateless
-from partitioner.graph.torch_private import FakesWithConstants, forgotten_sources, memory_put_back, without_constants
+from partitioner.graph.torch_private import (
+    FakesWithConstants,
+    FakeTensor,
+    forgotten_sources,
+    memory_put_back,
+    nothing_to_read,
+    without_constants,
+)
 from partitioner.graph.trace_failure import refuse_unloadable, trace_failure
 
 
@@ -96,7 +104,7 @@ def fake_mode() -> Iterator[None]:
         yield
 
 
-def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> ExportedProgram:
+def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> Program:
     if module.training:
         raise TraceError(f"{model} is in training mode; call .eval() first")
     refuse_unloadable(module, model)
@@ -119,20 +127,18 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> Expo
     state = ModuleState(module)
     state.restore()  # which empties caches: a tensor in them would be a constant of the graph
     try:
-        weights = (*module.parameters(), *module.buffers())
         with (
             torch.no_grad(),
             without_constants(),
             forgotten_sources(),
-            memory_put_back(weights),
+            nothing_to_read(),
+            memory_put_back((*module.parameters(), *module.buffers())),
             warnings.catch_warnings(),
             watch,
         ):
             # what a forward assigns is looked at here
             warnings.filterwarnings("ignore", "The tensor attribute.* assigned during export", UserWarning)
-            if weights:
-                state.bring_to(weights[0].device)
-            program = torch.export.export(module, (), dict(arguments), strict=False)
+            program = _program(module, arguments, watch, state, (failed_in, changed, watch.places))
     except Exception as error:
         raise trace_failure(error, module, failed_in[-1] if failed_in else "", model) from error
     finally:
@@ -147,5 +153,37 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> Expo
         )
     if changed or state.foreign:
         check_stateless(module, arguments, model)
-    inline_regions(program.graph_module, model)
+    if isinstance(program, ExportedProgram):
+        inline_regions(program.graph_module, model)
     return program
+
+
+def _program(
+    module: nn.Module,
+    arguments: Mapping[str, Any],
+    watch: OwnAttention,
+    state: ModuleState,
+    noted: Sequence[list[Any]],
+) -> Program:
+    """What a denoiser does, by direct_trace where that can be, else by torch.export.
+
+    Args:
+        module: The denoiser.
+        arguments: Its arguments.
+        watch: Knows which module is running.
+        state: Of the module, to be put back before it runs again.
+        noted: What is noted while it runs, to be forgotten then.
+    """
+    weights = (*module.parameters(), *module.buffers())
+    if any(isinstance(weight, FakeTensor) for weight in weights):
+        state.bring_to(weights[0].device)
+        with suppress(NotDirect):
+            program = direct_trace(module, arguments, watch.where)
+            if not any(noted):
+                return program
+        state.restore()
+        for notes in noted:
+            notes.clear()
+    if weights:
+        state.bring_to(weights[0].device)
+    return torch.export.export(module, (), dict(arguments), strict=False)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -164,6 +164,7 @@ class Node:
         outputs: Shape, strides and dtype of each tensor that it returns.
         group: The same number for nodes that share storage which one of them writes to; they are never cut apart. -1
             for all others.
+        reads: Names of the values that it reads, each once, in order.
     """
 
     name: str
@@ -175,14 +176,12 @@ class Node:
     role: Role
     outputs: tuple[TensorMeta, ...]
     group: int = -1
+    reads: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Names of the values that it reads, each once, in order."""
-        found: dict[str, None] = {}
-        for ref in _refs((self.args, tuple(value for _, value in self.kwargs))):
-            found[ref] = None
-        return tuple(found)
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "reads", tuple(dict.fromkeys(_refs((self.args, *(value for _, value in self.kwargs)))))
+        )
 
     @property
     def meta(self) -> TensorMeta:

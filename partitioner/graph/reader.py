@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from partitioner.errors import TraceError
 from partitioner.graph.arguments import FlatArguments, flatten_arguments
 from partitioner.graph.constants import MAX_CONSTANT_BYTES, number_in, tensor_data
+from partitioner.graph.direct_trace import Program, meta_of
 from partitioner.graph.ir import CONSTANT, Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
 from partitioner.graph.modules import calling_module
 from partitioner.graph.nesting import OutputForm, output_form
@@ -38,7 +38,7 @@ class ExportReader:
 
     def __init__(
         self,
-        program: ExportedProgram,
+        program: Program,
         arguments: FlatArguments,
         input_roles: Mapping[str, Role],
         model: str,
@@ -133,7 +133,8 @@ class ExportReader:
         self.replaced[name] = Ref(name)
         self.roles[name] = Role.CONSTANT
         value = fx_node.meta["val"]
-        self.parameters[name] = Parameter(name, str(spec.target), _meta(value), value.requires_grad)
+        needs_grad = fx_node.meta["requires_grad"] if isinstance(value, TensorMeta) else value.requires_grad
+        self.parameters[name] = Parameter(name, str(spec.target), _meta(value), needs_grad)
 
     def _read_constant(self, fx_node: torch.fx.Node, tensor: torch.Tensor, name: str) -> None:
         """Have a node make what is neither parameter nor buffer: a number by its operator, else a tensor of data."""
@@ -257,7 +258,7 @@ _SYMBOLS = (
 )  # fmt: skip
 
 
-def _paths(program: ExportedProgram) -> list[str]:
+def _paths(program: Program) -> list[str]:
     """Argument paths in the order of the flattened inputs."""
     in_spec = program.call_spec.in_spec
     assert in_spec is not None
@@ -266,7 +267,7 @@ def _paths(program: ExportedProgram) -> list[str]:
     return [path_of[number] for number in range(in_spec.num_leaves)]
 
 
-def _nested_form(program: ExportedProgram, results: int) -> OutputForm:
+def _nested_form(program: Program, results: int) -> OutputForm:
     """The form of the output where a container in it holds another, else None."""
     out_spec = program.call_spec.out_spec
     form = output_form(tree_unflatten([None] * results, out_spec)) if out_spec is not None else None
@@ -289,8 +290,8 @@ def _target_name(target: Any, model: str, module: str) -> str:
     )
 
 
-def _meta(value: torch.Tensor) -> TensorMeta:
-    return TensorMeta(tuple(map(int, value.shape)), tuple(map(int, value.stride())), str(value.dtype).split(".")[1])
+def _meta(value: torch.Tensor | TensorMeta) -> TensorMeta:
+    return value if isinstance(value, TensorMeta) else meta_of(value)
 
 
 def _sizes(value: Any) -> list[Any]:
@@ -300,8 +301,8 @@ def _sizes(value: Any) -> list[Any]:
 
 
 def _metas(value: Any) -> tuple[TensorMeta, ...]:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, (torch.Tensor, TensorMeta)):
         return (_meta(value),)
     if isinstance(value, (list, tuple)):
-        return tuple(_meta(item) for item in value if isinstance(item, torch.Tensor))
+        return tuple(_meta(item) for item in value if isinstance(item, (torch.Tensor, TensorMeta)))
     return ()

@@ -6,13 +6,16 @@ import copy
 import linecache
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._export.utils import _compiling_state_context
 from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
@@ -24,19 +27,25 @@ from torch._subclasses.fake_tensor import (
 from torch.distributed import ProcessGroupGloo
 from torch.distributed import Store as Store  # type: ignore[attr-defined] # public, but not in its __all__
 from torch.fx import GraphModule
+from torch.fx import proxy as fx_proxy
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.fx.graph_module import _loader
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
-from torch.utils._pytree import tree_leaves, tree_map_only, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 __all__ = [
+    "AttentionSettings",
     "FakeTensor",
     "FakeTensorMode",
     "FakesWithConstants",
     "OpOverload",
     "TorchDispatchMode",
+    "TreeSpec",
     "abandon_capture",
     "aliased_argument",
+    "calls_recorded",
     "compiled_call_set_aside",
     "copy_all",
     "draws_random_numbers",
@@ -45,7 +54,9 @@ __all__ = [
     "forgotten_sources",
     "hooks_of_all_modules",
     "is_mutated_argument",
+    "nothing_to_read",
     "real_of",
+    "tree_flatten",
     "tree_leaves",
     "tree_map_only",
     "tree_unflatten",
@@ -110,6 +121,100 @@ def memory_put_back(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
                 now = tensor.data
                 if isinstance(now, FakeTensor) or now.device != data.device or now.data_ptr() != data.data_ptr():
                     tensor.data = data
+
+
+@contextmanager
+def nothing_to_read() -> Iterator[None]:
+    """Inside the block, torch.export writes neither stack traces nor Python code for people, a fifth of its time.
+
+    ``torch.fx.config.do_not_emit_stack_traces`` says the same of stack traces, from torch 2.12 on.
+    """
+    module: Any = fx_proxy
+    before = module.CapturedTraceback
+    module.CapturedTraceback = _NoTraceback
+    try:
+        with _use_lazy_graph_module(True):  # code is written when it is first called or read
+            yield
+    finally:
+        module.CapturedTraceback = before
+
+
+class _NoTraceback:
+    """Stands for torch's CapturedTraceback."""
+
+    @classmethod
+    def extract(cls) -> type[_NoTraceback]:
+        """Nothing."""
+        return cls
+
+    @staticmethod
+    def summary() -> None:
+        """Nothing."""
+
+
+@contextmanager
+def calls_recorded(record: Callable[[OpOverload, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
+    """Inside the block, ``record`` is given all calls of operators, before autograd takes them apart, as torch.export.
+
+    Args:
+        record: Makes the call, and returns what it gives.
+    """
+    with _no_backends(), _compiling_state_context(), enable_python_dispatcher(), _CallRecorder(record):
+        yield
+
+
+@contextmanager
+def _no_backends() -> Iterator[None]:
+    """Inside the block, no library takes part in choosing operators, nor stands in their arguments."""
+    backends: Any = (torch.backends.mkldnn, torch.backends.nnpack, torch.backends.cudnn)
+    before = [backend.set_flags(False) for backend in backends]
+    try:
+        yield
+    finally:
+        for backend, flags in zip(backends, before, strict=True):
+            backend.set_flags(*flags)
+
+
+class _CallRecorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Stands where torch.export has its proxies: torch takes no other kind of mode there."""
+
+    def __init__(self, record: Callable[[OpOverload, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
+        self._mode_key = torch._C._TorchDispatchModeKey.PROXY
+        self.enter_stack = []
+        self._record = record
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func == torch.ops.prim.device.default:
+            return func(*args, **(kwargs or {}))
+        with (
+            torch._C._DisablePythonDispatcher()
+        ):  # what is inside the operator is computed without Python, which is faster
+            return self._record(func, args, kwargs or {})
+
+
+class AttentionSettings:
+    """Inside it, ``changed`` is called when it has been set how torch is to compute attention."""
+
+    def changed(self) -> None:
+        """Called after each setting."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._before = {name: getattr(torch._C, name) for name in dir(torch._C) if name.startswith("_set_sdp_use_")}
+        for name, setter in self._before.items():
+            setattr(torch._C, name, partial(self._set, setter))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, setter in self._before.items():
+            setattr(torch._C, name, setter)
+
+    def _set(self, setter: Callable[[bool], None], enabled: bool) -> None:
+        setter(enabled)
+        self.changed()
 
 
 @contextmanager

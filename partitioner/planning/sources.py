@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from partitioner.graph.ir import TracedGraph
 from partitioner.planning.options import Progress
-from partitioner.process import beside
+from partitioner.process import beside, without_collector
 from partitioner.staleness.edge_errors import EdgeErrors
 
 if TYPE_CHECKING:
@@ -99,7 +97,7 @@ class FromSpec:
         """
         from partitioner.models.spec import trace_model
 
-        with _without_collector():
+        with without_collector():
             progress(f"tracing {self.name}")
             half_of: Callable[[], TracedGraph] | None = None
             if halves:
@@ -160,15 +158,3 @@ class FromModule:
             progress("measuring staleness on the trajectory")
             edge_errors = measure_module_edge_errors(self.module, whole, self.trajectory)
         return FromGraphs(whole, half, edge_errors)
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Tracing makes millions of objects that live on; looking through them for garbage takes a tenth of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
