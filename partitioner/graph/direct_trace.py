@@ -40,7 +40,7 @@ class NotDirect(Exception):
 
 
 @dataclass(frozen=True)
-class CallSpec:
+class ProgramForm:
     """The forms of what goes into a call and of what comes out, as in an ExportedProgram."""
 
     in_spec: TreeSpec
@@ -53,7 +53,7 @@ class DirectProgram:
 
     graph: fx.Graph
     graph_signature: ExportGraphSignature
-    call_spec: CallSpec
+    call_spec: ProgramForm
     constants: Mapping[str, Any]
 
 
@@ -93,7 +93,7 @@ def direct_trace(module: nn.Module, arguments: Mapping[str, Any], where: Callabl
     except Exception as error:
         raise NotDirect(str(error)) from error
     results, out_spec = tree_flatten(made)
-    return recorder.program(results, CallSpec(in_spec, out_spec))
+    return recorder.program(results, ProgramForm(in_spec, out_spec))
 
 
 @contextmanager
@@ -193,7 +193,7 @@ class _Recorder:
             return [self._named(item) for item in value]
         return value
 
-    def program(self, results: list[Any], call_spec: CallSpec) -> DirectProgram:
+    def program(self, results: list[Any], call_spec: ProgramForm) -> DirectProgram:
         """What was written down. results: of the call."""
         outputs = []
         for value in results:
