@@ -57,7 +57,7 @@ class DirectProgram:
     constants: Mapping[str, Any]
 
 
-Program = ExportedProgram | DirectProgram
+TraceProgram = ExportedProgram | DirectProgram
 
 
 def direct_trace(module: nn.Module, arguments: Mapping[str, Any], where: Callable[[], str]) -> DirectProgram:

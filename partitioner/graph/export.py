@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from partitioner.errors import ForwardFailed, TraceError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments, role_of
 from partitioner.graph.constants import MAX_CONSTANT_BYTES
-from partitioner.graph.direct_trace import NotDirect, Program, direct_trace
+from partitioner.graph.direct_trace import NotDirect, TraceProgram, direct_trace
 from partitioner.graph.dtypes import check_dtypes
 from partitioner.graph.ir import Role, TracedGraph
 from partitioner.graph.module_state import Difference, ModuleState
@@ -104,7 +104,7 @@ def fake_mode() -> Iterator[None]:
         yield
 
 
-def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> Program:
+def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> TraceProgram:
     if module.training:
         raise TraceError(f"{model} is in training mode; call .eval() first")
     refuse_unloadable(module, model)
@@ -164,7 +164,7 @@ def _program(
     watch: OwnAttention,
     state: ModuleState,
     noted: Sequence[list[Any]],
-) -> Program:
+) -> TraceProgram:
     """What a denoiser does, by direct_trace where that can be, else by torch.export.
 
     Args:

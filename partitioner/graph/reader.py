@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from partitioner.errors import TraceError
 from partitioner.graph.arguments import FlatArguments, flatten_arguments
 from partitioner.graph.constants import MAX_CONSTANT_BYTES, number_in, tensor_data
-from partitioner.graph.direct_trace import Program, meta_of
+from partitioner.graph.direct_trace import TraceProgram, meta_of
 from partitioner.graph.ir import CONSTANT, Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
 from partitioner.graph.modules import calling_module
 from partitioner.graph.nesting import OutputForm, output_form
@@ -38,7 +38,7 @@ class ExportReader:
 
     def __init__(
         self,
-        program: Program,
+        program: TraceProgram,
         arguments: FlatArguments,
         input_roles: Mapping[str, Role],
         model: str,
@@ -258,7 +258,7 @@ _SYMBOLS = (
 )  # fmt: skip
 
 
-def _paths(program: Program) -> list[str]:
+def _paths(program: TraceProgram) -> list[str]:
     """Argument paths in the order of the flattened inputs."""
     in_spec = program.call_spec.in_spec
     assert in_spec is not None
@@ -267,7 +267,7 @@ def _paths(program: Program) -> list[str]:
     return [path_of[number] for number in range(in_spec.num_leaves)]
 
 
-def _nested_form(program: Program, results: int) -> OutputForm:
+def _nested_form(program: TraceProgram, results: int) -> OutputForm:
     """The form of the output where a container in it holds another, else None."""
     out_spec = program.call_spec.out_spec
     form = output_form(tree_unflatten([None] * results, out_spec)) if out_spec is not None else None

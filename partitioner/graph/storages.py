@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from partitioner.errors import TraceError
-from partitioner.graph.direct_trace import Program
+from partitioner.graph.direct_trace import TraceProgram
 from partitioner.graph.ir import Argument, Node, Ref, Role
 from partitioner.graph.modules import calling_module
 from partitioner.graph.torch_private import aliased_argument, is_mutated_argument
@@ -74,7 +74,7 @@ class Storages:
         return tuple(replace(node, role=role_of[node.name], group=group_of[node.name]) for node in nodes)
 
 
-def find_storages(program: Program, model: str) -> Storages:
+def find_storages(program: TraceProgram, model: str) -> Storages:
     """The storages of an exported program.
 
     Raises:
