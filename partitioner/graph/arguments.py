@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy
 import torch
@@ -126,10 +127,27 @@ def role_of(path: str, roles: Mapping[str, str | Role]) -> Role:
 
 def forward_signature(module: nn.Module) -> inspect.Signature:
     """What a module's forward takes; its class's, where a wrapper on the instance takes anything (``*args``)."""
-    signature = inspect.signature(module.forward)
+    signature = _signature_of(module.forward)
     if "forward" in vars(module) and any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
-        return inspect.signature(type(module).forward.__get__(module))
+        return _signature_of(type(module).forward.__get__(module))
     return signature
+
+
+def _signature_of(forward: Any) -> inspect.Signature:
+    """``inspect.signature`` of a method or function, worked out once: it takes long, and every call needs it."""
+    function = getattr(forward, "__func__", forward)
+    known = _SIGNATURES[function is not forward]
+    try:
+        found = known.get(function)
+        if found is None:
+            found = known[function] = inspect.signature(forward)
+    except TypeError:  # of a kind that nothing can refer to weakly
+        return inspect.signature(forward)
+    return found
+
+
+# by whether the first parameter is bound: function -> its signature
+_SIGNATURES: tuple[WeakKeyDictionary[Any, inspect.Signature], ...] = (WeakKeyDictionary(), WeakKeyDictionary())
 
 
 def bind_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ __all__ = [
     "hooks_of_all_modules",
     "is_mutated_argument",
     "nothing_to_read",
+    "plain_callable",
     "real_of",
     "tree_flatten",
     "tree_leaves",
@@ -76,6 +77,11 @@ def is_mutated_argument(target: Any, position: int) -> bool:
         return False
     alias = arguments[position].alias_info
     return alias is not None and alias.is_write
+
+
+def plain_callable(target: Any) -> Any:
+    """What an operator calls, without its own call in Python."""
+    return target._op if isinstance(target, OpOverload) else target
 
 
 def draws_random_numbers(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

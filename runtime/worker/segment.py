@@ -15,6 +15,7 @@ from partitioner.graph.torch_private import forget_source_with
 from partitioner.plan.hoisted import Hoisted
 from runtime.devices.capture import GraphMemory
 from runtime.devices.cuda_graphs import Graphed, GraphedRun
+from runtime.worker.bound import BoundCode
 from runtime.worker.capturable import obstacle
 from runtime.worker.compiled import compiled
 
@@ -35,7 +36,8 @@ class Segment:
         self.module = lower(nodes, self.reads, self.keeps, device)
         self.groups = {node.group for node in nodes if node.group >= 0}  # of storages that are written to
         self._device = device
-        self._run: Callable[..., Sequence[torch.Tensor]] = self.module
+        self._bound = BoundCode(self.module)
+        self._run: Callable[..., Sequence[torch.Tensor]] = self._bound.call
         ends = list(dict.fromkeys(node.module or node.key for node in (nodes[0], nodes[-1])))
         self.name = " .. ".join(ends)  # for recordings
         self._key_of = {f"v{index}": node.key for index, node in enumerate(nodes)}
@@ -97,23 +99,20 @@ class Segment:
         In compiled code no line belongs to one node: there the segment runs again as it was lowered, to fail once more.
         """
         key = self._node_in(error)
-        if key is None and self._run is not self.module:
+        if key is None and self._run is not self._bound.call:
             try:
-                self.module(*[values[name] for name in self.reads])
+                self._bound.call(*[values[name] for name in self.reads])
             except Exception as again:
                 key = self._node_in(again)
         return key
 
     def _node_in(self, error: BaseException) -> str | None:
-        lines = self.module.code.splitlines()
-        key = None
         traceback = error.__traceback__
         while traceback is not None:
-            if traceback.tb_frame.f_code.co_filename.startswith("<eval_with_key>"):
-                line = lines[traceback.tb_lineno - 1] if traceback.tb_lineno <= len(lines) else ""
-                key = self._key_of.get(line.split("=")[0].split(":")[0].strip(), key)
+            if traceback.tb_frame.f_code is self._bound.code:
+                return self._key_of.get(self._bound.node_at.get(traceback.tb_lineno, ""))
             traceback = traceback.tb_next
-        return key
+        return None
 
 
 class _Finder(fx.Interpreter):

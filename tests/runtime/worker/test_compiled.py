@@ -62,8 +62,8 @@ def test_only_where_asked() -> None:
     graph = toy_graph(toy())
     specs, _ = build_specs(graph, contiguous(graph, 2), 2)
     plain, fast = Component(specs[0], CPU), Component(specs[0], CPU, compile=True)
-    assert all(segment._run is segment.module for segment in plain.segments.values())
-    assert not any(segment._run is segment.module for segment in fast.segments.values())
+    assert all(segment._run is segment._bound.call for segment in plain.segments.values())
+    assert not any(segment._run is segment._bound.call for segment in fast.segments.values())
 
 
 class Chain(nn.Module):
