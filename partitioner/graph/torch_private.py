@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -47,6 +47,7 @@ __all__ = [
     "aliased_argument",
     "calls_recorded",
     "compiled_call_set_aside",
+    "compiled_then",
     "copy_all",
     "draws_random_numbers",
     "fake_mode_of",
@@ -336,6 +337,22 @@ def compiled_call_set_aside(module: nn.Module) -> Iterator[None]:
     finally:
         if compiled is not None:
             vars(module).setdefault("_compiled_call_impl", compiled)
+
+
+def compiled_then(function: Callable[..., Any], when_compiled: Callable[[], None]) -> Callable[..., Any]:
+    """What torch.compile makes of a function; its first call compiles, calls ``when_compiled`` and only then runs it.
+
+    Compiling is the host's work alone, and running the device's.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    def backend(module: GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        made = cast(Callable[..., Any], compile_fx(module, inputs))
+        when_compiled()
+        return made
+
+    compiled: Callable[..., Any] = torch.compile(function, backend=backend, dynamic=False)
+    return compiled
 
 
 def hooks_of_all_modules() -> tuple[dict[int, Any], ...]:

@@ -1,9 +1,10 @@
 """record: the kernels of a function as a CUDA graph; a capture that fails leaves the process as it was, or says so.
 
-A capture fails where the function waits for the GPU, for example. torch (2.13 too) then leaves its end half done: the
-allocator goes on as if the capture were under way, so that memory used on several streams is never given back, and
-random numbers cannot be drawn. Here the rest is done by hand, and then tried: where that has not helped, every later
-use of CUDA graphs in this process is refused.
+A capture fails where the function waits for the GPU, for example. Its end then fails, too, and torch leaves it half
+done. Seen with torch 2.11 on an H100: memory that several streams have used is never given back, and random numbers
+cannot be drawn. Ending the capture in the allocator by hand, and one capture that succeeds, mend both. Nothing can be
+captured into its memory pool any more, so that later captures get another one. Here all of that is done, and then
+tried: where it has not helped, every later use of CUDA graphs in this process is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import contextlib
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from runtime.errors import EngineError
 Value = Any  # a tensor, or a list of tensors where an operator makes several
 
 _TRIED_BYTES = 4 << 20
-_failed: list[torch.cuda.CUDAGraph] = []  # kept: the allocator may still ask them what they capture
+_failed: list[torch.cuda.CUDAGraph] = []  # kept: allocators may still ask them what they capture
 _unusable: list[str] = []  # why this process cannot use CUDA graphs any more
 
 
@@ -45,11 +45,17 @@ class GraphMemory:
 
     def __init__(self) -> None:
         self.lasting: dict[int, torch.Tensor] = {}
+        self._pool: Any = None
 
-    @cached_property
+    @property
     def pool(self) -> Any:
         """The pool, as torch names it."""
-        return torch.cuda.graph_pool_handle()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        return self._pool
+
+    def renew(self) -> None:
+        """Have later graphs use another pool."""
+        self._pool = None
 
 
 @dataclass(frozen=True)
@@ -102,17 +108,19 @@ def record(
                 ended = True
             except RuntimeError as error:
                 failure = failure or error
-        if not ended:
+        if failure is not None:
             outputs = ()
-            _clean_up(graph, memory.pool, device)
+            _failed.append(graph)
+            if not ended:
+                _clean_up(memory.pool, device)
+            memory.renew()
     if failure is not None:
         raise CaptureFailed(f"{type(failure).__name__}: {str(failure).splitlines()[0]}", failure)
     return CapturedGraph(outputs, graph.replay)
 
 
-def _clean_up(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> None:
+def _clean_up(pool: Any, device: torch.device) -> None:
     """End what is left of a failed capture; raises EngineError where torch's allocator does not work after that."""
-    _failed.append(graph)
     assert device.index is not None, "ranks' devices have their index"
     with contextlib.suppress(RuntimeError, AttributeError):  # whether it helped is seen below
         abandon_capture(device.index, pool)

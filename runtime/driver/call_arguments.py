@@ -29,11 +29,13 @@ class CallForm:
         paths: of all tensors and literals, in the order of the call.
         literals: numbers, strings and None, by path.
         containers: kinds of the lists, tuples and empty dicts, by path.
+        timestep: as it was passed; None where there is none.
     """
 
     paths: tuple[str, ...]
     literals: Mapping[str, Argument]
     containers: Mapping[str, str]
+    timestep: torch.Tensor | float | None = None
 
 
 class CallReader:
@@ -44,6 +46,7 @@ class CallReader:
         self._plan = plan
         self._planned = {item.path: item for item in plan.inputs}
         self._latent = next(item for item in plan.inputs if item.role == "latent")
+        self._timesteps = [item for item in plan.inputs if item.role == "timestep"]
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], CallForm]:
         """Read a call's arguments.
@@ -65,14 +68,22 @@ class CallReader:
         try:
             arguments = bind_arguments(self._denoiser, args, kwargs)
             arguments.pop("return_dict", None)
-            for item in self._plan.inputs:
-                if item.role == "timestep" and isinstance(arguments.get(item.path), (int, float)):
-                    dtype = getattr(torch, item.dtype)
-                    arguments[item.path] = torch.full(item.shape, arguments[item.path], dtype=dtype)
+            latent = arguments.get(self._latent.path)
+            device = latent.device if isinstance(latent, torch.Tensor) else None
+            numbers: dict[str, float] = {}
+            for item in self._timesteps:
+                given = arguments.get(item.path)
+                if isinstance(given, (int, float)):
+                    numbers[item.path] = float(given)
+                    arguments[item.path] = torch.full(
+                        item.shape, given, dtype=getattr(torch, item.dtype), device=device
+                    )
             flat = flatten_arguments(arguments)
         except (TypeError, PartitionerError) as error:
             raise InputError(f"the denoiser cannot be called like this: {error}") from error
         tensors = flat.tensors
+        passed: dict[str, torch.Tensor | float] = {**tensors, **numbers}
+        timestep = next((passed[item.path] for item in self._timesteps if item.path in passed), None)
         self._check_latent(tensors)
         self._check_autocast(tensors)
         for path, tensor in tensors.items():
@@ -81,7 +92,7 @@ class CallReader:
                 self._check_dtype(path, tensor, getattr(torch, planned.dtype))
             elif planned is not None and planned.dtype == "float32" and not tensor.is_floating_point():
                 tensors[path] = tensor.float()
-        return tensors, CallForm(tuple(flat.values), flat.literals, flat.containers)
+        return tensors, CallForm(tuple(flat.values), flat.literals, flat.containers, timestep)
 
     def _check_latent(self, tensors: Tensors) -> None:
         """All else is for the trace to decide; what rows are is the latent's to say."""

@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+import numpy
 import torch
+
+from runtime.driver.readback import Readback
 
 ELEMENTS = 1024  # of each row are looked at, evenly spread
 OUTPUTS = 2  # how many of the last outputs a step may combine
@@ -27,12 +30,13 @@ class Moves:
 
     def __init__(self) -> None:
         self.worst: float | None = None
-        self._latent: torch.Tensor | None = None  # the last one, thinned out
-        self._outputs: deque[torch.Tensor] = deque(maxlen=OUTPUTS)
+        self._latent: Readback | None = None  # the last one, thinned out
+        self._outputs: deque[Readback] = deque(maxlen=OUTPUTS)
         self._part: Sequence[int] = ()  # the shape of what latent and output share
+        self._taken: tuple[Readback, list[Readback]] | None = None  # a latent to look at, and what was known
 
     def unexplained(self, latent: torch.Tensor) -> float:
-        """The share of a latent, from 0 to 1, that no step can have made of what is known; of the worst row.
+        """The share of a latent, from 0 to 1, that no step can have made of what is known; of the worst row. Waits.
 
         Args:
             latent: as the pipeline passes it, rows first, of the shape of the last one.
@@ -44,10 +48,23 @@ class Moves:
         """
         if self._latent is None:
             return 0.0
-        rows = self._latent.shape[0]
-        turns = sorted({0} | {rows * k // n for n in (2, 3) if rows % n == 0 for k in range(1, n)})  # guidance rows
-        known = [self._latent, *(output.roll(turn, 0) for output in self._outputs for turn in turns)]
-        return _unexplained(_thinned(latent, self._part), torch.stack(known, dim=-1))
+        return _unexplained(_thinned(latent, self._part), [self._latent, *self._outputs])
+
+    def look_later(self, latent: torch.Tensor) -> None:
+        """Take note of the next latent, to be looked at when its values are there; it is added all the same."""
+        if self._latent is not None:
+            self._taken = _thinned(latent, self._part), [self._latent, *self._outputs]
+
+    @property
+    def was_foreign(self) -> bool:
+        """Whether the latent that was to be looked at later is none of this trajectory; asked at the next call."""
+        if self._taken is None:
+            return False
+        share = _unexplained(*self._taken)
+        self._taken = None
+        foreign = self.worst is not None and self.is_foreign(share)  # any may be the first
+        self.worst = max(share, self.worst or 0.0)
+        return foreign
 
     def is_foreign(self, share: float) -> bool:
         """Whether a latent of which such a share is unexplained is none of this trajectory."""
@@ -72,18 +89,23 @@ class Moves:
         self._latent = _thinned(latent, self._part)
 
 
-def _thinned(tensor: torch.Tensor, part: Sequence[int]) -> torch.Tensor:
+def _thinned(tensor: torch.Tensor, part: Sequence[int]) -> Readback:
     """Of the first entries of every dimension, some of each row: [rows, elements]."""
     rows = tensor[tuple(slice(0, size) for size in part)].reshape(part[0], -1)
-    return rows[:, :: -(-rows.shape[1] // ELEMENTS)].detach().to("cpu", torch.float64, copy=True)
+    return Readback(rows[:, :: -(-rows.shape[1] // ELEMENTS)])
 
 
-def _unexplained(wanted: torch.Tensor, known: torch.Tensor) -> float:
-    """The share of ``wanted`` [rows, elements] outside of the span of ``known`` [rows, elements, vectors]."""
-    if not (wanted.isfinite().all() and known.isfinite().all()):
+def _unexplained(wanted: Readback, known: Sequence[Readback]) -> float:
+    """The share of ``wanted`` outside of the span of ``known``: a latent and outputs, each [rows, elements]."""
+    goal, latent = wanted.values(), known[0].values()
+    rows = len(latent)
+    turns = sorted({0} | {rows * k // n for n in (2, 3) if rows % n == 0 for k in range(1, n)})  # guidance rows
+    spanning = [latent, *(numpy.roll(output.values(), turn, 0) for output in known[1:] for turn in turns)]
+    vectors = numpy.stack(spanning, axis=-1)  # [rows, elements, vectors]
+    if not (numpy.isfinite(goal).all() and numpy.isfinite(vectors).all()):
         return 0.0  # nothing can be said
-    known = known / known.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    goal = wanted.unsqueeze(-1)
-    basis = torch.linalg.qr(known).Q
-    missing = goal - basis @ (basis.mT @ goal)
-    return float((missing.norm(dim=1) / goal.norm(dim=1).clamp_min(1e-30)).max())
+    vectors = vectors / numpy.maximum(numpy.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+    basis = numpy.linalg.qr(vectors).Q
+    missing = goal[..., None] - basis @ (basis.swapaxes(1, 2) @ goal[..., None])
+    left = numpy.linalg.norm(missing[..., 0], axis=1)
+    return float((left / numpy.maximum(numpy.linalg.norm(goal, axis=1), 1e-30)).max())

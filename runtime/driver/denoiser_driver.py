@@ -32,6 +32,7 @@ from runtime.driver.denoiser_changes import TAKEN_OVER, DenoiserChanges
 from runtime.driver.dispatch import Dispatcher
 from runtime.driver.distribution import Distribution
 from runtime.driver.streams import DenoiserCall, Streams
+from runtime.driver.timestep_reader import TimestepReader
 from runtime.driver.traced_graphs import BuiltGraph, TracedGraphs
 from runtime.driver.trajectory import RunMode
 from runtime.options import EngineOptions
@@ -103,6 +104,7 @@ class DenoiserDriver:
         self.generations = self._streams.generations
         self._calls = CallReader(denoiser, plan)
         self._weights = Weights(denoiser)
+        self._timesteps = TimestepReader()
         self._graphs = TracedGraphs(denoiser, plan, self._calls, shared.tables, traced)
         self._planned = self._graphs.planned()
 
@@ -154,10 +156,11 @@ class DenoiserDriver:
         self._distribution.recover()  # first: whoever looks for changes reads parameters
         self._follow_changes(thorough=False)
         branches = self._calls.halves(tensors)
+        number = self._number_of(form.timestep, caller)
         while True:
             built = self._graph_of(branches[0], form)
             part = self._graph_of_part(built, branches[0], form)
-            call = DenoiserCall(caller, self.context_name.get(), built.graph, len(branches), tensors)
+            call = DenoiserCall(caller, self.context_name.get(), built.graph, len(branches), tensors, number)
             stream = self._streams.of(call)
             if stream.trajectory.call > 0 or not self._follow_changes(thorough=True):
                 break
@@ -171,6 +174,20 @@ class DenoiserDriver:
         for contexts, next_step in self._streams.ended():
             self._distribution.forget(contexts, next_step)
         return built.graph.output([item.to(home) if isinstance(item, torch.Tensor) else item for item in results])
+
+    def _number_of(self, timestep: torch.Tensor | float | None, caller: Caller) -> float | None:
+        """The timestep of a call as a number; None where it has none."""
+        if timestep is None:
+            return None
+        number = self._timesteps.number(timestep, caller.scheduler() if caller.scheduler is not None else None)
+        if self._timesteps.was_wrong:
+            self._timesteps.was_wrong = False
+            self._streams.end_all()
+            _LOGGER.warning(
+                "the timestep of the last denoiser call was not the one that the scheduler's step_index names, so that "
+                "the call may have been taken for another trajectory's; from here on timesteps are waited for"
+            )
+        return number
 
     def _follow_changes(self, *, thorough: bool) -> bool:
         """Notice what was done to the denoiser since the last call, and have this and later calls follow it.

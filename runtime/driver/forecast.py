@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 
 from runtime.driver.noise_schedule import NoiseSchedule
+from runtime.driver.readback import Readback, is_late
 
 # A prediction that misses by a larger share of the latent's move is of no use, with samplers whose gain is at most 2.
 # With others the share is smaller by as much, for their moves amplify the errors that predictions cause.
@@ -63,6 +64,7 @@ class Forecast:
         self._before: torch.Tensor | None = None  # the latent at the last other level
         self._predicted: dict[int, torch.Tensor] = {}  # by call, the earliest prediction
         self._made_at: dict[int, int] = {}  # by call, when that was made
+        self._astray: list[Readback | None] = [None, None]  # whether the last two latents were
 
     def observe(self, latent: torch.Tensor) -> None:
         """Take the latent of the next call, as the pipeline passes it: rows first."""
@@ -75,6 +77,7 @@ class Forecast:
         for kept in (self._latents, self._z, self._slope, self._predicted, self._made_at):
             kept.pop(call - self._kept, None)
         self._calls += 1
+        self._astray = [self._astray[1], self._missed_much()]
 
     def predict(self, call: int) -> torch.Tensor:
         """The latent of a later call, in the shape and dtype of the last one; one must have been observed."""
@@ -109,14 +112,19 @@ class Forecast:
         """Whether the last latent missed its earliest prediction by too much of its own move, over all rows.
 
         The move is that from the latent that was there when it was predicted, or from that of the step before. Near 1
-        to hold that latent would have been no worse; and errors add up from call to call.
+        to hold that latent would have been no worse; and errors add up from call to call. On a GPU, where to look at
+        the last latent would be to wait for it, the one before counts.
         """
+        known = self._astray[0 if is_late(self.latent) else 1]
+        return known is not None and bool(known.values())
+
+    def _missed_much(self) -> Readback | None:
         now, missed = self._calls - 1, self.missed()
         if missed is None:
-            return False
+            return None
         before = self._latents[min(self._made_at[now], now - self._calls_per_step)]
         moved = self._latents[now].float() - before.float()
-        return bool(missed.norm() > self._useful * moved.norm())
+        return Readback(missed.norm() > self._useful * moved.norm())
 
     def _slope_to(self, call: int) -> torch.Tensor:
         """The slope of the move to a call from the one before it; if both are at one level, the slope before that."""

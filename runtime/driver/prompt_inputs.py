@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 
 from partitioner.graph.ir import Role, TracedGraph
 from runtime.driver.call_arguments import Tensors
+from runtime.driver.readback import Readback, is_late
+
+_LOGGER = logging.getLogger("runtime")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class _Seen:
 class PromptInputs:
     """The prompt inputs of a trajectory's calls, by value.
 
+    The caller's same tensor, not written to, is the same without a look at its values. An inference tensor has no
+    version to tell that by: on a GPU, where that would be to wait, its values are compared one call later.
+
     Args:
         graph: of the calls.
         tensors: the first call's inputs by path.
@@ -32,6 +39,7 @@ class PromptInputs:
         self._seen = {
             name: _Seen(tensors[name], _version(tensors[name]), tensors[name].detach().clone()) for name in names
         }
+        self._compared: dict[str, Readback] = {}  # whether they were others at the call before
 
     def changed(self, tensors: Tensors) -> list[str]:
         """The paths of those that differ from the trajectory's, even if they were changed in place.
@@ -43,13 +51,31 @@ class PromptInputs:
         for name, known in self._seen.items():
             tensor = tensors[name]
             version = _version(tensor)
-            if known.tensor is tensor and known.version == version != -1:
-                continue
+            if known.tensor is tensor and known.version == version:
+                if version != -1:
+                    continue
+                if is_late(tensor):
+                    if self._was_written(name, known):
+                        changed.append(name)
+                    continue
             if _same(known.copy, tensor):
                 self._seen[name] = _Seen(tensor, version, known.copy)  # so that it is known at once next time
             else:
                 changed.append(name)
         return changed
+
+    def _was_written(self, name: str, known: _Seen) -> bool:
+        """Whether an inference tensor held other values at the call before; compares this call's for the next."""
+        before = self._compared.pop(name, None)
+        self._compared[name] = Readback((known.tensor != known.copy).any())
+        if before is None or not before.values():
+            return False
+        _LOGGER.warning(
+            "%s was written to in torch.inference_mode, which on a GPU only the next call shows: one call was computed "
+            "with what it held before. Give the denoiser another tensor instead, or use torch.no_grad.",
+            name,
+        )
+        return True
 
 
 def _version(tensor: torch.Tensor) -> int:

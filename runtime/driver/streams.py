@@ -6,7 +6,8 @@ A stream is the calls of one trajectory that carry the same conditions. A call c
                      (a loop of the user's own may go on in another one)
     its cache context, size and conditions are the stream's
     its timestep     can come next, see runtime.driver.position
-    its latent       can be what the sampler made of the stream's last one, see runtime.driver.continuity
+    its latent       can be what the sampler made of the stream's last one, see runtime.driver.continuity; on a GPU the
+                     latent of a call that all else says is the next one is looked at when the call after it comes
 
 Of several such streams it continues the one that explains its latent clearly best; where none does, a trajectory starts
 with exact calls. So trajectories that take turns in one thread are kept apart, and so are the two calls per step of
@@ -31,6 +32,7 @@ from runtime.driver.continuity import Moves
 from runtime.driver.generations import DENOISER, LATENT, NEW_PROMPT, NEW_SIZE, TIMESTEP, Generation, Generations
 from runtime.driver.position import Position
 from runtime.driver.prompt_inputs import PromptInputs
+from runtime.driver.readback import is_late
 from runtime.driver.trajectory import WARM_UP, RunMode, Trajectory
 
 OPEN = 16  # streams of one caller
@@ -48,6 +50,7 @@ class DenoiserCall:
         graph: of the call.
         branches: how many branches its rows are split over.
         tensors: its inputs by path.
+        number: its timestep, where that is known.
     """
 
     caller: Caller
@@ -55,11 +58,14 @@ class DenoiserCall:
     graph: TracedGraph
     branches: int
     tensors: Tensors
+    number: float | None = None
 
     @cached_property
     def timestep(self) -> float | None:
         """Its timestep; None where it has none."""
         path = self._first(Role.TIMESTEP)
+        if self.number is not None and path is not None:
+            return self.number
         return float(self.tensors[path].flatten()[0]) if path is not None else None
 
     @cached_property
@@ -131,6 +137,11 @@ class Stream:
         """The share of a call's latent that its sampler cannot have made."""
         return self._moves.unexplained(call.latent)
 
+    @property
+    def was_foreign(self) -> bool:
+        """Whether the latent of its last call was none that its sampler can have made, and that was not looked at."""
+        return self._moves.was_foreign
+
     def allows(self, call: DenoiserCall, unexplained: float) -> bool:
         """Whether a call of whose latent such a share is unexplained may be its next one.
 
@@ -150,8 +161,10 @@ class Stream:
         """Whether no call can come: its caller is gone, or has begun anew."""
         return self.caller.is_gone or timesteps_of(self.caller) is not self._timesteps
 
-    def take(self, call: DenoiserCall, unexplained: float) -> None:
-        """Take its next call."""
+    def take(self, call: DenoiserCall, unexplained: float | None) -> None:
+        """Take its next call. unexplained: of its latent; None: that is looked at when the next call comes."""
+        if unexplained is None:
+            self._moves.look_later(call.latent)
         self._goes_round |= not self.caller.is_same(call.caller)
         self.caller = call.caller
         self._share = unexplained
@@ -235,13 +248,21 @@ class Streams:
 
     def _continued(self, call: DenoiserCall) -> Stream | None:
         """The open stream that a call continues, which has taken it and is no longer among the open ones."""
-        found = [
-            (stream.unexplained(call), stream)
+        able = [
+            stream
             for stream in self._open
             if stream.context_name == call.context_name
             and stream.caller.may_be(call.caller)
             and stream.difference(call) is None
         ]
+        strays = [stream for stream in able if stream.was_foreign]
+        self._end(strays)
+        able = [stream for stream in able if stream not in strays]
+        if len(able) == 1 and is_late(call.latent) and able[0].is_next(call) and able[0].is_of(call.caller):
+            self._open.remove(able[0])
+            able[0].take(call, None)
+            return able[0]
+        found = [(stream.unexplained(call), stream) for stream in able]
         found = sorted([(share, s) for share, s in found if s.allows(call, share)], key=lambda item: item[0])
         found = [(share, s) for share, s in found if s.is_next(call)] or found
         if not found:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ class Timesteps:
     """The timesteps of a trajectory's calls, call 0 first.
 
     Attributes:
-        values: as the scheduler has them.
+        values: as the scheduler has them, on the CPU.
         ratio, offset: the pipeline passes ratio · value + offset.
         first: where in the scheduler's timesteps the trajectory begins.
     """
@@ -26,6 +27,12 @@ class Timesteps:
     ratio: float = 1.0
     offset: float = 0.0
     first: int = 0
+    _on: dict[torch.device, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)  # the values
+
+    @cached_property
+    def passed(self) -> list[float]:
+        """What the pipeline passes at each call."""
+        return [value * self.ratio + self.offset for value in self.values.tolist()]
 
     @property
     def calls(self) -> int:
@@ -34,11 +41,13 @@ class Timesteps:
 
     def expects(self, call: int, timestep: float) -> bool:
         """Whether ``timestep`` is what the pipeline passes at ``call``."""
-        return call < self.calls and _near(float(self.values[call]) * self.ratio + self.offset, timestep)
+        return call < self.calls and near(self.passed[call], timestep)
 
     def timestep(self, call: int, like: torch.Tensor) -> torch.Tensor:
         """The timestep argument of a call, with the shape, dtype and device of ``like``."""
-        value = self.values[call].to(device=like.device)
+        if like.device not in self._on:
+            self._on[like.device] = self.values.to(like.device)
+        value = self._on[like.device][call]
         if self.ratio != 1.0:
             value = value.to(torch.float32) * self.ratio + self.offset
         return value.to(like.dtype).expand(like.shape).contiguous()
@@ -67,12 +76,13 @@ def timesteps_of(scheduler: Any, timestep: float, every: int = 1) -> Timesteps |
     found = []
     for number, (ratio, offset) in enumerate(MADE_OF):
         passed = (values.double() * ratio + offset)[::every].tolist()
-        found += [(every * i, number) for i, value in enumerate(passed) if _near(value, timestep)]
+        found += [(every * i, number) for i, value in enumerate(passed) if near(value, timestep)]
     if not found:
         return None
     first, number = min(found)
     return Timesteps(values[first:], *MADE_OF[number], first)
 
 
-def _near(wanted: float, timestep: float) -> bool:
+def near(wanted: float, timestep: float) -> bool:
+    """Whether a timestep is the wanted one, up to what half precision leaves of it."""
     return abs(timestep - wanted) <= 1e-2 * max(abs(wanted), 1e-3)

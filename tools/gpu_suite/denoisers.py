@@ -5,7 +5,10 @@ Traced graphs are kept in the suite's folder, so that each denoiser is traced on
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import pickle
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from partitioner.graph import ir, nesting
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
 from partitioner.models.spec import model_spec, trace_model
 from profiles.json_files import write_atomic
+from tools.gpu_suite.parts import SMALL, TINY
 
-SMALL = "small"  # a denoiser for trying the suite out on a CPU
 CallInputs = dict[str, Any]
 
 
@@ -34,10 +38,6 @@ class DenoiserGraphs:
 
     whole: TracedGraph
     half: TracedGraph | None
-
-    def of(self, branches: int) -> TracedGraph:
-        assert branches == 1 or self.half is not None
-        return self.whole if branches == 1 or self.half is None else self.half
 
 
 class SmallDenoiser(nn.Module):
@@ -55,26 +55,63 @@ class SmallDenoiser(nn.Module):
         return (sample,)
 
 
+def _tiny_sdxl() -> nn.Module:
+    """A UNet of SDXL's operators, all some hundred times smaller."""
+    from diffusers import UNet2DConditionModel
+
+    unet: nn.Module = UNet2DConditionModel(
+        sample_size=16, block_out_channels=(32, 64, 128), layers_per_block=2, norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10), attention_head_dim=(2, 4, 8), cross_attention_dim=64,
+        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=64,
+    )  # fmt: skip
+    return unet.eval()
+
+
+def _tiny_sdxl_inputs() -> CallInputs:
+    more = {"text_embeds": torch.zeros(2, 16), "time_ids": torch.zeros(2, 6)}
+    return {
+        "sample": torch.zeros(2, 4, 16, 16),
+        "timestep": torch.zeros(()),
+        "encoder_hidden_states": torch.zeros(2, 77, 64),
+        "added_cond_kwargs": more,
+        "return_dict": False,
+    }
+
+
 def denoiser(name: str) -> tuple[Callable[[], nn.Module], CallInputs, Mapping[str, Any]]:
     """(a function that builds it with random weights, the arguments of a call, their roles)."""
     if name == SMALL:
         inputs = {"sample": torch.zeros(2, 256, 64), "timestep": torch.zeros(())}
         return lambda: SmallDenoiser().eval(), inputs, {"sample": "latent", "timestep": "timestep"}
-    spec = model_spec(name)
+    spec = model_spec("sdxl" if name == TINY["sdxl"] else name)
+    if name == TINY["sdxl"]:
+        return _tiny_sdxl, _tiny_sdxl_inputs(), spec.roles
     return spec.build, spec.example_inputs(), spec.roles
 
 
 def graphs_of(name: str, folder: Path) -> DenoiserGraphs:
     """The traced graphs, read from the folder if they are there, else traced and written to it."""
-    kept = folder / f"{name}.graphs.pickle"  # of this tool's own making; it loads no others
+    kept = folder / f"{name}.graphs.pickle.gz"  # of this tool's own making; it loads no others
     if kept.exists():
-        graphs: DenoiserGraphs = pickle.loads(kept.read_bytes())
-        return graphs
-    if name == SMALL:
+        form, pickled = pickle.loads(gzip.decompress(kept.read_bytes()))
+        if form == _form():
+            graphs: DenoiserGraphs = pickle.loads(pickled)
+            return graphs
+        print(f"{kept} was made when graphs were kept in another form; tracing {name} again", file=sys.stderr)
+    if name == SMALL or name in TINY.values():
         build, inputs, roles = denoiser(name)
         graphs = DenoiserGraphs(trace(build(), inputs, roles, model=name), None)
     else:
         spec = model_spec(name)
         graphs = DenoiserGraphs(trace_model(spec), trace_model(spec, branch=True) if spec.halves == 2 else None)
-    write_atomic(kept, pickle.dumps(graphs), overwrite=True)
+    write_atomic(kept, gzip.compress(pickle.dumps((_form(), pickle.dumps(graphs))), mtime=0), overwrite=True)
     return graphs
+
+
+def _form() -> str:
+    """A digest of the sources that say what a kept graph consists of."""
+    sources = b"".join(Path(module.__file__ or "").read_bytes() for module in (ir, nesting))
+    return hashlib.sha256(sources).hexdigest()

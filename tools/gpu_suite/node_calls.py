@@ -10,14 +10,22 @@ import torch
 
 from partitioner.costs.random_tensors import random_value
 from partitioner.graph.ir import Node, TracedGraph
-from runtime.worker.compiled import compiled
 from runtime.worker.segment import lower
+
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def call_of(
-    graph: TracedGraph, nodes: Sequence[Node], device: torch.device, *, compile: bool = False
+    graph: TracedGraph, nodes: Sequence[Node], device: torch.device, compiler: Compiler | None = None
 ) -> Callable[[], Any]:
-    """A function that runs some nodes of a graph; what they read from other nodes is random."""
+    """A function that runs some nodes of a graph; what they read from other nodes is random.
+
+    Args:
+        graph: the graph.
+        nodes: what to run, in order.
+        device: where.
+        compiler: makes the function that is run of the nodes'; None: it is run as it is.
+    """
     made = {node.name for node in nodes}
     reads = list(dict.fromkeys(name for node in nodes for name in node.reads if name not in made))
     results = set(graph.result_values)
@@ -28,7 +36,7 @@ def call_of(
     ]
     module = lower(nodes, reads, keeps, device)
     values = [random_value(graph, name, device) for name in reads]
-    run = compiled(module) if compile else module
+    run = compiler(module.forward) if compiler else module
     return lambda: run(*values)
 
 

@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-DENOISERS = ("sd15", "sd21", "sdxl", "svd", "animatediff", "sd3", "flux")
-CONCURRENT = ("sd15", "sdxl", "sd3")  # of these also what runs at once; the engine with the first of them
+DENOISERS = ("sdxl", "sd15", "flux", "svd", "wan21-1.3b")  # the first is measured in every way
+TINY = {"sdxl": "sdxl-tiny"}  # the same operators on next to no numbers: what is left is the host's time
+SMALL = "small"  # for trying the suite out on a CPU
+RANKS = (4, 2)
+TRANSPORTS = ("threads", "processes", "emulation")  # the last: the same work one after the other
+SHARED = ("mps", "shares")  # processes and threads, each on a share of the GPU of its own
+PIPELINES = ("trained", "sdxl")
 
 
 @dataclass(frozen=True)
@@ -17,33 +22,57 @@ class SuitePart:
     Attributes:
         name: of its document.
         command: arguments of ``python -m``.
-        limit_s: time after which it is killed; about three times what it should take.
+        limit_s: time after which it is killed, including what it waits for the device.
+        least_s: it is not begun where less time than this is left.
+        after: names of the parts that it begins after.
     """
 
     name: str
     command: tuple[str, ...]
     limit_s: float
+    least_s: float = 0.0
+    after: tuple[str, ...] = ()
 
 
 def plan_parts(names: Sequence[str], device: str, folder: Path) -> list[SuitePart]:
     """All parts, in order; without those that need a GPU where the device is a CPU."""
     on_gpu = device != "cpu"
+    first, rest = names[0], list(names[1:])
 
-    def part(name: str, kind: str, of: str, limit_s: float) -> SuitePart:
-        command = ("tools.gpu_suite.run_part", kind, "--denoiser", of, "--device", device, "--output", str(folder))
-        return SuitePart(name, command, limit_s)
+    def part(
+        kind: str, *more: str, of: str = "", limit_s: float = 200, least_s: float = 20, after: str = ""
+    ) -> SuitePart:
+        name = "-".join(word for word in (kind, of, *more) if word)
+        command = ("tools.gpu_suite.run_part", kind, *more, "--name", name, "--denoiser", of or first)
+        where = ("--device", device, "--output", str(folder))
+        return SuitePart(name, (*command, *where), limit_s, least_s, tuple(after.split()))
 
-    def for_each(kind: str, of: Sequence[str], limit_s: float) -> list[SuitePart]:
-        return [part(f"{kind}-{name}", kind, name, limit_s) for name in of]
+    def engine(of: str, transport: str, ranks: int) -> SuitePart:
+        return part("engine", transport, str(ranks), of=of, after=f"profile-{first}")
 
-    every = ",".join(names)
-    concurrent = [name for name in names if name in CONCURRENT] or list(names[:1])
+    def only_on_gpu(*parts: SuitePart) -> list[SuitePart]:
+        return list(parts) if on_gpu else []
+
+    profiled = f"profile-{first}"
     return [
-        *([part("tests", "tests", every, 420)] if on_gpu else []),
-        part("traces", "traces", every, 300),
-        *for_each("profile", names, 180),
-        *for_each("components", names, 180),
-        *(for_each("concurrency", concurrent, 120) if on_gpu else []),
-        *for_each("engine", concurrent[:1], 240),
-        *for_each("compiled", names, 300),
+        part("environment", limit_s=60, least_s=5),
+        *only_on_gpu(part("tests", limit_s=240, least_s=40)),
+        part("profile", of=first),
+        part("components", of=first, after=profiled),
+        engine(first, "threads", RANKS[0]),
+        *only_on_gpu(engine(first, "mps", RANKS[0])),
+        engine(first, "processes", RANKS[0]),
+        *[engine(TINY.get(first, first), transport, RANKS[0]) for transport in TRANSPORTS[:2] if first in TINY],
+        part("compiled", of=first, limit_s=400, least_s=60),
+        *only_on_gpu(part("concurrency", of=first, after=profiled)),
+        *[part("pipeline", name, limit_s=150) for name in PIPELINES],
+        engine(first, "emulation", RANKS[0]),
+        *only_on_gpu(engine(first, "shares", RANKS[0])),
+        *[part("profile", of=name, limit_s=300) for name in rest],
+        *[engine(first, transport, ranks) for ranks in RANKS[1:] for transport in TRANSPORTS],
+        *only_on_gpu(*[engine(first, transport, ranks) for ranks in RANKS[1:] for transport in SHARED]),
+        *[part("half", of=name, after=f"profile-{name}") for name in names],
+        *[part("components", of=name, after=f"profile-{name}") for name in rest],
+        *only_on_gpu(*[part("eager", of=name, after=f"profile-{name}") for name in names]),
+        *[part("compiled", of=name, limit_s=400, least_s=60) for name in rest],
     ]

@@ -5,20 +5,21 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from partitioner.costs.timing import measuring_device
 from runtime.devices.cuda_shares import share_size, share_streams
+from runtime.errors import InputError
 from tools.gpu_suite.denoisers import graphs_of
 from tools.gpu_suite.node_calls import call_of, free
-from tools.gpu_suite.splits import split
+from tools.gpu_suite.part_run import PartRun
+from tools.gpu_suite.plans import plan_of
 
-COUNTS = (2, 4)  # of ranks on the GPU
-REPLAYS = 20  # of each component in one measurement
+COUNTS = (4, 2)  # of components on the GPU
+REPLAYS = 10  # of each component in one measurement
 ROUNDS = 5  # of measurements, whose median counts
+LIMIT_S = 60.0  # for having the device in one go
 
 
 class CapturedCall:
@@ -57,44 +58,55 @@ def together_ms(loops: Sequence[CapturedCall]) -> float:
     return statistics.median(samples)
 
 
-def concurrency(name: str, device: str, folder: Path) -> dict[str, Any]:
+def concurrency(run: PartRun) -> dict[str, Any]:
     """Run N components at once, each on its share of the GPU, beside the whole denoiser on one such share.
 
     Memory bandwidth and clock are shared all the same and show in the figures: "alone" runs one component at a time
-    on its share. "unshared" runs them at once on ordinary streams of the whole GPU.
+    on its share. "unshared" runs each alone, and then all at once, on ordinary streams of the whole GPU.
     """
-    graphs = graphs_of(name, folder)
-    target = measuring_device(device, "eager")
-    whole_run = call_of(graphs.whole, graphs.whole.latent_nodes, target)
-    on_all = together_ms([CapturedCall(whole_run, _new_stream(target))])
-    rows = []
+    graph = graphs_of(run.denoiser, run.folder).whole
+    whole = call_of(graph, graph.latent_nodes, run.target)
+    document: dict[str, Any] = {"denoiser": run.denoiser, "rows": []}
+    with run.alone(LIMIT_S):
+        document["whole_ms"] = together_ms([CapturedCall(whole, _new_stream(run.target))])
     for count in COUNTS:
-        streams = share_streams(target.index, count)
-        on_share = together_ms([CapturedCall(whole_run, streams[0])])
-        found = split(name, graphs, 1, count, device, folder)
-        runs = [
-            call_of(graphs.whole, [node for node in graphs.whole.latent_nodes if found.placed[node.name] == k], target)
-            for k in range(count)
-        ]
-        loops = [CapturedCall(run, stream) for run, stream in zip(runs, streams, strict=True)]
-        alone = [together_ms([loop]) for loop in loops]
-        together = together_ms(loops)
-        del loops
-        unshared = together_ms([CapturedCall(run, _new_stream(target)) for run in runs])
-        rows.append(
-            {
-                "devices": count,
-                "multiprocessors": share_size(target.index, count),
-                "whole_on_share_ms": on_share,
-                "alone_ms": alone,
-                "together_ms": together,
-                "unshared_ms": unshared,
-                "speedup": on_share / together,
-            }
-        )
-        del runs
-        free()
-    return {"denoiser": name, "whole_ms": on_all, "rows": rows}
+        placed = plan_of(run, graph, count).place(graph)
+        row: dict[str, Any] = {"components": count}
+        document["rows"].append(row)
+        with run.alone(LIMIT_S):
+            calls = [
+                call_of(graph, [node for node in graph.latent_nodes if placed[node.name] == k], run.target)
+                for k in range(count)
+            ]
+            loops = [CapturedCall(call, _new_stream(run.target)) for call in calls]
+            row["unshared_alone_ms"] = [together_ms([loop]) for loop in loops]
+            row["unshared_together_ms"] = together_ms(loops)
+            del loops
+            run.save(document)
+            try:
+                row |= _on_shares(run, whole, calls)
+            except InputError as error:
+                row["refused"] = str(error)
+            run.save(document)
+            del calls
+            free()
+    return document
+
+
+def _on_shares(run: PartRun, whole: Callable[[], Any], calls: Sequence[Callable[[], Any]]) -> dict[str, Any]:
+    index = run.target.index or 0
+    streams = share_streams(index, len(calls))
+    on_share = together_ms([CapturedCall(whole, streams[0])])
+    loops = [CapturedCall(call, stream) for call, stream in zip(calls, streams, strict=True)]
+    alone = [together_ms([loop]) for loop in loops]
+    together = together_ms(loops)
+    return {
+        "multiprocessors": share_size(index, len(calls)),
+        "whole_on_share_ms": on_share,
+        "alone_ms": alone,
+        "together_ms": together,
+        "speedup": on_share / together,
+    }
 
 
 def _new_stream(device: torch.device) -> torch.cuda.Stream:

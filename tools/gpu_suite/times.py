@@ -1,126 +1,149 @@
-"""Times of operators, whole denoisers and the components of plans: three parts of the suite."""
+"""Times of operators, whole denoisers and the components of plans: parts of the suite. All times in ms."""
 
 from __future__ import annotations
 
 import statistics
 import sys
-import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
-
-import torch
 
 from partitioner.costs.components import time_components
 from partitioner.costs.lookup import apply_profile, load_profile
 from partitioner.costs.measure import measure
-from partitioner.costs.timing import TimingMode, measure_whole, measuring_device, summarise
+from partitioner.costs.timing import TimingMode, measure_whole, summarise
 from partitioner.errors import MeasureError
+from partitioner.graph.ir import TracedGraph
 from profiles.cost_profile import CostProfile, WholeCheck
-from tools.gpu_suite.denoisers import DenoiserGraphs, graphs_of
+from tools.gpu_suite.denoisers import graphs_of
 from tools.gpu_suite.node_calls import call_of, free
-from tools.gpu_suite.splits import modes_of, profile_path, split
+from tools.gpu_suite.part_run import PartRun
+from tools.gpu_suite.plans import cost_model_of, modes_of, plan_of
 
-DEVICE_COUNTS = (2, 4, 8)
+COUNTS = (1, 2, 4)  # of components
+SLOW_MS = 300.0  # a whole call that takes longer is timed less often
+LIMIT_S = 90.0  # for having the device in one go
 
 
-def profile(name: str, device: str, folder: Path) -> dict[str, Any]:
-    """Write cost profiles with every operator of a full call and of half a guidance batch; compare sums with the whole.
+def profile(run: PartRun) -> dict[str, Any]:
+    """Record a profile of every operator of a full call, and compare their sum with the whole.
 
-    Half of the whole calls run before the operators and half after, as in tools.measure.profile.
+    Half of the whole calls run before the operators and half after, as in tools.measure.profile. On a GPU they are
+    replayed from CUDA graphs; how long the whole takes without them is noted.
     """
-    graphs = graphs_of(name, folder)
-    rows: list[dict[str, Any]] = []
-    for mode in modes_of(device):
-        try:
-            found, check = _profile(name, graphs, mode, device)
-        except MeasureError as error:
-            rows.append({"mode": mode, "refused": str(error)})
-            continue
-        found.model_copy(update={"checks": (check,)}).save(profile_path(name, mode, folder), overwrite=True)
-        rows.append(
-            {
-                "mode": mode,
-                "dtype": found.dtype,
-                "signatures": len(found.signatures),
-                "summed_ms": check.summed_ms,
-                "whole_ms": check.whole_ms,
-                "whole_iqr_ms": check.whole_iqr_ms,
-                "error": check.error,
-            }
-        )
-    return {"denoiser": name, "profiles": rows}
+    return _profile(run, modes_of(run)[0])
 
 
-def _profile(name: str, graphs: DenoiserGraphs, mode: TimingMode, device: str) -> tuple[CostProfile, WholeCheck]:
-    run = call_of(graphs.whole, graphs.whole.nodes, measuring_device(device, mode))
-    whole = measure_whole(run, device, mode=mode)
-    found = measure(graphs.whole, device, mode=mode, command=_command())
-    whole += measure_whole(run, device, mode=mode)
-    if graphs.half is not None:
-        half = measure(graphs.half, device, mode=mode)
-        found = found.model_copy(update={"signatures": {**half.signatures, **found.signatures}})
+def eager(run: PartRun) -> dict[str, Any]:
+    """The same for calls that the host makes one after the other."""
+    return _profile(run, "eager")
+
+
+def _profile(run: PartRun, mode: TimingMode) -> dict[str, Any]:
+    graph = graphs_of(run.denoiser, run.folder).whole
+    document: dict[str, Any] = {"denoiser": run.denoiser, "mode": mode, "nodes": len(graph.nodes)}
+    with run.alone(LIMIT_S):
+        if mode != "eager":
+            document["eager_whole_ms"] = statistics.median(_whole_ms(run, graph, "eager"))
+            run.save(document)
+        whole = _whole_ms(run, graph, mode)
+        document["whole_ms"] = statistics.median(whole)
+        run.save(document)
+        found = measure(graph, run.device, mode=mode, command=_command(), progress=_progress(run))
+        whole += _whole_ms(run, graph, mode)
     summary = summarise(whole)
-    return found, WholeCheck(
-        model=name,
-        fingerprint=graphs.whole.fingerprint,
-        summed_ms=sum(cost.ms for cost in apply_profile(found, graphs.whole).nodes.values()),
+    costs = apply_profile(found, graph)
+    check = WholeCheck(
+        model=run.denoiser,
+        fingerprint=graph.fingerprint,
+        summed_ms=sum(cost.ms for cost in costs.nodes.values()),
         whole_ms=summary.median_ms,
         whole_iqr_ms=summary.iqr_ms,
         module_ms=None,
     )
+    found = found.model_copy(update={"checks": (check,)})
+    found.save(run.folder / f"{run.denoiser}.{mode}.profile.json", overwrite=True)
+    checked = {"summed_ms": check.summed_ms, "whole_iqr_ms": check.whole_iqr_ms, "error": check.error}
+    return {
+        **document,
+        "whole_ms": check.whole_ms,
+        **checked,
+        "dtype": found.dtype,
+        "signatures": len(found.signatures),
+    }
 
 
-def compiled_whole(name: str, device: str, folder: Path) -> dict[str, Any]:
-    """Time the whole denoiser compiled by torch, beside the sums of the recorded profiles."""
-    graphs = graphs_of(name, folder)
-    run = call_of(graphs.whole, graphs.whole.nodes, measuring_device(device, "eager"), compile=True)
-    start = time.perf_counter()
-    with torch.inference_mode():
-        run()
-    seconds = time.perf_counter() - start
-    rows: list[dict[str, Any]] = []
-    for mode in modes_of(device):
-        try:
-            whole_ms = statistics.median(measure_whole(run, device, mode=mode))
-        except MeasureError as error:
-            rows.append({"mode": mode, "refused": str(error)})
-            continue
-        summed = load_profile(profile_path(name, mode, folder)).checks[0].summed_ms
-        rows.append({"mode": mode, "whole_ms": whole_ms, "summed_ms": summed, "error": summed / whole_ms - 1})
-    return {"denoiser": name, "compile_seconds": seconds, "compiled": rows}
+def half(run: PartRun) -> dict[str, Any]:
+    """Add the operators of a call with one half of the guidance batch to the recorded profile, and time it whole."""
+    graph = graphs_of(run.denoiser, run.folder).half
+    if graph is None:
+        return {"denoiser": run.denoiser, "refused": "its calls hold no guidance batch"}
+    mode = modes_of(run)[0]
+    path = run.folder / f"{run.denoiser}.{mode}.profile.json"
+    with run.alone(LIMIT_S):
+        whole_ms = statistics.median(_whole_ms(run, graph, mode))
+        found = measure(graph, run.device, mode=mode, progress=_progress(run))
+    recorded = load_profile(path)
+    recorded = recorded.model_copy(update={"signatures": {**found.signatures, **recorded.signatures}})
+    recorded.save(path, overwrite=True)
+    summed_ms = _summed_ms(recorded, graph)
+    return {"denoiser": run.denoiser, "whole_ms": whole_ms, "summed_ms": summed_ms, "error": summed_ms / whole_ms - 1}
 
 
-def components(name: str, device: str, folder: Path) -> dict[str, Any]:
-    """Time all latent nodes, and each component of plans for 2, 4 and 8 devices, with one and with two branches.
+def _whole_ms(run: PartRun, graph: TracedGraph, mode: TimingMode) -> list[float]:
+    """Times of whole calls; all their memory is given back."""
+    call = call_of(graph, graph.nodes, run.target)
+    first = measure_whole(call, run.device, calls=2)
+    times = measure_whole(call, run.device, mode=mode, calls=2 if min(first) > SLOW_MS else 5)
+    del call
+    free()
+    return times
 
-    Speed-up: time of the whole over that of the slowest component, which is a step's time if all else is hidden.
+
+def _summed_ms(recorded: CostProfile, graph: TracedGraph) -> float:
+    return sum(cost.ms for cost in apply_profile(recorded, graph).nodes.values())
+
+
+def _progress(run: PartRun) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        run.card.give_way()
+        if done == total or done % 50 == 0:
+            print(f"measured {done} of {total} signatures", file=sys.stderr, flush=True)
+
+    return progress
+
+
+def components(run: PartRun) -> dict[str, Any]:
+    """Time each component of plans for several devices alone, beside what the recorded profile predicts.
+
+    Speed-up: time of all latent nodes over that of the slowest component, which is a step's time if all else is hidden.
     """
-    graphs = graphs_of(name, folder)
-    rows: list[dict[str, Any]] = []
-    for count in (1, *DEVICE_COUNTS):
-        for branches in (1, 2) if graphs.half is not None and count > 1 else (1,):
-            graph = graphs.of(branches)
-            if count == branches:
-                placed, predicted = dict.fromkeys((node.name for node in graph.latent_nodes), 0), []
-            else:
-                found = split(name, graphs, branches, count // branches, device, folder)
-                if found.split is None:
-                    rows.append({"devices": count, "branches": branches, "refused": found.reason})
-                    continue
-                placed, predicted = dict(found.placed), [c.load_ms for c in found.evaluation.components]
-            row: dict[str, Any] = {"devices": count, "branches": branches, "components": count // branches}
-            row["predicted_ms"] = predicted
-            for mode in modes_of(device):
-                try:
-                    row[f"{mode}_ms"] = time_components(graph, placed, count // branches, device, mode=mode)
-                except MeasureError as error:
-                    row[f"{mode}_refused"] = str(error)
-                    continue
-                free()
-                if rows and f"{mode}_ms" in rows[0]:
-                    row[f"{mode}_speedup"] = rows[0][f"{mode}_ms"][0] / max(row[f"{mode}_ms"])
-            rows.append(row)
-    return {"denoiser": name, "rows": rows}
+    graph = graphs_of(run.denoiser, run.folder).whole
+    costs = cost_model_of(run)(graph)
+    document: dict[str, Any] = {"denoiser": run.denoiser, "costs": costs.source, "rows": []}
+    whole: dict[str, float] = {}
+    for count in COUNTS:
+        if count == 1:
+            placed = dict.fromkeys((node.name for node in graph.latent_nodes), 0)
+        else:
+            placed = plan_of(run, graph, count).place(graph)
+        predicted = [0.0] * count
+        for node in graph.latent_nodes:
+            predicted[placed[node.name]] += costs.nodes[node.name].ms
+        row: dict[str, Any] = {"components": count, "predicted_ms": predicted}
+        document["rows"].append(row)
+        for mode in modes_of(run):
+            try:
+                with run.alone(LIMIT_S):
+                    times = time_components(graph, placed, count, run.device, mode=mode)
+                    free()
+            except MeasureError as error:
+                row[f"{mode}_refused"] = str(error)
+                continue
+            whole.setdefault(mode, sum(times))
+            row |= {f"{mode}_ms": times, f"{mode}_speedup": whole[mode] / max(times)}
+            row[f"{mode}_errors"] = [told / took - 1 for told, took in zip(predicted, times, strict=True)]
+            run.save(document)
+    return document
 
 
 def _command() -> str:

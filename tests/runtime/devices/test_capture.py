@@ -20,6 +20,7 @@ class Card:
 
     def __init__(self, patch: pytest.MonkeyPatch, *, abandons: bool) -> None:
         self.under_way: list[Any] = []
+        self.spoiled: set[Any] = set()
         self.abandons = abandons
         self.capturing = self.invalid = False
         self.pools = iter(range(1, 99))
@@ -29,6 +30,7 @@ class Card:
             replay = staticmethod(lambda: None)
 
             def capture_begin(self, pool: Any = None, capture_error_mode: str = "") -> None:
+                assert pool not in card.spoiled, "nothing can be captured into the pool of a failed capture"
                 self.pool = pool
                 card.under_way.append(pool)
                 card.capturing, card.invalid = True, False
@@ -36,6 +38,7 @@ class Card:
             def capture_end(self) -> None:
                 card.capturing = False
                 if card.invalid:
+                    card.spoiled.add(self.pool)
                     raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
                 card.under_way.remove(self.pool)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from runtime.driver import prompt_inputs
 from runtime.driver.prompt_inputs import PromptInputs
 from tests.support.engines import Trajectory
 from tests.support.toy_plans import GRAPHS
@@ -32,3 +34,20 @@ def test_an_inference_tensor_that_is_written_to_is_noticed() -> None:
         assert not prompts.changed(inputs)
         context.neg_()
         assert prompts.changed(inputs) == ["context"]
+
+
+def test_on_a_gpu_an_inference_tensor_that_is_written_to_is_noticed_one_call_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prompt_inputs, "is_late", lambda tensor: True)
+    with torch.inference_mode():
+        context = torch.ones(2, 6)
+        inputs = {**Trajectory().inputs(0), "context": context}
+        prompts = PromptInputs(GRAPHS[2](), inputs)
+        assert not prompts.changed(inputs)
+        context.neg_()
+        assert not prompts.changed(inputs)
+        assert not caplog.records
+        assert prompts.changed(inputs) == ["context"]
+        assert "context was written to in torch.inference_mode" in caplog.text
+        assert prompts.changed({**inputs, "context": context.clone()}) == ["context"], "another tensor is looked at now"

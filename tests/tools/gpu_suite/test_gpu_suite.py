@@ -1,131 +1,340 @@
-"""The suite runs its parts in order within the time, goes on where it stopped, and measures on a CPU, too."""
+"""The suite runs its parts by worth within the time, resumes from one file, and measures on a CPU, too."""
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Sequence
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from profiles.cost_profile import CostProfile
 from tools.gpu_suite import __main__ as gpu_suite
+from tools.gpu_suite import denoisers, packed, results, suite
 from tools.gpu_suite import run_part as gpu_parts
-from tools.gpu_suite.denoisers import SMALL
-from tools.gpu_suite.parts import DENOISERS, SuitePart, plan_parts
-from tools.gpu_suite.suite import GpuSuite, run_command
+from tools.gpu_suite.card import Card
+from tools.gpu_suite.denoisers import graphs_of
+from tools.gpu_suite.gpu_tests import results_in
+from tools.gpu_suite.mps import mps
+from tools.gpu_suite.packed import LACKING, pack, unpack
+from tools.gpu_suite.parts import DENOISERS, SMALL, SuitePart, plan_parts
+from tools.gpu_suite.pipeline_runs import stream_times
+from tools.gpu_suite.processes import CommandProcess
+from tools.gpu_suite.results import keep_results, unpack_results
+from tools.gpu_suite.suite import GpuSuite
 
 
+@dataclass
+class Ended:
+    """A process that has come to its end, or one that never does."""
+
+    status: int | None
+
+    def poll(self) -> int | None:
+        return self.status
+
+    def end(self) -> None:
+        self.status = -9 if self.status is None else self.status
+
+
+@dataclass
 class Machine:
-    """Runs nothing: what a part's command is told to do happens at once."""
+    """Runs nothing: what a part does happens at once."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.begun: list[tuple[str, float]] = []
-        self.broken: set[str] = set()
-        self.slow: set[str] = set()
+    folder: Path
+    broken: set[str] = field(default_factory=set)
+    slow: set[str] = field(default_factory=set)
+    begun: str = ""
+    processes: list[Ended] = field(default_factory=list)
+    kept: int = 0
 
-    def run(self, command: Sequence[str], limit_s: float, log: Path) -> int | None:
-        (name,) = command
-        self.begun.append((name, limit_s))
-        log.write_text(f"log of {name}")
-        if name in self.slow:
-            return None
-        if name in self.broken:
-            return 1
-        (self.folder / f"{name}.json").write_text("{}")
-        return 0
+    def start(self, part: SuitePart, turn: int, log: Path) -> Ended:
+        self.begun += part.name
+        log.write_text(f"log of {part.name}")
+        if part.name not in self.slow | self.broken:
+            (self.folder / f"{part.name}.json").write_text("{}")
+        self.processes.append(Ended(None if part.name in self.slow else int(part.name in self.broken)))
+        return self.processes[-1]
 
-    def suite(self, *limits: float) -> GpuSuite:
-        parts = [SuitePart(chr(ord("a") + i), (chr(ord("a") + i),), limit) for i, limit in enumerate(limits)]
-        return GpuSuite(parts, self.folder, self.run, lambda _: None)
+    def keep(self) -> None:
+        self.kept += 1
 
-
-def names(machine: Machine) -> str:
-    return "".join(name for name, _ in machine.begun)
+    def suite(self, *parts: SuitePart, jobs: int = 1) -> GpuSuite:
+        return GpuSuite(parts, self.folder, self.start, lambda _: None, self.keep, jobs)
 
 
-def test_parts_run_in_order_and_once(tmp_path: Path) -> None:
-    machine = Machine(tmp_path)
-    machine.suite(10, 20, 30).run_for(1000)
-    assert machine.begun == [("a", 10), ("b", 20), ("c", 30)]
-    machine.suite(10, 20, 30).run_for(1000)
-    assert names(machine) == "abc", "their documents are there"
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "POLL_S", 0.001)
 
 
-def test_what_failed_is_tried_once_more_after_the_others(tmp_path: Path) -> None:
-    machine = Machine(tmp_path)
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def part(name: str, limit_s: float = 10, least_s: float = 1, after: tuple[str, ...] = ()) -> SuitePart:
+    return SuitePart(name, (name,), limit_s, least_s, after)
+
+
+A, B, C = part("a"), part("b"), part("c")
+
+
+def test_parts_run_in_order_and_once(machine: Machine) -> None:
+    machine.suite(A, B, C).run_for(1000)
+    assert machine.begun == "abc"
+    assert machine.kept == 4, "after every part, and at the end"
+    machine.suite(A, B, C).run_for(1000)
+    assert machine.begun == "abc", "their documents are there"
+
+
+def test_what_failed_is_tried_once_more_after_the_others(machine: Machine) -> None:
     machine.broken = {"a"}
-    suite = machine.suite(10, 10, 10)
-    suite.run_for(1000)
-    assert names(machine) == "abca"
-    assert suite.table().split() == ["failed", "a", "done", "b", "done", "c"]
-    assert (tmp_path / "a.failed-1.log").read_text() == "log of a"
-    suite.run_for(1000)
-    assert names(machine) == "abca", "given up"
+    made = machine.suite(A, B, C)
+    made.run_for(1000)
+    assert machine.begun == "abca"
+    assert made.table().split() == ["failed", "a", "done", "b", "done", "c"]
+    assert (machine.folder / "a.failed-1.log").read_text() == "log of a"
+    made.run_for(1000)
+    assert machine.begun == "abca", "given up"
 
 
-def test_a_part_that_runs_too_long_failed_but_not_one_that_the_end_cut_short(tmp_path: Path) -> None:
-    machine = Machine(tmp_path)
+def test_a_part_that_runs_too_long_failed_but_not_one_that_the_end_cut_short(machine: Machine) -> None:
     machine.slow = {"a"}
-    suite = machine.suite(10)
-    suite.run_for(7)
-    assert machine.begun[0][1] == pytest.approx(7, abs=0.1)
-    assert suite.failures(suite.missing()[0]) == 0
-    machine.begun.clear()
-    suite.run_for(1000)
-    assert machine.begun == [("a", 10), ("a", 10)]
-    assert suite.missing() == []
+    long, short = part("a", limit_s=1000, least_s=0), part("a", limit_s=0.01, least_s=0)
+    made = machine.suite(long)
+    made.run_for(0.02)
+    assert [process.status for process in machine.processes] == [-9], "killed"
+    assert made.failures(long) == 0
+    machine.suite(short).run_for(1)
+    assert machine.begun == "aaa"
+    assert made.missing() == []
 
 
-def test_what_cannot_have_half_its_limit_is_not_begun(tmp_path: Path) -> None:
-    machine = Machine(tmp_path)
-    machine.suite(100, 10).run_for(20)
-    assert names(machine) == "b", "a shorter part may still fit"
+def test_what_needs_more_time_than_is_left_is_not_begun(machine: Machine) -> None:
+    machine.suite(part("a", least_s=50), part("b", least_s=5)).run_for(20)
+    assert machine.begun == "b", "a shorter part may still fit"
 
 
-def test_a_command_is_killed_at_its_limit_and_its_output_kept(tmp_path: Path) -> None:
+def test_several_parts_run_at_once_but_none_before_those_that_it_needs(machine: Machine) -> None:
+    machine.slow = {"a"}
+    parts = [part("a", limit_s=0.05), part("b", after=("a",)), part("c"), part("d", after=("nothing that is run",))]
+    machine.suite(*parts, jobs=2).run_for(10)
+    assert machine.begun.startswith("acd"), "b needs a, which runs until its limit"
+    assert set(machine.begun) == set("abcd"), "and it is tried although a failed"
+
+
+def test_a_part_that_hangs_says_where_and_ends_with_all_that_it_started(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    sleeper = "print('up', flush=True); import time; time.sleep(600)"
-    assert run_command(["timeit", "-n1", "-r1", sleeper], 3.0, log) is None
-    assert log.read_text() == "up\n"
-    assert run_command(["this"], 60.0, log) == 0
-    assert "Zen" in log.read_text()
+    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True)"
+    process = CommandProcess(["timeit", "-n1", "-r1", "-s", child, "import time; time.sleep(600)"], log, {})
+    while not log.read_text().endswith("\n"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.end()
+    assert process.poll() is not None
+    started, said = log.read_text().split("\n", 1)
+    assert "most recent call first" in said
+    while Path("/proc", started, "cmdline").exists() and Path("/proc", started, "cmdline").read_bytes():
+        time.sleep(0.01)  # killed, though perhaps not gone yet
+
+
+def test_the_most_worthy_of_those_that_wait_has_the_device_next(tmp_path: Path) -> None:
+    had = []
+
+    def use(turn: int) -> None:
+        with Card(tmp_path, turn).held(60):
+            had.append(turn)
+
+    holder = Card(tmp_path, 5)
+    with holder.held(60):
+        threads = [threading.Thread(target=use, args=(turn,)) for turn in (9, 7, 3)]
+        for thread in threads:
+            thread.start()
+        while len(list((tmp_path / "card").glob("*-*"))) < 3:
+            time.sleep(0.001)
+        holder.give_way()
+        assert had == [3], "one that is more worthy than the holder, which then has it again"
+    for thread in threads:
+        thread.join()
+    assert had == [3, 7, 9]
+
+
+def test_who_was_killed_while_he_waited_keeps_nobody_waiting(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    card = Card(tmp_path, 5)
+    (tmp_path / "card" / f"001-{ended.pid}").touch()
+    with card.held(60):
+        card.give_way()
+
+
+def test_who_hangs_with_the_device_is_ended(tmp_path: Path) -> None:
+    code = "import sys, time\nfrom pathlib import Path\nfrom tools.gpu_suite.card import Card\n"
+    code += "with Card(Path(sys.argv[1]), 0).held(0.2):\n    time.sleep(600)"
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "Timeout" in ended.stderr
+
+
+def test_results_travel_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    (here / "a.json").write_text("{}")
+    (here / "b.failed-1.log").write_text("x" * 300_000 + "the end")
+    (here / "sdxl.graphs.pickle.gz").write_bytes(b"is made again")
+    (here / "large.trace.json.gz").write_bytes(gzip.compress(os.urandom(5000)))
+    monkeypatch.setattr(results, "MAX_BYTES", 4000)
+    keep_results(here, tmp_path / "results.tar.gz")
+    unpack_results(tmp_path / "results.tar.gz", there)
+    assert sorted(path.name for path in there.iterdir()) == ["a.json", "b.failed-1.log"]
+    assert (there / "b.failed-1.log").read_text().endswith("xthe end")
+    with tarfile.open(tmp_path / "results.tar.gz") as tar:
+        left_out = tar.extractfile("left-out.txt")
+        assert left_out is not None
+        assert left_out.read() == b"large.trace.json.gz"
+
+
+def test_only_results_are_unpacked(tmp_path: Path) -> None:
+    archive = tmp_path / "hostile.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in ("../outside.json", "sdxl.graphs.pickle.gz", "code.py", "a.json"):
+            tar.addfile(tarfile.TarInfo(name))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    unpack_results(archive, folder)
+    assert [path.name for path in folder.iterdir()] == ["a.json"]
+    assert not (tmp_path / "outside.json").exists()
+
+
+def test_what_is_packed_can_be_imported_where_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for name in LACKING:
+        with zipfile.ZipFile(wheels / f"{name.replace('-', '_')}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"packed_{name.replace('-', '_')}.py", "here = True")
+    monkeypatch.setattr(packed.subprocess, "run", lambda *_, **__: None)  # compiles them, too, in seconds
+    pack(tmp_path / "packed", wheels, [SMALL])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    packages = unpack(tmp_path / "packed", folder)
+    monkeypatch.syspath_prepend(str(packages))
+    assert __import__("packed_torch_tb_profiler").here
+    assert (folder / f"{SMALL}.graphs.pickle.gz").exists()
+    (wheels / "diffusers-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(ValueError, match="no wheel of diffusers"):
+        pack(tmp_path / "again", wheels, [])
+
+
+def test_wheels_are_downloaded_for_the_machine_in_the_versions_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+    monkeypatch.setattr(packed.subprocess, "run", lambda command, check: commands.append(" ".join(command)))
+    with pytest.raises(ValueError, match="no wheel of"):
+        pack(tmp_path / "packed", None, [])
+    (command,) = commands
+    assert "--python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64" in command
+    assert f" pydantic-core=={packed.version('pydantic-core')} " in command
 
 
 def test_a_gpu_has_parts_that_a_cpu_has_not(tmp_path: Path) -> None:
     on_gpu = [part.name for part in plan_parts(DENOISERS, "cuda:0", tmp_path)]
-    assert on_gpu[:3] == ["tests", "traces", "profile-sd15"]
-    assert {f"compiled-{name}" for name in DENOISERS} < set(on_gpu)
-    on_cpu = [part.name for part in plan_parts(["small"], "cpu", tmp_path)]
-    assert set(on_gpu) - {name.replace("small", "sd15") for name in on_cpu} >= {"tests", "concurrency-sd15"}
-    assert on_cpu == ["traces", "profile-small", "components-small", "engine-small", "compiled-small"]
+    assert on_gpu[:4] == ["environment", "tests", "profile-sdxl", "components-sdxl"]
+    assert {"engine-sdxl-mps-4", "engine-sdxl-tiny-threads-4", "concurrency-sdxl", "profile-flux"} < set(on_gpu)
+    on_cpu = [part.name for part in plan_parts([SMALL], "cpu", tmp_path)]
+    assert "tests" not in on_cpu
+    assert not any("mps" in name or "shares" in name or "concurrency" in name for name in on_cpu)
+    for names, device in ((DENOISERS, "cuda:0"), ([SMALL], "cpu")):
+        parts = plan_parts(names, device, tmp_path)
+        assert len({part.name for part in parts}) == len(parts)
+        for number, needing in enumerate(parts):
+            assert set(needing.after) <= {part.name for part in parts[:number]}
+            assert needing.command[1] in gpu_parts.MODULES
 
 
-def test_an_unknown_part_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        gpu_suite.main(["--output", str(tmp_path), "--part", "nonsense"])
-    assert end.value.code == 2
-    assert "there are tests, traces, profile-sd15" in capsys.readouterr().err
+def test_wrong_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, said in (
+        (["--output", str(tmp_path / "r.tar.gz"), "--part", "nonsense"], "there are environment, tests, profile-sdxl"),
+        ([], "--output is needed"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            gpu_suite.main(arguments)
+        assert end.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_command_lists_what_its_file_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    (tmp_path / "profile-small.json").write_text("{}")
+    keep_results(tmp_path, tmp_path / "r.tar.gz")
+    arguments = ["--output", str(tmp_path / "r.tar.gz"), "--device", "cpu", "--denoiser", SMALL, "--list"]
+    assert gpu_suite.main([*arguments, "--part", "*-small", "--skip", "compiled-*", "--skip", "half-*"]) == 1
+    assert capsys.readouterr().out.split() == ["done", "profile-small", "not", "run", "components-small"]
+
+
+def test_what_became_of_tests_is_read_from_their_output() -> None:
+    text = (
+        "tests/a.py::test_b[{'x': 1}] PASSED\n[gw3] [ 50%] FAILED tests/a.py::test_c \nFAILED tests/a.py::test_c - x\n"
+    )
+    assert results_in(text) == {"tests/a.py::test_b[{'x': 1}]": "PASSED", "tests/a.py::test_c": "FAILED"}
+
+
+def test_the_times_of_streams_overlap_where_both_are_busy() -> None:
+    def kernel(stream: int, start: int, length: int) -> dict[str, object]:
+        return {"cat": "kernel", "ts": start, "dur": length, "args": {"stream": stream}}
+
+    times = stream_times([kernel(7, 0, 3000), kernel(8, 2000, 2000), kernel(7, 9000, 1000), {"cat": "cpu_op"}])
+    assert times["busy_ms"] == {"7": 4.0, "8": 2.0}
+    assert (times["any_busy_ms"], times["several_busy_ms"]) == (5.0, 1.0)
+
+
+def test_there_is_no_service_where_there_is_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with mps(tmp_path) as there:
+        assert not there
+
+
+def test_graphs_that_were_kept_in_another_form_are_traced_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = graphs_of(SMALL, tmp_path)
+    assert graphs_of(SMALL, tmp_path) == made
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(denoisers, "_form", lambda: "another")
+    assert graphs_of(SMALL, tmp_path) == made
+    assert "tracing small again" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_small_denoiser_is_profiled_and_its_components_timed_on_a_cpu(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for part in ("profile", "components", "engine"):
-        arguments = [part, "--denoiser", SMALL, "--device", "cpu", "--output", str(tmp_path)]
-        assert gpu_parts.main(arguments) == 0
-        assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / f"{part}-small.json").read_text())
+def test_the_small_denoiser_is_measured_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for words in (["profile"], ["components"], ["engine", "threads", "2"], ["environment"]):
+        assert gpu_parts.main([*words, "--denoiser", SMALL, "--device", "cpu", "--output", str(tmp_path)]) == 0
+        found[words[0]] = json.loads(capsys.readouterr().out)
+        (document,) = tmp_path.glob(f"{words[0]}*.json")
+        assert json.loads(document.read_text()) == found[words[0]]
     profile = CostProfile.load(tmp_path / "small.eager.profile.json")
-    (row,) = json.loads((tmp_path / "profile-small.json").read_text())["profiles"]
     (check,) = profile.checks
-    assert (row["signatures"], row["error"]) == (len(profile.signatures), check.error)
-    rows = json.loads((tmp_path / "components-small.json").read_text())["rows"]
-    assert [row["devices"] for row in rows] == [1, 2, 4, 8]
-    for row in rows:
-        assert len(row["eager_ms"]) == row["components"]
+    assert (found["profile"]["signatures"], found["profile"]["error"]) == (len(profile.signatures), check.error)
+    assert found["components"]["costs"] == "measured"
+    for row in found["components"]["rows"]:
+        assert len(row["eager_ms"]) == len(row["predicted_ms"]) == row["components"]
         assert min(row["eager_ms"]) > 0
-        assert row["devices"] == 1 or len(row["predicted_ms"]) == row["components"]
-    steps = json.loads((tmp_path / "engine-small.json").read_text())["rows"]
-    assert [(row["devices"], row["exact"]) for row in steps] == [(2, True), (2, False), (4, True), (4, False)]
+    by_mode = {row["mode"]: row for row in found["engine"]["rows"]}
+    assert set(by_mode) == {"exact", "async"}
+    assert by_mode["exact"]["equals_module"]
+    assert all(row["step_ms"] >= row["host_ms"] > 0 for row in by_mode.values())
+    assert found["environment"]["packages"]["torch"]

@@ -1,0 +1,51 @@
+"""PartRun: what a part of the suite is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools.gpu_suite.card import Card
+
+
+@dataclass(frozen=True)
+class PartRun:
+    """What a part of the suite is given.
+
+    Attributes:
+        denoiser: name of the one that it measures.
+        choices: what else tells it from other parts of its kind, such as a transport.
+        device: "cuda:0" or "cpu".
+        folder: where profiles, traces, plans and pictures are.
+        card: the right to use the device alone.
+        save: keeps the document as far as it is, in case the part does not come to its end.
+    """
+
+    denoiser: str
+    choices: tuple[str, ...]
+    device: str
+    folder: Path
+    card: Card
+    save: Callable[[dict[str, Any]], None]
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
+
+    @property
+    def target(self) -> torch.device:
+        return torch.device(self.device)
+
+    def alone(self, limit_s: float) -> AbstractContextManager[None]:
+        """A block in which the part has the device alone, for at most limit_s; longer on a CPU, where nothing hangs."""
+        return self.card.held(limit_s if self.on_gpu else 20 * limit_s)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.on_gpu:
+            torch.cuda.synchronize(self.target)
