@@ -57,8 +57,11 @@ class Mailbox(ABC):
     """One rank's side of the transport. Thread-safe.
 
     sent_bytes: of all tensors that it has sent, for each reader. wait_seconds: time spent in ``wait``. waiting_for: the
-    message that a thread waits for now.
+    message that a thread waits for now. copies_sent: whether a tensor that was sent may be written to once ``send`` has
+    returned, in order on the stream that it was sent on.
     """
+
+    copies_sent = False
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -79,7 +82,7 @@ class Mailbox(ABC):
         Args:
             readers: the ranks that will take it.
             key: of the message; its table is registered.
-            tensor: of the shape and dtype of its wire. It must not be written to again.
+            tensor: of the shape and dtype of its wire. It must not be written to again, but see ``copies_sent``.
         """
 
     @abstractmethod
@@ -158,7 +161,7 @@ class Mailbox(ABC):
         return None
 
     def take(self, key: MessageKey) -> torch.Tensor:
-        """Hand over an arrived message and forget it."""
+        """Hand over an arrived message, a tensor of its own for each, and forget it."""
         with self._changed:
             return self._arrived.pop(key)
 

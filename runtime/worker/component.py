@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -35,10 +35,17 @@ class Component:
         device: where it runs.
         compile: run what torch.compile makes of the segments.
         cuda_graphs: replay the segments from CUDA graphs, where the device has such and they can be captured.
+        copied: which of the values that it sends, or are results, are copied before its next evaluation.
     """
 
     def __init__(
-        self, spec: ComponentSpec, device: torch.device, *, compile: bool = False, cuda_graphs: bool = False
+        self,
+        spec: ComponentSpec,
+        device: torch.device,
+        *,
+        compile: bool = False,
+        cuda_graphs: bool = False,
+        copied: Collection[str] = (),
     ) -> None:
         self.spec = spec
         self.wire_index = {wire.value: index for index, wire in enumerate(spec.wires)}
@@ -56,15 +63,16 @@ class Component:
             for segment in self.segments.values():
                 segment.compile()
         self._eager = Running(self.segments, self.hoisted.timestep)
-        self._running = self._replayed() if cuda_graphs and can_capture(device) else self._eager
+        self._running = self._replayed(copied) if cuda_graphs and can_capture(device) else self._eager
         self._open = 0  # evaluations that have begun and have not ended
 
-    def _replayed(self) -> Running:
+    def _replayed(self, copied: Collection[str]) -> Running:
         check_usable()
         spec, program = self.spec, self.spec.program
         fixed = {p.name for p in spec.parameters} | set(program.hoisted.constant)
         prompts = {wire.value for wire in self.inputs if wire.role <= Role.PROMPT} | set(program.hoisted.prompt)
         leaving = {step.value for step in program.instructions if isinstance(step, Send)} | set(program.results)
+        leaving -= set(copied)
         memory = GraphMemory()
         hoisted = (self.hoisted.timestep, self.hoisted.prompt, self.hoisted.constant)
         everywhere = [*self.segments.values(), *(segment for segment in hoisted if segment is not None)]

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from partitioner.graph.ir import Role
-from partitioner.plan.program import Compute, Receive
+from partitioner.plan.program import Compute, Receive, Send
 from runtime.devices.memory import give_back, resident_bytes
 from runtime.transport.mailbox import Expected, Mailbox, MessageKey
 from runtime.transport.weight_files import at_offset, read_stored
@@ -26,6 +26,7 @@ from runtime.worker.predictor import PREDICTORS, Hold
 from runtime.worker.recording import Computed, Recorder, Sent, Taken
 from runtime.worker.run_segment import check_finite, run_segment
 from runtime.worker.segment import Segment
+from runtime.worker.specs import ComponentSpec
 from runtime.worker.static_values import static_values
 from runtime.worker.waiting import Waiting
 
@@ -75,7 +76,11 @@ class Worker:
         """Lower the component of a new graph. Its parameters may be loaded before or after."""
         spec = command.spec
         self._components[command.table] = Component(
-            spec, self.device, compile=self.setup.compile, cuda_graphs=self.setup.cuda_graphs
+            spec,
+            self.device,
+            compile=self.setup.compile,
+            cuda_graphs=self.setup.cuda_graphs,
+            copied=self._copied(spec),
         )
         senders: dict[str, tuple[int, ...]] = dict.fromkeys(spec.program.inputs, (DRIVER,))
         for step in spec.program.instructions:
@@ -84,6 +89,13 @@ class Worker:
         senders |= dict.fromkeys(spec.program.results, self.setup.result_ranks)
         expected = [Expected(wire.value, wire.meta, senders.get(wire.value, ())) for wire in spec.wires]
         self.mailbox.register(command.table, expected)
+
+    def _copied(self, spec: ComponentSpec) -> set[str]:
+        """What this rank sends and the transport copies; the driver's results go to the caller as they are."""
+        program = spec.program
+        sent = {step.value for step in program.instructions if isinstance(step, Send)}
+        sent = sent - set(program.results) if self.setup.rank == DRIVER else sent | set(program.results)
+        return sent if self.mailbox.copies_sent else set()
 
     def is_settled(self, table: int) -> bool:
         """Whether later evaluations of a graph only repeat what the last ones did.

@@ -14,6 +14,7 @@ from runtime.devices.capture import CaptureFailed, GraphMemory
 from runtime.devices.cuda_graphs import EAGER_CALLS, Graphed, GraphedRun
 from runtime.engine import Engine
 from runtime.options import EngineOptions
+from runtime.transport.local import LocalMailbox
 from runtime.worker import worker
 from runtime.worker.segment import Segment
 from tests.support.engines import Trajectory, equal, folded, largest_difference, toy, toy_plan
@@ -146,14 +147,20 @@ def test_a_known_obstacle_is_not_tried(played: None, monkeypatch: pytest.MonkeyP
     [{"predictor": "linear"}, {"exact": True, "microbatches": 2}, {"transport": "threads"}],
     ids=str,
 )
+@pytest.mark.parametrize("copied", [False, True])
 def test_an_engine_with_graphs_computes_what_it_does_without(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], copied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """copied: by a transport that copies what it sends."""
     plan, trajectory = toy_plan(toy(), 2, placed=folded), Trajectory(2 * EAGER_CALLS + 2)
     options = {"transport": "emulation", **options}
     with Engine(toy(), plan, EngineOptions(cuda_graphs=False, **options)) as engine:
         expected = [trajectory.through(engine) for _ in range(2)]
     captured_on_cpu(monkeypatch)
+    if copied:
+        deliver = LocalMailbox.deliver
+        monkeypatch.setattr(LocalMailbox, "copies_sent", True)
+        monkeypatch.setattr(LocalMailbox, "deliver", lambda mailbox, key, t: deliver(mailbox, key, t.clone()))
     with Engine(toy(), plan, EngineOptions(**options)) as engine:
         got = [trajectory.through(engine) for _ in range(2)]
         kept = [output.clone() for output in got[1]]

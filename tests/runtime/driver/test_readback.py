@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from partitioner.graph.torch_private import TorchDispatchMode
+from runtime.devices.cuda_graphs import EAGER_CALLS
 from runtime.driver import forecast, prompt_inputs, streams, timestep_reader
 from runtime.driver.readback import Readback
 from runtime.engine import Engine
@@ -115,6 +116,31 @@ def test_values_are_those_of_the_time_when_they_were_asked_for() -> None:
     readback = Readback(tensor)
     tensor.zero_()
     assert readback.values().tolist() == [1.0, 1.0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["async", "lookahead", "exact"])
+@pytest.mark.parametrize("transport", ["emulation", "threads"])
+def test_no_steady_step_waits_for_a_gpu(transport: str, mode: str) -> None:
+    calls = 2 * EAGER_CALLS + 6
+    scheduler = scheduler_of("DDIMScheduler", DETERMINISTIC["DDIMScheduler"], calls)
+    scheduler.set_timesteps(calls, device="cuda")
+    latent, context = torch.randn(2, 5, 8, device="cuda"), torch.randn(2, 6, device="cuda")
+    levels = scheduler.alphas_cumprod[scheduler.timesteps.cpu()].tolist()
+    options = EngineOptions(transport=transport, exact=mode == "exact", mode=None if mode == "exact" else mode)
+    plan = toy_plan(toy(), 2)
+    with Engine(toy().cuda(), plan, options, devices=["cuda:0"] * 2, scheduler=lambda: scheduler) as engine:
+        for call, timestep in enumerate(scheduler.timesteps):
+            try:
+                torch.cuda.set_sync_debug_mode("error" if call >= 2 * EAGER_CALLS else "default")
+                with torch.no_grad():
+                    (output,) = engine(x=latent, t=timestep, context=context)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            now, after = levels[call], levels[call + 1] if call + 1 < calls else 1.0
+            clean = (latent - (1 - now) ** 0.5 * output) / now**0.5
+            latent = after**0.5 * clean + (1 - after) ** 0.5 * output
+        assert engine.stats.steps == calls
 
 
 @pytest.mark.gpu
