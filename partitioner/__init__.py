@@ -1,7 +1,7 @@
 """Compile time: a denoiser's name or module to a plan; knows nothing of processes.
 
-``compile``, ``record_calls``, ``trace`` and ``Plan`` are loaded when they are first used, so that importing the package
-stays free of torch.
+``compile``, ``trace``, ``Plan`` and the like are loaded when they are first used, so that importing the package stays
+free of torch.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from partitioner.graph.export import trace
     from partitioner.graph.rewrites import register_rewrite
     from partitioner.models.guess_roles import record_calls
+    from partitioner.plan.pipeline_plans import PipelinePlans, load_plans
     from partitioner.plan.plan import Plan
     from partitioner.planning.compile import compile
 
 _runpy.run_path(str(_Path(__file__).parents[1] / "profiles" / "import_guard.py"))
 
-__all__ = ["Plan", "compile", "record_calls", "register_rewrite", "trace"]
+__all__ = ["PipelinePlans", "Plan", "compile", "load_plans", "record_calls", "register_rewrite", "trace"]
 
 _HOMES = {
+    "PipelinePlans": "partitioner.plan.pipeline_plans",
     "Plan": "partitioner.plan.plan",
     "compile": "partitioner.planning.compile",
+    "load_plans": "partitioner.plan.pipeline_plans",
     "record_calls": "partitioner.models.guess_roles",
     "register_rewrite": "partitioner.graph.rewrites",
     "trace": "partitioner.graph.export",

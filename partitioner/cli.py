@@ -21,6 +21,7 @@ from partitioner.errors import PartitionerError, PlanError, UsageError
 from partitioner.process import interrupted, without_collector
 
 if TYPE_CHECKING:
+    from partitioner.models.spec import ModelSpec
     from partitioner.planning.options import PlanOptions
     from partitioner.planning.request import PlanRequest
     from profiles.quality_profile import QualityProfile
@@ -167,10 +168,14 @@ def _inspect_parser() -> argparse.ArgumentParser:
 
 
 def _inspect(arguments: argparse.Namespace) -> str:
-    from partitioner.plan.plan import Plan
-    from partitioner.report import describe
+    from partitioner.plan.pipeline_plans import PipelinePlans, load_plans
+    from partitioner.report import describe, describe_several
 
-    return _shown(describe(Plan.load(arguments.plan), arguments.plan), arguments.json)
+    found = load_plans(arguments.plan)
+    if not isinstance(found, PipelinePlans):
+        return _shown(describe(found, arguments.plan), arguments.json)
+    described = {name: describe(plan, None) for name, plan in found.plans.items()}
+    return _shown(describe_several(described, arguments.plan), arguments.json)
 
 
 def _models_parser() -> argparse.ArgumentParser:
@@ -200,29 +205,46 @@ def _partition(arguments: argparse.Namespace) -> str:
 
 
 def _plan(arguments: argparse.Namespace, start: float, untouched: bool) -> str:
-    request = _request(arguments, untouched)
-    output = arguments.output or _default_output(request.denoiser.name, len(request.fleet))
+    requests = _requests(arguments, untouched)
+    first = next(iter(requests.values()))
+    output = arguments.output or _default_output(first.denoiser.name, len(first.fleet))
     _check_writable(output, arguments.force)
 
+    from partitioner.plan.pipeline_plans import PipelinePlans
     from partitioner.planning.planner import plan
+    from partitioner.planning.together import plan_together
+    from partitioner.report import describe, describe_search, describe_several
 
-    planning = plan(request, progress=_progress)
+    if len(requests) == 1:
+        plannings = {name: plan(request, progress=_progress) for name, request in requests.items()}
+    else:
+        plannings = plan_together(requests, progress=_progress)
     if arguments.save_profile is not None:
-        request.costs.save(arguments.save_profile, overwrite=arguments.force)
+        first.costs.save(arguments.save_profile, overwrite=arguments.force)
+    plans = {name: planning.plan for name, planning in plannings.items()}
     try:
-        planning.plan.save(output, overwrite=arguments.force)
+        made = PipelinePlans.of(plans) if len(plans) > 1 else next(iter(plans.values()))
+        made.save(output, overwrite=arguments.force)
     except PlanError as error:
         raise UsageError(str(error)) from error
 
-    from partitioner.report import describe, describe_search
+    total = time.perf_counter() - start
+    described = {
+        name: {
+            **describe(planning.plan, str(output), requests[name].sampling),
+            **describe_search(planning, {**planning.seconds, "total": total}),
+        }
+        for name, planning in plannings.items()
+    }
+    document = describe_several(described, str(output)) if len(plans) > 1 else next(iter(described.values()))
+    return _shown(document, arguments.json)
 
-    seconds = {**planning.seconds, "total": time.perf_counter() - start}
-    described = describe(planning.plan, str(output), request.sampling)
-    return _shown({**described, **describe_search(planning, seconds)}, arguments.json)
 
+def _requests(arguments: argparse.Namespace, untouched: bool) -> dict[str, PlanRequest]:
+    """What the arguments ask for, by the pipeline's names of its denoisers; the cheapest checks come first.
 
-def _request(arguments: argparse.Namespace, untouched: bool) -> PlanRequest:
-    """What the arguments ask for; the cheapest checks come first. untouched: this process has not used torch yet."""
+    untouched: this process has not used torch yet.
+    """
     options = _options(arguments)
     for path in (arguments.output, arguments.save_profile):
         if path is not None:
@@ -244,14 +266,14 @@ def _request(arguments: argparse.Namespace, untouched: bool) -> PlanRequest:
 
     from partitioner.models.built_in import BUILT_IN
     from partitioner.models.lean_import import import_lean
-    from partitioner.models.spec import model_spec
+    from partitioner.models.pipeline_specs import model_specs
     from partitioner.planning.expected_quality import STEPS, SamplingSetup
     from partitioner.planning.request import PlanRequest
     from partitioner.planning.sources import FromSpec
 
     if untouched and arguments.model in BUILT_IN:
         import_lean()
-    spec = model_spec(
+    specs = model_specs(
         arguments.model,
         height=arguments.height,
         width=arguments.width,
@@ -260,17 +282,18 @@ def _request(arguments: argparse.Namespace, untouched: bool) -> PlanRequest:
         guidance=not arguments.no_guidance,
         dtype=arguments.dtype or costs.default_dtype,
     )
-    if spec.recorded is not None:
-        _progress(spec.recorded)
-    steps = (spec.steps or STEPS) if arguments.steps is None else arguments.steps
-    return PlanRequest(
-        FromSpec(spec, fork=untouched and costs.live is None and spec.recorded is None),
-        devices,
-        costs,
-        options,
-        SamplingSetup(steps, arguments.scheduler or spec.scheduler, spec.guidance_style),
-        _quality_profile(arguments.quality),
-    )
+    untouched = untouched and costs.live is None and not any(spec.recorded or spec.beside for spec in specs.values())
+    quality = _quality_profile(arguments.quality)
+
+    def request_of(spec: ModelSpec) -> PlanRequest:
+        if spec.recorded is not None:
+            _progress(spec.recorded)
+        steps = (spec.steps or STEPS) if arguments.steps is None else arguments.steps
+        sampling = SamplingSetup(steps, arguments.scheduler or spec.scheduler, spec.guidance_style)
+        return PlanRequest(FromSpec(spec, fork=untouched), devices, costs, options, sampling, quality)
+
+    made = {id(spec): request_of(spec) for spec in specs.values()}
+    return {name: made[id(spec)] for name, spec in specs.items()}
 
 
 def _quality_profile(path: Path | None) -> QualityProfile:

@@ -36,6 +36,7 @@ def describe(plan: Plan, path: str | None, sampling: SamplingSetup = ANY) -> dic
         "fingerprint": plan.fingerprint,
         "devices": list(plan.devices),
         "guidance_style": plan.guidance_style,
+        "driver_modules": [module.model_dump() for module in plan.driver_modules],
         "branches": plan.branches,
         "components_per_branch": plan.components,
         "mode": plan.mode,
@@ -58,6 +59,21 @@ def describe(plan: Plan, path: str | None, sampling: SamplingSetup = ANY) -> dic
         "macs": predicted.macs,
         "components": [_component(plan, rank) for rank in range(plan.ranks)],
     }
+
+
+def describe_several(described: Mapping[str, dict[str, Any]], path: str) -> dict[str, Any]:
+    """What a file with the plans of several denoisers says.
+
+    Args:
+        described: What each of them says (``describe``), by the pipeline's names of their denoisers.
+        path: The file.
+
+    Returns:
+        A JSON document with ``plan``, ``model``, ``devices`` and, by name, ``denoisers``.
+    """
+    first = next(iter(described.values()))
+    denoisers = {name: {**document, "plan": None} for name, document in described.items()}
+    return {"plan": path, "model": first["model"], "devices": first["devices"], "denoisers": denoisers}
 
 
 def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[str, Any]:

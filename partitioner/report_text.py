@@ -26,17 +26,22 @@ def report_text(document: Document) -> str:
     """Headings, one line per figure, and tables of components, baselines and candidates.
 
     Args:
-        document: Of ``describe``, and of ``describe_search`` as well where the plan has just been made.
+        document: Of ``describe``, and of ``describe_search`` as well where the plan has just been made; or of
+            ``describe_several``.
 
     Returns:
         Lines without a newline at the end. Figures that a data sheet gave, not a clock, are called estimates.
     """
+    if "denoisers" in document:
+        parts = [f"{name}\n{'-' * len(name)}\n{report_text(one)}\n" for name, one in document["denoisers"].items()]
+        return "\n".join([*parts, f"plans            {document['plan']}"])
     estimate = document["cost_source"].startswith("roofline")
     ms, remark = ("ms (estimate)", ", an estimate") if estimate else ("ms", "")
     lines = [
         _what_runs(document),
         f"costs: {_cost_source(document)}",
         *_guidance(document),
+        *_beside(document),
         "",
         _component_table(document, ms),
         "",
@@ -79,6 +84,20 @@ def _what_runs(document: Document) -> str:
 def _guidance(document: Document) -> list[str]:
     style = document["guidance_style"]
     return [] if style is None else [f"guidance: {style}, {_STYLES[style]}"]
+
+
+def _beside(document: Document) -> list[str]:
+    modules = document["driver_modules"]
+    if not modules:
+        return []
+    shown = ", ".join(
+        f"{m['name']} ({m['class_name']}, {m['parameters'] / 1e6:.1f} M parameters, {_size(m['parameter_bytes'])})"
+        for m in modules
+    )
+    return [
+        f"at each step the pipeline also calls {shown}:",
+        "whole, on the driver's device (rank 0); neither time nor memory of that is in the figures below",
+    ]
 
 
 def _mode(owner: Document, components: int) -> str:

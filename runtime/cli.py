@@ -17,6 +17,7 @@ from partitioner.errors import PartitionerError, UsageError, first_line
 from runtime.errors import EngineError, OtherCalls, OtherDenoiser
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --help is quick
+    from partitioner.plan.pipeline_plans import PipelinePlans
     from partitioner.plan.plan import Plan
     from runtime.engine import Engine
     from runtime.stats import Stats
@@ -157,10 +158,10 @@ def _command_for_another_plan(error: Exception, options: argparse.Namespace) -> 
     return f". This makes one: {shlex.join(words)}"
 
 
-def _load_plan(options: argparse.Namespace) -> Plan:
-    from partitioner.plan.plan import Plan
+def _load_plan(options: argparse.Namespace) -> Plan | PipelinePlans:
+    from partitioner.plan.pipeline_plans import load_plans
 
-    return Plan.load(options.plan)
+    return load_plans(options.plan)
 
 
 class _Terminated(BaseException):
@@ -212,7 +213,7 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:
         seconds = time.perf_counter() - start
         stats = engine.stats
         if options.trace is not None:
-            _write_trace(engine, plan, options)
+            _write_trace(engine, options)
     generation.write(media, Path(options.output))
     result = {"output": options.output, "plan": options.plan, "ranks": plan.ranks, "seconds": seconds}
     return {**result, **_figures(stats)}, stats
@@ -264,12 +265,13 @@ def _figures(stats: Stats) -> dict[str, Any]:
     }
 
 
-def _write_trace(engine: Engine, plan: Plan, options: argparse.Namespace) -> None:
+def _write_trace(engine: Engine, options: argparse.Namespace) -> None:
     """Write what every rank did, as a trace for ui.perfetto.dev."""
     from partitioner.plan.ranks import seat_of
     from partitioner.plan.timeline import chrome_trace, write_trace
     from profiles.json_files import JsonFileError
 
+    plan = engine.plan  # where there are several: that of the first denoiser, which the names are of
     seats = [seat_of(rank, plan.components) for rank in range(plan.ranks)]
     names = [f"rank {rank}: branch {branch}, component {k}" for rank, (branch, k) in enumerate(seats)]
     try:

@@ -28,8 +28,17 @@ Computing = Engine | EngineCalls  # what computes a denoiser's calls
 logger = logging.getLogger("runtime")
 
 
-def denoiser_name(pipe: Any) -> str:
-    """The name of the attribute that holds a pipeline's denoiser: "unet" or "transformer".
+def may_be_denoisers(pipe: Any) -> list[str]:
+    """The names of a pipeline's modules that are called as most pipelines call their denoiser."""
+    return [name for name in DENOISER_NAMES if isinstance(getattr(pipe, name, None), nn.Module)]
+
+
+def denoiser_name(pipe: Any, class_name: str | None = None) -> str:
+    """The name of the attribute that holds a pipeline's denoiser: "unet" or "transformer", or another's.
+
+    Args:
+        pipe: the pipeline.
+        class_name: of the denoiser, by which it is known where the pipeline calls it otherwise.
 
     Raises:
         InputError: the pipeline has no denoiser or two.
@@ -37,8 +46,16 @@ def denoiser_name(pipe: Any) -> str:
     >>> from types import SimpleNamespace
     >>> denoiser_name(SimpleNamespace(unet=torch.nn.Identity()))
     'unet'
+    >>> denoiser_name(SimpleNamespace(prior=torch.nn.Identity()), "Identity")
+    'prior'
     """
-    names = [name for name in DENOISER_NAMES if isinstance(getattr(pipe, name, None), nn.Module)]
+    names = may_be_denoisers(pipe)
+    if not names:
+        names = [
+            name
+            for name, module in getattr(pipe, "__dict__", {}).items()
+            if isinstance(module, nn.Module) and type(uncompiled(module)).__name__ == class_name
+        ][:1]  # others of its class are second denoisers
     if len(names) != 1:
         found = " and ".join(names) or "neither"
         raise InputError(

@@ -12,17 +12,19 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from partitioner.errors import UsageError, reason_of
+from partitioner.plan.pipeline_plans import PipelinePlans
 from partitioner.plan.plan import Plan
 from runtime.loading import load_pipeline
 
 
-def default_dtype(plan: Plan, devices: list[str] | None) -> str:
+def default_dtype(plan: Plan | PipelinePlans, devices: list[str] | None) -> str:
     """The dtype to run a pipeline in: float32 on a CPU, where half precision is slow, else the plan's.
 
     The dtype that a pipeline is saved in says little, because its parts may differ.
     """
     on_cpu = devices is None or devices[0].startswith("cpu")
-    return "float32" if on_cpu else next(item.dtype for item in plan.inputs if item.role == "latent")
+    first = next(iter(plan.plans.values())) if isinstance(plan, PipelinePlans) else plan
+    return "float32" if on_cpu else next(item.dtype for item in first.inputs if item.role == "latent")
 
 
 def load(options: argparse.Namespace, dtype: torch.dtype) -> Any:

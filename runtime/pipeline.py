@@ -8,15 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from partitioner.graph.torch_private import uncompiled
+from partitioner.plan.pipeline_plans import PipelinePlans, load_plans
 from partitioner.plan.plan import Plan
 from partitioner.planning.options import DEFAULTS, PlanOptions
-from runtime.denoiser import Takeover, check_free, denoiser_name, plain_denoiser
+from runtime.denoiser import Takeover, check_free, denoiser_name, may_be_denoisers, plain_denoiser
 from runtime.engine import Engine, PlannedDenoiser
 from runtime.errors import InputError, PlanMismatch
 from runtime.options import EngineOptions
@@ -24,7 +25,12 @@ from runtime.second_denoisers import counted, second_denoisers
 from runtime.torchrun import join, launched
 from runtime.transport.weights import check_in_memory
 
+if TYPE_CHECKING:
+    from partitioner.models.spec import ModelSpec
+    from partitioner.planning.request import PlanRequest
+
 PlanOrFile = Plan | str | os.PathLike[str]
+Plans = PlanOrFile | PipelinePlans | Mapping[str, PlanOrFile]
 
 logger = logging.getLogger("runtime")
 
@@ -32,7 +38,7 @@ logger = logging.getLogger("runtime")
 @contextmanager
 def parallelize(
     pipe: Any,
-    plan: PlanOrFile | Mapping[str, PlanOrFile] | None = None,
+    plan: Plans | None = None,
     options: EngineOptions | None = None,
     *,
     devices: Sequence[str] | int | None = None,
@@ -44,9 +50,10 @@ def parallelize(
 
     Args:
         pipe: a diffusers pipeline with a ``unet`` or a ``transformer``.
-        plan: a Plan, a plan file, or None to make a plan now for ``devices``. Further denoisers of the same class that
-            the pipeline has, such as Wan 2.2's transformer_2, are run by it too. Or a plan for each denoiser by its
-            name in the pipeline; those that are left out are the pipeline's to run.
+        plan: a Plan, a plan file, or None to make a plan now for ``devices``, or one for each of the pipeline's
+            denoisers. Further denoisers of the same class, such as Wan 2.2's transformer_2, are run by a Plan too. Or
+            a plan for each denoiser by its name in the pipeline, as PipelinePlans (which a plan file may hold) or a
+            mapping; those that are left out are the pipeline's to run.
         options: how to run the plan.
         devices: one per rank, such as ["cuda:0", "cuda:1"], or how many. Default: as many as the plan has ranks; cuda
             devices in order, beginning with the pipeline's, if it is on one, else cpu.
@@ -72,17 +79,11 @@ def parallelize(
     if options.transport == "processes":
         join(options.startup_timeout_s)
     with ExitStack() as stack:
-        names = list(plan) if isinstance(plan, Mapping) else [denoiser_name(pipe)]
-        if not names:
-            raise InputError("an empty mapping of plans; expected a plan for each denoiser by its name in the pipeline")
-        for name in names:
-            check_free(pipe, name)
+        plans = _plans(pipe, plan, devices, sizes or {}, call)
+        names = list(plans)
         seconds = second_denoisers(pipe, uncompiled(getattr(pipe, names[0])))
-        if not isinstance(plan, Mapping):
-            names += seconds
         denoisers: dict[str, PlannedDenoiser] = {}
         takeovers: dict[str, Takeover] = {}
-        plans = _plans(pipe, plan, names, devices, sizes or {}, call)
         for name in names:
             denoiser = stack.enter_context(plain_denoiser(pipe, name))
             takeovers[name] = Takeover(denoiser)
@@ -110,37 +111,33 @@ def parallelize(
 
 def _plans(
     pipe: Any,
-    plan: PlanOrFile | Mapping[str, PlanOrFile] | None,
-    names: Sequence[str],
+    plan: Plans | None,
     devices: Sequence[str] | int | None,
     sizes: Mapping[str, Any],
     call: Mapping[str, Any] | None,
 ) -> dict[str, Plan]:
-    """The plan of each denoiser, by its name in the pipeline; denoisers of one make share one."""
+    """The plan of each denoiser, by its name in the pipeline; denoisers of one make share one.
+
+    Raises:
+        InputError: a name is none of a denoiser that no engine computes for, or there is no plan.
+    """
+    if isinstance(plan, (str, os.PathLike)):
+        plan = load_plans(plan)
+    if isinstance(plan, PipelinePlans):
+        plan = plan.plans
     if isinstance(plan, Mapping):
-        return {name: _load(plan[name]) for name in names}
+        if not plan:
+            raise InputError("an empty mapping of plans; expected a plan for each denoiser by its name in the pipeline")
+        for name in plan:
+            check_free(pipe, name)
+        return {name: own if isinstance(own, Plan) else Plan.load(own) for name, own in plan.items()}
     if plan is not None:
-        return dict.fromkeys(names, _load(plan))
-    plans: dict[str, Plan] = {}
-    for name in names:
-        like = [other for other in plans if _are_alike(getattr(pipe, other), getattr(pipe, name))]
-        plans[name] = plans[like[0]] if like else plan_for(pipe, devices, sizes, call=call, name=name)
-    return plans
-
-
-def _load(plan: PlanOrFile) -> Plan:
-    return plan if isinstance(plan, Plan) else Plan.load(plan)
-
-
-def _are_alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules have the same class, configuration and parameters, but for these' values."""
-
-    def make(module: nn.Module) -> tuple[Any, ...]:
-        module = uncompiled(module)
-        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in module.named_parameters()}
-        return type(module), dict(getattr(module, "config", {})), shapes
-
-    return make(one) == make(other)
+        name = denoiser_name(pipe, plan.class_name)
+        check_free(pipe, name)
+        return dict.fromkeys((name, *second_denoisers(pipe, uncompiled(getattr(pipe, name)))), plan)
+    for name in may_be_denoisers(pipe):
+        check_free(pipe, name)
+    return plans_for(pipe, devices, sizes, call=call)
 
 
 def _places(
@@ -197,32 +194,79 @@ def plan_for(
         UsageError: The pipeline's sizes or the number of devices make no sense.
         InfeasibleError: No plan over so many devices is faster than one.
     """
-    from partitioner.costs.model import choose_cost_model
     from partitioner.models.spec import live_spec
-    from partitioner.planning.expected_quality import SamplingSetup
     from partitioner.planning.planner import plan
+
+    denoiser = uncompiled(getattr(pipe, name or denoiser_name(pipe)))
+    return plan(_request(pipe, denoiser, live_spec(denoiser, pipe, **sizes, call=call), devices, options)).plan
+
+
+def plans_for(
+    pipe: Any,
+    devices: Sequence[str] | int | None,
+    sizes: Mapping[str, Any],
+    options: PlanOptions = DEFAULTS,
+    *,
+    call: Mapping[str, Any] | None = None,
+) -> dict[str, Plan]:
+    """A plan for each denoiser of a pipeline in memory, by the pipeline's names; all have as many ranks.
+
+    Args:
+        pipe: The pipeline; this and the following as for plan_for.
+        devices: Names, or how many.
+        sizes: What they are made for.
+        options: What else to ask for.
+        call: Arguments that the pipeline will be called with.
+
+    Raises:
+        InputError, PlanMismatch, TraceError, UsageError, InfeasibleError: As plan_for.
+    """
+    from partitioner.models.pipeline_specs import are_alike, live_specs
+    from partitioner.planning.planner import plan
+    from partitioner.planning.together import plan_together
+
+    specs = live_specs(pipe, **sizes, call=call)
+    first = uncompiled(getattr(pipe, next(iter(specs))))
+    made = {id(spec): (name, spec) for name, spec in reversed(specs.items())}
+    asked = {
+        key: _request(pipe, uncompiled(getattr(pipe, name)), spec, devices, options)
+        for key, (name, spec) in made.items()
+    }
+    if len(asked) == 1:
+        plans = dict.fromkeys(specs, plan(next(iter(asked.values()))).plan)
+    else:
+        requests = {name: asked[id(spec)] for name, spec in specs.items()}
+        plans = {name: planning.plan for name, planning in plan_together(requests).items()}
+    for name, module in second_denoisers(pipe, first).items():
+        if name not in plans and are_alike(first, module):
+            plans[name] = next(iter(plans.values()))
+    return plans
+
+
+def _request(
+    pipe: Any, denoiser: nn.Module, spec: ModelSpec, devices: Sequence[str] | int | None, options: PlanOptions
+) -> PlanRequest:
+    """What to ask the planner for, for one of a pipeline's denoisers."""
+    from partitioner.costs.model import choose_cost_model
+    from partitioner.planning.expected_quality import SamplingSetup
     from partitioner.planning.request import PlanRequest
     from partitioner.planning.sources import FromSpec
     from profiles.quality_profile import QualityProfile
 
     if devices is None:
         raise InputError("without a plan, say for how many devices to make one: parallelize(pipe, devices=2)")
-    denoiser = uncompiled(getattr(pipe, name or denoiser_name(pipe)))
     check_in_memory(denoiser)
     live = str(next(denoiser.parameters()).device)
-    spec = live_spec(denoiser, pipe, **sizes, call=call)
     if spec.recorded is not None:
         logger.info(spec.recorded)
-    sampler = type(pipe.scheduler).__name__ if hasattr(pipe, "scheduler") else None
-    request = PlanRequest(
+    return PlanRequest(
         FromSpec(spec, Takeover(denoiser).bare()),
         devices if isinstance(devices, int) else len(devices),
         choose_cost_model(*(None, "cpu") if live == "cpu" else (live, None)),
         options,
-        sampling=SamplingSetup(scheduler=sampler, guidance_style=spec.guidance_style),
+        sampling=SamplingSetup(scheduler=spec.scheduler, guidance_style=spec.guidance_style),
         quality=QualityProfile.load(),
     )
-    return plan(request).plan
 
 
 def default_devices(denoiser: nn.Module, ranks: int) -> list[str]:

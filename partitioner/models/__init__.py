@@ -5,6 +5,7 @@ Torch and diffusers are imported only when something is built.
 
 from partitioner.models import architectures as _architectures  # noqa: F401 # registers what is built in
 from partitioner.models.inputs import ExampleTensor, Inputs, latent, prompt, timestep
+from partitioner.models.pipeline_specs import live_specs, model_specs
 from partitioner.models.registry import Request, model_names, register_model
 from partitioner.models.spec import ModelSpec, live_spec, model_spec, trace_model
 
@@ -15,8 +16,10 @@ __all__ = [
     "Request",
     "latent",
     "live_spec",
+    "live_specs",
     "model_names",
     "model_spec",
+    "model_specs",
     "prompt",
     "register_model",
     "timestep",

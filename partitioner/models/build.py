@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from partitioner.models.source import diffusers_class
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -26,11 +27,18 @@ def build_denoiser(class_name: str, config: Mapping[str, Any]) -> nn.Module:
     cls = diffusers_class(class_name)
     module: nn.Module = cls.from_config(dict(config))
     kept = cls._keep_in_fp32_modules or ()
+    cast(module, torch.get_default_dtype(), kept)
+    return module
+
+
+def cast(module: nn.Module, dtype: torch.dtype, kept: Collection[str] = ()) -> None:
+    """Give a module's floating-point tensors a dtype, also those without memory. kept: parts of names of float32."""
+    import torch
+
     for name, tensor in module.state_dict(keep_vars=True).items():
-        dtype = torch.float32 if any(part in kept for part in name.split(".")) else torch.get_default_dtype()
-        if tensor.is_floating_point() and tensor.dtype != dtype:
-            cast = tensor.detach().to(dtype)
+        wanted = torch.float32 if any(part in kept for part in name.split(".")) else dtype
+        if tensor.is_floating_point() and tensor.dtype != wanted:
+            made = tensor.detach().to(wanted)
             owner, _, attribute = name.rpartition(".")
             is_parameter = isinstance(tensor, torch.nn.Parameter)
-            setattr(module.get_submodule(owner), attribute, torch.nn.Parameter(cast, False) if is_parameter else cast)
-    return module
+            setattr(module.get_submodule(owner), attribute, torch.nn.Parameter(made, False) if is_parameter else made)

@@ -15,7 +15,7 @@ _FRAMES = 16
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
 _GUIDANCE = (
     "guidance_scale", "max_guidance_scale", "min_guidance_scale", "true_cfg_scale", "guidance_scale_2",
-    "audio_guidance_scale",
+    "audio_guidance_scale", "prior_guidance_scale", "decoder_guidance_scale",
 )  # fmt: skip
 # What is given besides what must be, until a call succeeds: pipelines often ask only in their code.
 _OPTIONAL: tuple[tuple[str, ...], ...] = (
@@ -91,7 +91,8 @@ def _parameters(pipe: Any) -> dict[str, inspect.Parameter]:
 def _run_arguments(taken: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """How to run: few steps, no decoding, all of the noise; and the size that was asked for, not one near it."""
     wanted = {
-        "num_inference_steps": steps, "output_type": "latent", "strength": 1.0, "use_resolution_binning": False,
+        **{name: steps for name in taken if name.endswith("num_inference_steps")},
+        "output_type": "latent", "strength": 1.0, "use_resolution_binning": False,
         "expand_prompts": False,
     }  # fmt: skip
     return {name: value for name, value in wanted.items() if name in taken}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from partitioner.models.guidance import GuidanceStyle
 from partitioner.models.pipeline_call import guessed_calls, guidance_arguments, missing_arguments
 from partitioner.models.seen_calls import SeenCall, SeenRoles, roles_of, see
 from partitioner.models.sizes import Sizes
-from partitioner.models.stand_ins import StandIns
+from partitioner.models.stand_ins import OutsideCall, StandIns
 
 _STEPS = (3, 2, 12)  # few, exactly two as some distilled models ask for, and enough for one of two denoisers by turns
 _MOST_CALLS = 100  # after which a pipeline without a number of steps is stopped
@@ -34,13 +35,15 @@ class Recording:
         half: Those without guidance, where with it a call holds both halves in one batch that can be split; else None.
         guidance: "batch": both halves in one call; "two-calls": one after the other, with the same latent and timestep;
             "embedded": its scale is an argument of the denoiser; "none": none was seen.
-        arguments: What the pipeline was called with.
+        call: What the pipeline was called with.
+        beside: Other modules that the pipeline called between the denoiser's calls, such as a ControlNet.
     """
 
     seen: SeenRoles
     half: SeenRoles | None
     guidance: GuidanceStyle
-    arguments: tuple[str, ...]
+    call: Mapping[str, Any]
+    beside: tuple[str, ...] = ()
 
 
 def record(
@@ -60,10 +63,40 @@ def record(
     """
     runs = _Runs(pipe, name, stand_ins)
     call, seen, calls = _first_success(runs, sizes, dict(given or {}))
+    beside = _called_between(stand_ins.calls, name)
     if not sizes.guidance:
-        return Recording(seen, None, "none", tuple(call))
+        return Recording(seen, None, "none", call, beside)
     half, style = _without_guidance(runs, call, seen, calls, given or {})
-    return Recording(seen, half, style, tuple(call))
+    return Recording(seen, half, style, call, beside)
+
+
+def is_denoiser(pipe: Any, name: str, stand_ins: StandIns, call: Mapping[str, Any]) -> bool:
+    """Whether a module of a pipeline is a denoiser: its calls take what its earlier ones have led to.
+
+    A module that gives something to another as it is, as a ControlNet does, is none: it is a part of the other's step.
+
+    Args:
+        pipe: The pipeline of stand-ins.
+        name: What it calls the module.
+        stand_ins: What made its modules.
+        call: What to call it with.
+    """
+    runs = _Runs(pipe, name, stand_ins)
+    calls, others = runs.run(call, 0)[0], runs.run(call, 1)[0]
+    given = [made.gave for made in stand_ins.calls if made.path == name]
+    if any(made.took & gave for made in stand_ins.calls for gave in given if made.path != name):
+        return False
+    try:
+        return len(calls) > 1 and bool(roles_of(calls, others).roles)
+    except UsageError:
+        return False
+
+
+def _called_between(calls: Sequence[OutsideCall], name: str) -> tuple[str, ...]:
+    """The other modules that were called between the first and the last call of one."""
+    own = [number for number, call in enumerate(calls) if call.path == name]
+    between = [call.path.split(".")[0] for call in calls[own[0] : own[-1]]] if own else []
+    return tuple(path for path in dict.fromkeys(between) if path != name)
 
 
 def _first_success(
@@ -159,6 +192,7 @@ class _Runs:
 
         self._stand_ins.variant = variant
         self._stand_ins.given.clear()
+        self._stand_ins.calls.clear()
         try:
             with _undisturbed(), self._stand_ins.watch(self.denoiser, note), torch.no_grad():
                 _fresh(self.pipe)(**copy.copy(dict(call)))
@@ -177,6 +211,8 @@ def _fresh(pipe: Any) -> Any:
     for name, value in list(vars(pipe).items()):
         if isinstance(value, diffusers.SchedulerMixin) or type(value).__module__.startswith("diffusers.guiders"):
             vars(made)[name] = copy.deepcopy(value)
+        elif isinstance(value, diffusers.DiffusionPipeline):
+            vars(made)[name] = _fresh(value)
     vars(made)["_progress_bar_config"] = {"disable": True}
     return made
 
@@ -189,11 +225,14 @@ def _undisturbed() -> Iterator[None]:
 
     drawn, state = random.getstate(), numpy.random.get_state()
     levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    shapes = logging.getLogger("torch._subclasses.fake_tensor")  # tells every call that does not fit
+    shapes_level = shapes.level
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
             transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+            shapes.setLevel(logging.CRITICAL)
             torch.manual_seed(0)
             random.seed(0)
             numpy.random.seed(0)  # what pipelines that use numpy's own generator draw from
@@ -203,3 +242,4 @@ def _undisturbed() -> Iterator[None]:
         numpy.random.set_state(state)
         diffusers_logging.set_verbosity(levels[0])
         transformers_logging.set_verbosity(levels[1])
+        shapes.setLevel(shapes_level)

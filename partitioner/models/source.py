@@ -15,6 +15,7 @@ from profiles.json_files import JsonFileError, read_json
 
 _WEIGHTS = [f"*.{end}" for end in ("safetensors", "bin", "pt", "pth", "ckpt", "gguf", "onnx*", "msgpack", "h5")]
 _MAX_BYTES = 1_000_000
+DENOISER_NAMES = ("unet", "transformer")  # what most pipelines call theirs
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 Reader = Callable[[str], Path | None]  # a path inside a repository -> the local file, None where there is none
@@ -35,6 +36,7 @@ class ModelSource:
         steps: Of one generation, by the pipeline's default; None where that is not known.
         part: What its pipeline calls it; None where that is not known.
         place: The folder or hub id of its pipeline; None where that is not known.
+        others: The pipeline's other modules that may be called at each step.
     """
 
     name: str
@@ -47,6 +49,11 @@ class ModelSource:
     steps: int | None = None
     part: str | None = None
     place: str | None = None
+    others: tuple[ModelSource, ...] = ()
+
+    def is_made_like(self, other: ModelSource) -> bool:
+        """Whether both have one class and one configuration, and so one plan."""
+        return (self.class_name, self.config) == (other.class_name, other.config)
 
 
 def find_source(model: str) -> ModelSource | None:
@@ -92,15 +99,46 @@ def _from_files(name: str, find: Reader, model: str) -> ModelSource:
             raise UsageError(f"{model} holds neither a model_index.json (a pipeline) nor a config.json (a model)")
         return _from_config(name, config_file)
     index = _read(index_file)
-    part = next((part for part in ("unet", "transformer") if part in index), None)
-    config_file = find(f"{part}/config.json") if part else None
-    if config_file is None:
+    parts = [part for part, entry in index.items() if _may_be_stepped(entry) and find(f"{part}/config.json")]
+    parts.sort(key=lambda part: part not in DENOISER_NAMES)
+    if not parts:
         raise UsageError(
             f"{model} is a {index.get('_class_name', 'pipeline')} without a unet/config.json or transformer/config.json"
         )
     vae_file = find("vae/config.json") if "vae" in index else None
-    source = _from_config(name, config_file, index, _read(vae_file) if vae_file else {})
-    return replace(source, part=part, place=model)
+    vae = _read(vae_file) if vae_file else {}
+
+    def source_of(part: str) -> ModelSource:
+        config_file = find(f"{part}/config.json")
+        assert config_file is not None
+        return replace(_from_config(name, config_file, index, vae), part=part, place=model)
+
+    return replace(source_of(parts[0]), others=tuple(map(source_of, parts[1:])))
+
+
+def _may_be_stepped(entry: Any) -> bool:
+    """Whether an entry of a model_index.json, ["diffusers", "FluxTransformer2DModel"], may be called at each step."""
+    import diffusers
+
+    if not (isinstance(entry, (list, tuple)) and len(entry) == 2 and isinstance(entry[1], str)):
+        return False
+    cls = getattr(diffusers, entry[1], None)
+    return inspect.isclass(cls) and may_be_stepped(cls)
+
+
+def may_be_stepped(cls: type) -> bool:
+    """Whether a pipeline may call modules of a class at each step: a model of diffusers that computes something.
+
+    Autoencoders are called before and after the steps.
+    """
+    import diffusers
+
+    computes = inspect.unwrap(getattr(cls, "forward", len))
+    return (
+        issubclass(cls, diffusers.ModelMixin)
+        and not hasattr(cls, "decode")
+        and bool(getattr(getattr(computes, "__code__", None), "co_names", ()))  # a motion adapter's calls nothing
+    )
 
 
 def pipeline_folder(source: ModelSource) -> Path:

@@ -5,7 +5,6 @@ Torch and diffusers are imported only when something is built.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 import re
@@ -34,7 +33,25 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("float16", "bfloat16", "float32")
-_RECORDED_DTYPE = "bfloat16"  # of a denoiser that no description names another for
+_SCHEDULER = re.compile(r"(\w+_)?scheduler")
+RECORDED_DTYPE = "bfloat16"  # of a denoiser that no description names another for
+
+
+@dataclass(frozen=True, slots=True)
+class SteppedModule:
+    """A module that a pipeline calls at each step beside its denoisers, such as a ControlNet.
+
+    Attributes:
+        name: What the pipeline calls it.
+        class_name: Its class.
+        parameters: How many it has.
+        parameter_bytes: What they take.
+    """
+
+    name: str
+    class_name: str
+    parameters: int
+    parameter_bytes: int
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,7 @@ class ModelSpec:
         steps: Of one generation, by the pipeline's default; None where that is not known.
         guidance_style: How guidance is done, see ``guidance_style``.
         recorded: What a call of the pipeline showed, in words; None where a description gave the inputs.
+        beside: What the pipeline calls at each step beside its denoisers.
     """
 
     name: str
@@ -70,6 +88,7 @@ class ModelSpec:
     steps: int | None = None
     guidance_style: GuidanceStyle = "none"
     recorded: str | None = None
+    beside: tuple[SteppedModule, ...] = ()
 
     def load(self) -> None:
         """Import what building and tracing need, which takes seconds; else the first ``trace_model`` does it."""
@@ -160,25 +179,21 @@ def model_spec(
     ((2, 4, 32, 32), 2, 'float32')
     """
     sizes = Sizes(height, width, frames, batch, guidance)
-    source, architecture = _find(model)
-    if architecture is not None:
-        try:
-            return _spec(source, architecture, sizes, dtype)
-        except NotDescribed:
-            if source.place is None:
-                raise
-    dtype = _dtype_name(_RECORDED_DTYPE if dtype is None else dtype)
-    folder = pipeline_folder(source)
+    source, architecture = find_model(model)
+    spec = described_spec(source, architecture, sizes, dtype)
+    if spec is not None:
+        return spec
+    dtype = dtype_name(RECORDED_DTYPE if dtype is None else dtype)
 
     from partitioner.models.recorded import record
     from partitioner.models.stand_ins import StandIns
     from partitioner.models.unweighted import build_pipeline
 
     stand_ins = StandIns()
+    pipe = build_pipeline(pipeline_folder(source), source.pipeline, dtype, stand_ins)
     assert source.part is not None
-    pipe = build_pipeline(folder, source.pipeline, dtype, stand_ins)
     recording = record(pipe, source.part, stand_ins, sizes)
-    return _recorded(source, recording, sizes, dtype, diffusers_class(source.class_name))
+    return recorded_spec(source, recording, sizes, dtype, pipe)
 
 
 def live_spec(
@@ -213,34 +228,76 @@ def live_spec(
     """
     load_plugins()
     sizes = Sizes(height, width, frames, batch, guidance)
-    class_name = type(denoiser).__name__
-    vae = getattr(pipeline, "vae", None)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(str(getattr(pipeline, "name_or_path", ""))).name).strip("-._")
-    source = ModelSource(
-        name=name or class_name,
-        class_name=class_name,
-        config=dict(denoiser.config),
-        pipeline={"_class_name": type(pipeline).__name__, **dict(pipeline.config)},
-        vae=dict(vae.config) if vae is not None else {},
-    )
-    if class_name in ARCHITECTURES and call is None:
-        with contextlib.suppress(NotDescribed):
-            return _spec(source, ARCHITECTURES[class_name], sizes, denoiser.dtype, denoiser)
+    source = live_source(denoiser, pipeline)
+    spec = described_spec(source, ARCHITECTURES.get(source.class_name), sizes, denoiser.dtype, denoiser)
+    if spec is not None and call is None:
+        return spec
 
-    from partitioner.graph.torch_private import uncompiled
     from partitioner.models.recorded import record
     from partitioner.models.stand_ins import StandIns
     from partitioner.models.unweighted import twin_of
 
     stand_ins = StandIns()
-    part = next(name for name, value in vars(pipeline).items() if value is denoiser or uncompiled(value) is denoiser)
-    recording = record(twin_of(pipeline, stand_ins), part, stand_ins, sizes, call)
-    return _recorded(source, recording, sizes, _dtype_name(denoiser.dtype), type(denoiser))
+    assert source.part is not None
+    recording = record(twin_of(pipeline, stand_ins), source.part, stand_ins, sizes, call)
+    return recorded_spec(source, recording, sizes, dtype_name(denoiser.dtype), pipeline)
 
 
-def _recorded(source: ModelSource, recording: Recording, sizes: Sizes, dtype: str, cls: Any) -> ModelSpec:
-    """The spec that follows from a recording. cls: the denoiser's class."""
-    taken = inspect.signature(cls.forward).parameters
+def live_source(denoiser: Any, pipeline: Any) -> ModelSource:
+    """The source of a denoiser in memory, a module of a pipeline."""
+    from partitioner.graph.torch_private import uncompiled
+
+    class_name = type(denoiser).__name__
+    vae = getattr(pipeline, "vae", None)
+    samplers = {
+        key: ("diffusers", type(value).__name__) for key, value in vars(pipeline).items() if _SCHEDULER.fullmatch(key)
+    }
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(str(getattr(pipeline, "name_or_path", ""))).name).strip("-._")
+    return ModelSource(
+        name=name or class_name,
+        class_name=class_name,
+        config=dict(denoiser.config),
+        pipeline={"_class_name": type(pipeline).__name__, **dict(pipeline.config), **samplers},
+        vae=dict(vae.config) if vae is not None else {},
+        part=next(
+            (name for name, value in vars(pipeline).items() if value is denoiser or uncompiled(value) is denoiser), None
+        ),
+    )
+
+
+def described_spec(
+    source: ModelSource,
+    architecture: Architecture | None,
+    sizes: Sizes,
+    dtype: str | torch.dtype | None,
+    denoiser: Any = None,
+) -> ModelSpec | None:
+    """The spec by a class's description; None where there is none, and the pipeline may show how it calls it.
+
+    Args:
+        source: The denoiser's configuration.
+        architecture: The description of its class.
+        sizes: What it is called for.
+        dtype: That of the spec; None for the description's.
+        denoiser: The one in memory.
+
+    Raises:
+        UsageError: It cannot have that size or dtype, or there is a description that does not know it, and no pipeline.
+    """
+    if architecture is None:
+        return None
+    try:
+        return _spec(source, architecture, sizes, dtype, denoiser)
+    except NotDescribed:
+        if source.place is None and denoiser is None:
+            raise
+        return None
+
+
+def recorded_spec(source: ModelSource, recording: Recording, sizes: Sizes, dtype: str, pipe: Any) -> ModelSpec:
+    """The spec that follows from a recording. pipe: the pipeline, in memory or of stand-ins."""
+    assert source.part is not None
+    taken = inspect.signature(type(getattr(pipe, source.part)).forward).parameters
     more = {"return_dict": False} if "return_dict" in taken else {}
     both = {**recording.seen.inputs(dtype), **more}
     half = both if recording.half is None else {**recording.half.inputs(dtype), **more}
@@ -254,10 +311,17 @@ def _recorded(source: ModelSource, recording: Recording, sizes: Sizes, dtype: st
         dtype=dtype,
         make=partial(build_denoiser, source.class_name, dict(source.config)),
         revision=source.revision,
-        scheduler=_scheduler_of(source.pipeline),
+        scheduler=_scheduler_of(source),
         guidance_style=recording.guidance,
         recorded=f"{source.class_name} as its pipeline calls it: {recording.seen}; guidance: {recording.guidance}",
+        beside=tuple(_stepped(pipe, name) for name in recording.beside),
     )
+
+
+def _stepped(pipe: Any, name: str) -> SteppedModule:
+    parameters = list(getattr(pipe, name).parameters())
+    count, size = sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+    return SteppedModule(name, type(getattr(pipe, name)).__name__, count, size)
 
 
 def _spec(
@@ -265,7 +329,7 @@ def _spec(
     architecture: Architecture,
     sizes: Sizes,
     dtype: str | torch.dtype | None,
-    denoiser: Any = None,
+    denoiser: Any,
 ) -> ModelSpec:
     pipeline = source.pipeline.get("_class_name")
     if architecture.pipelines and pipeline is not None and pipeline not in architecture.pipelines:
@@ -296,29 +360,36 @@ def _spec(
         branch_inputs=describe(sizes.batch),
         halves=halves,
         batch=sizes.batch,
-        dtype=_dtype_name(architecture.dtype if dtype is None else dtype),
+        dtype=dtype_name(architecture.dtype if dtype is None else dtype),
         make=architecture.build or partial(build_denoiser, source.class_name, config),
         revision=source.revision,
-        scheduler=_scheduler_of(source.pipeline),
+        scheduler=_scheduler_of(source),
         steps=source.steps,
         guidance_style=style,
     )
 
 
-def _scheduler_of(pipeline: Mapping[str, Any]) -> str | None:
-    """The scheduler's class in a model_index.json: ["diffusers", "DDIMScheduler"]."""
-    entry = pipeline.get("scheduler")
+def _scheduler_of(source: ModelSource) -> str | None:
+    """The class of the denoiser's scheduler in a model_index.json: ["diffusers", "DDIMScheduler"].
+
+    Where there are several, "prior_scheduler" is that of "prior" and of "prior_prior".
+    """
+    names = [name for name in source.pipeline if _SCHEDULER.fullmatch(name)]
+    own = [name for name in names if (source.part or "").startswith(name.removesuffix("scheduler").rstrip("_"))]
+    entry = source.pipeline.get(max(own, key=len, default="scheduler"))
     return str(entry[1]) if isinstance(entry, list | tuple) and len(entry) == 2 and entry[1] else None
 
 
-def _dtype_name(dtype: str | torch.dtype) -> str:
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """The name of a dtype that plans are made for; UsageError for another."""
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise UsageError(f"--dtype {name} is not one of {', '.join(DTYPES)}")
     return name
 
 
-def _find(model: str) -> tuple[ModelSource, Architecture | None]:
+def find_model(model: str) -> tuple[ModelSource, Architecture | None]:
+    """The source of a name, folder or hub id, and the description of its class, if there is one."""
     if model not in BUILT_IN:  # a built-in name needs no package of anybody else's
         load_plugins()
     known = ARCHITECTURES.get(model)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -34,16 +35,33 @@ def digest_of(tensor: torch.Tensor) -> bytes:
     return made.digest()
 
 
+@dataclass(frozen=True, slots=True)
+class OutsideCall:
+    """A call of a module, or of a part of one, from the pipeline's own code.
+
+    Attributes:
+        path: "unet", or "vae.decoder" of a part.
+        took: Names (``digest_of``) of the tensors among its arguments.
+        gave: Names of the tensors that it gave.
+    """
+
+    path: str
+    took: frozenset[bytes]
+    gave: frozenset[bytes]
+
+
 class StandIns:
     """Makes modules whose calls from outside are computed by shape, and remembers what they gave.
 
     Attributes:
         variant: Other values come from the watched module for another variant, so that what depends on them shows.
+        calls: All calls from outside, in order.
         given: Names (``digest_of``) of the tensors that modules other than the watched one have given.
     """
 
     def __init__(self) -> None:
         self.variant = 0
+        self.calls: list[OutsideCall] = []
         self.given: set[bytes] = set()
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._inside = False
@@ -143,12 +161,16 @@ class StandIns:
                 self._known[key] = output  # shapes alone, which the same shapes will give again
         else:
             output = self._known[key]
-        output = self._real(output, f"{path} {self.variant if watched else 0}", (args, kwargs))
+        leaves = tree_leaves((args, kwargs))
+        took = [digest_of(leaf) if isinstance(leaf, torch.Tensor) else repr(type(leaf)).encode() for leaf in leaves]
+        output = self._real(output, f"{path} {self.variant if watched else 0}", took)
+        gave = frozenset(digest_of(leaf) for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
+        self.calls.append(OutsideCall(path, frozenset(took), gave))
         if watched:
             assert self._observer is not None
             self._observer(args, kwargs, output)
         else:
-            self.given.update(digest_of(leaf) for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
+            self.given |= gave
         return output
 
     def _compute(
@@ -185,10 +207,10 @@ class StandIns:
             args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), (args, dict(kwargs)))
             return tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), original(*args, **kwargs))
 
-    def _real(self, output: Any, name: str, given: Any) -> Any:
+    def _real(self, output: Any, name: str, took: Sequence[bytes]) -> Any:
         seed = hashlib.blake2b(name.encode(), digest_size=8)
-        for leaf in tree_leaves(given):
-            seed.update(digest_of(leaf) if isinstance(leaf, torch.Tensor) else repr(type(leaf)).encode())
+        for digest in took:
+            seed.update(digest)
         generator = torch.Generator().manual_seed(int.from_bytes(seed.digest(), "little") >> 1)
         return tree_map_only(FakeTensor, lambda fake: _drawn(fake, generator), output)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from partitioner.errors import UsageError, first_line
-from partitioner.models.build import build_denoiser
+from partitioner.models.build import build_denoiser, cast
 
 if TYPE_CHECKING:
     from partitioner.models.stand_ins import StandIns
@@ -99,7 +99,9 @@ def _module(folder: Path, cls: Any, dtype: str, stand_ins: StandIns) -> Any:
                 return cls.from_config(config).eval()
         config = cls.config_class.from_pretrained(folder)
         with stand_ins.building():
-            return cls(config).eval()
+            made = cls(config).eval()
+            cast(made, torch.get_default_dtype())  # its parts are made in the dtype that the folder was saved in
+            return made
     finally:
         torch.set_default_dtype(before)
 

@@ -18,6 +18,8 @@ KEY_REGEX = re.compile(KEY_PATTERN)
 NodeKey = Annotated[str, Field(pattern=KEY_PATTERN, max_length=512)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")]
+ClassName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+DenoiserName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]  # what a pipeline calls it
 ArgumentPath = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*$", max_length=256)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Figure = Annotated[float, Field(ge=0, le=1e15)]

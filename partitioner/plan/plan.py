@@ -1,9 +1,9 @@
 """Plan: which component computes which node, and how to run it. The plan file's specification.
 
 A plan file is UTF-8 JSON, at most MAX_PLAN_BYTES, of the fields below and no others (docs/plan.schema.json is made
-from them). It MUST hold finite numbers only, no key twice, and names that are labels: nothing in it is a path, is
-imported or is evaluated. Every latent node of the traced graph MUST stand in ``placement`` exactly once. The same plan
-is always the same bytes.
+from them); a file with plans of several denoisers holds such an object for each (pipeline_plans.py). It MUST hold
+finite numbers only, no key twice, and names that are labels: nothing in it is a path, is imported or is evaluated.
+Every latent node of the traced graph MUST stand in ``placement`` exactly once. The same plan is always the same bytes.
 
 Ranks: component k of branch b runs on rank b*N + (N-1-k), so that rank 0, the driver, has the last component of
 branch 0, which makes the output.
@@ -30,6 +30,7 @@ from partitioner.plan.differences import boundaries_of, differences_of, is_modif
 from partitioner.plan.fields import (
     ARRAY,
     KEY_REGEX,
+    ClassName,
     Label,
     ModelName,
     NodeKey,
@@ -41,7 +42,15 @@ from partitioner.plan.fields import (
     shown_briefly,
 )
 from partitioner.plan.placement import NamePlacement
-from partitioner.plan.records import Boundary, CostSource, PlanContainer, PlanInput, PlanLiteral, Predicted
+from partitioner.plan.records import (
+    Boundary,
+    CostSource,
+    DriverModule,
+    PlanContainer,
+    PlanInput,
+    PlanLiteral,
+    Predicted,
+)
 from partitioner.plan.speedup import trajectory_speedup
 from partitioner.search.mode import Mode
 from profiles.json_files import JsonFileError, read_json, write_atomic
@@ -76,6 +85,7 @@ class Plan(PlanRecord):
     components: N, the length of the chain. placement: node key -> component 0..N-1, in execution order.
     containers: the lists, tuples and empty dicts of inputs and literals; in the file where there are any.
     guidance_style: how the pipeline does guidance, where it is known; in the file only then.
+    driver_modules: what the pipeline calls at each step beside its denoisers; in the file where there is anything.
     branches: 2 if the guidance batch is halved; inputs, fingerprint and placement are then those of one half.
     periods: every how many steps each component recomputes, the last one in every step; period is the largest. warmup:
     exact first steps.
@@ -84,7 +94,7 @@ class Plan(PlanRecord):
 
     schema_version: Literal[1]
     model: ModelName
-    class_name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+    class_name: ClassName
     revision: Label | None
     versions: Annotated[dict[Label, Label], BeforeValidator(_check_versions)]
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -92,6 +102,7 @@ class Plan(PlanRecord):
     literals: Annotated[tuple[PlanLiteral, ...], Field(max_length=1024), *ARRAY]
     containers: Annotated[tuple[PlanContainer, ...], Field(max_length=1024), *ARRAY] = ()
     guidance_style: GuidanceStyle | None = None
+    driver_modules: Annotated[tuple[DriverModule, ...], Field(max_length=64), *ARRAY] = ()
     components: Size
     branches: Annotated[int, Field(ge=1, le=2)]
     period: Size
@@ -160,12 +171,9 @@ class Plan(PlanRecord):
         """A plan from a JSON document; PlanError names the first field that is wrong."""
         if not isinstance(document, dict):
             raise PlanError(f"{name} is no plan: expected an object, got {shown_briefly(document)}")
-        version = document.get("schema_version")
-        if type(version) is not int or version != SCHEMA_VERSION:
-            raise PlanError(
-                f"{name} has plan schema version {shown_briefly(version)}; this release reads version "
-                f"{SCHEMA_VERSION}: make the plan again with partition-model"
-            )
+        check_version(document, name)
+        if "plans" in document:
+            raise PlanError(f"{name} holds the plans of several denoisers, not one: read it with load_plans")
         try:
             return cls.model_validate(document)
         except ValidationError as error:
@@ -189,6 +197,7 @@ class Plan(PlanRecord):
         mode: Mode = "lookahead",
         predictor: PredictorName = "hold",
         guidance_style: GuidanceStyle | None = None,
+        driver_modules: Sequence[DriverModule] = (),
     ) -> Self:
         """The plan of a split. PlanError if it does not hold together."""
         in_order = {node.name: placement[node.name] for node in graph.latent_nodes}
@@ -206,6 +215,7 @@ class Plan(PlanRecord):
                 literals=tuple(PlanLiteral(path=path, value=value) for path, value in graph.literals),
                 containers=_containers_of(graph),
                 guidance_style=guidance_style,
+                driver_modules=tuple(driver_modules),
                 components=components,
                 branches=branches,
                 period=max(periods, default=1),
@@ -229,16 +239,17 @@ class Plan(PlanRecord):
         except JsonFileError as error:
             raise PlanError(str(error)) from None
 
+    @property
+    def document(self) -> dict[str, Any]:
+        """What the plan's file holds: fields as in the class, nodes in execution order."""
+        # earlier releases know no such fields
+        unused = {name for name in ("containers", "guidance_style", "driver_modules") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude=unused)
+
     @cached_property
     def canonical(self) -> bytes:
-        """The bytes of the plan's file: fields as in the class, nodes in execution order, one item a line."""
-        # earlier releases know no such fields
-        unused = {name for name in ("containers", "guidance_style") if not getattr(self, name)}
-        text = json.dumps(self.model_dump(mode="json", exclude=unused), ensure_ascii=False, allow_nan=False, indent=1)
-        data = (text + "\n").encode()
-        if len(data) > MAX_PLAN_BYTES:
-            raise PlanError(f"the plan would have {len(data)} bytes; at most {MAX_PLAN_BYTES} are read")
-        return data
+        """The bytes of the plan's file, one item a line."""
+        return as_file(self.document, MAX_PLAN_BYTES)
 
     @cached_property
     def digest(self) -> str:
@@ -323,9 +334,22 @@ class Plan(PlanRecord):
         return carry_over(self.placement, graph, self.mode == "lookahead", self.origin)
 
 
-def plan_schema() -> dict[str, Any]:
-    """The JSON schema of a plan file, as published in docs/plan.schema.json."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Plan.model_json_schema(mode="validation")}
+def check_version(document: Mapping[str, Any], name: str) -> None:
+    """PlanError if a file's document is of another schema version. name: of the file."""
+    version = document.get("schema_version")
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise PlanError(
+            f"{name} has plan schema version {shown_briefly(version)}; this release reads version "
+            f"{SCHEMA_VERSION}: make the plan again with partition-model"
+        )
+
+
+def as_file(document: Mapping[str, Any], most: int) -> bytes:
+    """The bytes of a plan file; PlanError if they are more than are read."""
+    data = (json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode()
+    if len(data) > most:
+        raise PlanError(f"the plan would have {len(data)} bytes; at most {most} are read")
+    return data
 
 
 def _inputs_of(graph: TracedGraph) -> tuple[PlanInput, ...]:

@@ -11,7 +11,9 @@ from partitioner.graph.ir import DTYPE_BYTES
 from partitioner.plan.fields import (
     ARRAY,
     ArgumentPath,
+    ClassName,
     Count,
+    DenoiserName,
     Dtype,
     Figure,
     InputRole,
@@ -46,6 +48,18 @@ class PlanContainer(PlanRecord):
 
     path: ArgumentPath
     kind: Literal["list", "tuple", "dict"]
+
+
+class DriverModule(PlanRecord):
+    """A module that the pipeline calls at each step beside its denoisers, such as a ControlNet: no plan splits it.
+
+    It runs whole in the pipeline, on the driver's device. name: what the pipeline calls it.
+    """
+
+    name: DenoiserName
+    class_name: ClassName
+    parameters: Count
+    parameter_bytes: Count
 
 
 class Boundary(PlanRecord):

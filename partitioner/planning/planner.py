@@ -16,7 +16,7 @@ import contextlib
 import importlib.metadata
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from partitioner._version import __version__
@@ -27,7 +27,7 @@ from partitioner.fleet import Fleet, as_devices, limit_memory
 from partitioner.graph.ir import Role, TracedGraph
 from partitioner.plan.fields import PredictorName, as_label
 from partitioner.plan.plan import Plan
-from partitioner.plan.records import CostSource
+from partitioner.plan.records import CostSource, DriverModule
 from partitioner.planning.build_problem import build_problem
 from partitioner.planning.candidates import Candidate, find_candidates, seats_of
 from partitioner.planning.choose import advice_on, choose
@@ -147,6 +147,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
         versions=_versions(),
         revision=traced.revision,
         guidance_style=request.sampling.guidance_style,
+        driver_modules=[DriverModule(**asdict(module)) for module in traced.beside],
     )
     return Planning(
         made,

@@ -15,7 +15,7 @@ from partitioner.staleness.edge_errors import EdgeErrors
 if TYPE_CHECKING:
     from torch import nn
 
-    from partitioner.models.spec import ModelSpec
+    from partitioner.models.spec import ModelSpec, SteppedModule
 
 
 class GraphSource(Protocol):
@@ -42,12 +42,14 @@ class FromGraphs:
         half: Of one half of the guidance batch; None where a call does not hold both halves.
         edge_errors: Measured staleness of the whole graph's edges, which are the half's too; None: not measured.
         revision: The commit of the model on the hub, where it has one.
+        beside: What the pipeline calls at each step beside its denoisers.
     """
 
     whole: TracedGraph
     half: TracedGraph | None = None
     edge_errors: EdgeErrors | None = None
     revision: str | None = None
+    beside: tuple[SteppedModule, ...] = ()
 
     @property
     def name(self) -> str:
@@ -108,7 +110,7 @@ class FromSpec:
                     half_of = beside(half_of)
             whole = trace_model(self.spec, denoiser=self.denoiser)
             half = None if half_of is None else half_of()
-        return FromGraphs(whole, half, revision=self.spec.revision)
+        return FromGraphs(whole, half, revision=self.spec.revision, beside=self.spec.beside)
 
 
 @dataclass(frozen=True, eq=False)

@@ -160,7 +160,9 @@ def test_inspect_shows_what_the_plan_says(split: Run, run: Run) -> None:
 
 def test_a_name_brings_its_steps_sampler_and_guidance(folder: Path) -> None:
     def sampling(*arguments: str) -> SamplingSetup:
-        return cli._request(cli._parser().parse_args(["--devices", "2", "--model", *arguments]), False).sampling
+        parsed = cli._parser().parse_args(["--devices", "2", "--model", *arguments])
+        (request,) = cli._requests(parsed, False).values()
+        return request.sampling
 
     assert sampling("flux") == SamplingSetup(28, "FlowMatchEulerDiscreteScheduler", "embedded")
     assert sampling("wan", "--steps", "10") == SamplingSetup(10, "UniPCMultistepScheduler", "two-calls")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import partitioner.cli
+import runtime.cli
+from partitioner.plan.pipeline_plans import PipelinePlans
 from runtime import parallelize
 from runtime.driver.distribution import Distribution
 from runtime.errors import EngineError, InputError, PlanMismatch
 from runtime.second_denoisers import second_denoisers
 from tests.support.engines import Trajectory, toy, toy_plan
 from tests.support.toy_sampling import ToyScheduler
+from tools.support.pipelines import PIPELINES
+from tools.support.tries import largest_difference
 
 
 class TwoDenoisers:
@@ -135,3 +143,56 @@ def test_only_what_is_of_the_denoisers_class_is_a_second_one() -> None:
     pipe = TwoDenoisers()
     assert second_denoisers(pipe, pipe.transformer) == {"transformer_2": pipe.transformer_2}
     assert not second_denoisers(object(), pipe.transformer)
+
+
+def test_a_file_with_a_plan_for_each_runs_both(tmp_path: Path) -> None:
+    pipe = TwoDenoisers()
+    expected = pipe(3, 7)
+    plans = PipelinePlans.of({"transformer": toy_plan(pipe.transformer), "transformer_2": toy_plan(pipe.transformer)})
+    plans.save(tmp_path / "both.plan.json")
+    for given in (plans, tmp_path / "both.plan.json"):
+        with parallelize(pipe, given, transport="emulation", exact=True) as engine:
+            assert same(pipe(3, 7), expected)
+            assert (engine.stats.steps, engine.stats.uncovered_calls) == (7, {})
+
+
+def test_a_plan_finds_its_denoiser_by_its_class_whatever_the_pipeline_calls_it() -> None:
+    pipe = SimpleNamespace(prior=toy(), vae=nn.Identity())
+    inputs = Trajectory(2).inputs(0)
+    with torch.no_grad():
+        expected = pipe.prior(**inputs)
+    with (
+        parallelize(pipe, toy_plan(pipe.prior), transport="emulation", exact=True) as engine,
+        torch.no_grad(),
+    ):
+        assert torch.equal(pipe.prior(**inputs)[0], expected[0])
+        assert engine.stats.steps == 1
+    del pipe.prior
+    with pytest.raises(InputError, match="has neither"), parallelize(pipe, toy_plan(toy())):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`callback_steps` is deprecated:FutureWarning")  # diffusers' own call
+def test_a_folder_with_a_prior_and_a_decoder_gives_a_file_that_runs_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = PIPELINES["KandinskyV22CombinedPipeline"]
+    folder, file = tiny.save(tmp_path), str(tmp_path / "both.plan.json")
+    size = ["--height", "64", "--width", "64"]
+    arguments = ["--model", str(folder), "--devices", "2", "--branches", "1", "--dtype", "float32", *size]
+    assert partitioner.cli.main([*arguments, "--force", "--output", file, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["plan"], list(document["denoisers"])) == (file, ["unet", "prior_prior"])
+    assert document["denoisers"]["prior_prior"]["class_name"] == "PriorTransformer"
+    assert partitioner.cli.main(["inspect", file]) == 0
+    assert "prior_prior\n-----------\nKandinskyV22CombinedPipeline (PriorTransformer)" in capsys.readouterr().out
+    pipe = tiny.load(folder)
+    wanted = tiny.run(pipe)
+    with parallelize(pipe, file, transport="emulation", exact=True) as engine:
+        assert largest_difference(tiny.run(pipe), wanted) < 1e-4
+        assert engine.stats.steps == 8
+    picture = str(tmp_path / "a.png")
+    command = [file, "--pipeline", str(folder), "--prompt", "a red cat", "--steps", "2", *size, "--output", picture]
+    assert runtime.cli.main([*command, "--transport", "emulation", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 2 + 25  # the prior's own default

