@@ -165,7 +165,9 @@ class _Recorder:
             raise NotDirect(f"{func} changes the shape of a tensor in place")
         args_, kwargs_ = tuple(self._named(args)), {key: self._named(value) for key, value in kwargs.items()}
         made = func(*args, **kwargs)
-        node = self.graph.create_node("call_function", func, args_, kwargs_, name=func.overloadpacket.__name__)
+        node = self.graph.create_node(
+            "call_function", func, args_, kwargs_, name=func.overloadpacket.__name__.strip("_")
+        )
         if isinstance(made, torch.Tensor):
             self._made(node, made)
         elif isinstance(made, (list, tuple)) and all(isinstance(item, torch.Tensor) for item in made):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from partitioner.errors import ForwardFailed, TraceError
-from partitioner.graph.arguments import bind_arguments, flatten_arguments, role_of
+from partitioner.graph.arguments import FlatArguments, bind_arguments, flatten_arguments, role_of
 from partitioner.graph.constants import MAX_CONSTANT_BYTES
 from partitioner.graph.direct_trace import NotDirect, TraceProgram, direct_trace
 from partitioner.graph.dtypes import check_dtypes
@@ -78,9 +78,13 @@ def trace(
             f"no tensor argument has the role 'latent' (arguments: {', '.join(flat.tensors) or 'none'}); "
             "name the noisy sample in roles"
         )
-    with rewritten():
-        program = _export(module, nest_arguments(flat.values, flat.containers), model)
-    graph = ExportReader(program, flat, input_roles, model, type(module).__name__).read()
+    nested = nest_arguments(flat.values, flat.containers)
+    program = _export(module, nested, model)
+    try:
+        graph = _read(program, flat, input_roles, model, type(module).__name__)
+    except TraceError:  # raised again, with the line of the denoiser in which the operator is called
+        program = _export(module, nested, model, lines=True)
+        graph = _read(program, flat, input_roles, model, type(module).__name__)
     check_dtypes(graph)
     return graph
 
@@ -104,7 +108,15 @@ def fake_mode() -> Iterator[None]:
         yield
 
 
-def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> TraceProgram:
+def _read(
+    program: TraceProgram, flat: FlatArguments, roles: Mapping[str, Role], model: str, class_name: str
+) -> TracedGraph:
+    if isinstance(program, ExportedProgram):
+        inline_regions(program.graph_module, model)
+    return ExportReader(program, flat, roles, model, class_name).read()
+
+
+def _export(module: nn.Module, arguments: Mapping[str, Any], model: str, lines: bool = False) -> TraceProgram:
     if module.training:
         raise TraceError(f"{model} is in training mode; call .eval() first")
     refuse_unloadable(module, model)
@@ -128,17 +140,17 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> Trac
     state.restore()  # which empties caches: a tensor in them would be a constant of the graph
     try:
         with (
+            rewritten(),
             torch.no_grad(),
             without_constants(),
             forgotten_sources(),
-            nothing_to_read(),
             memory_put_back((*module.parameters(), *module.buffers())),
             warnings.catch_warnings(),
             watch,
         ):
             # what a forward assigns is looked at here
             warnings.filterwarnings("ignore", "The tensor attribute.* assigned during export", UserWarning)
-            program = _program(module, arguments, watch, state, (failed_in, changed, watch.places))
+            program = _program(module, arguments, watch, state, (failed_in, changed, watch.places), lines)
     except Exception as error:
         raise trace_failure(error, module, failed_in[-1] if failed_in else "", model) from error
     finally:
@@ -153,8 +165,6 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str) -> Trac
         )
     if changed or state.foreign:
         check_stateless(module, arguments, model)
-    if isinstance(program, ExportedProgram):
-        inline_regions(program.graph_module, model)
     return program
 
 
@@ -164,6 +174,7 @@ def _program(
     watch: OwnAttention,
     state: ModuleState,
     noted: Sequence[list[Any]],
+    lines: bool,
 ) -> TraceProgram:
     """What a denoiser does, by direct_trace where that can be, else by torch.export.
 
@@ -173,9 +184,10 @@ def _program(
         watch: Knows which module is running.
         state: Of the module, to be put back before it runs again.
         noted: What is noted while it runs, to be forgotten then.
+        lines: Note for every operator which line of the denoiser calls it, which only torch.export does, and slowly.
     """
     weights = (*module.parameters(), *module.buffers())
-    if any(isinstance(weight, FakeTensor) for weight in weights):
+    if not lines and any(isinstance(weight, FakeTensor) for weight in weights):
         state.bring_to(weights[0].device)
         with suppress(NotDirect):
             program = direct_trace(module, arguments, watch.where)
@@ -186,4 +198,5 @@ def _program(
             notes.clear()
     if weights:
         state.bring_to(weights[0].device)
-    return torch.export.export(module, (), dict(arguments), strict=False)
+    with nothing_to_read(lines):
+        return torch.export.export(module, (), dict(arguments), strict=False)

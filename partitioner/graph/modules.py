@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_LINE = re.compile(r'File "(.+)", line (\d+), in .*\n\s*(.*)')
 
 
 def calling_module(fx_node: Any) -> str:
     """Path of the module whose forward makes the call of an exported torch.fx node; empty for the whole denoiser."""
     stack = fx_node.meta.get("nn_module_stack") or {}
     return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def caller(fx_node: Any) -> str:
+    """The module that makes the call of an exported torch.fx node, in words, with its line where that was noted."""
+    place = f"module {calling_module(fx_node) or '<root>'}"
+    lines = _LINE.findall(fx_node.meta.get("stack_trace") or "")
+    return "{} ({}:{}: {})".format(place, *lines[-1]) if lines else place
 
 
 def enclosing_modules(module: str) -> list[str]:

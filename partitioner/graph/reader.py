@@ -15,7 +15,7 @@ from partitioner.graph.arguments import FlatArguments, flatten_arguments
 from partitioner.graph.constants import MAX_CONSTANT_BYTES, number_in, tensor_data
 from partitioner.graph.direct_trace import TraceProgram, meta_of
 from partitioner.graph.ir import CONSTANT, Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
-from partitioner.graph.modules import calling_module
+from partitioner.graph.modules import caller, calling_module
 from partitioner.graph.nesting import OutputForm, output_form
 from partitioner.graph.storages import Storages, find_storages
 from partitioner.graph.torch_private import OpOverload, draws_random_numbers, tree_unflatten
@@ -138,8 +138,9 @@ class ExportReader:
 
     def _read_constant(self, fx_node: torch.fx.Node, tensor: torch.Tensor, name: str) -> None:
         """Have a node make what is neither parameter nor buffer: a number by its operator, else a tensor of data."""
-        module, meta = calling_module(next(iter(fx_node.users))), _meta(fx_node.meta["val"])
-        where = f"{self.model}: module {module or '<root>'} reads a tensor that is neither parameter nor buffer ({name}"
+        user = next(iter(fx_node.users))
+        module, meta = calling_module(user), _meta(fx_node.meta["val"])
+        where = f"{self.model}: {caller(user)} reads a tensor that is neither parameter nor buffer ({name}"
         if tensor.nbytes > MAX_CONSTANT_BYTES:
             raise TraceError(
                 f"{where}, {meta}), of {tensor.nbytes >> 20} MiB; a graph carries up to {MAX_CONSTANT_BYTES >> 20} MiB "
@@ -181,19 +182,19 @@ class ExportReader:
         raise TraceError(f"{self.model}: an operator takes a {type(item).__name__}, which a plan cannot carry")
 
     def _read_call(self, fx_node: torch.fx.Node) -> None:
-        target = _target_name(fx_node.target, self.model, calling_module(fx_node))
+        target = _target_name(fx_node.target, self.model, caller(fx_node))
         if target in _DROPPED:
             return
         if draws_random_numbers(fx_node.target, fx_node.args, fx_node.kwargs):
             raise TraceError(
-                f"{self.model}: module {calling_module(fx_node) or '<root>'} draws random numbers ({target}), which "
+                f"{self.model}: {caller(fx_node)} draws random numbers ({target}), which "
                 "every rank would draw for itself: call .eval() on it, or give it the numbers as an argument"
             )
         module = calling_module(fx_node)
         value = fx_node.meta.get("val")
         if any(isinstance(size, torch.SymInt) for size in _sizes(value)):
             raise TraceError(
-                f"{self.model}: module {module or '<root>'} calls {target}, whose result has a size that depends on "
+                f"{self.model}: {caller(fx_node)} calls {target}, whose result has a size that depends on "
                 "the values of a tensor; a plan needs fixed sizes: use torch.where instead of a mask as an index"
             )
         outputs = _metas(value)
@@ -274,18 +275,18 @@ def _nested_form(program: TraceProgram, results: int) -> OutputForm:
     return form if form is not None and any(item is not None for _, item in form[1]) else None
 
 
-def _target_name(target: Any, model: str, module: str) -> str:
+def _target_name(target: Any, model: str, place: str) -> str:
     if isinstance(target, OpOverload):
         return str(target)
     if target is operator.getitem:
         return "operator.getitem"
     if getattr(target, "__module__", "") in ("_operator", "math", "torch.sym_ops"):
         raise TraceError(
-            f"{model}: module {module or '<root>'} computes with a size ({target.__name__}) that depends on the values "
+            f"{model}: {place} computes with a size ({target.__name__}) that depends on the values "
             "of a tensor; a plan needs fixed sizes: give every part as many rows as there can be, and mask them"
         )
     raise TraceError(
-        f"{model}: module {module or '<root>'} calls {getattr(target, '__name__', target)}, a higher-order operator; "
+        f"{model}: {place} calls {getattr(target, '__name__', target)}, a higher-order operator; "
         "a component holds plain tensor operators only: move control flow and maps out of its forward"
     )
 

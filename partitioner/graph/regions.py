@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from partitioner.errors import TraceError
-from partitioner.graph.modules import calling_module
+from partitioner.graph.modules import caller
 
 # Name of the operator -> how many of its arguments stand before the group's own: the graph, and then what it reads.
 _GROUPS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
@@ -45,7 +45,7 @@ def _check_casts(node: fx.Node, group: fx.GraphModule, model: str) -> None:
     ignored = dtype is torch.float32 and any(isinstance(v, torch.Tensor) and v.dtype in _HALF for v in values)
     if enabled or ignored:
         raise TraceError(
-            f"{model}: module {calling_module(node) or '<root>'} runs operators under torch.autocast({device!r}, "
+            f"{model}: {caller(node)} runs operators under torch.autocast({device!r}, "
             f"{dtype}), whose casts depend on the device that they run on: cast with .to(), or leave autocast out of "
             "its forward and load the denoiser in that dtype"
         )

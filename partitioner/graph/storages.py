@@ -19,7 +19,7 @@ import torch
 from partitioner.errors import TraceError
 from partitioner.graph.direct_trace import TraceProgram
 from partitioner.graph.ir import Argument, Node, Ref, Role
-from partitioner.graph.modules import calling_module
+from partitioner.graph.modules import caller
 from partitioner.graph.torch_private import aliased_argument, is_mutated_argument
 
 
@@ -94,7 +94,7 @@ def find_storages(program: TraceProgram, model: str) -> Storages:
             if is_mutated_argument(fx_node.target, position):
                 if owner in placeholders:
                     raise TraceError(
-                        f"{model}: module {calling_module(fx_node) or '<root>'}: {fx_node.target} writes to {owner} "
+                        f"{model}: {caller(fx_node)}: {fx_node.target} writes to {owner} "
                         "in place; a component cannot share state that changes: use the out-of-place form of that "
                         "operator"
                     )

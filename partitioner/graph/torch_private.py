@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import linecache
+import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -131,19 +133,30 @@ def memory_put_back(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def nothing_to_read() -> Iterator[None]:
+def nothing_to_read(lines: bool) -> Iterator[None]:
     """Inside the block, torch.export writes neither stack traces nor Python code for people, a fifth of its time.
 
-    ``torch.fx.config.do_not_emit_stack_traces`` says the same of stack traces, from torch 2.12 on.
+    Nor does it print the whole graph where it fails.
+
+    Args:
+        lines: Write stack traces all the same, into each node's meta.
     """
-    module: Any = fx_proxy
-    before = module.CapturedTraceback
-    module.CapturedTraceback = _NoTraceback
+    trace_module: Any = importlib.import_module("torch.export._trace")  # here, for it takes half a second
+    proxies: Any = fx_proxy
+    before = proxies.CapturedTraceback
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
     try:
+        if not lines:  # torch.fx.config.do_not_emit_stack_traces says the same from torch 2.12 on
+            proxies.CapturedTraceback = _NoTraceback
+        logger.setLevel(logging.ERROR)
+        trace_module.print = lambda *_, **__: None
         with _use_lazy_graph_module(True):  # code is written when it is first called or read
             yield
     finally:
-        module.CapturedTraceback = before
+        del trace_module.print
+        logger.setLevel(level)
+        proxies.CapturedTraceback = before
 
 
 class _NoTraceback:

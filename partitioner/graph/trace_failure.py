@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
+from traceback import extract_tb
 from types import CodeType
 
 import torch
@@ -17,6 +21,11 @@ UNKNOWN_VALUES = (
     "whose values are not known where the denoiser is built without weights; register it as a buffer in __init__, or "
     "make it of numbers alone, as torch.arange does"
 )
+_NOT_THE_DENOISERS = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", "<")
+_PACKAGES = tuple(
+    f"{sysconfig.get_path(name)}{os.sep}" for name in ("purelib", "platlib")
+)  # may be inside Python's own
+_PYTHON = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
 _PLAIN = (torch.Tensor, nn.Parameter, nn.Buffer, FakeTensor)
 
 
@@ -52,7 +61,7 @@ def trace_failure(error: BaseException, module: nn.Module, where: str, model: st
             "trace: leave offloading, casts between layers and caches out for the run"
         )
     return ForwardFailed(
-        f"torch.export cannot trace {model}: {place}: {_failing_operator(error)}{why_failed(error)}\n"
+        f"torch.export cannot trace {model}: {place}: {_failing_operator(error)}{why_failed(error)}{_line(error)}\n"
         "What to do: control flow and sizes must not depend on the values of tensors (no .item(), no "
         "`if tensor:`), every argument must be given as in a real call, and all parameters must be on one "
         "device. Rewrite that module's forward, or split the model so that it lies outside."
@@ -67,6 +76,24 @@ def why_failed(error: BaseException) -> str:
     if "fake tensor in the exported program constant" in text:
         return "it reads a tensor that is neither parameter nor buffer, " + UNKNOWN_VALUES
     return f"{name}: {_ADDRESS.sub('', text)}"
+
+
+def _line(error: BaseException) -> str:
+    """The innermost line that ran of what is neither torch's, Python's nor this package's, as a line of a message."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for one in reversed(chain):
+        frames = [frame for frame in extract_tb(one.__traceback__) if _is_denoisers(frame.filename)]
+        if frames:
+            return f"\n  {frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name}: {frames[-1].line}"
+    return ""
+
+
+def _is_denoisers(file: str) -> bool:
+    if file.startswith(_PACKAGES):
+        return not file.startswith(_NOT_THE_DENOISERS)
+    return not file.startswith((*_NOT_THE_DENOISERS, *_PYTHON))
 
 
 def _codes(error: BaseException) -> Iterator[CodeType]:

@@ -22,15 +22,7 @@ def import_lean() -> None:
 
 @contextmanager
 def _hidden(*packages: str) -> Iterator[None]:
-    """Inside the block, packages that have not been imported yet look as if they were not installed.
-
-    >>> with _hidden("colorsys"):
-    ...     try:
-    ...         import colorsys
-    ...     except ModuleNotFoundError as error:
-    ...         print(error)
-    import of colorsys halted; None in sys.modules
-    """
+    """Inside the block, packages that have not been imported yet look as if they were not installed."""
     hidden = [package for package in packages if package not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: Python's way to say so
     try:

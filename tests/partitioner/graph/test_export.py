@@ -73,7 +73,10 @@ class Mismatch(nn.Module):
     [
         (Branching, r"module gate \(Gate\).*(?s:.)*What to do: control flow"),
         (Mismatch, r"module inside\.1 \(Linear\).*(?s:.)*What to do"),
-        (Autocast, r"module <root> runs operators under torch\.autocast\('cpu', torch\.bfloat16\), whose casts depend"),
+        (
+            Autocast,
+            r"module <root> .*runs operators under torch\.autocast\('cpu', torch\.bfloat16\)",
+        ),
         (Counting, r"calls in place|changes calls in its forward"),
         (WriteToInput, r"writes to x in place|changes x in its forward"),
     ],
@@ -113,10 +116,10 @@ class Dropping(nn.Module):
 
 def test_random_numbers_are_refused_which_every_rank_would_draw_for_itself() -> None:
     arguments = {"x": torch.zeros(4, 4), "t": torch.tensor(1.0)}
-    with pytest.raises(TraceError, match=r"module <root> draws random numbers \(aten\.randn_like"):
+    with pytest.raises(TraceError, match=r"module <root> \(.*torch.randn_like.*\) draws random numbers"):
         trace(Noisy().eval(), arguments, ROLES)
     dropping = Dropping().eval()
     trace(dropping, arguments, ROLES)
     dropping.dropout.train()
-    with pytest.raises(TraceError, match=r"module dropout draws random numbers \(aten\.dropout.*call \.eval\(\)"):
+    with pytest.raises(TraceError, match=r"module dropout \(.*\) draws random .*call \.eval\(\)"):
         trace(dropping, arguments, ROLES)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from partitioner.errors import TraceError
-from partitioner.graph.export import trace
+from partitioner.graph.export import fake_mode, trace
 from partitioner.graph.torch_private import memory_put_back
 
 
@@ -94,3 +94,39 @@ def test_weights_that_a_hook_moved_are_put_back() -> None:
             raise ValueError
         assert weight.data_ptr() == before
         assert torch.equal(weight, torch.ones(3))
+
+
+class Cut(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.inside = nn.Linear(4, 4)
+        self.kind = kind
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        made = self.inside(input)
+        if self.kind == "size":
+            return made[: int(made.sum().item())]
+        if self.kind == "branch" and made.sum() > 0:
+            return made
+        return made + torch.randn(2, 4) if self.kind == "noise" else made
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("size", r"return made[: int(made.sum().item())]"),
+        ("branch", r'if self.kind == "branch" and made.sum() > 0:'),
+        ("noise", r'return made + torch.randn(2, 4) if self.kind == "noise" else made'),
+    ],
+)
+@pytest.mark.parametrize("weights", [True, False])
+def test_the_line_is_named_and_no_graph_is_printed(
+    kind: str, line: str, weights: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.nullcontext() if weights else fake_mode():
+        module = nn.Sequential(nn.Linear(4, 4), Cut(kind)).eval()
+        with pytest.raises(TraceError, match=r"module 1 \(.*") as raised:
+            traced(module)
+    assert __file__ in str(raised.value)
+    assert line in str(raised.value)
+    assert capfd.readouterr() == ("", "")
