@@ -19,7 +19,7 @@ import pytest
 
 from profiles.cost_profile import CostProfile
 from tools.gpu_suite import __main__ as gpu_suite
-from tools.gpu_suite import denoisers, packed, results, suite
+from tools.gpu_suite import denoisers, figures, packed, results, suite
 from tools.gpu_suite import run_part as gpu_parts
 from tools.gpu_suite.card import Card
 from tools.gpu_suite.denoisers import graphs_of
@@ -316,6 +316,23 @@ def test_graphs_that_were_kept_in_another_form_are_traced_again(
     monkeypatch.setattr(denoisers, "_form", lambda: "another")
     assert graphs_of(SMALL, tmp_path) == made
     assert "tracing small again" in capsys.readouterr().err
+
+
+def test_figures_are_read_from_the_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    documents = {
+        "profile-wan21-1.3b": {"dtype": "bfloat16", "mode": "eager", "summed_ms": 9.0, "whole_ms": 10.0, "error": -0.1},
+        "engine-sdxl-threads-4": {"ranks": 4, "rows": [{"exact": True, "cuda_graphs": None, "failed": "told"}]},
+        "engine-sdxl-threads-4.partial": {"ranks": 4, "rows": []},
+        "wan21-1.3b-4.plan": {},
+        "pipeline-sdxl.plan": {},
+    }
+    for name, document in documents.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    keep_results(tmp_path, tmp_path / "r.tar.gz")
+    assert figures.main([str(tmp_path / "r.tar.gz")]) == 0
+    said = capsys.readouterr().out
+    assert "| profile-wan21-1.3b bfloat16 eager | 9.00 | 10.00 | -10.0 % |  |" in said
+    assert "| engine-sdxl-threads-4 | 4 | exact | where possible | told |  |  |  |" in said
 
 
 @pytest.mark.slow
