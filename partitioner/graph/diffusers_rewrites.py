@@ -168,6 +168,17 @@ DIFFUSERS_REWRITES: dict[str, tuple[tuple[str, str], ...]] = {
         encoder_attention_mask = torch.gather(mask, 1, order)""",
         ),
     ),
+    # What torchvision's resize does of a tensor; it is no requirement of diffusers'.
+    f"{_MODULE}_cosmos:CosmosTransformer3DModel.forward": (
+        (
+            """\
+            padding_mask_resized = transforms.functional.resize(
+                padding_mask, list(hidden_states.shape[-2:]), interpolation=transforms.InterpolationMode.NEAREST
+            )""",
+            """\
+            padding_mask_resized = nn.functional.interpolate(padding_mask, hidden_states.shape[-2:], mode="nearest")""",
+        ),
+    ),
     # Each expert is given all tokens, not only its own: so many experts cost so many times more. Last bits may differ.
     f"{_MODULE}_hidream_image:MOEFeedForwardSwiGLU.moe_infer": (
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from threading import RLock
 from typing import Any
 
 import torch
@@ -108,6 +109,9 @@ def fake_mode() -> Iterator[None]:
         yield
 
 
+_ONE_AT_A_TIME = RLock()  # for a trace changes functions of torch and of libraries while it lasts
+
+
 def _read(
     program: TraceProgram, flat: FlatArguments, roles: Mapping[str, Role], model: str, class_name: str
 ) -> TracedGraph:
@@ -116,6 +120,7 @@ def _read(
     return ExportReader(program, flat, roles, model, class_name).read()
 
 
+@rewritten()
 def _export(module: nn.Module, arguments: Mapping[str, Any], model: str, lines: bool = False) -> TraceProgram:
     if module.training:
         raise TraceError(f"{model} is in training mode; call .eval() first")
@@ -140,7 +145,7 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str, lines: 
     state.restore()  # which empties caches: a tensor in them would be a constant of the graph
     try:
         with (
-            rewritten(),
+            _ONE_AT_A_TIME,
             torch.no_grad(),
             without_constants(),
             forgotten_sources(),

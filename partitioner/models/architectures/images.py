@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
-from partitioner.errors import UsageError
 from partitioner.models.inputs import Inputs, latent, prompt, timestep
 from partitioner.models.registry import Request, register_model
 
@@ -127,7 +125,5 @@ def _cosmos(request: Request) -> Inputs:
         "encoder_hidden_states": prompt(rows, 512, config["text_embed_dim"]),
     }
     if config["concat_padding_mask"]:
-        if find_spec("torchvision") is None:
-            raise UsageError("this CosmosTransformer3DModel needs torchvision: pip install torchvision")
         inputs["padding_mask"] = prompt(1, 1, height, width)
     return inputs

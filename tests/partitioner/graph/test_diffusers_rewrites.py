@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from partitioner.graph.diffusers_rewrites import DIFFUSERS_REWRITES
+from partitioner.graph.export import trace
 from partitioner.graph.rewrites import rewritten
+from partitioner.models.spec import model_spec
 from tests.partitioner.graph.test_rewrites import found
+from tests.support.small_models import small_denoiser
 from tools.support.denoisers import DENOISERS
 from tools.support.tries import largest_difference
 
@@ -26,6 +33,15 @@ MASKS = {
 }
 IN_LAST_BITS = {"HiDreamImage", "Lumina2", "HunyuanVideoFramepack", "Mochi"}
 ANYWHERE = {"GlmImage", "HunyuanImage", "HunyuanVideo15"}  # may masks have holes
+# what of torchvision is called, as it is there
+TORCHVISION = SimpleNamespace(
+    functional=SimpleNamespace(
+        resize=lambda mask, size, interpolation: (
+            mask if list(mask.shape[-2:]) == size else functional.interpolate(mask.float(), size).to(mask.dtype)
+        )
+    ),
+    InterpolationMode=SimpleNamespace(NEAREST="nearest"),
+)
 
 
 def calls(name: str) -> Any:
@@ -56,8 +72,23 @@ def test_what_is_rewritten_computes_the_same(name: str) -> None:
         assert difference <= (1e-4 if name.partition("Transformer")[0] in IN_LAST_BITS else 0), difference
 
 
+def test_cosmos_needs_no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = small_denoiser("cosmos-predict2-2b")
+    spec = replace(model_spec("cosmos-predict2-2b", height=64, width=64, dtype="float32"), make=lambda: module)
+    inputs = {**spec.example_inputs(), "encoder_hidden_states": torch.ones(1, 4, 16)}
+    inputs["padding_mask"][..., 8:] = 1
+    monkeypatch.setattr(sys.modules[type(module).__module__], "transforms", TORCHVISION, raising=False)
+    with torch.no_grad():
+        (wanted,) = module(**inputs)
+        monkeypatch.undo()
+        with rewritten():
+            (given,) = module(**inputs)
+    assert torch.equal(wanted, given)
+    assert trace(module, inputs, spec.roles).latent_nodes
+
+
 def test_every_rewrite_is_of_a_function_of_this_diffusers() -> None:
-    for name in MASKS:
+    for name in (*MASKS, "CosmosTransformer3DModel"):
         DENOISERS[name].cls()
     for function in DIFFUSERS_REWRITES:
         before = found(function)

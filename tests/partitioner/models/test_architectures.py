@@ -16,7 +16,6 @@ import torch
 from partitioner.errors import UsageError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments
 from partitioner.graph.ir import Role
-from partitioner.models.architectures import images
 from partitioner.models.built_in import BUILT_IN, BuiltIn, built_in
 from partitioner.models.inputs import ExampleTensor
 from partitioner.models.registry import ARCHITECTURES, NotDescribed
@@ -81,8 +80,7 @@ def test_every_built_in_name_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_built_in_has_its_published_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "find_spec", lambda _: True)
+def test_built_in_has_its_published_size(name: str) -> None:
     known, spec = built_in(name), model_spec(name)
     millions, tokens = PUBLISHED[name]
     assert round(known.parameters / 1e6) == pytest.approx(millions, abs=1)
@@ -138,10 +136,7 @@ def test_full_size_traces_without_weights(name: str, latent_nodes: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed`:FutureWarning", "ignore:In CPU autocast:UserWarning")  # their own
 @pytest.mark.parametrize("name", RUNS)
-def test_arguments_are_those_that_the_pipeline_passes(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(images, "find_spec", lambda _: True)  # torchvision, which Cosmos needs, and RUNS stands in for
+def test_arguments_are_those_that_the_pipeline_passes(name: str, tmp_path: Path) -> None:
     run = RUNS[name]
     check_calls(small_denoiser(name, **run.config), run, tmp_path, built_in(name).pipeline["_class_name"])
 
