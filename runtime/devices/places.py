@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,8 @@ from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import seat_of
 from runtime.devices.memory import free_bytes
 from runtime.errors import PlanMismatch
+
+_LOGGER = logging.getLogger("runtime")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,33 @@ def with_index(device: str) -> str:
     return device
 
 
-def check_memory(plans: Sequence[Plan], places: Sequence[Place], *, held_on: Sequence[str | None]) -> None:
+def room_for_graphs(
+    plans: Sequence[Plan], places: Sequence[Place], *, held_on: Sequence[str | None], wanted: bool | None
+) -> bool:
+    """Check that every place has the memory that its ranks need, and say whether that is enough with CUDA graphs.
+
+    Args:
+        plans, places, held_on: see ``check_memory``.
+        wanted: whether GPUs are to replay graphs; None: where there is room for their buffers.
+
+    Raises:
+        PlanMismatch: a place has too little free memory.
+    """
+    if wanted is not None:
+        check_memory(plans, places, held_on=held_on, graphs=wanted)
+        return wanted
+    check_memory(plans, places, held_on=held_on)
+    try:
+        check_memory(plans, places, held_on=held_on, graphs=True)
+    except PlanMismatch as error:
+        _LOGGER.warning("no CUDA graphs are used, for there is no room for their buffers: %s", error)
+        return False
+    return True
+
+
+def check_memory(
+    plans: Sequence[Plan], places: Sequence[Place], *, held_on: Sequence[str | None], graphs: bool = False
+) -> None:
     """Check that every place has the memory that the plans predict for its ranks together.
 
     Args:
@@ -57,6 +86,7 @@ def check_memory(plans: Sequence[Plan], places: Sequence[Place], *, held_on: Seq
         places: rank -> its place.
         held_on: by denoiser, the driver's device that holds its parameters already, where ranks on it in the driver's
             process use them as they are; None where every rank but the driver's needs its own copy.
+        graphs: whether ranks on GPUs also need buffers of CUDA graphs, for what a step sends and receives.
 
     Raises:
         PlanMismatch: a place has too little free memory; the message has the numbers.
@@ -69,6 +99,8 @@ def check_memory(plans: Sequence[Plan], places: Sequence[Place], *, held_on: Seq
             predicted = plan.predicted.components[branch * plan.components + component]
             there = place.device == held or (held is None and rank == 0)
             needed[place] = needed.get(place, 0) + predicted.memory_bytes - there * predicted.parameter_bytes
+            if graphs and place.device.startswith("cuda"):
+                needed[place] += predicted.receive_bytes + predicted.send_bytes
         ranks_on.setdefault(place, []).append(rank)
     for place, ranks in ranks_on.items():
         if place.free_bytes is not None and needed[place] > place.free_bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ class CallReader:
     def _check_dtype(self, path: str, tensor: torch.Tensor, planned: torch.dtype) -> None:
         """Traces do not see what operators do not take; a plan may be run in another floating dtype than its own."""
         whole = not planned.is_floating_point and not tensor.is_floating_point()  # masks and ids of any kind
-        if not whole and tensor.dtype not in (planned, self._dtype()):
+        if not whole and tensor.dtype != planned and tensor.dtype != self._dtype():
             expected = self._dtype() if planned.is_floating_point else planned
             raise InputError(f"{path} is of {tensor.dtype}, expected {expected}: convert it with .to({expected})")
 
@@ -204,7 +205,12 @@ def graph_signature(graph: TracedGraph) -> CallSignature:
 
 def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
     """The strides of the tensor's copy, as ranks get it: those of expanded and cut out ones are not its own."""
-    return torch.empty_like(tensor, device="meta").stride()
+    return _strides_of_copy(tensor.shape, tensor.stride())
+
+
+@lru_cache(maxsize=1024)
+def _strides_of_copy(shape: torch.Size, stride: tuple[int, ...]) -> tuple[int, ...]:
+    return torch.empty_like(torch.empty_strided(shape, stride, device="meta")).stride()
 
 
 def _layout(shape: Sequence[int], stride: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

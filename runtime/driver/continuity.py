@@ -100,7 +100,8 @@ def _unexplained(wanted: Readback, known: Sequence[Readback]) -> float:
     goal, latent = wanted.values(), known[0].values()
     rows = len(latent)
     turns = sorted({0} | {rows * k // n for n in (2, 3) if rows % n == 0 for k in range(1, n)})  # guidance rows
-    spanning = [latent, *(numpy.roll(output.values(), turn, 0) for output in known[1:] for turn in turns)]
+    order = numpy.arange(rows)
+    spanning = [latent, *(output.values()[order - turn] for output in known[1:] for turn in turns)]
     vectors = numpy.stack(spanning, axis=-1)  # [rows, elements, vectors]
     if not (numpy.isfinite(goal).all() and numpy.isfinite(vectors).all()):
         return 0.0  # nothing can be said

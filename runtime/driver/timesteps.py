@@ -37,7 +37,7 @@ class Timesteps:
     @property
     def calls(self) -> int:
         """How many calls the trajectory has."""
-        return len(self.values)
+        return len(self.passed)
 
     def expects(self, call: int, timestep: float) -> bool:
         """Whether ``timestep`` is what the pipeline passes at ``call``."""

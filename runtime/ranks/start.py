@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import rank_of, seat_of
 from runtime.devices.acceleration import check_acceleration
-from runtime.devices.places import check_memory, local_places
+from runtime.devices.places import local_places, room_for_graphs
 from runtime.errors import InputError, PlanMismatch
 from runtime.options import TRANSPORTS, EngineOptions
 from runtime.ranks.base import Ranks
@@ -56,8 +56,11 @@ def start_ranks(
         launcher = torchrun_launcher(len(devices)) or LocalLauncher()
         places = launcher.places(devices, options.startup_timeout_s)
         held_on = [None] * len(plans)  # a rank's process has a copy of its own
-    check_memory(plans, places, held_on=held_on)
-    setups = [[_setup_of(rank, plan, options, place.device) for plan in plans] for rank, place in enumerate(places)]
+    graphs = room_for_graphs(plans, places, held_on=held_on, wanted=options.cuda_graphs)
+    setups = [
+        [_setup_of(rank, plan, options, place.device, graphs=graphs) for plan in plans]
+        for rank, place in enumerate(places)
+    ]
     if options.transport == "emulation":
         return EmulatedRanks(setups)
     if launcher is None:
@@ -74,7 +77,7 @@ def start_ranks(
     )
 
 
-def _setup_of(rank: int, plan: Plan, options: EngineOptions, device: str) -> Setup:
+def _setup_of(rank: int, plan: Plan, options: EngineOptions, device: str, *, graphs: bool) -> Setup:
     branch, component = seat_of(rank, plan.components)
     other_results = tuple(rank_of(b, component, plan.components) for b in range(1, plan.branches))
     return Setup(
@@ -86,6 +89,6 @@ def _setup_of(rank: int, plan: Plan, options: EngineOptions, device: str) -> Set
         check_finite=options.check_finite,
         record=options.record,
         compile=options.compile,
-        cuda_graphs=options.cuda_graphs is not False,
+        cuda_graphs=graphs,
         result_ranks=other_results if rank == 0 else (),
     )

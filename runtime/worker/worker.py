@@ -180,7 +180,6 @@ class Worker:
         if hoisted.prompt is not None and (command.fresh or not context.prompt_values):
             context.prompt_values = self._compute(hoisted.prompt, {**static, **context.prompt_inputs}, command)
         everything: dict[str, torch.Tensor] = {**static, **context.prompt_inputs, **context.prompt_values, **values}
-        stays = static.keys() | context.prompt_values.keys()
         with component.evaluation() as running:
             if running.timestep is not None:  # 4
                 everything |= self._compute(running.timestep, everything, command)
@@ -191,7 +190,7 @@ class Worker:
                 elif isinstance(step, Compute):
                     everything |= self._compute(running.segments[index], everything, command)
                     for value in step.drops:
-                        if value not in stays:
+                        if value not in static and value not in context.prompt_values:
                             everything.pop(value, None)
                 else:
                     ranks = tuple(self.setup.ranks_of[reader] for reader in step.readers)

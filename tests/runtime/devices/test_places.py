@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from partitioner.plan.plan import Plan
-from runtime.devices.places import Place, check_memory, local_places
+from runtime.devices.places import Place, check_memory, local_places, room_for_graphs
 from runtime.errors import PlanMismatch
 from tests.support.engines import toy, toy_plan
 
@@ -40,6 +40,28 @@ def test_every_rank_needs_what_its_component_needs() -> None:
     ):
         with pytest.raises(PlanMismatch, match=names):
             check_memory([plan], places(*free), held_on=[None])
+
+
+def test_buffers_of_graphs_need_room_on_gpus(caplog: pytest.LogCaptureFixture) -> None:
+    plan = plan_needing(3, 5)
+    components = tuple(
+        each.model_copy(update={"receive_bytes": GB, "send_bytes": GB}) for each in plan.predicted.components
+    )
+    plan = plan.model_copy(update={"predicted": plan.predicted.model_copy(update={"components": components})})
+    room, none = places(7, 5), places(6, 5)
+    assert room_for_graphs([plan], room, held_on=[None], wanted=None)
+    assert room_for_graphs([plan], room, held_on=[None], wanted=True)
+    assert not caplog.records
+    assert not room_for_graphs([plan], none, held_on=[None], wanted=None)
+    assert "no room for their buffers: rank 0 on cuda:0 need 7.0 GB" in caplog.text
+    assert not room_for_graphs([plan], none, held_on=[None], wanted=False)
+    with pytest.raises(PlanMismatch, match=r"rank 0 on cuda:0 need 7\.0 GB"):
+        room_for_graphs([plan], none, held_on=[None], wanted=True)
+    with pytest.raises(PlanMismatch, match=r"rank 0 on cuda:0 need 5\.0 GB"):
+        room_for_graphs([plan], places(4, 5), held_on=[None], wanted=None)
+    assert room_for_graphs(
+        [plan], [Place("", "cpu", 5 * GB), Place("other", "cpu", 3 * GB)], held_on=[None], wanted=None
+    )
 
 
 def test_ranks_on_one_device_share_it() -> None:
