@@ -199,6 +199,21 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         ["runtime.transport.gloo_channel"],
     ),
     (
+        "what processes of one machine send each other is tested by two mailboxes that do",
+        "runtime/transport/test_same_machine.py",
+        ["runtime.transport.channel", "runtime.transport.memory", "runtime.transport.shared_memory"],
+    ),
+    (
+        "which mailbox it is, is seen by engines of both kinds",
+        "runtime/test_torchrun.py",
+        ["runtime.transport.connect"],
+    ),
+    (
+        "messages are refused in the same words by either mailbox between processes",
+        "runtime/faults/test_messages.py",
+        ["runtime.transport.checked"],
+    ),
+    (
         "commands are data, and tested by a worker that obeys them",
         "runtime/worker/test_worker.py",
         ["runtime.worker.commands", "runtime.worker.run_segment"],

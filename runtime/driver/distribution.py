@@ -13,12 +13,11 @@ from runtime.driver.preamble import PreambleRunner
 from runtime.driver.traced_graphs import BuiltGraph
 from runtime.options import EngineOptions
 from runtime.ranks.base import DenoiserRanks
-from runtime.transport.mailbox import MessageKey
+from runtime.transport.mailbox import PARAMETER_CONTEXT, MessageKey
 from runtime.transport.weights import Weights, meta_of
 from runtime.worker.commands import Build, Forget, ForgetGraphs, Load, SendBack
 from runtime.worker.specs import ComponentSpec
 from runtime.worker.waiting import run_to_end
-from runtime.worker.worker import PARAMETER_CONTEXT
 
 
 class Distribution:

@@ -42,13 +42,23 @@ class Launched:
 
 
 class Launcher(ABC):
-    """Starts the processes of ranks. host: the address whose network interface the driver is to use."""
+    """Starts the processes of ranks.
+
+    host: the address whose network interface the driver is to use. same_machine: whether all run on this machine and
+    inherit descriptors.
+    """
 
     host: str
+    same_machine = False
 
     @abstractmethod
-    def begin(self, rank: int, timeout_s: float) -> Launched:
+    def begin(self, rank: int, timeout_s: float, inherited: Sequence[int] = ()) -> Launched:
         """Start a rank's process.
+
+        Args:
+            rank: whose.
+            timeout_s: for its machine to start it.
+            inherited: descriptors that the process has, too, under the same numbers.
 
         Raises:
             OSError: it cannot be started.
@@ -78,15 +88,16 @@ class LocalLauncher(Launcher):
     """Starts them on this machine, where they connect over the loopback interface. module: what a process runs."""
 
     host = LOOPBACK
+    same_machine = True
 
     def __init__(self, module: str = "runtime.ranks.rank_process") -> None:
         self._module = module
 
-    def begin(self, rank: int, timeout_s: float) -> Launched:
+    def begin(self, rank: int, timeout_s: float, inherited: Sequence[int] = ()) -> Launched:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                process = start_process(theirs, self._module)
+                process = start_process(theirs, self._module, inherited)
             except BaseException:
                 ours.close()
                 raise
@@ -119,14 +130,20 @@ class LocalProcess:
 
 
 def start_process(
-    line: socket.socket | Connection, module: str = "runtime.ranks.rank_process"
+    line: socket.socket | Connection, module: str = "runtime.ranks.rank_process", inherited: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a rank's process, which talks to its driver over ``line`` and ends when that, or this process, does."""
+    """Start a rank's process, which talks to its driver over ``line`` and ends when that, or this process, does.
+
+    Args:
+        line: the process's end.
+        module: what it runs.
+        inherited: descriptors that it has, too, under the same numbers.
+    """
     # the rank must find every module where this process does; -P keeps the current folder out
     places = [*filter(None, sys.path), str(Path(__file__).resolve().parents[2])]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, str(line.fileno()), str(os.getpid())],
-        pass_fds=[line.fileno()],
+        pass_fds=[line.fileno(), *inherited],
         stdin=subprocess.DEVNULL,
         stdout=2,  # stdout is for results
         env=dict(os.environ, PYTHONPATH=os.pathsep.join(places)),

@@ -30,9 +30,12 @@ from runtime.ranks.launch import Launcher
 from runtime.ranks.rank_messages import Adopt, Ask, Welcome
 from runtime.ranks.rank_report import Report, latest_of, report
 from runtime.ranks.supervisor import RankHandle, Supervisor, announce
-from runtime.transport.gloo import GlooMailbox
+from runtime.transport.channel import new_lines
+from runtime.transport.checked import CheckedMailbox
+from runtime.transport.connect import connected_mailbox
 from runtime.transport.mailbox import PeerLost
 from runtime.transport.rendezvous import Rendezvous
+from runtime.transport.same_machine import SUPPORTED
 from runtime.worker.commands import Load, RankCommand, Setup, Stop
 from runtime.worker.waiting import Waiting, run_to_end
 
@@ -43,7 +46,9 @@ _GRACE_S = 2.0  # for an orderly end
 
 
 class ProcessRanks(Ranks):
-    """One process per rank besides the driver's, with messages over gloo.
+    """One process per rank besides the driver's.
+
+    On one machine messages go through memory that processes share, between machines over gloo.
 
     Args:
         setups: by rank and denoiser; the first rank is the driver's own.
@@ -76,8 +81,9 @@ class ProcessRanks(Ranks):
         self._asked = 0
         self._settings: Settings = ()  # that the ranks compute by
         self._handles: dict[int, RankHandle] = {}
+        self._lines = new_lines(len(setups)) if launcher.same_machine and SUPPORTED else []
         self._threads: list[threading.Thread] = []
-        self._mailbox: GlooMailbox | None = None
+        self._mailbox: CheckedMailbox | None = None
         self._rendezvous = Rendezvous(partial(announce, self._handles), startup_timeout_s)
         self._failure = Failure()
         self._failure.add_listener(self._rendezvous.fail)
@@ -100,18 +106,28 @@ class ProcessRanks(Ranks):
 
     # ---- start
 
-    def _begin_process(self, setup: Setup, welcome: Callable[[str], Welcome]) -> RankHandle:
-        """Start a rank's process. welcome: its first message, but for the address that the process is to use."""
+    def _begin_process(self, setup: Setup, welcome: Callable[[Mapping[int, int], str], Welcome]) -> RankHandle:
+        """Start a rank's process.
+
+        Args:
+            setup: of the rank.
+            welcome: its first message, but for its lines and the address that the process is to use.
+        """
+        lines = self._lines[setup.rank] if self._lines else {}
+        numbers = {peer: line.fileno() for peer, line in lines.items()}
         try:
-            launched = self._launcher.begin(setup.rank, self._startup_timeout_s)
+            launched = self._launcher.begin(setup.rank, self._startup_timeout_s, list(numbers.values()))
         except OSError as error:
             raise StartupError(f"rank {setup.rank}: its process cannot be started: {error}") from error
+        finally:
+            for line in lines.values():
+                line.close()
         # a rank that is stopped does not read; then a write must end with an error instead of never
         seconds = min(self._startup_timeout_s, self._step_timeout_s)
         timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
         launched.line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
         handle = RankHandle(setup, launched.process, Connection(launched.line.detach()))
-        handle.tell(welcome(launched.host))  # where it has ended already, the supervisor will notice
+        handle.tell(welcome(numbers, launched.host))  # where it has ended already, the supervisor will notice
         return handle
 
     def _begin_thread(self, target: Callable[[], None], name: str) -> None:
@@ -122,9 +138,10 @@ class ProcessRanks(Ranks):
     def _connect(self, plan_hash: int) -> None:
         """Connect to the other ranks; in a thread of its own, since this may wait for a rank that died."""
         try:
-            mailbox = GlooMailbox(
+            mailbox = connected_mailbox(
                 0,
                 len(self._setups),
+                self._lines[0] if self._lines else {},
                 self._rendezvous,
                 plan_hash=plan_hash,
                 host=self._launcher.host,
@@ -144,7 +161,7 @@ class ProcessRanks(Ranks):
         return latest_of(self.workers).step if self._mailbox is not None else None
 
     def _transport_failed(self, error: BaseException) -> None:
-        """Called by a thread of the driver's mailbox."""
+        """Called by the driver's mailbox, from any thread."""
         if isinstance(error, EngineError):
             self._failure.fail(error)
         else:
@@ -249,6 +266,9 @@ class ProcessRanks(Ranks):
         await_threads(self._threads, _GRACE_S)
         if self._mailbox is not None:
             self._mailbox.close()
+        for lines in self._lines:  # of ranks that were not started
+            for line in lines.values():
+                line.close()
         for handle in handles:
             handle.connection.close()
         atexit.unregister(self.close)

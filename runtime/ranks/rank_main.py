@@ -7,6 +7,7 @@ answered and the end of the driver is noticed while the rank computes or waits.
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import traceback
 from multiprocessing.connection import Connection
@@ -22,7 +23,8 @@ from runtime.errors import EngineError, RankError
 from runtime.ranks.base import begin_work, workers_of
 from runtime.ranks.rank_messages import Address, Adopt, Answer, Ask, Failed, Lost, Ready, Welcome
 from runtime.ranks.rank_report import latest_of, report
-from runtime.transport.gloo import GlooMailbox
+from runtime.transport.checked import CheckedMailbox
+from runtime.transport.connect import connected_mailbox
 from runtime.transport.mailbox import PeerLost
 from runtime.transport.rendezvous import Rendezvous
 from runtime.worker.commands import Load, RankCommand, Stop
@@ -57,7 +59,7 @@ class _Rank:
         self._lock = threading.Lock()
         self._commands: SimpleQueue[RankCommand | Adopt | Stop] = SimpleQueue()
         self._rendezvous = Rendezvous(lambda k, v: self._send(Address(k, v)), welcome.startup_timeout_s)
-        self._mailbox: GlooMailbox | None = None
+        self._mailbox: CheckedMailbox | None = None
         self._workers: list[Worker] = []
         keep_freed_memory()
         if welcome.threads:
@@ -68,9 +70,10 @@ class _Rank:
     def connect(self) -> None:
         """Connect to the other ranks."""
         setups = self._welcome.setups
-        self._mailbox = GlooMailbox(
+        self._mailbox = connected_mailbox(
             setups[0].rank,
             self._welcome.world,
+            {peer: _own(line) for peer, line in self._welcome.lines.items()},
             self._rendezvous,
             plan_hash=self._welcome.plan_hash,
             host=self._welcome.host,
@@ -115,7 +118,7 @@ class _Rank:
             os._exit(1)
 
     def _transport_failed(self, error: BaseException) -> None:
-        """Called by a thread of the mailbox."""
+        """Called by the mailbox, from any thread."""
         if not isinstance(error, PeerLost):
             self.fail(error)
         if self._mailbox is not None:
@@ -145,3 +148,9 @@ class _Rank:
         except BaseException as error:
             self.fail(error)
         os._exit(0)
+
+
+def _own(descriptor: int) -> socket.socket:
+    """An inherited socket, which this process's own children do not inherit."""
+    os.set_inheritable(descriptor, False)
+    return socket.socket(fileno=descriptor)

@@ -20,7 +20,7 @@ Build, Load, Evaluate, SendBack and Forget are for one of the rank's workers (ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from runtime.devices.torch_settings import Settings
@@ -34,8 +34,9 @@ class Welcome:
     """The driver's first message: all that a rank has to know to begin.
 
     setups: of the rank's workers, by denoiser. world: how many ranks there are. threads: of torch, 0 for torch's own
-    choice. startup_timeout_s: for the ranks to connect. step_timeout_s: of a step. host: the address whose network
-    interface is used.
+    choice. startup_timeout_s: for the ranks to connect. step_timeout_s: of a step. lines: of ranks on one machine,
+    other rank -> the inherited descriptor of this rank's end of the line to it. host: the address whose network
+    interface is used where there are none.
     """
 
     setups: Sequence[Setup]
@@ -44,6 +45,7 @@ class Welcome:
     threads: int
     startup_timeout_s: float
     step_timeout_s: float
+    lines: Mapping[int, int]
     host: str
 
 

@@ -169,7 +169,7 @@ class DriverServer(Launcher):
                 )
         return agent
 
-    def begin(self, rank: int, timeout_s: float) -> Launched:
+    def begin(self, rank: int, timeout_s: float, inherited: Sequence[int] = ()) -> Launched:
         until = time.monotonic() + timeout_s
         agent = self._agent(rank, timeout_s)
         with self._changed:

@@ -3,9 +3,10 @@
 Every message has a key (table, wire, context, step). Its sender says which ranks read it; its reader takes it by key,
 so that which value is read never depends on timing.
 
-    LocalMailbox    ranks that are threads of one process, or take turns in one thread
-    StreamMailbox   threads of one process, some of them on GPUs
-    GlooMailbox     processes, on one machine or several
+    LocalMailbox         ranks that are threads of one process, or take turns in one thread
+    StreamMailbox        threads of one process, some of them on GPUs
+    SameMachineMailbox   processes on one machine
+    GlooMailbox          processes, on one machine or several
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ import torch
 
 from partitioner.graph.ir import TensorMeta
 from runtime.errors import MessageError
+
+PARAMETER_CONTEXT = -1  # the context of messages that carry parameters
 
 
 class MessageKey(NamedTuple):
@@ -130,11 +133,10 @@ class Mailbox(ABC):
         start = time.perf_counter()
         self.waiting_for = key
         try:
+            there = self._await(
+                lambda: key in self._arrived or self._failure is not None or self._stray(key) is not None, timeout_s
+            )
             with self._changed:
-                there = self._changed.wait_for(
-                    lambda: key in self._arrived or self._failure is not None or self._stray(key) is not None,
-                    timeout=timeout_s,
-                )
                 self._raise_failure()
                 stray = self._stray(key) if key not in self._arrived else None
                 if there:
@@ -149,6 +151,11 @@ class Mailbox(ABC):
             )
         if not there:
             raise TimeoutError(f"no message {key} within {timeout_s} s")
+
+    def _await(self, holds: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait until something holds of this mailbox; returns whether it does."""
+        with self._changed:
+            return self._changed.wait_for(holds, timeout=timeout_s)
 
     def _stray(self, key: MessageKey) -> int | None:
         """The step of a message that can only have come in place of ``key``'s, or None."""

@@ -16,7 +16,7 @@ import torch
 from partitioner.graph.ir import Role
 from partitioner.plan.program import Compute, Receive, Send
 from runtime.devices.memory import give_back, resident_bytes
-from runtime.transport.mailbox import Expected, Mailbox, MessageKey
+from runtime.transport.mailbox import PARAMETER_CONTEXT, Expected, Mailbox, MessageKey
 from runtime.transport.weight_files import at_offset, read_stored
 from runtime.worker.commands import DRIVER, Build, Evaluate, Forget, ForgetGraphs, Load, SendBack, Setup
 from runtime.worker.component import Component
@@ -29,8 +29,6 @@ from runtime.worker.segment import Segment
 from runtime.worker.specs import ComponentSpec
 from runtime.worker.static_values import static_values
 from runtime.worker.waiting import Waiting
-
-PARAMETER_CONTEXT = -1  # the context of messages that carry parameters
 
 
 @dataclass

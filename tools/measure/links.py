@@ -18,9 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
+import socket
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,21 +36,13 @@ from partitioner.graph.ir import TensorMeta
 from partitioner.simulator.machine import Link
 from partitioner.tables import table_text
 from profiles.json_files import JsonFileError, write_atomic
-from runtime.transport.gloo import GlooMailbox
+from runtime.transport.channel import new_lines
 from runtime.transport.mailbox import Expected, Mailbox, MessageKey
-from runtime.transport.rendezvous import Rendezvous
+from runtime.transport.same_machine import SameMachineMailbox
 
 SMALL, LARGE = 4, 16 << 20  # bytes
 REPEATS = 15
 TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True)
-class _Said:
-    """An address that a rank has published; the parent passes it on to the others."""
-
-    key: str
-    value: bytes
 
 
 def measure_links(ranks: int) -> dict[tuple[int, int], Link]:
@@ -68,12 +59,15 @@ def measure_links(ranks: int) -> dict[tuple[int, int], Link]:
         raise ValueError(f"links join two ranks at least; got {ranks}")
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(ranks)]
+    lines = new_lines(ranks)
     processes = [
-        context.Process(target=_rank, args=(rank, ranks, pipes[rank][1]), daemon=True) for rank in range(ranks)
+        context.Process(target=_rank, args=(rank, lines[rank], pipes[rank][1]), daemon=True) for rank in range(ranks)
     ]
-    for process, (_, theirs) in zip(processes, pipes, strict=True):
+    for process, (_, theirs), ends in zip(processes, pipes, lines, strict=True):
         process.start()
         theirs.close()
+        for end in ends.values():
+            end.close()
     found: dict[tuple[int, int], Link] = {}
     running = [ours for ours, _ in pipes]
     try:
@@ -84,16 +78,10 @@ def measure_links(ranks: int) -> dict[tuple[int, int], Link]:
             for ours in ready:
                 assert isinstance(ours, Connection)
                 try:
-                    said = ours.recv()
+                    found |= ours.recv()
                 except EOFError:
                     raise RuntimeError("a rank ended before its links were measured") from None
-                if isinstance(said, _Said):
-                    for other, _ in pipes:
-                        if other is not ours:
-                            other.send(said)
-                else:
-                    found |= said
-                    running.remove(ours)
+                running.remove(ours)
         for ours, _ in pipes:
             ours.send(None)  # everyone is done: a mailbox may close now
         for process in processes:
@@ -105,27 +93,12 @@ def measure_links(ranks: int) -> dict[tuple[int, int], Link]:
     return dict(sorted(found.items()))
 
 
-def _rank(rank: int, ranks: int, pipe: Connection) -> None:
+def _rank(rank: int, lines: Mapping[int, socket.socket], pipe: Connection) -> None:
     """One process: joins the others, times what it sends, and reports it through the pipe."""
     torch.set_num_threads(1)
-    rendezvous = Rendezvous(lambda key, value: pipe.send(_Said(key, value)), TIMEOUT_S)
-    ended = threading.Event()
-
-    def listen() -> None:
-        while (said := pipe.recv()) is not None:
-            rendezvous.put(said.key, said.value)
-        ended.set()
-
-    threading.Thread(target=listen, daemon=True).start()
-    mailbox = GlooMailbox(
-        rank,
-        ranks,
-        rendezvous,
-        plan_hash=0,
-        host="127.0.0.1",
-        timeout_s=TIMEOUT_S,
-        announce_timeout_s=TIMEOUT_S,
-        on_error=lambda error: None if ended.is_set() else mailbox.fail(error),
+    ranks = len(lines) + 1
+    mailbox: SameMachineMailbox = SameMachineMailbox(
+        rank, lines, plan_hash=0, announce_timeout_s=TIMEOUT_S, on_error=lambda error: mailbox.fail(error)
     )
     mailbox.register(0, [Expected(f"{size} bytes", _meta(size), (r,)) for r in range(ranks) for size in (SMALL, LARGE)])
     found = {}
@@ -136,8 +109,8 @@ def _rank(rank: int, ranks: int, pipe: Connection) -> None:
         elif rank == reader:
             _answer(mailbox, exchange)
     pipe.send(found)
-    ended.wait(TIMEOUT_S)
-    os._exit(0)  # gloo's threads would wait for the other ranks' ends
+    pipe.recv()
+    mailbox.close()
 
 
 def _meta(size_bytes: int) -> TensorMeta:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -17,76 +12,13 @@ import torch
 from partitioner.graph.ir import TensorMeta
 from runtime.engine import Engine
 from runtime.errors import EngineError, MessageError
-from runtime.transport.gloo import GlooMailbox
 from runtime.transport.mailbox import Expected, MessageKey
-from runtime.transport.rendezvous import Rendezvous
+from tests.support.mailboxes import HASH, PAIRS, WIRES, gloo_pair, meta
 from tests.support.trouble import call_until_it_fails, engine_for, fragile, plan_for, trajectory, wait_until
 
-HASH = 7
 
-
-def meta(*shape: int, dtype: str = "float32") -> TensorMeta:
-    return TensorMeta(shape, torch.empty(shape, device="meta").stride(), dtype)
-
-
-WIRES = (
-    Expected("a", meta(2, 3), (0,)),
-    Expected("b", meta(2, 3), ()),  # not for rank 1
-    Expected("c", meta(0, 3, dtype="bfloat16"), (0,)),
-)
-
-
-@contextmanager
-def pair(hashes: Sequence[int] = (HASH, HASH), connect_s: float = 20.0) -> Iterator[tuple[Any, Any, list[Any]]]:
-    """Two connected mailboxes, and the errors that the second one has found."""
-    errors: list[BaseException] = []
-    sockets = _sockets()
-    meeting: list[Rendezvous] = []
-    for other in (1, 0):
-        meeting.append(Rendezvous(lambda key, value, other=other: meeting[other].put(key, value), connect_s))
-    boxes: dict[int, GlooMailbox] = {}
-
-    def connect(rank: int) -> None:
-        def found(error: BaseException) -> None:
-            if rank == 1:
-                errors.append(error)
-                boxes[1].fail(error)
-
-        boxes[rank] = GlooMailbox(
-            rank, 2, meeting[rank], plan_hash=hashes[rank], host="127.0.0.1", timeout_s=connect_s,
-            announce_timeout_s=0.3, on_error=found,
-        )  # fmt: skip
-
-    threads = [threading.Thread(target=connect, args=(rank,)) for rank in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for box in boxes.values():
-        box.register(0, WIRES)
-    try:
-        yield boxes[0], boxes[1], errors
-    finally:
-        for box in boxes.values():
-            box._closing = True
-        for descriptor in _sockets() - sockets:  # as the end of a process would do
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-                connection.getpeername()  # not those that listen
-                connection.shutdown(socket.SHUT_RDWR)
-        for box in boxes.values():
-            box.close()
-
-
-def _sockets() -> set[int]:
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                found.add(int(name))
-    return found
-
-
-def test_what_belongs_arrives_however_long_it_takes() -> None:
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_what_belongs_arrives_however_long_it_takes(pair: Any) -> None:
     """Fault 7. A wait for the next message outlasts the time allowed for connecting."""
     with pair(connect_s=1.0) as (sender, receiver, _):
         sent = torch.arange(6.0).view(3, 2).t()  # another memory order
@@ -104,7 +36,7 @@ def test_what_belongs_arrives_however_long_it_takes() -> None:
 
 def test_what_was_sent_is_kept_only_until_it_has_arrived() -> None:
     """In one direction receipts say so, and are themselves let go by the next message; in two, the messages do."""
-    with pair() as (sender, receiver, errors):
+    with gloo_pair() as (sender, receiver, errors):
         for step in range(100):
             sender.send([1], MessageKey(0, 0, 0, step), torch.ones(2, 3))
             _take(receiver, [step])
@@ -122,7 +54,7 @@ def test_what_was_sent_is_kept_only_until_it_has_arrived() -> None:
 
 def test_a_connection_that_breaks_within_a_message_leaves_nothing_waiting() -> None:
     """The payload is half written: its reader waits for a table that does not come. The fixture checks what is left."""
-    with pair() as (sender, receiver, _):
+    with gloo_pair() as (sender, receiver, _):
         sender.register(9, [Expected("large", meta(2**24), (0,))])
         sender.send([1], MessageKey(9, 0, 0, 0), torch.ones(2**24))
         begin = time.monotonic()
@@ -132,23 +64,23 @@ def test_a_connection_that_breaks_within_a_message_leaves_nothing_waiting() -> N
 
 def test_a_receipt_for_what_was_not_sent_is_refused() -> None:
     """Fault 7."""
-    with pair() as (sender, receiver, _):
+    with gloo_pair() as (sender, receiver, _):
         sender._channels[1].received = 1
         sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 3))
         with pytest.raises(MessageError, match="it tells of 1 messages, 0 were sent"):
             _take(receiver, [0])
 
 
-def _take(receiver: GlooMailbox, steps: Iterable[int]) -> None:
+def _take(receiver: Any, steps: Iterable[int]) -> None:
     for step in steps:
         receiver.wait(MessageKey(0, 0, 0, step), timeout_s=5)
         receiver.take(MessageKey(0, 0, 0, step))
 
 
-def _as(wire: int, other: TensorMeta) -> Callable[[GlooMailbox], None]:
+def _as(wire: int, other: TensorMeta) -> Callable[[Any], None]:
     """Make the sender believe that a wire carries something else, and send that."""
 
-    def send(sender: GlooMailbox) -> None:
+    def send(sender: Any) -> None:
         wires = list(WIRES)
         wires[wire] = Expected("a", other)
         sender.register(0, wires)
@@ -157,31 +89,32 @@ def _as(wire: int, other: TensorMeta) -> Callable[[GlooMailbox], None]:
     return send
 
 
-def _steps(*steps: int) -> Callable[[GlooMailbox], None]:
-    def send(sender: GlooMailbox) -> None:
+def _steps(*steps: int) -> Callable[[Any], None]:
+    def send(sender: Any) -> None:
         for step in steps:
             sender.send([1], MessageKey(0, 0, 0, step), torch.ones(2, 3))
 
     return send
 
 
-def _lost(sender: GlooMailbox) -> None:
+def _lost(sender: Any) -> None:
     sender._channels[1].sent += 1
     sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 3))
 
 
-def _with_gaps(sender: GlooMailbox) -> None:
+def _with_gaps(sender: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("runtime.transport.gloo.dense", lambda tensor: tensor)
+        for module in ("gloo", "same_machine"):
+            patch.setattr(f"runtime.transport.{module}.dense", lambda tensor: tensor)
         sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 6)[:, ::2])
 
 
-def _of_table_9(sender: GlooMailbox) -> None:
+def _of_table_9(sender: Any) -> None:
     sender.register(9, WIRES)
     sender.send([1], MessageKey(9, 0, 0, 0), torch.ones(2, 3))
 
 
-STRANGERS: dict[str, tuple[Callable[[GlooMailbox], None], str]] = {
+STRANGERS: dict[str, tuple[Callable[[Any], None], str]] = {
     "another shape": (_as(0, meta(3, 2)), r"%a should be float32\[2,3\], it is float32\[3, 2\] in 24 bytes"),
     "too long": (_as(0, meta(200, 300)), r"float32\[200, 300\] in 240000 bytes"),
     "too short": (_as(0, meta(1, 3)), r"float32\[1, 3\] in 12 bytes"),
@@ -196,8 +129,9 @@ STRANGERS: dict[str, tuple[Callable[[GlooMailbox], None], str]] = {
 }
 
 
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 @pytest.mark.parametrize("stranger", STRANGERS)
-def test_a_message_that_does_not_belong_is_refused(stranger: str) -> None:
+def test_a_message_that_does_not_belong_is_refused(pair: Any, stranger: str) -> None:
     """Fault 7."""
     send, text = STRANGERS[stranger]
     with pair() as (sender, receiver, _):
@@ -207,7 +141,8 @@ def test_a_message_that_does_not_belong_is_refused(stranger: str) -> None:
         assert caught.value.rank == 1
 
 
-def test_a_message_of_another_plan_is_refused() -> None:
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_a_message_of_another_plan_is_refused(pair: Any) -> None:
     """Fault 7."""
     with pair((HASH, HASH + 1)) as (sender, receiver, errors):
         sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 3))
@@ -216,12 +151,14 @@ def test_a_message_of_another_plan_is_refused() -> None:
         assert isinstance(errors[0], EngineError)
 
 
-def test_a_sender_refuses_to_send_what_the_wire_does_not_carry() -> None:
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_a_sender_refuses_to_send_what_the_wire_does_not_carry(pair: Any) -> None:
     with pair() as (sender, _, _), pytest.raises(MessageError, match=r"%a should be float32\[2,3\]"):
         sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(3, 2))
 
 
-def test_in_look_ahead_later_steps_may_overtake() -> None:
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_in_look_ahead_later_steps_may_overtake(pair: Any) -> None:
     """Steps 3 and later are run ahead, each before the exact step that follows it."""
     with pair() as (sender, receiver, _):
         receiver.forget(0, 0, ahead=3)
@@ -229,7 +166,8 @@ def test_in_look_ahead_later_steps_may_overtake() -> None:
         _take(receiver, range(7))
 
 
-def test_messages_of_a_forgotten_trajectory_are_dropped_also_when_late() -> None:
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_messages_of_a_forgotten_trajectory_are_dropped_also_when_late(pair: Any) -> None:
     with pair() as (sender, receiver, _):
         _steps(0, 1)(sender)
         receiver.wait(MessageKey(0, 0, 0, 0), timeout_s=5)

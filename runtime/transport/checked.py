@@ -1,0 +1,121 @@
+"""CheckedMailbox: what mailboxes between processes have in common: every message is checked by its header."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from runtime.errors import EngineError, MessageError
+from runtime.transport.header import (
+    DTYPES,
+    MAGIC,
+    MOST_DIMS,
+    RECEIPT,
+    dtype_name,
+    shape_and_strides,
+)
+from runtime.transport.layout import fills_memory
+from runtime.transport.mailbox import Expected, Mailbox, MessageKey
+
+
+class CheckedMailbox(Mailbox):
+    """One rank's side of a transport between processes.
+
+    Args:
+        rank: this process's.
+        plan_hash: the first bits of the plan's hash; a message of another plan is refused.
+        announce_timeout_s: how long before its table is registered a message may arrive.
+        on_error: called with an EngineError, or with PeerLost where a connection broke; from any thread.
+    """
+
+    def __init__(
+        self, rank: int, *, plan_hash: int, announce_timeout_s: float, on_error: Callable[[BaseException], None]
+    ) -> None:
+        super().__init__(rank)
+        self._plan_hash = plan_hash
+        self._announce_timeout_s = announce_timeout_s
+        self._on_error = on_error
+        self._newest: dict[tuple[int, ...], int] = {}  # table, wire, context, whether ahead -> step
+        self._closing = False
+
+    def unregister(self, tables: Sequence[int]) -> None:
+        super().unregister(tables)
+        for order in list(self._newest):
+            if order[0] in tables:
+                self._newest.pop(order, None)
+
+    def _check_sent(self, key: MessageKey, tensor: torch.Tensor) -> None:
+        """Raise MessageError where the tensor is not what its wire carries."""
+        wire = self.expected(key)
+        if tuple(tensor.shape) != wire.meta.shape or dtype_name(tensor) != wire.meta.dtype:
+            raise MessageError(
+                f"%{wire.value} should be {wire.meta}, but the component computed "
+                f"{dtype_name(tensor)}{list(tensor.shape)}",
+                rank=self.rank,
+                step=key.step,
+            )
+        if tensor.dim() > MOST_DIMS:
+            raise MessageError(
+                f"%{wire.value} has {tensor.dim()} dimensions; at most {MOST_DIMS} can be sent",
+                rank=self.rank,
+                step=key.step,
+            )
+
+    def _is_early(self, words: Sequence[int], expected_sequence: int) -> bool:
+        """Whether a header is of a table that is not registered yet: the driver announces tables on another path."""
+        magic, plan_hash, sequence = words[:3]
+        belongs = magic == MAGIC and plan_hash == self._plan_hash and sequence == expected_sequence
+        return belongs and words[4] not in self._tables and MessageKey(*words[4:8]) != RECEIPT
+
+    def _check_header(
+        self, words: Sequence[int], peer: int, expected_sequence: int
+    ) -> tuple[MessageKey, Expected] | None:
+        """What the header announces, None if it is a receipt; raises MessageError if it does not belong here."""
+        magic, plan_hash, sequence, _, *key_words, dtype, size_bytes = words[:10]
+        key = MessageKey(*key_words)
+
+        def refuse(what: str) -> MessageError:
+            return self._refusal(peer, key, what)
+
+        if magic != MAGIC:
+            raise refuse(f"its header starts with {magic:#x}, not {MAGIC:#x}")
+        if plan_hash != self._plan_hash:
+            raise refuse("it is of another plan")
+        if sequence != expected_sequence:
+            raise refuse(f"it is number {sequence}, expected {expected_sequence}")
+        if key == RECEIPT:
+            return None
+        wires = self._tables.get(key.table)
+        if wires is None:
+            raise refuse(f"its table {key.table} is unknown")
+        if not 0 <= key.wire < len(wires):
+            raise refuse(f"wire {key.wire} does not exist (table {key.table} has {len(wires)})")
+        wire = wires[key.wire]
+        if peer not in wire.senders:
+            known = " or ".join(f"rank {sender}" for sender in wire.senders)
+            raise refuse(f"%{wire.value} comes from {known or 'no other rank'}")
+        name = DTYPES[dtype] if 0 <= dtype < len(DTYPES) else f"dtype {dtype}"
+        shape, stride = shape_and_strides(words)
+        if name != wire.meta.dtype or shape != wire.meta.shape or size_bytes != wire.meta.size_bytes:
+            raise refuse(f"%{wire.value} should be {wire.meta}, it is {name}{list(shape)} in {size_bytes} bytes")
+        if not fills_memory(shape, stride):
+            raise refuse(f"%{wire.value} has the strides {list(stride)}, with which it does not fill its memory")
+        ahead = self._ahead.get(key.context)
+        order = (*key[:3], ahead is not None and key.step >= ahead)
+        if key.step <= self._newest.get(order, key.step - 1):
+            raise refuse(f"%{wire.value} of step {key.step} comes after that of step {self._newest[order]}")
+        self._newest[order] = key.step
+        return key, wire
+
+    def _refusal(self, peer: int, key: MessageKey, what: str) -> MessageError:
+        return MessageError(f"a message from rank {peer} does not belong: {what}", rank=self.rank, step=key.step)
+
+    def _report(self, error: BaseException) -> None:
+        if not self._closing:
+            self._on_error(error)
+
+    def _end_waits(self) -> None:
+        """Have everyone who waits here raise that the engine is closed."""
+        self._closing = True
+        self.fail(EngineError("the engine is closed"))

@@ -1,0 +1,76 @@
+"""Memory that two processes of one machine share: the interface of a slot, which holds one message at a time.
+
+    HostMemory     runtime.transport.shared_memory
+    DeviceMemory   runtime.transport.ipc
+
+The sender makes slots, in regions of shared memory, and describes each to the reader once. A slot is written to by the
+one and read by the other; the channel sees to it that they take turns.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class Layout(NamedTuple):
+    """How a tensor that fills its memory lies there."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class Slot(ABC):
+    """Room for one message. size_bytes: the longest."""
+
+    size_bytes: int
+
+    @abstractmethod
+    def write(self, tensor: torch.Tensor) -> None:
+        """Put in a tensor that fills its memory; the sender's side, when the slot is free."""
+
+    @abstractmethod
+    def lend(self, layout: Layout, returned: Callable[[], None]) -> torch.Tensor:
+        """The message, as a tensor that must not be written to; the reader's side.
+
+        Args:
+            layout: of the message.
+            returned: called, by any thread, when nothing uses the tensor or a view of it any more.
+        """
+
+
+class Memory(ABC):
+    """One kind of memory, as one process uses it with one other."""
+
+    @abstractmethod
+    def make(self, owner: int, size_bytes: int) -> tuple[Slot, bytes, list[int]]:
+        """A new slot, the sender's side.
+
+        Args:
+            owner: of one owner, slots may lie side by side, and their memory goes when the last one does.
+            size_bytes: of the longest message.
+
+        Returns:
+            The slot; its description for ``open``; descriptors of files that go with it, to be closed once sent.
+        """
+
+    @abstractmethod
+    def open(self, description: bytes, files: Sequence[int]) -> Slot:
+        """The reader's side of a slot that the other process has made.
+
+        Args:
+            description: what ``make`` returned there.
+            files: the descriptors that came with it; closed here.
+
+        Raises:
+            ValueError: there is no such slot.
+            OSError, RuntimeError: its memory cannot be shared.
+        """
+
+    @abstractmethod
+    def forget(self, owner: int) -> None:
+        """Make no more slots for an owner."""

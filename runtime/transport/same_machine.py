@@ -1,0 +1,206 @@
+"""SameMachineMailbox: messages between ranks that are processes of one machine, through memory that they share.
+
+No thread receives. Whoever waits for a message reads the packets of all channels until it is there, so that between a
+send and the work that waited for it lies one wake-up, of the thread that does the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from runtime.errors import EngineError, RankOutOfMemory, bytes_wanted
+from runtime.transport.channel import Channel
+from runtime.transport.checked import CheckedMailbox
+from runtime.transport.header import header_words
+from runtime.transport.layout import dense
+from runtime.transport.mailbox import PARAMETER_CONTEXT, MessageKey, PeerLost
+
+SUPPORTED = sys.platform == "linux"  # anonymous files, sockets of packets, and descriptors that travel over them
+
+
+class SameMachineMailbox(CheckedMailbox):
+    """One rank's side of the transport between processes of one machine.
+
+    ``ready``, ``wait`` and ``take`` are called by one thread at a time.
+
+    Args:
+        rank: this process's.
+        lines: other rank -> this rank's end of the line to it (runtime.transport.channel.new_line).
+        plan_hash: the first bits of the plan's hash; a message of another plan is refused.
+        announce_timeout_s: how long before its table is registered a message may arrive.
+        on_error: called with an EngineError, or with PeerLost where a connection broke.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        lines: Mapping[int, socket.socket],
+        *,
+        plan_hash: int,
+        announce_timeout_s: float,
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        super().__init__(rank, plan_hash=plan_hash, announce_timeout_s=announce_timeout_s, on_error=on_error)
+        self._channels = {peer: Channel(line, peer) for peer, line in lines.items()}
+        self._early: dict[int, tuple[tuple[int, ...], float]] = {}  # peer -> header without a table; until when
+        self._reading = threading.RLock()
+        self._failed = os.eventfd(0)  # wakes the thread that waits
+        self._poll = select.poll()
+        self._poll.register(self._failed, select.POLLIN)
+        self._by_descriptor = {channel.fileno(): channel for channel in self._channels.values()}
+        for descriptor in self._by_descriptor:
+            self._poll.register(descriptor, select.POLLIN)
+
+    # ---- send
+
+    def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
+        self._check_sent(key, tensor)
+        tensor = dense(tensor)
+        header = header_words(self._plan_hash, key, tensor)
+        for reader in readers:
+            self.sent_bytes += tensor.nbytes
+            try:
+                self._channels[reader].send(header, key, tensor)
+            except OSError as error:
+                self._report(PeerLost(self.rank, reader, error))  # the next wait will raise
+                return
+            except (RuntimeError, MemoryError) as error:
+                raise self._out_of_memory("send", key, error) from error
+
+    def _out_of_memory(self, what: str, key: MessageKey, error: BaseException) -> RankOutOfMemory:
+        wire = self.expected(key)
+        return RankOutOfMemory(
+            f"no memory to {what} %{wire.value} ({wire.meta}): {error}",
+            rank=self.rank,
+            step=key.step,
+            size_bytes=bytes_wanted(error) or wire.meta.size_bytes,
+        )
+
+    # ---- receive
+
+    @property
+    def kept(self) -> int:
+        self._look(0.0)
+        return super().kept
+
+    def ready(self, key: MessageKey) -> bool:
+        if key not in self._arrived:
+            self._look(0.0)
+        return super().ready(key)
+
+    def take(self, key: MessageKey) -> torch.Tensor:
+        tensor = super().take(key)
+        # parameters stay: with memory of their own, each can go alone
+        return tensor.clone() if key.context == PARAMETER_CONTEXT else tensor
+
+    def _await(self, holds: Callable[[], bool], timeout_s: float | None) -> bool:
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        self._look(0.0)
+        while not holds():
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            self._look(left)
+        return True
+
+    def _look(self, timeout_s: float | None) -> None:
+        """Take in what has arrived; where nothing has, wait for it.
+
+        timeout_s: how long to wait at most; None: until something arrives or the mailbox fails.
+        """
+        with self._reading:
+            if self._closing:
+                return
+            for peer in list(self._early):
+                until = self._early[peer][1]
+                if self._take_in(self._channels[peer]):
+                    timeout_s = 0.0
+                else:
+                    left = max(0.0, until - time.monotonic())
+                    timeout_s = left if timeout_s is None else min(left, timeout_s)
+            for descriptor, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1e3):
+                if descriptor == self._failed:
+                    os.eventfd_read(self._failed)
+                else:
+                    self._take_in(self._by_descriptor[descriptor])
+
+    def _take_in(self, channel: Channel) -> bool:
+        """Take in a channel's packets, as far as their tables are known; returns whether there were any."""
+        count = 0
+        try:
+            while (words := self._next_header(channel)) is not None:
+                if self._is_early(words, channel.received) and not self._waited_for_table(channel, words):
+                    return count > 0
+                self._take_in_message(channel, words)
+                count += 1
+        except EngineError as error:
+            self._stop(channel, error)
+        except (OSError, EOFError) as error:
+            self._stop(channel, PeerLost(self.rank, channel.peer, error))
+        except ValueError as error:
+            self._stop(channel, self._refusal(channel.peer, MessageKey(0, 0, 0, 0), str(error)))
+        return count > 0
+
+    def _next_header(self, channel: Channel) -> tuple[int, ...] | None:
+        early = self._early.get(channel.peer)
+        return early[0] if early is not None else channel.next_header()
+
+    def _waited_for_table(self, channel: Channel, words: tuple[int, ...]) -> bool:
+        """Whether a header has waited too long for its table; before that it is put aside, with all that follow it."""
+        if channel.peer not in self._early:
+            self._early[channel.peer] = words, time.monotonic() + self._announce_timeout_s
+            self._poll.unregister(channel)
+        return time.monotonic() >= self._early[channel.peer][1]
+
+    def _take_in_message(self, channel: Channel, words: tuple[int, ...]) -> None:
+        if self._early.pop(channel.peer, None) is not None:
+            self._poll.register(channel, select.POLLIN)
+        belongs = self._check_header(words, channel.peer, channel.received)
+        if belongs is None:
+            raise self._refusal(channel.peer, MessageKey(*words[4:8]), "on one machine there are no receipts")
+        key, _ = belongs
+        try:
+            tensor = channel.payload(words, key)
+        except (RuntimeError, MemoryError) as error:
+            raise self._out_of_memory("receive", key, error) from error
+        self.deliver(key, tensor)
+
+    def _stop(self, channel: Channel, error: BaseException) -> None:
+        """Receive no more from a rank, and report why."""
+        self._early.pop(channel.peer, None)
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(channel)
+        self._report(error)
+
+    # ---- end
+
+    def unregister(self, tables: Sequence[int]) -> None:
+        super().unregister(tables)
+        for channel in self._channels.values():
+            channel.forget(tables)
+
+    def fail(self, error: BaseException) -> None:
+        with self._changed:
+            super().fail(error)
+            if self._failed >= 0:
+                os.eventfd_write(self._failed, 1)
+
+    def close(self) -> None:
+        self._end_waits()
+        with self._reading:
+            for channel in self._channels.values():
+                channel.close()
+            self._arrived.clear()
+            with self._changed:
+                if self._failed >= 0:
+                    os.close(self._failed)
+                self._failed = -1
