@@ -201,7 +201,18 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     (
         "what processes of one machine send each other is tested by two mailboxes that do",
         "runtime/transport/test_same_machine.py",
-        ["runtime.transport.channel", "runtime.transport.memory", "runtime.transport.shared_memory"],
+        [
+            "runtime.transport.channel",
+            "runtime.transport.memory",
+            "runtime.transport.packets",
+            "runtime.transport.shared_memory",
+            "runtime.transport.slots",
+        ],
+    ),
+    (
+        "memory of GPUs is shared between processes only",
+        "runtime/transport/test_ipc.py",
+        ["runtime.transport.cuda_driver"],
     ),
     (
         "which mailbox it is, is seen by engines of both kinds",

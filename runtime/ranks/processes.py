@@ -30,10 +30,10 @@ from runtime.ranks.launch import Launcher
 from runtime.ranks.rank_messages import Adopt, Ask, Welcome
 from runtime.ranks.rank_report import Report, latest_of, report
 from runtime.ranks.supervisor import RankHandle, Supervisor, announce
-from runtime.transport.channel import new_lines
 from runtime.transport.checked import CheckedMailbox
 from runtime.transport.connect import connected_mailbox
 from runtime.transport.mailbox import PeerLost
+from runtime.transport.packets import new_lines
 from runtime.transport.rendezvous import Rendezvous
 from runtime.transport.same_machine import SUPPORTED
 from runtime.worker.commands import Load, RankCommand, Setup, Stop
@@ -142,6 +142,7 @@ class ProcessRanks(Ranks):
                 0,
                 len(self._setups),
                 self._lines[0] if self._lines else {},
+                self._setups[0][0].device,
                 self._rendezvous,
                 plan_hash=plan_hash,
                 host=self._launcher.host,

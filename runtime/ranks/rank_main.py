@@ -74,6 +74,7 @@ class _Rank:
             setups[0].rank,
             self._welcome.world,
             {peer: _own(line) for peer, line in self._welcome.lines.items()},
+            setups[0].device,
             self._rendezvous,
             plan_hash=self._welcome.plan_hash,
             host=self._welcome.host,

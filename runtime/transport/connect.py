@@ -5,7 +5,10 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 
+import torch
+
 from partitioner.graph.torch_private import Store
+from runtime.devices.places import with_index
 from runtime.transport.checked import CheckedMailbox
 from runtime.transport.gloo import GlooMailbox
 from runtime.transport.same_machine import SameMachineMailbox
@@ -15,6 +18,7 @@ def connected_mailbox(
     rank: int,
     world: int,
     lines: Mapping[int, socket.socket],
+    device: str,
     store: Store,
     *,
     plan_hash: int,
@@ -29,6 +33,7 @@ def connected_mailbox(
         rank: this process's.
         world: how many ranks there are.
         lines: of ranks on one machine, the ends of the lines to the others; empty: the ranks talk over gloo.
+        device: where this rank computes.
         store: where the ranks find each other then.
         plan_hash: the first bits of the plan's hash; a message of another plan is refused.
         host: the address whose network interface gloo uses.
@@ -38,7 +43,12 @@ def connected_mailbox(
     """
     if lines:
         return SameMachineMailbox(
-            rank, lines, plan_hash=plan_hash, announce_timeout_s=announce_timeout_s, on_error=on_error
+            rank,
+            lines,
+            torch.device(with_index(device)),
+            plan_hash=plan_hash,
+            announce_timeout_s=announce_timeout_s,
+            on_error=on_error,
         )
     return GlooMailbox(
         rank,

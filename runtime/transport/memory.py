@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 
+from runtime.devices.stream import Event
+
 
 class Layout(NamedTuple):
     """How a tensor that fills its memory lies there."""
@@ -34,17 +36,26 @@ class Slot(ABC):
         """Put in a tensor that fills its memory; the sender's side, when the slot is free."""
 
     @abstractmethod
-    def lend(self, layout: Layout, returned: Callable[[], None]) -> torch.Tensor:
+    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, Event | None]:
         """The message, as a tensor that must not be written to; the reader's side.
 
         Args:
             layout: of the message.
-            returned: called, by any thread, when nothing uses the tensor or a view of it any more.
+            size_bytes: of it.
+            returned: called, by any thread, when the slot may be written to again.
+
+        Returns:
+            The tensor, and the event from which on it holds its values; None: it does already.
         """
 
 
 class Memory(ABC):
-    """One kind of memory, as one process uses it with one other."""
+    """One kind of memory, as one process uses it with one other.
+
+    keeps: whether slots are never let go of, but used again for other wires.
+    """
+
+    keeps = False
 
     @abstractmethod
     def make(self, owner: int, size_bytes: int) -> tuple[Slot, bytes, list[int]]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from runtime.devices.stream import Event
 from runtime.errors import EngineError, RankOutOfMemory, bytes_wanted
 from runtime.transport.channel import Channel
 from runtime.transport.checked import CheckedMailbox
@@ -34,7 +35,8 @@ class SameMachineMailbox(CheckedMailbox):
 
     Args:
         rank: this process's.
-        lines: other rank -> this rank's end of the line to it (runtime.transport.channel.new_line).
+        lines: other rank -> this rank's end of the line to it (runtime.transport.packets.new_line).
+        device: where this rank computes; of a GPU, with its index.
         plan_hash: the first bits of the plan's hash; a message of another plan is refused.
         announce_timeout_s: how long before its table is registered a message may arrive.
         on_error: called with an EngineError, or with PeerLost where a connection broke.
@@ -44,13 +46,15 @@ class SameMachineMailbox(CheckedMailbox):
         self,
         rank: int,
         lines: Mapping[int, socket.socket],
+        device: torch.device,
         *,
         plan_hash: int,
         announce_timeout_s: float,
         on_error: Callable[[BaseException], None],
     ) -> None:
         super().__init__(rank, plan_hash=plan_hash, announce_timeout_s=announce_timeout_s, on_error=on_error)
-        self._channels = {peer: Channel(line, peer) for peer, line in lines.items()}
+        self._channels = {peer: Channel(line, peer, device) for peer, line in lines.items()}
+        self._there: dict[MessageKey, Event] = {}  # of what has arrived on the host, but may not have on the GPU
         self._early: dict[int, tuple[tuple[int, ...], float]] = {}  # peer -> header without a table; until when
         self._reading = threading.RLock()
         self._failed = os.eventfd(0)  # wakes the thread that waits
@@ -98,7 +102,13 @@ class SameMachineMailbox(CheckedMailbox):
         return super().ready(key)
 
     def take(self, key: MessageKey) -> torch.Tensor:
-        tensor = super().take(key)
+        with self._changed:
+            tensor = super().take(key)
+            there = self._there.pop(key, None)
+        if there is not None:
+            stream = torch.cuda.current_stream(tensor.device)
+            stream.wait_event(there)
+            tensor.record_stream(stream)
         # parameters stay: with memory of their own, each can go alone
         return tensor.clone() if key.context == PARAMETER_CONTEXT else tensor
 
@@ -169,10 +179,18 @@ class SameMachineMailbox(CheckedMailbox):
             raise self._refusal(channel.peer, MessageKey(*words[4:8]), "on one machine there are no receipts")
         key, _ = belongs
         try:
-            tensor = channel.payload(words, key)
+            tensor, there = channel.payload(words, key)
         except (RuntimeError, MemoryError) as error:
             raise self._out_of_memory("receive", key, error) from error
-        self.deliver(key, tensor)
+        with self._changed:
+            self.deliver(key, tensor)
+            if there is not None and key in self._arrived:
+                self._there[key] = there
+
+    def forget(self, context: int, before_step: int, ahead: int | None = None) -> None:
+        with self._changed:
+            super().forget(context, before_step, ahead)
+            self._there = {key: there for key, there in self._there.items() if key in self._arrived}
 
     def _stop(self, channel: Channel, error: BaseException) -> None:
         """Receive no more from a rank, and report why."""
@@ -184,7 +202,9 @@ class SameMachineMailbox(CheckedMailbox):
     # ---- end
 
     def unregister(self, tables: Sequence[int]) -> None:
-        super().unregister(tables)
+        with self._changed:
+            super().unregister(tables)
+            self._there = {key: there for key, there in self._there.items() if key in self._arrived}
         for channel in self._channels.values():
             channel.forget(tables)
 

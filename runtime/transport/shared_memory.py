@@ -67,14 +67,12 @@ class HostSlot(Slot):
             self._room = layout, room.as_strided(layout.shape, layout.stride)
         self._room[1].copy_(tensor)
 
-    def lend(self, layout: Layout, returned: Callable[[], None]) -> torch.Tensor:
+    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
         room = (ctypes.c_ubyte * self.size_bytes).from_address(self._region.bytes.data_ptr() + self._offset)
         room.region = self._region  # type: ignore[attr-defined] # lives as long as what refers to it
         weakref.finalize(room, returned).atexit = False  # torch keeps it until the last tensor that uses it has gone
-        count = 1
-        for size in layout.shape:
-            count *= size
-        return torch.frombuffer(room, dtype=layout.dtype, count=count).as_strided(layout.shape, layout.stride)
+        count = size_bytes // layout.dtype.itemsize
+        return torch.frombuffer(room, dtype=layout.dtype, count=count).as_strided(layout.shape, layout.stride), None
 
 
 class HostMemory(Memory):

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from partitioner.graph.ir import TensorMeta
-from runtime.transport.channel import new_line
 from runtime.transport.gloo import GlooMailbox
 from runtime.transport.mailbox import Expected
+from runtime.transport.packets import new_line
 from runtime.transport.rendezvous import Rendezvous
 from runtime.transport.same_machine import SameMachineMailbox
 
@@ -96,7 +96,7 @@ def same_machine_pair(
 
     boxes = [
         SameMachineMailbox(
-            rank, {1 - rank: line}, plan_hash=hashes[rank], announce_timeout_s=0.3,
+            rank, {1 - rank: line}, torch.device("cpu"), plan_hash=hashes[rank], announce_timeout_s=0.3,
             on_error=found if rank else lambda error: None,
         )
         for rank, line in enumerate(new_line())

@@ -36,8 +36,8 @@ from partitioner.graph.ir import TensorMeta
 from partitioner.simulator.machine import Link
 from partitioner.tables import table_text
 from profiles.json_files import JsonFileError, write_atomic
-from runtime.transport.channel import new_lines
 from runtime.transport.mailbox import Expected, Mailbox, MessageKey
+from runtime.transport.packets import new_lines
 from runtime.transport.same_machine import SameMachineMailbox
 
 SMALL, LARGE = 4, 16 << 20  # bytes
@@ -98,7 +98,12 @@ def _rank(rank: int, lines: Mapping[int, socket.socket], pipe: Connection) -> No
     torch.set_num_threads(1)
     ranks = len(lines) + 1
     mailbox: SameMachineMailbox = SameMachineMailbox(
-        rank, lines, plan_hash=0, announce_timeout_s=TIMEOUT_S, on_error=lambda error: mailbox.fail(error)
+        rank,
+        lines,
+        torch.device("cpu"),
+        plan_hash=0,
+        announce_timeout_s=TIMEOUT_S,
+        on_error=lambda error: mailbox.fail(error),
     )
     mailbox.register(0, [Expected(f"{size} bytes", _meta(size), (r,)) for r in range(ranks) for size in (SMALL, LARGE)])
     found = {}

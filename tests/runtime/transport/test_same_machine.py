@@ -53,7 +53,7 @@ def test_a_message_stays_as_it_is_while_anything_uses_it_and_then_its_slot_is_us
 
 def test_a_sender_never_waits_also_for_a_reader_that_has_long_not_looked() -> None:
     with same_machine_pair() as (sender, receiver, errors):
-        count = 3000  # more packets than a socket holds
+        count = 1000  # more packets than a socket holds
         for step in range(count):
             sender.send([1], MessageKey(0, 0, 0, step), torch.full((2, 3), float(step)))
         for step in range(count):
@@ -175,7 +175,7 @@ def test_a_message_in_a_slot_that_is_not_there_is_refused(slot: int, monkeypatch
 
 def test_a_sender_without_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with same_machine_pair() as (sender, _, _):
-        monkeypatch.setattr("runtime.transport.channel.BOARD_SLOTS", 0)
+        monkeypatch.setattr("runtime.transport.slots.BOARD_SLOTS", 0)
         with pytest.raises(RankOutOfMemory, match=r"no memory to send %a .* in use at once"):
             sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 3))
 

@@ -1,0 +1,223 @@
+"""DeviceMemory: slots in memory of a GPU that two processes share by CUDA IPC; nothing goes through the host.
+
+The memory is the sender's. Each slot has two events that both processes know, and no host waits for a GPU:
+
+    sender's stream                         reader's stream
+    wait for ``free``, unless it is new         :
+    copy the tensor into the slot               :
+    record ``full``                             :
+    (the packet is sent)         ------->   wait for ``full``, where the message is taken
+        :                                   kernels read the slot, where it is
+        :                                   record ``free``, when the last tensor that uses it has gone
+
+A reader on another GPU copies, on a stream of its own, as soon as it sees the packet, and gives the slot back when the
+copy is done: an event can be recorded on streams of its own GPU only.
+
+Memory is never given back before the channel is closed, but used again for other wires, for a sender must not free what
+a reader still has open.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+
+from runtime.devices.cuda_stream import COPIES_FIRST, new_stream
+from runtime.devices.stream import Event
+from runtime.transport import cuda_driver
+from runtime.transport.memory import Layout, Memory, Slot
+
+REGION_BYTES = 8 << 20
+ALIGNMENT = 512  # bytes, as torch's own memory on GPUs
+
+_DESCRIPTION = struct.Struct(f"=4q{cuda_driver.HANDLE_BYTES}s64s64s")  # region, its size, offset, length; handles
+
+_log = logging.getLogger("runtime")
+
+
+class Region:
+    """Memory of a GPU: made here, or another process's that is opened here.
+
+    Args:
+        device: the GPU that uses it here.
+        handle: of another process's memory; none: to be made here.
+        size_bytes: how much.
+    """
+
+    def __init__(self, device: torch.device, handle: bytes | None, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        index = device.index
+        if handle is None:
+            self.address = cuda_driver.allocate(index, size_bytes)
+            weakref.finalize(self, _quietly, cuda_driver.free, index, self.address).atexit = False
+        else:
+            self.address = cuda_driver.open_exported(index, handle)
+            weakref.finalize(self, _quietly, cuda_driver.close_exported, index, self.address).atexit = False
+
+
+def _quietly(end: Callable[[int, int], None], index: int, address: int) -> None:
+    try:
+        end(index, address)
+    except RuntimeError as error:  # a GPU that failed has already raised in its rank
+        _log.debug("shared memory of cuda:%d is not given back: %s", index, error)
+
+
+class DeviceSlot(Slot):
+    """Some bytes of a region, on either side of processes that use one GPU, and on the sender's side in any case.
+
+    Args:
+        device: the GPU.
+        region: where it lies; offset, size_bytes: where there, and how long it is.
+        full, free: the slot's events.
+    """
+
+    def __init__(
+        self, device: torch.device, region: Region, offset: int, size_bytes: int, full: Event, free: Event
+    ) -> None:
+        self.size_bytes = size_bytes
+        self._device = device
+        self._region = region
+        self._address = region.address + offset
+        self._full = full
+        self._free = free
+        self._used = False
+        self._room: tuple[Layout, torch.Tensor] | None = None  # for messages laid out like the last one
+
+    def write(self, tensor: torch.Tensor) -> None:
+        stream = torch.cuda.current_stream(self._device)
+        if self._used:
+            stream.wait_event(self._free)
+        layout = Layout(tensor.dtype, tensor.shape, tensor.stride())
+        if self._room is None or self._room[0] != layout:
+            room = cuda_driver.tensor_at(self._device.index, self._address, tensor.nbytes, self._region)
+            self._room = layout, room.view(tensor.dtype).as_strided(layout.shape, layout.stride)
+        self._room[1].copy_(tensor, non_blocking=True)
+        self._full.record(stream)
+        self._used = True
+
+    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, Event]:
+        loan = _Loan(self._region)
+        stream = torch.cuda.current_stream(self._device)
+        weakref.finalize(loan, _give_back, self._free, stream, returned).atexit = False
+        room = cuda_driver.tensor_at(self._device.index, self._address, size_bytes, loan)
+        return room.view(layout.dtype).as_strided(layout.shape, layout.stride), self._full
+
+
+class _Loan:
+    """Lives as long as anything uses a message in its slot, and keeps the slot's region."""
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+
+
+def _give_back(free: Event, stream: torch.cuda.Stream, returned: Callable[[], None]) -> None:
+    free.record(stream)
+    returned()
+
+
+class FarSlot(Slot):
+    """The reader's side of a slot in the memory of another GPU.
+
+    Args:
+        region: where it lies, opened for the reader's GPU; offset, size_bytes: where there, and how long it is.
+        full: the event from which on it holds the message.
+        copies: of its channel.
+    """
+
+    def __init__(self, region: Region, offset: int, size_bytes: int, full: Event, copies: Copies) -> None:
+        self.size_bytes = size_bytes
+        self._region = region
+        self._address = region.address + offset
+        self._full = full
+        self._copies = copies
+
+    def write(self, tensor: torch.Tensor) -> None:
+        raise NotImplementedError("only its sender writes to it")
+
+    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, Event]:
+        stream = self._copies.stream
+        stream.wait_event(self._full)
+        with torch.cuda.stream(stream):
+            here = torch.empty(size_bytes, dtype=torch.uint8, device=stream.device)
+        cuda_driver.copy(stream, here.data_ptr(), self._address, size_bytes)
+        return here.view(layout.dtype).as_strided(layout.shape, layout.stride), self._copies.note(returned)
+
+
+class Copies:
+    """The stream on which a reader copies from another GPU, and the copies that are not known to be done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = new_stream(device, COPIES_FIRST)
+        self._under_way: deque[tuple[Event, Callable[[], None]]] = deque()
+
+    def note(self, returned: Callable[[], None]) -> Event:
+        """The event after the copy queued last; ``returned`` is called some time after it."""
+        while self._under_way and self._under_way[0][0].query():  # type: ignore[no-untyped-call]
+            self._under_way.popleft()[1]()
+        there: Event = self.stream.record_event()
+        self._under_way.append((there, returned))
+        return there
+
+
+class DeviceMemory(Memory):
+    """Slots of one channel in the memory of GPUs. device: this process's, with its index."""
+
+    keeps = True
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._made = 0
+        self._filling: tuple[int, Region, int] | None = None  # number, region, bytes in use
+        self._open: dict[int, Region] = {}
+        self._copies: Copies | None = None
+
+    def make(self, owner: int, size_bytes: int) -> tuple[DeviceSlot, bytes, list[int]]:
+        length = -(-size_bytes // ALIGNMENT) * ALIGNMENT
+        handle = b""
+        if self._filling is None or self._filling[2] + length > self._filling[1].size_bytes:
+            region = Region(self._device, None, max(length, REGION_BYTES))
+            handle = cuda_driver.export(self._device.index, region.address)
+            self._filling = self._made, region, 0
+            self._made += 1
+        number, region, offset = self._filling
+        self._filling = number, region, offset + length
+        full, free = (_shared_event(self._device) for _ in range(2))
+        description = _DESCRIPTION.pack(number, region.size_bytes, offset, length, handle, full[1], free[1])
+        return DeviceSlot(self._device, region, offset, length, full[0], free[0]), description, []
+
+    def open(self, description: bytes, files: Sequence[int]) -> Slot:
+        try:
+            number, total, offset, length, handle, full, free = _DESCRIPTION.unpack(description)
+        except struct.error:
+            raise ValueError(f"a slot is described in {len(description)} bytes") from None
+        if any(handle):
+            self._open[number] = Region(self._device, handle, total)
+        region = self._open.get(number)
+        if region is None or offset < 0 or length < 0 or offset + length > region.size_bytes or offset % ALIGNMENT:
+            raise ValueError(f"no slot of {length} bytes lies at {offset} of region {number}")
+        made = _event_of(self._device, full)
+        if cuda_driver.device_of(region.address) != self._device.index:
+            self._copies = self._copies or Copies(self._device)
+            return FarSlot(region, offset, length, made, self._copies)
+        return DeviceSlot(self._device, region, offset, length, made, _event_of(self._device, free))
+
+    def forget(self, owner: int) -> None:
+        pass
+
+
+def _shared_event(device: torch.device) -> tuple[Event, bytes]:
+    """A new event that other processes can know, and what they know it by."""
+    with torch.cuda.device(device):
+        event = Event(interprocess=True)  # type: ignore[no-untyped-call]
+        return event, event.ipc_handle()  # type: ignore[no-untyped-call]
+
+
+def _event_of(device: torch.device, handle: bytes) -> Event:
+    """Another process's event."""
+    event: Event = Event.from_ipc_handle(device, handle)  # type: ignore[no-untyped-call]
+    return event
