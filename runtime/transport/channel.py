@@ -11,6 +11,9 @@ where the slot is new, its description follows, and the descriptors of its files
         :                                               uses the payload where it lies
         :                                               clears the mark when nothing uses it any more
 
+Ranks on GPUs share memory of their GPUs (runtime.transport.ipc), once a reader has seen there what a sender wrote on
+trial; before that, and where it does not, messages go through memory of the host.
+
 The slots of a wire are used again and again, the same few, so that in the long run nothing is allocated and nothing but
 headers is sent. How many there are is how many messages of the wire were ever kept at once: those that predictors look
 at, and those under way. The board is a byte for each slot, in shared memory too: so a reader gives slots back without a
@@ -66,7 +69,7 @@ class Channel:
         self._packets = PacketSocket(line, f"packets to rank {peer}")
         self._slots = OwnSlots()
         self._device = device
-        self._memories: list[Memory] = [HostMemory()]  # the second one is of a GPU
+        self._memories: list[Memory] = [HostMemory(), *gpu_memory(device)]
         self._reader_sees_gpu = False
         self._theirs: dict[int, tuple[int, Memory, Slot]] = {}  # number -> table, memory and slot
         self._board: Board | None = None  # on which this rank clears marks
@@ -74,8 +77,7 @@ class Channel:
         self._description = b""
         self._files: list[int] = []
         self._packets.send(b"", [self._slots.board.file])
-        if device.type == "cuda":
-            self._memories.append(DeviceMemory(device))
+        if len(self._memories) > 1:
             self._probe()
 
     def fileno(self) -> int:
@@ -222,6 +224,11 @@ class Channel:
         self._memories.clear()
         if self._board is not None:
             self._board.close()
+
+
+def gpu_memory(device: torch.device) -> list[Memory]:
+    """What a rank on that device shares besides memory of the host: its GPU's memory, if it is one."""
+    return [DeviceMemory(device)] if device.type == "cuda" else []
 
 
 def _pattern(device: torch.device) -> torch.Tensor:

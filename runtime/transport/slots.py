@@ -12,6 +12,7 @@ from runtime.transport.shared_memory import Region, new_file
 
 BOARD_SLOTS = 1 << 16
 _FREE, _TAKEN = 0, 1
+_SMALL = 4096  # bytes; a slot of up to that is used again for any smaller message
 
 
 class Board:
@@ -88,7 +89,7 @@ class OwnSlots:
     def _from_spare(self, memory: Memory, size_bytes: int) -> tuple[int, Slot] | None:
         spare = self._spare.get(memory, [])
         for index, (number, slot) in enumerate(spare):
-            if size_bytes <= slot.size_bytes <= 2 * size_bytes and self.board.is_free(number):
+            if size_bytes <= slot.size_bytes <= max(2 * size_bytes, _SMALL) and self.board.is_free(number):
                 return spare.pop(index)
         return None
 

@@ -1,0 +1,230 @@
+"""Memory of a GPU that two processes share: on one card, and what of it a CPU can show."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runtime.engine import Engine
+from runtime.options import EngineOptions
+from runtime.transport.ipc import DeviceSlot, FarSlot
+from runtime.transport.mailbox import MessageKey
+from runtime.transport.memory import Memory
+from runtime.transport.packets import new_line
+from runtime.transport.shared_memory import HostMemory
+from tests.support.engines import Trajectory, equal, largest_difference, toy, toy_plan
+from tests.support.ipc_peer import LATE, MESSAGES, SHAPE, mailbox_of
+from tests.support.mailboxes import WIRES, same_machine_pair
+
+ROOT = Path(__file__).parents[3]
+
+
+class Kept(HostMemory):
+    """Memory of the host that is treated as that of a GPU."""
+
+    keeps = True
+
+
+def _pass_on(sender: Any, receiver: Any, step: int, table: int = 0) -> torch.Tensor:
+    key = MessageKey(table, 0, 0, step)
+    sender.send([1], key, torch.full((2, 3), float(step)))
+    receiver.wait(key, timeout_s=5)
+    taken: torch.Tensor = receiver.take(key)
+    assert taken.eq(step).all()
+    return taken
+
+
+def test_shared_memory_of_gpus_is_used_when_the_reader_has_seen_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.transport.channel.gpu_memory", lambda device: [Kept()])
+    with same_machine_pair() as (sender, receiver, errors):
+        channel = sender._channels[1]
+        _pass_on(sender, receiver, 0)  # before the answer
+        assert [type(memory) for _, _, memory in channel._slots._of_wire if memory.keeps] == [Kept]  # of the trial
+        assert sender.kept == 0  # looks
+        for step in range(1, 5):
+            _pass_on(sender, receiver, step)
+        assert [number for slots in channel._slots._of_wire.values() for number, _ in slots] == [1, 2]
+        for table in range(1, 4):  # slots are used again, since their memory is not let go of
+            for box in (sender, receiver):
+                box.register(table, WIRES)
+            _pass_on(sender, receiver, 0, table)
+            for box in (sender, receiver):
+                box.unregister([table])
+        assert channel._slots._count == 4
+        assert not errors
+
+
+def test_where_a_gpus_memory_cannot_be_shared_messages_go_through_the_host(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Blind(Kept):
+        def open(self, description: bytes, files: Any) -> Any:
+            slot = super().open(description, files)
+            raise RuntimeError(f"no peer access to {slot.size_bytes} bytes")
+
+    memories: Iterator[Memory] = iter([Kept(), Blind()])
+    monkeypatch.setattr("runtime.transport.channel.gpu_memory", lambda device: [next(memories)])
+    with same_machine_pair() as (sender, receiver, errors), caplog.at_level(logging.WARNING, "runtime"):
+        for step in range(4):
+            _pass_on(sender, receiver, step)
+            assert sender.kept == 0
+        (record,) = caplog.records
+        assert "rank 1 cannot use memory of cpu: no peer access to 1048576 bytes" in record.getMessage()
+        assert {type(memory) for _, _, memory in sender._channels[1]._slots._of_wire} == {HostMemory}
+        assert not errors
+
+
+@contextmanager
+def peer(kind: str) -> Iterator[socket.socket]:
+    """The process of tests.support.ipc_peer, by the socket that it takes lines from."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "tests.support.ipc_peer", str(theirs.fileno()), kind]
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT)
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        try:
+            process.wait(timeout=10)
+        finally:
+            process.kill()
+
+
+def _exchange(control: socket.socket) -> set[str]:
+    """Send messages over a new channel, with several under way, and check what comes back.
+
+    Returns:
+        In what kinds of slots answers came.
+    """
+    mine, theirs = new_line()
+    with theirs:
+        socket.send_fds(control, [b"+"], [theirs.fileno()])
+    box = mailbox_of(0, mine)
+    kept: deque[tuple[int, torch.Tensor]] = deque(maxlen=3)
+    kinds = set()
+
+    def answer(step: int) -> None:
+        key = MessageKey(0, 1, 0, step)
+        box.wait(key, timeout_s=30)
+        kept.append((step, box.take(key)))
+
+    for step in range(MESSAGES):
+        if step % 4 == 1:
+            torch.cuda._sleep(LATE)
+        box.send([1], MessageKey(0, 0, 0, step), torch.full(SHAPE, float(step), device="cuda"))
+        if step >= 2:
+            answer(step - 2)
+            for number, tensor in kept:
+                assert tensor.eq(number + 1).all()
+        kinds |= {type(slot).__name__ for _, _, slot in box._channels[1]._theirs.values()}
+    for step in (MESSAGES - 2, MESSAGES - 1):
+        answer(step)
+    assert all(tensor.eq(number + 1).all() for number, tensor in kept)
+    kept.clear()
+    torch.cuda.synchronize()
+    control.send(b".")
+    assert control.recv(1) == b"."
+    box.close()
+    return kinds
+
+
+@pytest.mark.gpu
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["near", "far"])
+def test_messages_are_read_when_they_are_there_and_not_overwritten(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "far":
+        monkeypatch.setattr("runtime.transport.cuda_driver.device_of", lambda address: -1)
+    with peer(kind) as control:
+        assert {"near": DeviceSlot, "far": FarSlot}[kind].__name__ in _exchange(control)
+        torch.cuda.empty_cache()
+        before = torch.cuda.mem_get_info()[0]
+        for _ in range(40):
+            _exchange(control)
+        torch.cuda.empty_cache()
+        assert torch.cuda.mem_get_info()[0] >= before - 2**25
+
+
+@pytest.mark.gpu
+@pytest.mark.processes
+def test_a_gpu_whose_memory_cannot_be_shared(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "runtime"), peer("refused") as control:
+        kinds = _exchange(control)
+    assert "DeviceSlot" in kinds  # this process can open the other's
+    (record,) = caplog.records
+    assert "rank 1 cannot use memory of cuda:0: as in some virtual machines" in record.getMessage()
+
+
+@pytest.mark.gpu
+@pytest.mark.processes
+@pytest.mark.parametrize("options", [{}, {"cuda_graphs": True}], ids=str)
+def test_ranks_on_one_gpu_send_through_its_memory(options: dict[str, bool]) -> None:
+    denoiser = toy().cuda()
+    plan = toy_plan(toy(), 3)
+    trajectory = Trajectory(calls=14)
+    trajectory.latents = [latent.cuda() for latent in trajectory.latents]
+    trajectory.timesteps = [timestep.cuda() for timestep in trajectory.timesteps]
+    trajectory.context = trajectory.context.cuda()
+    devices = ["cuda:0"] * plan.ranks
+    with Engine(denoiser, plan, EngineOptions(transport="emulation"), devices=devices) as engine:
+        wanted = [output.clone() for output in trajectory.through(engine)]
+    with Engine(denoiser, plan, EngineOptions(**options), devices=devices) as engine:
+        outputs = [output.clone() for output in trajectory.through(engine)]
+        channels = engine._ranks.workers[0].mailbox._channels.values()
+        assert any(isinstance(slot, DeviceSlot) for channel in channels for _, _, slot in channel._theirs.values())
+    assert largest_difference(outputs, wanted) < 1e-4
+    assert options or equal(outputs, wanted)
+
+
+FAULTS = """
+import os, signal, sys, time
+import torch
+from runtime.engine import Engine
+from runtime.errors import EngineError
+from runtime.options import EngineOptions
+from tests.support.traces import rank_processes
+from tests.support.trouble import fragile, inputs, plan_for
+
+def on_gpu(call):
+    return {name: tensor.cuda() for name, tensor in inputs(call).items()}
+
+denoiser = fragile().cuda()
+plan = plan_for(fragile())
+for number in map(int, sys.argv[1:]):
+    try:
+        with Engine(denoiser, plan, EngineOptions(step_timeout_s=5), devices=["cuda:0"] * 2) as engine:
+            for call in range(6):
+                engine(**on_gpu(call))[0].sum().item()
+            os.kill(rank_processes()[0], number)
+            for call in range(6, 1000):
+                engine(**on_gpu(call))[0].sum().item()
+    except EngineError as error:
+        print(type(error).__name__, flush=True)
+torch.cuda.synchronize()
+print("works:", torch.ones(3, device="cuda").sum().item(), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.processes
+def test_ranks_that_are_killed_or_stopped_leave_the_gpu_usable() -> None:
+    """In a program of its own: where a stream waited for ever, so would every later test of this one."""
+    numbers = [signal.SIGKILL, signal.SIGSTOP, signal.SIGKILL]
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, *(str(int(number)) for number in numbers)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["RankDied", "RankStalled", "RankDied", "works: 3.0"], done.stderr

@@ -1,0 +1,69 @@
+"""A process that returns messages through shared memory of a GPU: ``python -m tests.support.ipc_peer DESCRIPTOR KIND``.
+
+Over the socket DESCRIPTOR come the ends of lines, one after the other; over each, MESSAGES messages, which are sent
+back one larger. KIND: "near", "far" (as if its GPU were another than the sender's) or "refused" (it cannot open memory).
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Any
+
+import torch
+
+from partitioner.graph.ir import TensorMeta
+from runtime.transport import cuda_driver
+from runtime.transport.mailbox import Expected, MessageKey
+from runtime.transport.same_machine import SameMachineMailbox
+
+MESSAGES = 24
+SHAPE = (512, 1024)
+WIRES = tuple(Expected(f"from {rank}", TensorMeta(SHAPE, (SHAPE[1], 1), "float32"), (rank,)) for rank in (0, 1))
+LATE = 3_000_000  # cycles, more than a millisecond
+
+
+def mailbox_of(rank: int, line: socket.socket) -> SameMachineMailbox:
+    def failed(error: BaseException) -> None:
+        made.fail(error)
+
+    made = SameMachineMailbox(
+        rank, {1 - rank: line}, torch.device("cuda:0"), plan_hash=7, announce_timeout_s=5, on_error=failed
+    )
+    made.register(0, WIRES)
+    return made
+
+
+def behave(kind: str) -> None:
+    if kind == "far":
+        cuda_driver.device_of = lambda address: -1
+    elif kind == "refused":
+
+        def refuse(index: int, handle: bytes) -> Any:
+            raise RuntimeError("as in some virtual machines")
+
+        cuda_driver.open_exported = refuse
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    behave(sys.argv[2])
+    while True:
+        word, files, _, _ = socket.recv_fds(control, 1, 1)
+        if not word:
+            return
+        box = mailbox_of(1, socket.socket(fileno=files[0]))
+        for step in range(MESSAGES):
+            key = MessageKey(0, 0, 0, step)
+            box.wait(key, timeout_s=30)
+            if step % 3 == 0:
+                torch.cuda._sleep(LATE)
+            box.send([0], MessageKey(0, 1, 0, step), box.take(key) + 1)
+        torch.cuda.synchronize()
+        control.recv(1)
+        box.close()
+        control.send(b".")
+
+
+if __name__ == "__main__":
+    main()
