@@ -1,7 +1,8 @@
 """A process that returns messages through shared memory of a GPU: ``python -m tests.support.ipc_peer DESCRIPTOR KIND``.
 
 Over the socket DESCRIPTOR come the ends of lines, one after the other; over each, MESSAGES messages, which are sent
-back one larger. KIND: "near", "far" (as if its GPU were another than the sender's) or "refused" (it cannot open memory).
+back one larger. KIND: "near", "far" (as if its GPU were another than the sender's) or "refused" (it cannot open
+memory).
 """
 
 from __future__ import annotations
