@@ -96,7 +96,7 @@ class ProcessRanks(Ranks):
             supervisor = Supervisor(self._handles, self._failure, self._rendezvous, self._step)
             self._begin_thread(supervisor.run, "supervisor")
             self._begin_thread(lambda: self._connect(plan_hash), "connect")
-            self._wait_until(lambda: self._mailbox is not None, "connected")
+            self._wait_until(self._is_connected, "connected")
             assert self._mailbox is not None
             self.workers = workers_of(setups[0], self._mailbox)
             self.wait_loaded()
@@ -157,6 +157,9 @@ class ProcessRanks(Ranks):
             self._mailbox = mailbox
             self._failure.changed.notify_all()
         self._failure.add_listener(mailbox.fail)
+
+    def _is_connected(self) -> bool:
+        return self._mailbox is not None and all(handle.ready >= 0 for handle in self._handles.values())
 
     def _step(self) -> int | None:
         return latest_of(self.workers).step if self._mailbox is not None else None

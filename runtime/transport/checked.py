@@ -37,13 +37,23 @@ class CheckedMailbox(Mailbox):
         self._announce_timeout_s = announce_timeout_s
         self._on_error = on_error
         self._newest: dict[tuple[int, ...], int] = {}  # table, wire, context, whether ahead -> step
+        self._known: dict[tuple[int, int, int], Sequence[int]] = {}  # peer, table, wire -> words 8 on that were right
         self._closing = False
+
+    def register(self, table: int, wires: Sequence[Expected]) -> None:
+        self._forget_known([table])
+        super().register(table, wires)
 
     def unregister(self, tables: Sequence[int]) -> None:
         super().unregister(tables)
         for order in list(self._newest):
             if order[0] in tables:
                 self._newest.pop(order, None)
+        self._forget_known(tables)
+
+    def _forget_known(self, tables: Sequence[int]) -> None:
+        """What was found right of messages of tables may be wrong from now on."""
+        self._known = {known: words for known, words in self._known.items() if known[1] not in tables}
 
     def _check_sent(self, key: MessageKey, tensor: torch.Tensor) -> None:
         """Raise MessageError where the tensor is not what its wire carries."""
@@ -72,8 +82,8 @@ class CheckedMailbox(Mailbox):
         self, words: Sequence[int], peer: int, expected_sequence: int
     ) -> tuple[MessageKey, Expected] | None:
         """What the header announces, None if it is a receipt; raises MessageError if it does not belong here."""
-        magic, plan_hash, sequence, _, *key_words, dtype, size_bytes = words[:10]
-        key = MessageKey(*key_words)
+        magic, plan_hash, sequence = words[:3]
+        key = MessageKey(*words[4:8])
 
         def refuse(what: str) -> MessageError:
             return self._refusal(peer, key, what)
@@ -86,6 +96,26 @@ class CheckedMailbox(Mailbox):
             raise refuse(f"it is number {sequence}, expected {expected_sequence}")
         if key == RECEIPT:
             return None
+        wires = self._tables.get(key.table)
+        if wires is not None and self._known.get((peer, key.table, key.wire)) == words[8:]:
+            wire = wires[key.wire]
+        else:
+            wire = self._check_tensor(words, peer, key)
+            self._known[peer, key.table, key.wire] = words[8:]
+        ahead = self._ahead.get(key.context)
+        order = (*key[:3], ahead is not None and key.step >= ahead)
+        if key.step <= self._newest.get(order, key.step - 1):
+            raise refuse(f"%{wire.value} of step {key.step} comes after that of step {self._newest[order]}")
+        self._newest[order] = key.step
+        return key, wire
+
+    def _check_tensor(self, words: Sequence[int], peer: int, key: MessageKey) -> Expected:
+        """The wire of a header, if that announces what the wire carries; else raises MessageError."""
+        dtype, size_bytes = words[8:10]
+
+        def refuse(what: str) -> MessageError:
+            return self._refusal(peer, key, what)
+
         wires = self._tables.get(key.table)
         if wires is None:
             raise refuse(f"its table {key.table} is unknown")
@@ -101,12 +131,7 @@ class CheckedMailbox(Mailbox):
             raise refuse(f"%{wire.value} should be {wire.meta}, it is {name}{list(shape)} in {size_bytes} bytes")
         if not fills_memory(shape, stride):
             raise refuse(f"%{wire.value} has the strides {list(stride)}, with which it does not fill its memory")
-        ahead = self._ahead.get(key.context)
-        order = (*key[:3], ahead is not None and key.step >= ahead)
-        if key.step <= self._newest.get(order, key.step - 1):
-            raise refuse(f"%{wire.value} of step {key.step} comes after that of step {self._newest[order]}")
-        self._newest[order] = key.step
-        return key, wire
+        return wire
 
     def _refusal(self, peer: int, key: MessageKey, what: str) -> MessageError:
         return MessageError(f"a message from rank {peer} does not belong: {what}", rank=self.rank, step=key.step)

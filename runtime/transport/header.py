@@ -37,10 +37,15 @@ DTYPES = [
 
 def header_words(plan_hash: int, key: MessageKey, tensor: torch.Tensor | None = None) -> list[int]:
     """The words of the header for a tensor of at most MOST_DIMS dimensions, or, without one, for a receipt."""
+    return [MAGIC, plan_hash, 0, 0, *key, *tensor_words(tensor)]
+
+
+def tensor_words(tensor: torch.Tensor | None) -> list[int]:
+    """The words of a header from the eighth on, which say what its tensor is."""
     described = [0, 0, 0] if tensor is None else [DTYPES.index(dtype_name(tensor)), tensor.nbytes, tensor.dim()]
     shape, stride = ((), ()) if tensor is None else (tensor.shape, tensor.stride())
     padding = [0] * (MOST_DIMS - len(shape))
-    return [MAGIC, plan_hash, 0, 0, *key, *described, *shape, *padding, *stride, *padding]
+    return [*described, *shape, *padding, *stride, *padding]
 
 
 def shape_and_strides(words: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 
 LONGEST_PACKET = 2048  # bytes
+_CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_ONE_FILE = socket.CMSG_SPACE(4)
 _FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS}  # too many packets, or descriptors of files, are under way
 
 
@@ -100,16 +102,18 @@ class PacketSocket:
     def receive(self) -> tuple[bytes, list[int]] | None:
         """A packet and its files, which the caller closes; None: there is none. Raises EOFError at the end."""
         try:
-            packet, ancillary, flags, _ = self._line.recvmsg(LONGEST_PACKET, socket.CMSG_SPACE(4))
+            packet, ancillary, flags, _ = self._line.recvmsg(LONGEST_PACKET, _ONE_FILE)
         except BlockingIOError:
             return None
+        if not ancillary and packet and not flags & _CUT_OFF:
+            return packet, []
         files = array.array("i")
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 files.frombytes(data[: len(data) - len(data) % files.itemsize])
         if not packet and not files:
             raise EOFError("its connection has closed")
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & _CUT_OFF:
             close_files(files)
             raise ValueError("it is too long")
         return packet, list(files)
