@@ -1,4 +1,4 @@
-"""GlooMailbox: tensors of every dtype and layout between processes. What it refuses: tests/runtime/faults."""
+"""GlooMailbox, and that on one machine: tensors of every dtype and layout. What they refuse: tests/runtime/faults."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ class Everything(nn.Module):
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("shared", [False, True], ids=["gloo", "same machine"])
 @pytest.mark.filterwarnings("ignore:Casting complex")
-def test_every_dtype_and_layout_arrives_as_it_was_sent() -> None:
+def test_every_dtype_and_layout_arrives_as_it_was_sent(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.ranks.processes.SUPPORTED", shared)
     module = Everything().eval()
     graph = partitioner.trace(module, {"x": torch.zeros(4, 6)}, {"x": "latent"}, model="everything")
     nodes = [node.name for node in graph.latent_nodes]
