@@ -43,6 +43,8 @@ class SameMachineMailbox(CheckedMailbox):
         on_error: called with an EngineError, or with PeerLost where a connection broke.
     """
 
+    copies_sent = True
+
     def __init__(
         self,
         rank: int,
