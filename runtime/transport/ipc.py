@@ -27,8 +27,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from runtime.devices.cuda_stream import COPIES_FIRST, new_stream
+from runtime.devices.cuda_stream import COPIES_FIRST
 from runtime.devices.stream import Event
+from runtime.devices.stream_pool import STREAMS
 from runtime.transport import cuda_driver
 from runtime.transport.memory import Layout, Memory, Slot
 
@@ -152,7 +153,8 @@ class Copies:
     """The stream on which a reader copies from another GPU, and the copies that are not known to be done."""
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = new_stream(device, COPIES_FIRST)
+        self.stream = STREAMS.take(device, COPIES_FIRST)
+        weakref.finalize(self, STREAMS.give_back, device, COPIES_FIRST, self.stream).atexit = False
         self._under_way: deque[tuple[Event, Callable[[], None]]] = deque()
 
     def note(self, returned: Callable[[], None]) -> Event:
