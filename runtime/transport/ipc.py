@@ -41,7 +41,7 @@ _DESCRIPTION = struct.Struct(f"=4q{cuda_driver.HANDLE_BYTES}s64s64s")  # region,
 _log = logging.getLogger("runtime")
 
 
-class Region:
+class DeviceRegion:
     """Memory of a GPU: made here, or another process's that is opened here.
 
     Args:
@@ -78,7 +78,7 @@ class DeviceSlot(Slot):
     """
 
     def __init__(
-        self, device: torch.device, region: Region, offset: int, size_bytes: int, full: Event, free: Event
+        self, device: torch.device, region: DeviceRegion, offset: int, size_bytes: int, full: Event, free: Event
     ) -> None:
         self.size_bytes = size_bytes
         self._device = device
@@ -112,7 +112,7 @@ class DeviceSlot(Slot):
 class _Loan:
     """Lives as long as anything uses a message in its slot, and keeps the slot's region."""
 
-    def __init__(self, region: Region) -> None:
+    def __init__(self, region: DeviceRegion) -> None:
         self.region = region
 
 
@@ -130,7 +130,7 @@ class FarSlot(Slot):
         copies: of its channel.
     """
 
-    def __init__(self, region: Region, offset: int, size_bytes: int, full: Event, copies: Copies) -> None:
+    def __init__(self, region: DeviceRegion, offset: int, size_bytes: int, full: Event, copies: Copies) -> None:
         self.size_bytes = size_bytes
         self._region = region
         self._address = region.address + offset
@@ -174,15 +174,15 @@ class DeviceMemory(Memory):
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._made = 0
-        self._filling: tuple[int, Region, int] | None = None  # number, region, bytes in use
-        self._open: dict[int, Region] = {}
+        self._filling: tuple[int, DeviceRegion, int] | None = None  # number, region, bytes in use
+        self._open: dict[int, DeviceRegion] = {}
         self._copies: Copies | None = None
 
     def make(self, owner: int, size_bytes: int) -> tuple[DeviceSlot, bytes, list[int]]:
         length = -(-size_bytes // ALIGNMENT) * ALIGNMENT
         handle = b""
         if self._filling is None or self._filling[2] + length > self._filling[1].size_bytes:
-            region = Region(self._device, None, max(length, REGION_BYTES))
+            region = DeviceRegion(self._device, None, max(length, REGION_BYTES))
             handle = cuda_driver.export(self._device.index, region.address)
             self._filling = self._made, region, 0
             self._made += 1
@@ -198,7 +198,7 @@ class DeviceMemory(Memory):
         except struct.error:
             raise ValueError(f"a slot is described in {len(description)} bytes") from None
         if any(handle):
-            self._open[number] = Region(self._device, handle, total)
+            self._open[number] = DeviceRegion(self._device, handle, total)
         region = self._open.get(number)
         if region is None or offset < 0 or length < 0 or offset + length > region.size_bytes or offset % ALIGNMENT:
             raise ValueError(f"no slot of {length} bytes lies at {offset} of region {number}")

@@ -43,7 +43,7 @@ def new_file(size_bytes: int) -> int:
     return file
 
 
-class Region:
+class HostRegion:
     """A mapped region; ``bytes`` are all of its own."""
 
     def __init__(self, file: int, size_bytes: int) -> None:
@@ -54,7 +54,7 @@ class Region:
 class HostSlot(Slot):
     """Some bytes of a region, from ``offset`` on."""
 
-    def __init__(self, region: Region, offset: int, size_bytes: int) -> None:
+    def __init__(self, region: HostRegion, offset: int, size_bytes: int) -> None:
         self.size_bytes = size_bytes
         self._region = region
         self._offset = offset
@@ -80,8 +80,8 @@ class HostMemory(Memory):
 
     def __init__(self) -> None:
         self._made = 0
-        self._filling: dict[int, tuple[int, Region, int]] = {}  # owner -> number, region, bytes in use
-        self._open: weakref.WeakValueDictionary[int, Region] = weakref.WeakValueDictionary()
+        self._filling: dict[int, tuple[int, HostRegion, int]] = {}  # owner -> number, region, bytes in use
+        self._open: weakref.WeakValueDictionary[int, HostRegion] = weakref.WeakValueDictionary()
 
     def make(self, owner: int, size_bytes: int) -> tuple[HostSlot, bytes, list[int]]:
         length = -(-size_bytes // ALIGNMENT) * ALIGNMENT
@@ -92,7 +92,7 @@ class HostMemory(Memory):
             self._made += 1
             total = max(length, REGION_BYTES)
             files = [new_file(total)]
-            region = Region(os.dup(files[0]), total)
+            region = HostRegion(os.dup(files[0]), total)
         self._filling[owner] = number, region, offset + length
         return HostSlot(region, offset, length), _DESCRIPTION.pack(number, region.size_bytes, offset, length), files
 
@@ -103,7 +103,7 @@ class HostMemory(Memory):
             raise ValueError(f"a slot is described in {len(description)} bytes") from None
         region = self._open.get(number)
         if files:
-            self._open[number] = region = Region(files[0], total)
+            self._open[number] = region = HostRegion(files[0], total)
         if region is None or offset < 0 or length < 0 or offset + length > region.size_bytes or offset % ALIGNMENT:
             raise ValueError(f"no slot of {length} bytes lies at {offset} of region {number}")
         return HostSlot(region, offset, length)

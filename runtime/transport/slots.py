@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from runtime.transport.memory import Memory, Slot
-from runtime.transport.shared_memory import Region, new_file
+from runtime.transport.shared_memory import HostRegion, new_file
 
 BOARD_SLOTS = 1 << 16
 _FREE, _TAKEN = 0, 1
@@ -25,7 +25,7 @@ class Board:
 
     def __init__(self, files: Sequence[int] = ()) -> None:
         self.file = -1 if files else new_file(BOARD_SLOTS)
-        region = Region(files[0] if files else os.dup(self.file), BOARD_SLOTS)
+        region = HostRegion(files[0] if files else os.dup(self.file), BOARD_SLOTS)
         self._marks = (ctypes.c_ubyte * BOARD_SLOTS).from_address(region.bytes.data_ptr())
         self._marks.region = region  # type: ignore[attr-defined] # lives as long as what refers to it
 
