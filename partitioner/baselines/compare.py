@@ -19,6 +19,7 @@ from partitioner.search.devices import Devices
 from partitioner.search.evaluate import evaluate
 from partitioner.search.problem import Problem
 from partitioner.search.solver import Solver
+from partitioner.search.split import Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,17 @@ class Baseline:
     broadcast_bytes_per_step: int | None = None
 
 
-def baselines(graph: TracedGraph, problem: Problem, devices: Devices) -> dict[str, Baseline]:
+def baselines(
+    graph: TracedGraph, problem: Problem, devices: Devices, chain: Split | None = None
+) -> dict[str, Baseline]:
     """By name: "contiguous", "equal_parameters", and "asyncdiff" where a split for so many devices was published.
 
-    problem: of ``graph``, a full call. One that is not possible (more devices than parts) is left out.
+    problem: of ``graph``, a full call. chain: the solver's for look-ahead, where it is known. One that is not possible
+    (more devices than parts) is left out.
     """
     found: dict[str, Baseline] = {}
     try:
-        chain = Solver(problem).solve(devices, "lookahead")
+        chain = chain or Solver(problem).solve(devices, "lookahead")
         found["contiguous"] = _figures(problem, chain.assignment, devices, chain.device_of)
         found["equal_parameters"] = _figures(problem, equal_parameters(problem, len(devices)), devices)
     except (InfeasibleError, UsageError):

@@ -117,7 +117,9 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
         sequential_ms = problems[1].total_ms / max(as_devices(fleet).speeds)
         candidates = list(find_candidates(problems, fleet, options, progress, edge_errors))
         chosen = choose(candidates, fleet, problems[1], sequential_ms, options, advisor)
-        compared = baselines(traced.whole, problems[1], as_devices(fleet))
+        shape = (1, len(fleet), 1, "lookahead")
+        chains = (c.split for c in candidates if (c.branches, c.components, c.period, c.mode) == shape)
+        compared = baselines(traced.whole, problems[1], as_devices(fleet), next(chains, None))
     problem, refinement = problems[chosen.branches], None
     if options.refine:
         with clock.measure("refine"):

@@ -87,16 +87,7 @@ class Evaluation:
 
 def lower_bound_ms(problem: Problem, devices: Devices) -> float:
     """A bound that no placement's T can beat: max(all work / all speeds, largest inseparable work / fastest device)."""
-    item_cost = problem.item_cost_ms.tolist()
-    own = problem.load_ms.tolist()
-    items: list[set[int]] = [set() for _ in own]
-    for item, node in zip(problem.reading_item.tolist(), problem.reading_node.tolist(), strict=True):
-        items[node].add(item)
-    largest: float = max(cost + sum(item_cost[i] for i in read) for cost, read in zip(own, items, strict=True))
-    for members in problem.units.values():
-        read = set().union(*(items[v] for v in members))
-        largest = max(largest, sum(own[v] for v in members.tolist()) + sum(item_cost[i] for i in read))
-    return max(problem.total_ms / sum(devices.speeds), largest / max(devices.speeds))
+    return max(problem.total_ms / sum(devices.speeds), problem.largest_ms / max(devices.speeds))
 
 
 def check_placement(problem: Problem, assignment: Sequence[int] | Ints, components: int) -> None:

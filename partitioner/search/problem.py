@@ -99,6 +99,19 @@ class Problem:
         return self.work_ms + self.driver_ms
 
     @cached_property
+    def largest_ms(self) -> float:
+        """The largest work that cannot be cut apart: a node's or a unit's, with the shared items that it reads."""
+        item_cost, own = self.item_cost_ms.tolist(), self.load_ms.tolist()
+        items: list[set[int]] = [set() for _ in own]
+        for item, node in zip(self.reading_item.tolist(), self.reading_node.tolist(), strict=True):
+            items[node].add(item)
+        largest: float = max(cost + sum(item_cost[i] for i in read) for cost, read in zip(own, items, strict=True))
+        for members in self.units.values():
+            read = set().union(*(items[v] for v in members))
+            largest = max(largest, sum(own[v] for v in members.tolist()) + sum(item_cost[i] for i in read))
+        return largest
+
+    @cached_property
     def legal_border(self) -> Bools:
         """(n+1,) whether a border may stand before node p, given the nodes that stay together."""
         covered = np.zeros(self.size + 2, dtype=np.int64)
