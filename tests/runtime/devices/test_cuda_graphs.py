@@ -259,4 +259,4 @@ def test_graphs_and_compiled_segments_in_inference_mode(
                     made.append(engine(**inputs)[0].clone())
                 outputs.append(made)
     assert largest_difference(*outputs) < 1e-4
-    assert not caplog.records, "all segments are captured"
+    assert "cannot be captured" not in caplog.text
