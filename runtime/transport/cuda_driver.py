@@ -43,6 +43,7 @@ def _do(name: str, *arguments: Any) -> None:
 def _context(index: int) -> ctypes.c_void_p:
     """The context of a GPU that torch uses too."""
     torch.cuda.init()  # type: ignore[no-untyped-call]
+    _do("cuInit", 0)
     device, context = ctypes.c_int(), ctypes.c_void_p()
     _do("cuDeviceGet", ctypes.byref(device), index)
     _do("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)

@@ -85,7 +85,8 @@ class SameMachineMailbox(CheckedMailbox):
         for reader in readers:
             self.sent_bytes += tensor.nbytes
             try:
-                self._channels[reader].send(header, key, tensor)
+                with torch.inference_mode(False), torch.no_grad():  # slots outlast the mode that the caller is in
+                    self._channels[reader].send(header, key, tensor)
             except OSError as error:
                 self._report(PeerLost(self.rank, reader, error))  # the next wait will raise
                 return
@@ -191,7 +192,8 @@ class SameMachineMailbox(CheckedMailbox):
             raise self._refusal(channel.peer, MessageKey(*words[4:8]), "on one machine there are no receipts")
         key, _ = belongs
         try:
-            tensor, there = channel.payload(words, key)
+            with torch.inference_mode(False):
+                tensor, there = channel.payload(words, key)
         except (RuntimeError, MemoryError) as error:
             raise self._out_of_memory("receive", key, error) from error
         with self._changed:

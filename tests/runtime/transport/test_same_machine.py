@@ -105,6 +105,17 @@ def test_the_memory_of_a_table_goes_with_its_last_message() -> None:
         assert sender._channels[1]._slots._count <= 3  # numbers are given again
 
 
+def test_a_slot_outlasts_the_mode_in_which_it_was_first_used() -> None:
+    with same_machine_pair() as (sender, receiver, _):
+        with torch.inference_mode():
+            first = _pass_on(sender, receiver, 0, torch.ones(2, 3))
+        second = _pass_on(sender, receiver, 1, torch.full((2, 3), 2.0, requires_grad=True))
+        assert not first.is_inference()
+        assert not second.requires_grad
+        del first
+        assert _pass_on(sender, receiver, 2, torch.full((2, 3), 3.0)).unique().tolist() == [3.0]
+
+
 def test_parameters_get_memory_of_their_own() -> None:
     with same_machine_pair() as (sender, receiver, _):
         key = MessageKey(0, 0, PARAMETER_CONTEXT, 0)
