@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -85,8 +86,8 @@ class SameMachineMailbox(CheckedMailbox):
         for reader in readers:
             self.sent_bytes += tensor.nbytes
             try:
-                with torch.inference_mode(False), torch.no_grad():  # slots outlast the mode that the caller is in
-                    self._channels[reader].send(header, key, tensor)
+                with _out_of_inference_mode():
+                    self._channels[reader].send(header, key, tensor.detach())
             except OSError as error:
                 self._report(PeerLost(self.rank, reader, error))  # the next wait will raise
                 return
@@ -192,7 +193,7 @@ class SameMachineMailbox(CheckedMailbox):
             raise self._refusal(channel.peer, MessageKey(*words[4:8]), "on one machine there are no receipts")
         key, _ = belongs
         try:
-            with torch.inference_mode(False):
+            with _out_of_inference_mode():
                 tensor, there = channel.payload(words, key)
         except (RuntimeError, MemoryError) as error:
             raise self._out_of_memory("receive", key, error) from error
@@ -242,3 +243,8 @@ class SameMachineMailbox(CheckedMailbox):
                 if self._failed >= 0:
                     os.close(self._failed)
                 self._failed = -1
+
+
+def _out_of_inference_mode() -> AbstractContextManager[object]:
+    """Slots and messages outlast the mode that the caller is in."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
