@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from partitioner._version import __version__
 from partitioner.errors import PartitionerError, PlanError, UsageError
-from partitioner.process import interrupted, without_collector
+from partitioner.process import end_at_once, interrupted, without_collector
 
 if TYPE_CHECKING:
     from partitioner.models.spec import ModelSpec
@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return interrupted("partition-model")
     except BrokenPipeError:  # the reader of stdout has gone; Python would complain again when it flushes at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if argv is None:  # this is all that the process is for
+        end_at_once(0)
     return 0
 
 

@@ -169,3 +169,20 @@ await_threads([receiving, ending], 0.01)
 def test_a_thread_that_comes_late_out_of_torch_does_not_abort_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", LATE], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+ENDING = """
+import atexit, sys, threading
+from partitioner.process import end_at_once
+atexit.register(print, "freed")
+if sys.argv[1] == "busy":
+    threading.Thread(target=threading.Event().wait, args=(0.2,)).start()
+print("done")
+end_at_once(3)
+"""
+
+
+@pytest.mark.parametrize(("kind", "said", "code"), [("idle", "done\n", 3), ("busy", "done\nfreed\n", 0)])
+def test_a_process_ends_at_once_unless_it_is_at_work(kind: str, said: str, code: int) -> None:
+    ran = subprocess.run([sys.executable, "-c", ENDING, kind], capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.returncode) == (said, code)
