@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,9 +105,12 @@ def record(
             except Exception as error:
                 failure = error
             try:
-                graph.capture_end()
+                with warnings.catch_warnings():
+                    if failure is not None:
+                        warnings.simplefilter("ignore")  # that the graph is empty
+                    graph.capture_end()
                 ended = True
-            except RuntimeError as error:
+            except Exception as error:
                 failure = failure or error
         if failure is not None:
             outputs = ()

@@ -238,9 +238,14 @@ def test_a_capture_that_fails_leaves_the_gpu_usable(function: Any, caplog: pytes
 
 @pytest.mark.gpu
 @pytest.mark.processes
-@pytest.mark.parametrize("transport", ["emulation", "threads"])
-@pytest.mark.parametrize("entered", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize(
+    ("transport", "entered", "compile"),
+    [
+        ("emulation", torch.inference_mode, False),
+        ("threads", torch.inference_mode, False),
+        ("threads", torch.inference_mode, True),
+    ],
+)
 def test_graphs_and_compiled_segments_in_inference_mode(
     transport: str, entered: Any, compile: bool, caplog: pytest.LogCaptureFixture
 ) -> None:

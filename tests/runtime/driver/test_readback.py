@@ -119,8 +119,9 @@ def test_values_are_those_of_the_time_when_they_were_asked_for() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("mode", ["async", "lookahead", "exact"])
-@pytest.mark.parametrize("transport", ["emulation", "threads"])
+@pytest.mark.parametrize(
+    ("transport", "mode"), [("emulation", "exact"), ("threads", "async"), ("threads", "lookahead")]
+)
 def test_no_steady_step_waits_for_a_gpu(transport: str, mode: str) -> None:
     calls = 2 * EAGER_CALLS + 6
     scheduler = scheduler_of("DDIMScheduler", DETERMINISTIC["DDIMScheduler"], calls)
