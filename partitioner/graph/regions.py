@@ -12,6 +12,7 @@ from torch import fx
 
 from partitioner.errors import TraceError
 from partitioner.graph.modules import caller
+from partitioner.graph.torch_private import aliased_argument, is_mutated_argument
 
 # Name of the operator -> how many of its arguments stand before the group's own: the graph, and then what it reads.
 _GROUPS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
@@ -40,15 +41,25 @@ def inline_regions(module: fx.GraphModule, model: str) -> None:
 
 def _check_casts(node: fx.Node, group: fx.GraphModule, model: str) -> None:
     device, dtype, enabled = node.args[:3]
-    values = [other.meta.get("val") for other in (*node.all_input_nodes, *group.graph.nodes)]
     # what a cpu ignores, a GPU casts to float32
-    ignored = dtype is torch.float32 and any(isinstance(v, torch.Tensor) and v.dtype in _HALF for v in values)
+    ignored = dtype is torch.float32 and any(_computes_with_half(inner) for inner in group.graph.nodes)
     if enabled or ignored:
         raise TraceError(
             f"{model}: {caller(node)} runs operators under torch.autocast({device!r}, "
             f"{dtype}), whose casts depend on the device that they run on: cast with .to(), or leave autocast out of "
             "its forward and load the denoiser in that dtype"
         )
+
+
+def _computes_with_half(node: fx.Node) -> bool:
+    """Whether a node reads half precision and is no view or cast, which an autocast lets be."""
+    if node.op != "call_function" or node.meta.get("val") is None:  # which a check of a dtype gives
+        return False
+    source = aliased_argument(node.target)
+    if source is not None and not is_mutated_argument(node.target, source):
+        return False
+    read = (other.meta.get("val") for other in node.all_input_nodes)
+    return any(isinstance(value, torch.Tensor) and value.dtype in _HALF for value in read)
 
 
 def _inline(node: fx.Node, group: fx.GraphModule, reads: Any) -> None:

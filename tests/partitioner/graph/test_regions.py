@@ -38,6 +38,16 @@ class InFloat32(nn.Module):
             return torch.mm(x, x)
 
 
+class CastInFloat32(InFloat32):
+    """The same, of values that are float32 already there, as Mochi's rotary table."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, torch.float32):
+            y = x.transpose(0, 1).to(torch.float32)
+            y = torch.mm(y, y)
+        return x + y.to(x.dtype)
+
+
 class Rotated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -62,3 +72,5 @@ def test_casts_that_depend_on_the_device_are_refused() -> None:
         trace(InFloat32().eval(), {"x": torch.zeros(2, 2)}, {"x": "latent"})
         with pytest.raises(TraceError, match=r"under torch\.autocast\('cpu', torch\.float32\), whose casts depend"):
             trace(InFloat32().eval(), {"x": torch.zeros(2, 2, dtype=torch.bfloat16)}, {"x": "latent"})
+        graph = trace(CastInFloat32().eval(), {"x": torch.zeros(2, 2, dtype=torch.bfloat16)}, {"x": "latent"})
+        assert [node.target for node in graph.nodes][-3:] == ["aten.mm.default", "aten.to.dtype", "aten.add.Tensor"]
