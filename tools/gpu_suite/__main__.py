@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,7 +28,7 @@ from tools.gpu_suite.processes import CommandProcess
 from tools.gpu_suite.results import keep_results, unpack_results
 from tools.gpu_suite.suite import GpuSuite
 
-JOBS = 8  # on a GPU; most of them wait, or compute on the host
+JOBS = 6  # on a GPU; most of them wait, or compute on the host
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,11 +80,12 @@ def _run(parts: Sequence[SuitePart], folder: Path, options: argparse.Namespace) 
     def start(part: SuitePart, turn: int, log: Path) -> CommandProcess:
         return CommandProcess([*part.command, "--turn", str(turn)], log, environment)
 
+    begun = time.monotonic()
     suite = GpuSuite(
         parts,
         folder,
         start,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        say=lambda text: print(f"[{time.monotonic() - begun:3.0f} s] {text}", file=sys.stderr, flush=True),
         keep=lambda: keep_results(folder, options.output),
         jobs=options.jobs or (1 if options.device == "cpu" else JOBS),
     )

@@ -40,7 +40,7 @@ class Card:
 
     def give_way(self) -> None:
         """Let a more worthy part that waits have the device first; for a holder, between two measurements."""
-        if self._is_wanted():
+        if self.is_wanted():
             self._give()
             self._take()
 
@@ -51,7 +51,7 @@ class Card:
         try:
             while True:
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
-                if not self._is_wanted():
+                if not self.is_wanted():
                     break
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
                 time.sleep(POLL_S)
@@ -64,7 +64,7 @@ class Card:
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
 
-    def _is_wanted(self) -> bool:
+    def is_wanted(self) -> bool:
         """Whether a more worthy part waits; one that was killed while it waited does not count."""
         waiting = (path.name.split("-") for path in self._folder.glob("*-*"))
         return any(int(turn) < self._turn and Path("/proc", process).exists() for turn, process in waiting)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,8 +49,20 @@ class PartRun:
         """A block in which the part has the device alone, for at most limit_s; longer on a CPU, where nothing hangs."""
         if self.on_gpu:
             _load_libraries(self.target)
+        asked = time.monotonic()
         with self.card.held(limit_s if self.on_gpu else 20 * limit_s):
+            has = time.monotonic()
             yield
+        print(
+            f"had the device for {time.monotonic() - has:.1f} s, after {has - asked:.1f} s", file=sys.stderr, flush=True
+        )
+
+    def give_way(self) -> None:
+        """Let a more worthy part that waits have the device, and the memory that is not used here, first."""
+        if self.card.is_wanted():
+            if self.on_gpu:
+                torch.cuda.empty_cache()
+            self.card.give_way()
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""

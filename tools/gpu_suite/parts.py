@@ -69,10 +69,10 @@ def plan_parts(names: Sequence[str], device: str, folder: Path) -> list[SuitePar
         engine(first, "emulation", RANKS[0]),
         *only_on_gpu(engine(first, "shares", RANKS[0])),
         *[part("profile", of=name, limit_s=300) for name in rest],
-        *[engine(first, transport, ranks) for ranks in RANKS[1:] for transport in TRANSPORTS],
+        *[engine(first, transport, ranks) for ranks in RANKS[1:] for transport in TRANSPORTS[:2]],
         *only_on_gpu(*[engine(first, transport, ranks) for ranks in RANKS[1:] for transport in SHARED]),
         *[part("half", of=name, after=f"profile-{name}") for name in names],
         *[part("components", of=name, after=f"profile-{name}") for name in rest],
         *only_on_gpu(*[part("eager", of=name, after=f"profile-{name}") for name in names]),
-        *[part("compiled", of=name, limit_s=400, least_s=60) for name in rest],
+        *[part("compiled", of=name, limit_s=400, least_s=60, after=f"compiled-{first}") for name in rest[:1]],
     ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from partitioner.errors import first_line
 from runtime.devices.cuda_shares import share_size, share_streams
 from runtime.errors import InputError
 from tools.gpu_suite.denoisers import graphs_of
@@ -85,8 +86,8 @@ def concurrency(run: PartRun) -> dict[str, Any]:
             run.save(document)
             try:
                 row |= _on_shares(run, whole, calls)
-            except InputError as error:
-                row["refused"] = str(error)
+            except (InputError, RuntimeError) as error:
+                row["refused"] = first_line(error)
             run.save(document)
             del calls
             free()

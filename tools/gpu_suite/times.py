@@ -42,14 +42,12 @@ def _profile(run: PartRun, mode: TimingMode) -> dict[str, Any]:
     graph = graphs_of(run.denoiser, run.folder).whole
     document: dict[str, Any] = {"denoiser": run.denoiser, "mode": mode, "nodes": len(graph.nodes)}
     with run.alone(LIMIT_S):
-        if mode != "eager":
-            document["eager_whole_ms"] = statistics.median(_whole_ms(run, graph, "eager"))
-            run.save(document)
-        whole = _whole_ms(run, graph, mode)
-        document["whole_ms"] = statistics.median(whole)
+        times = _whole_ms(run, graph, "eager", mode)
+        whole = times[mode]
+        document |= {f"{name}_whole_ms": statistics.median(found) for name, found in times.items()}
         run.save(document)
         found = measure(graph, run.device, mode=mode, command=_command(), progress=_progress(run))
-        whole += _whole_ms(run, graph, mode)
+        whole += _whole_ms(run, graph, mode)[mode]
     summary = summarise(whole)
     costs = apply_profile(found, graph)
     check = WholeCheck(
@@ -80,7 +78,7 @@ def half(run: PartRun) -> dict[str, Any]:
     mode = modes_of(run)[0]
     path = run.folder / f"{run.denoiser}.{mode}.profile.json"
     with run.alone(LIMIT_S):
-        whole_ms = statistics.median(_whole_ms(run, graph, mode))
+        whole_ms = statistics.median(_whole_ms(run, graph, mode)[mode])
         found = measure(graph, run.device, mode=mode, progress=_progress(run))
     recorded = load_profile(path)
     recorded = recorded.model_copy(update={"signatures": {**found.signatures, **recorded.signatures}})
@@ -89,11 +87,16 @@ def half(run: PartRun) -> dict[str, Any]:
     return {"denoiser": run.denoiser, "whole_ms": whole_ms, "summed_ms": summed_ms, "error": summed_ms / whole_ms - 1}
 
 
-def _whole_ms(run: PartRun, graph: TracedGraph, mode: TimingMode) -> list[float]:
-    """Times of whole calls; all their memory is given back."""
+def _whole_ms(run: PartRun, graph: TracedGraph, *modes: TimingMode) -> dict[TimingMode, list[float]]:
+    """Times of whole calls in each mode; all their memory is given back."""
     call = call_of(graph, graph.nodes, run.target)
-    first = measure_whole(call, run.device, calls=2)
-    times = measure_whole(call, run.device, mode=mode, calls=2 if min(first) > SLOW_MS else 5)
+    times: dict[TimingMode, list[float]] = {}
+    calls = 2
+    for mode in dict.fromkeys(modes):
+        times[mode] = measure_whole(call, run.device, mode=mode, calls=calls)
+        if calls == 2 and min(times[mode]) < SLOW_MS:
+            calls = 5
+            times[mode] = measure_whole(call, run.device, mode=mode, calls=calls)
     del call
     free()
     return times
@@ -105,7 +108,7 @@ def _summed_ms(recorded: CostProfile, graph: TracedGraph) -> float:
 
 def _progress(run: PartRun) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
-        run.card.give_way()
+        run.give_way()
         if done == total or done % 50 == 0:
             print(f"measured {done} of {total} signatures", file=sys.stderr, flush=True)
 
