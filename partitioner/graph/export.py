@@ -139,7 +139,7 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str, lines: 
 
     hooks = []
     for child in module.modules():
-        hooks += [child.register_forward_pre_hook(note), child.register_forward_hook(clear)]
+        hooks += [child.register_forward_pre_hook(note, prepend=True), child.register_forward_hook(clear)]
     watch = OwnAttention(lambda: failed_in[-1] if failed_in else "")
     state = ModuleState(module)
     state.restore()  # which empties caches: a tensor in them would be a constant of the graph

@@ -43,6 +43,8 @@ class Denoiser(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList([Block(), Block()])
+        self.blocks[0].register_forward_pre_hook(lambda _, args: (args[0] * 2, *args[1:]))
+        self.blocks[1].register_forward_hook(lambda _, __, output: output - 1)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, extra: dict[str, Any], scale: float = 1.0) -> Any:
         angle = time[:, None] * torch.exp(-torch.arange(8) / 8) * scale

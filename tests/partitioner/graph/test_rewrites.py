@@ -67,6 +67,20 @@ def test_a_rewritten_function_is_traced_and_left_as_it_was() -> None:
         assert Gate.forward.__globals__ is before.__globals__
 
 
+class Remembering(Gate):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = tuple(x.shape)
+        if x.sum() > 0:
+            x = x * 2
+        return x
+
+
+def test_it_is_in_force_while_what_the_denoiser_keeps_is_looked_at() -> None:
+    lines = ("if x.sum() > 0:\n    x = x * 2", "x = torch.where(x.sum() > 0, x * 2, x)")
+    register_rewrite(f"{__name__}:Remembering.forward", lines)
+    assert trace(Remembering().eval(), {"x": torch.ones(2, 2)}, {"x": "latent"}).latent_nodes
+
+
 def test_a_rewrite_of_other_lines_or_of_nothing_does_nothing() -> None:
     register_rewrite(GATE, ("if x.mean() > 0:", "if True:"))
     register_rewrite("not.imported:Gate.forward", ("if True:", "if False:"))
