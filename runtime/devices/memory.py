@@ -17,14 +17,17 @@ from torch.nn import functional
 def free_bytes(device: str) -> int | None:
     """Free memory of a device in bytes; None for other devices than GPUs and the cpu.
 
-    Of a GPU, what torch's allocator has cached in this process is free, too: it is used for the next tensors.
+    Of a GPU, what torch's allocator has cached in this process is free, too: it is used for the next tensors. What this
+    process may not have (torch.cuda.set_per_process_memory_fraction) is not.
 
     Args:
         device: as torch names it, such as "cuda:0" or "cpu".
     """
     if device.startswith("cuda"):
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(torch.device(device))[0]) + cached
+        free, whole = torch.cuda.mem_get_info(torch.device(device))
+        used = torch.cuda.memory_allocated(device)
+        most = int(whole * torch.cuda.get_per_process_memory_fraction(device))
+        return min(int(free) + torch.cuda.memory_reserved(device) - used, most - used)
     if not device.startswith("cpu"):
         return None
     available = int(psutil.virtual_memory().available)

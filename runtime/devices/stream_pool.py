@@ -33,23 +33,24 @@ class StreamPool:
         self._new = new
         self._lock = threading.Lock()
         self._free: dict[tuple[torch.device, int], list[torch.cuda.Stream]] = defaultdict(list)
-        self._known: dict[tuple[torch.device, int], set[int]] = defaultdict(set)  # their handles
+        self._known: dict[tuple[torch.device, int], list[int]] = defaultdict(list)  # all handles, the oldest first
 
     def take(self, device: torch.device, priority: int = 0) -> torch.cuda.Stream:
-        """A stream that nobody else has; where torch has no more of them, one that another rank has, too.
+        """The oldest stream that nobody else has; where torch has no more, one that another rank has, too.
 
         Args:
             device: the GPU, with its index.
             priority: lower ones are served first.
         """
         with self._lock:
-            if self._free[device, priority]:
-                return self._free[device, priority].pop(0)
+            free, known = self._free[device, priority], self._known[device, priority]
+            if free:
+                return free.pop(min(range(len(free)), key=lambda index: known.index(free[index].cuda_stream)))
             for _ in range(_TORCH_HAS + 1):  # one more, so that streams that must be shared are not all the same one
                 stream = self._new(device, priority)
-                if stream.cuda_stream not in self._known[device, priority]:
+                if stream.cuda_stream not in known:
+                    known.append(stream.cuda_stream)
                     break
-            self._known[device, priority].add(stream.cuda_stream)
             return stream
 
     def give_back(self, device: torch.device, priority: int, stream: torch.cuda.Stream) -> None:

@@ -45,18 +45,25 @@ def test_resident_memory_grows_with_what_is_held() -> None:
 
 
 def test_what_torch_has_cached_on_a_gpu_is_free_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = {"mem_get_info": (2, 10), "memory_reserved": 7, "memory_allocated": 4}
+    held = {
+        "mem_get_info": (2, 10), "memory_reserved": 7, "memory_allocated": 4, "get_per_process_memory_fraction": 1.0,
+    }  # fmt: skip
     emptied: list[int] = []
     for name, value in held.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
     assert free_bytes("cuda:0") == 2 + 7 - 4
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 0.7)
+    assert free_bytes("cuda:0") == 7 - 4, "what the process may have"
     give_back()
     assert emptied
 
 
 @pytest.mark.gpu
-def test_cached_memory_of_a_gpu_counts_as_free_and_is_given_back() -> None:
+def test_cached_memory_of_a_gpu_counts_as_free_and_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = torch.cuda.mem_get_info(0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: now)  # other processes may use the GPU, too
+    give_back()
     held = torch.empty(2**28, dtype=torch.uint8, device="cuda:0")
     less = free_bytes("cuda:0")
     reserved = torch.cuda.memory_reserved(0)

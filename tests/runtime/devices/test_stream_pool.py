@@ -25,12 +25,15 @@ def torchs(count: int) -> Callable[[torch.device, int], Any]:
 def test_streams_are_used_again_in_the_same_order() -> None:
     pool = StreamPool(torchs(32))
     first = [pool.take(GPU) for _ in range(4)]
-    for stream in first:
+    for stream in reversed(first):
         pool.give_back(GPU, 0, stream)
         pool.give_back(GPU, 0, stream)
     assert [pool.take(GPU) for _ in range(4)] == first
     other = pool.take(GPU)
     assert other not in first
+    pool.give_back(GPU, 0, other)
+    pool.give_back(GPU, 0, first[1])
+    assert pool.take(GPU) is first[1], "the oldest, so that few engines need few"
     assert pool.take(torch.device("cuda:1")).device == torch.device("cuda:1")
     assert pool.take(GPU, -1).priority == -1
 
