@@ -182,13 +182,14 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:
     import torch
 
     from runtime import generation
-    from runtime.pipeline import parallelize
+    from runtime.parts import place_parts
+    from runtime.pipeline import named_plans, parallelize
 
     torch.set_num_threads(options.threads)
     devices = _devices(options.devices) if options.devices else None
     pipe = generation.load(options, getattr(torch, options.dtype or generation.default_dtype(plan, devices)))
     if devices:
-        pipe.to(devices[0])
+        place_parts(pipe, named_plans(pipe, plan, devices, {}, None), devices)
     overrides = {"transport": options.transport} if options.transport else {}
     with parallelize(
         pipe,

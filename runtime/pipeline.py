@@ -79,7 +79,7 @@ def parallelize(
     if options.transport == "processes":
         join(options.startup_timeout_s)
     with ExitStack() as stack:
-        plans = _plans(pipe, plan, devices, sizes or {}, call)
+        plans = named_plans(pipe, plan, devices, sizes or {}, call)
         names = list(plans)
         seconds = second_denoisers(pipe, uncompiled(getattr(pipe, names[0])))
         denoisers: dict[str, PlannedDenoiser] = {}
@@ -109,7 +109,7 @@ def parallelize(
         yield engine
 
 
-def _plans(
+def named_plans(
     pipe: Any,
     plan: Plans | None,
     devices: Sequence[str] | int | None,

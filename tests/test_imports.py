@@ -38,7 +38,7 @@ ROOMS = {
         stats torchrun
         driver
         engine
-        denoiser second_denoisers
+        denoiser second_denoisers parts
         pipeline
         loading
         generation

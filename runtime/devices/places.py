@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -52,24 +53,59 @@ def with_index(device: str) -> str:
     return device
 
 
+def needed_bytes(
+    plans: Sequence[Plan],
+    places: Sequence[Place],
+    *,
+    held_on: Sequence[str | None],
+    one_process: bool = True,
+    graphs: bool = False,
+) -> dict[Place, int]:
+    """The memory that ranks still need at each place, as the plans predict it.
+
+    Args:
+        plans: by denoiser, the plans that the ranks will run.
+        places: rank -> its place.
+        held_on: by denoiser, the driver's device that holds its parameters already; None where it has none.
+        one_process: whether all ranks on that device use those parameters as they are; else the driver's does alone.
+        graphs: whether ranks on GPUs also need buffers of CUDA graphs, for what a step sends and receives.
+    """
+    needed: dict[Place, int] = {}
+    for rank, place in enumerate(places):
+        for plan, held in zip(plans, held_on, strict=True):
+            branch, component = seat_of(rank, plan.components)
+            predicted = plan.predicted.components[branch * plan.components + component]
+            there = place == Place("", str(held), None) and (rank == 0 or one_process)
+            needed[place] = needed.get(place, 0) + predicted.memory_bytes - there * predicted.parameter_bytes
+            if graphs and place.device.startswith("cuda"):
+                needed[place] += predicted.receive_bytes + predicted.send_bytes
+    return needed
+
+
 def room_for_graphs(
-    plans: Sequence[Plan], places: Sequence[Place], *, held_on: Sequence[str | None], wanted: bool | None
+    plans: Sequence[Plan],
+    places: Sequence[Place],
+    *,
+    held_on: Sequence[str | None],
+    wanted: bool | None,
+    one_process: bool = True,
 ) -> bool:
     """Check that every place has the memory that its ranks need, and say whether that is enough with CUDA graphs.
 
     Args:
-        plans, places, held_on: see ``check_memory``.
+        plans, places, held_on, one_process: see ``needed_bytes``.
         wanted: whether GPUs are to replay graphs; None: where there is room for their buffers.
 
     Raises:
         PlanMismatch: a place has too little free memory.
     """
+    check = partial(check_memory, plans, places, held_on=held_on, one_process=one_process)
     if wanted is not None:
-        check_memory(plans, places, held_on=held_on, graphs=wanted)
+        check(graphs=wanted)
         return wanted
-    check_memory(plans, places, held_on=held_on)
+    check()
     try:
-        check_memory(plans, places, held_on=held_on, graphs=True)
+        check(graphs=True)
     except PlanMismatch as error:
         _LOGGER.warning("no CUDA graphs are used, for there is no room for their buffers: %s", error)
         return False
@@ -77,30 +113,24 @@ def room_for_graphs(
 
 
 def check_memory(
-    plans: Sequence[Plan], places: Sequence[Place], *, held_on: Sequence[str | None], graphs: bool = False
+    plans: Sequence[Plan],
+    places: Sequence[Place],
+    *,
+    held_on: Sequence[str | None],
+    one_process: bool = True,
+    graphs: bool = False,
 ) -> None:
     """Check that every place has the memory that the plans predict for its ranks together.
 
     Args:
-        plans: by denoiser, the plans that the ranks will run.
-        places: rank -> its place.
-        held_on: by denoiser, the driver's device that holds its parameters already, where ranks on it in the driver's
-            process use them as they are; None where every rank but the driver's needs its own copy.
-        graphs: whether ranks on GPUs also need buffers of CUDA graphs, for what a step sends and receives.
+        plans, places, held_on, one_process, graphs: see ``needed_bytes``.
 
     Raises:
         PlanMismatch: a place has too little free memory; the message has the numbers.
     """
-    needed: dict[Place, int] = {}
+    needed = needed_bytes(plans, places, held_on=held_on, one_process=one_process, graphs=graphs)
     ranks_on: dict[Place, list[int]] = {}
     for rank, place in enumerate(places):
-        for plan, held in zip(plans, held_on, strict=True):
-            branch, component = seat_of(rank, plan.components)
-            predicted = plan.predicted.components[branch * plan.components + component]
-            there = place.device == held or (held is None and rank == 0)
-            needed[place] = needed.get(place, 0) + predicted.memory_bytes - there * predicted.parameter_bytes
-            if graphs and place.device.startswith("cuda"):
-                needed[place] += predicted.receive_bytes + predicted.send_bytes
         ranks_on.setdefault(place, []).append(rank)
     for place, ranks in ranks_on.items():
         if place.free_bytes is not None and needed[place] > place.free_bytes:

@@ -55,8 +55,7 @@ def start_ranks(
     if options.transport == "processes":
         launcher = torchrun_launcher(len(devices)) or LocalLauncher()
         places = launcher.places(devices, options.startup_timeout_s)
-        held_on = [None] * len(plans)  # a rank's process has a copy of its own
-    graphs = room_for_graphs(plans, places, held_on=held_on, wanted=options.cuda_graphs)
+    graphs = room_for_graphs(plans, places, held_on=held_on, wanted=options.cuda_graphs, one_process=launcher is None)
     setups = [
         [_setup_of(rank, plan, options, place.device, graphs=graphs) for plan in plans]
         for rank, place in enumerate(places)

@@ -83,11 +83,15 @@ def test_a_device_of_another_machine_is_another_place() -> None:
 
 
 def test_parameters_that_are_there_already_need_no_more_memory() -> None:
-    """The driver's own, in processes; in one process all those on the device that holds the denoiser."""
+    """The driver's own, in processes; in one process those of all ranks on the device that holds the denoiser."""
     plan = plan_needing(3, 5, parameters=2)
-    check_memory([plan], places(3, 3), held_on=[None])
+    check_memory([plan], places(3, 3), held_on=["cuda:0"], one_process=False)
     with pytest.raises(PlanMismatch, match=r"rank 1 .* need 3\.0 GB"):
-        check_memory([plan], places(3, 2), held_on=[None])
+        check_memory([plan], places(3, 2), held_on=["cuda:0"], one_process=False)
+    with pytest.raises(PlanMismatch, match=r"rank 0, rank 1 on cuda:0 need 6\.0 GB"):
+        check_memory([plan], places(5) * 2, held_on=["cuda:0"], one_process=False)
+    with pytest.raises(PlanMismatch, match=r"rank 0 on cuda:0 need 5\.0 GB"):
+        check_memory([plan], places(3, 3), held_on=["cpu"], one_process=False)
     check_memory([plan], places(4) * 2, held_on=["cuda:0"])
     with pytest.raises(PlanMismatch, match=r"rank 0, rank 1 on cuda:0 need 4\.0 GB"):
         check_memory([plan], places(3) * 2, held_on=["cuda:0"])
