@@ -1,6 +1,8 @@
 """Prints the figures of a results file as Markdown tables; all times in ms.
 
-python -m tools.gpu_suite.figures gpu.tar.gz
+    python -m tools.gpu_suite.figures gpu.tar.gz --profiles profiles/data
+
+Profiles of operators are those that CUDA graphs replayed.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from profiles.cost_profile import CostProfile
+from profiles.device_sheets import match_device
 from tools.gpu_suite.results import unpack_results
 from tools.gpu_suite.run_part import MODULES
 
@@ -25,11 +29,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_suite.figures", description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, metavar="FILE.tar.gz")
+    parser.add_argument("--profiles", type=Path, metavar="FOLDER", help="also put the recorded profiles there")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         unpack_results(options.results, Path(place))
         print(figures(documents_in(Path(place))), end="")
+        if options.profiles:
+            print("\n".join(["", *save_profiles(Path(place), options.profiles)]))
     return 0
+
+
+def save_profiles(folder: Path, target: Path) -> list[str]:
+    """Save recorded profiles under the names of device and model; returns the rows of their table."""
+    rows = []
+    for path in sorted(folder.glob("*.cuda_graph.profile.json")):
+        profile = CostProfile.load(path)
+        (check,) = profile.checks
+        name = f"{match_device(profile.device_name) or profile.device_name}-{check.model}.json"
+        profile.save(target / name, overwrite=True)
+        times = f"{check.summed_ms:.1f} ms | {check.whole_ms:.1f} ms | {100 * check.error:+.1f} %"
+        rows.append(f"| {name} | {check.model} | {profile.mode} | {times} |")
+    return rows
 
 
 def documents_in(folder: Path) -> dict[str, dict[str, Any]]:

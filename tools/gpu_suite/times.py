@@ -30,15 +30,15 @@ def profile(run: PartRun) -> dict[str, Any]:
     Half of the whole calls run before the operators and half after, as in tools.measure.profile. On a GPU they are
     replayed from CUDA graphs; how long the whole takes without them is noted.
     """
-    return _profile(run, modes_of(run)[0])
+    return _profile(run, "profile", modes_of(run)[0])
 
 
 def eager(run: PartRun) -> dict[str, Any]:
     """The same for calls that the host makes one after the other."""
-    return _profile(run, "eager")
+    return _profile(run, "eager", "eager")
 
 
-def _profile(run: PartRun, mode: TimingMode) -> dict[str, Any]:
+def _profile(run: PartRun, kind: str, mode: TimingMode) -> dict[str, Any]:
     graph = graphs_of(run.denoiser, run.folder).whole
     document: dict[str, Any] = {"denoiser": run.denoiser, "mode": mode, "nodes": len(graph.nodes)}
     with run.alone(LIMIT_S):
@@ -46,7 +46,13 @@ def _profile(run: PartRun, mode: TimingMode) -> dict[str, Any]:
         whole = times[mode]
         document |= {f"{name}_whole_ms": statistics.median(found) for name, found in times.items()}
         run.save(document)
-        found = measure(graph, run.device, mode=mode, command=_command(), progress=_progress(run))
+        found = measure(
+            graph,
+            run.device,
+            mode=mode,
+            command=f"python -m tools.gpu_suite --part {kind}-{run.denoiser}",
+            progress=_progress(run),
+        )
         whole += _whole_ms(run, graph, mode)[mode]
     summary = summarise(whole)
     costs = apply_profile(found, graph)
@@ -147,7 +153,3 @@ def components(run: PartRun) -> dict[str, Any]:
             row[f"{mode}_errors"] = [told / took - 1 for told, took in zip(predicted, times, strict=True)]
             run.save(document)
     return document
-
-
-def _command() -> str:
-    return " ".join(["python -m tools.gpu_suite.run_part", *sys.argv[1:]])

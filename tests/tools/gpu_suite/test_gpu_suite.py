@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import profiles
 from profiles.cost_profile import CostProfile
 from tools.gpu_suite import __main__ as gpu_suite
 from tools.gpu_suite import denoisers, figures, packed, results, suite
@@ -333,6 +334,16 @@ def test_figures_are_read_from_the_documents(tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "| profile-wan21-1.3b bfloat16 eager | 9.00 | 10.00 | -10.0 % |  |" in said
     assert "| engine-sdxl-threads-4 | 4 | exact | where possible | told |  |  |  |" in said
+
+
+def test_recorded_profiles_are_named_by_device_and_model(tmp_path: Path) -> None:
+    recorded = Path(profiles.__file__).parent / "data" / "h100-sdxl.json"
+    (tmp_path / "sdxl.cuda_graph.profile.json").write_bytes(recorded.read_bytes())
+    target = tmp_path / "data"
+    target.mkdir()
+    (row,) = figures.save_profiles(tmp_path, target)
+    assert (target / recorded.name).read_bytes() == recorded.read_bytes()
+    assert row in (recorded.parent / "README.md").read_text()
 
 
 @pytest.mark.slow
