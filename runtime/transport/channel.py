@@ -26,7 +26,8 @@ from __future__ import annotations
 import logging
 import socket
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -47,8 +48,47 @@ _PROBE = MessageKey(_OWN_TABLE, 0, 0, 0)  # by which a sender tries whether the 
 _VERDICT = MessageKey(_OWN_TABLE, 1, 0, 0)  # the answer: why not, in words, or nothing
 _NO_GPU = "it has no GPU"
 _PROBE_BYTES = 1 << 20
+_PROBE_S = 10.0
 
 _log = logging.getLogger("runtime")
+
+
+class Payload:
+    """The bytes of a message that has come, in their slot.
+
+    Args:
+        layout: of the message.
+        size_bytes: of it.
+        slot: where it lies.
+        returned: gives the slot back.
+    """
+
+    def __init__(self, layout: Layout, size_bytes: int, slot: Slot, returned: Callable[[], None]) -> None:
+        self._layout = layout
+        self._size_bytes = size_bytes
+        self._returned = returned
+        self.is_there = slot.is_written
+        self._slot = slot
+
+    def tensor(self) -> tuple[torch.Tensor, Event | None]:
+        """The message, once it is there, and the event from which on it holds its values; None: it does already."""
+        return self._slot.lend(self._layout, self._size_bytes, self._returned)
+
+    def drop(self) -> None:
+        """Nobody wants it."""
+        self._returned()
+
+
+class _Nothing(Slot):
+    """Where messages without bytes lie."""
+
+    size_bytes = 0
+
+    def write(self, tensor: torch.Tensor) -> None:
+        pass
+
+    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
+        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype), None
 
 
 class Channel:
@@ -141,28 +181,25 @@ class Channel:
                 return tuple(words)
         return None
 
-    def payload(self, words: Sequence[int], key: MessageKey) -> tuple[torch.Tensor, Event | None]:
-        """The tensor of a packet whose header has been checked.
+    def payload(self, words: Sequence[int], key: MessageKey) -> Payload:
+        """The payload of a packet whose header has been checked.
 
         Args:
             words: of the header.
             key: of the message.
-
-        Returns:
-            The tensor, and the event from which on it holds its values; None: it does already.
 
         Raises:
             ValueError: its slot does not exist.
             OSError, RuntimeError: its memory cannot be shared.
         """
         self.received += 1
-        return self._lent(words, key)
+        return self._payload(words, key)
 
-    def _lent(self, words: Sequence[int], key: MessageKey) -> tuple[torch.Tensor, Event | None]:
+    def _payload(self, words: Sequence[int], key: MessageKey) -> Payload:
         layout = Layout(getattr(torch, DTYPES[words[8]]), *shape_and_strides(words))
         number, size_bytes = self._number, words[9]
         if not size_bytes:
-            return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype), None
+            return Payload(layout, 0, _Nothing(), lambda: None)
         if self._description:
             if not 0 <= self._place < len(self._memories):
                 raise ValueError(f"it lies in memory {self._place}, which this rank has not")
@@ -172,7 +209,7 @@ class Channel:
         if number not in self._theirs or size_bytes > self._theirs[number][2].size_bytes:
             raise ValueError(f"its slot {number} is not there, or too small for {size_bytes} bytes")
         assert self._board is not None
-        return self._theirs[number][2].lend(layout, size_bytes, partial(self._board.clear, number))
+        return Payload(layout, size_bytes, self._theirs[number][2], partial(self._board.clear, number))
 
     # ---- whether the other rank sees memory of this one's GPU
 
@@ -186,7 +223,13 @@ class Channel:
         verdict = _NO_GPU
         if len(self._memories) > 1:
             try:
-                tensor, there = self._lent(words, _PROBE)
+                payload = self._payload(words, _PROBE)
+                until = time.monotonic() + _PROBE_S
+                while not payload.is_there() and time.monotonic() < until:
+                    time.sleep(1e-4)
+                if not payload.is_there():
+                    raise RuntimeError(f"what was written there does not arrive within {_PROBE_S:g} s")
+                tensor, there = payload.tensor()
                 if there is not None:
                     torch.cuda.current_stream(self._device).wait_event(there)
                 same = torch.equal(tensor, _pattern(self._device))

@@ -1,17 +1,22 @@
 """DeviceMemory: slots in memory of a GPU that two processes share by CUDA IPC; nothing goes through the host.
 
-The memory is the sender's. Each slot has two events that both processes know, and no host waits for a GPU:
+The memory is the sender's. Each slot has two events that both processes know:
 
-    sender's stream                         reader's stream
-    wait for ``free``, unless it is new         :
-    copy the tensor into the slot               :
-    record ``full``                             :
-    (the packet is sent)         ------->   wait for ``full``, where the message is taken
+    sender                                  reader
+    copies the tensor into the slot             :
+    records ``full``                            :
+    sends the packet             ------->   asks until ``full`` is done: the message is there
         :                                   kernels read the slot, where it is
-        :                                   record ``free``, when the last tensor that uses it has gone
+        :                                   records ``free``, when the last tensor that uses it has gone
+    asks whether ``free`` is done           gives the slot back
+    uses it again
 
-A reader on another GPU copies, on a stream of its own, as soon as it sees the packet, and gives the slot back when the
-copy is done: an event can be recorded on streams of its own GPU only.
+It is the hosts that ask, and no stream waits for another process's event: were that process killed before the event is
+done, the stream would wait for ever (an H100 has shown it). So a rank whose GPU is stuck is found like one that does
+not answer.
+
+A reader on another GPU copies the message, on a stream of its own, and gives the slot back when the copy is done: an
+event can be recorded on streams of its own GPU only.
 
 Memory is never given back before the channel is closed, but used again for other wires, for a sender must not free what
 a reader still has open.
@@ -89,10 +94,14 @@ class DeviceSlot(Slot):
         self._used = False
         self._room: tuple[Layout, torch.Tensor] | None = None  # for messages laid out like the last one
 
+    def is_free(self) -> bool:
+        return not self._used or _is_done(self._free)
+
+    def is_written(self) -> bool:
+        return _is_done(self._full)
+
     def write(self, tensor: torch.Tensor) -> None:
         stream = torch.cuda.current_stream(self._device)
-        if self._used:
-            stream.wait_event(self._free)
         layout = Layout(tensor.dtype, tensor.shape, tensor.stride())
         if self._room is None or self._room[0] != layout:
             room = cuda_driver.tensor_at(self._device.index, self._address, tensor.nbytes, self._region)
@@ -101,12 +110,12 @@ class DeviceSlot(Slot):
         self._full.record(stream)
         self._used = True
 
-    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, Event]:
+    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
         loan = _Loan(self._region)
         stream = torch.cuda.current_stream(self._device)
         weakref.finalize(loan, _give_back, self._free, stream, returned).atexit = False
         room = cuda_driver.tensor_at(self._device.index, self._address, size_bytes, loan)
-        return room.view(layout.dtype).as_strided(layout.shape, layout.stride), self._full
+        return room.view(layout.dtype).as_strided(layout.shape, layout.stride), None
 
 
 class _Loan:
@@ -140,9 +149,11 @@ class FarSlot(Slot):
     def write(self, tensor: torch.Tensor) -> None:
         raise NotImplementedError("only its sender writes to it")
 
+    def is_written(self) -> bool:
+        return _is_done(self._full)
+
     def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, Event]:
         stream = self._copies.stream
-        stream.wait_event(self._full)
         with torch.cuda.stream(stream):
             here = torch.empty(size_bytes, dtype=torch.uint8, device=stream.device)
         cuda_driver.copy(stream, here.data_ptr(), self._address, size_bytes)
@@ -159,7 +170,7 @@ class Copies:
 
     def note(self, returned: Callable[[], None]) -> Event:
         """The event after the copy queued last; ``returned`` is called some time after it."""
-        while self._under_way and self._under_way[0][0].query():  # type: ignore[no-untyped-call]
+        while self._under_way and _is_done(self._under_way[0][0]):
             self._under_way.popleft()[1]()
         there: Event = self.stream.record_event()
         self._under_way.append((there, returned))
@@ -217,6 +228,11 @@ def _shared_event(device: torch.device) -> tuple[Event, bytes]:
     with torch.cuda.device(device):
         event = Event(interprocess=True)  # type: ignore[no-untyped-call]
         return event, event.ipc_handle()  # type: ignore[no-untyped-call]
+
+
+def _is_done(event: Event) -> bool:
+    done: bool = event.query()  # type: ignore[no-untyped-call]
+    return done
 
 
 def _event_of(device: torch.device, handle: bytes) -> Event:

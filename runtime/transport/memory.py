@@ -31,13 +31,21 @@ class Slot(ABC):
 
     size_bytes: int
 
+    def is_free(self) -> bool:
+        """Whether the work that reads what the reader has given back is done; the sender's side."""
+        return True
+
+    def is_written(self) -> bool:
+        """Whether the message is there; the reader's side."""
+        return True
+
     @abstractmethod
     def write(self, tensor: torch.Tensor) -> None:
         """Put in a tensor that fills its memory; the sender's side, when the slot is free."""
 
     @abstractmethod
     def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, Event | None]:
-        """The message, as a tensor that must not be written to; the reader's side.
+        """The message, once it is there, as a tensor that must not be written to; the reader's side.
 
         Args:
             layout: of the message.

@@ -20,13 +20,15 @@ import torch
 
 from runtime.devices.stream import Event
 from runtime.errors import EngineError, RankOutOfMemory, bytes_wanted
-from runtime.transport.channel import Channel
+from runtime.transport.channel import Channel, Payload
 from runtime.transport.checked import CheckedMailbox
 from runtime.transport.header import MAGIC, tensor_words
 from runtime.transport.layout import dense
 from runtime.transport.mailbox import PARAMETER_CONTEXT, MessageKey, PeerLost
 from runtime.transport.memory import Layout
 
+_SPIN_S = 2e-4  # how long a thread asks without a pause whether a GPU has written a message
+_PAUSE_S = 5e-5  # between questions after that
 SUPPORTED = sys.platform == "linux"  # anonymous files, sockets of packets, and descriptors that travel over them
 
 
@@ -59,7 +61,8 @@ class SameMachineMailbox(CheckedMailbox):
         super().__init__(rank, plan_hash=plan_hash, announce_timeout_s=announce_timeout_s, on_error=on_error)
         self._channels = {peer: Channel(line, peer, device) for peer, line in lines.items()}
         self._sent_before: dict[tuple[int, ...], tuple[Layout, list[int]]] = {}  # table, wire -> and its words
-        self._there: dict[MessageKey, Event] = {}  # of what has arrived on the host, but may not have on the GPU
+        self._under_way: dict[MessageKey, Payload] = {}  # announced, but a GPU has yet to write them
+        self._there: dict[MessageKey, Event] = {}  # of what is copied from another GPU: from when on it is there
         self._early: dict[int, tuple[tuple[int, ...], float]] = {}  # peer -> header without a table; until when
         self._reading = threading.RLock()
         self._failed = os.eventfd(0)  # wakes the thread that waits
@@ -144,6 +147,8 @@ class SameMachineMailbox(CheckedMailbox):
         with self._reading:
             if self._closing:
                 return
+            if self._settle():
+                timeout_s = 0.0
             for peer in list(self._early):
                 until = self._early[peer][1]
                 if self._take_in(self._channels[peer]):
@@ -151,11 +156,41 @@ class SameMachineMailbox(CheckedMailbox):
                 else:
                     left = max(0.0, until - time.monotonic())
                     timeout_s = left if timeout_s is None else min(left, timeout_s)
-            for descriptor, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1e3):
-                if descriptor == self._failed:
-                    os.eventfd_read(self._failed)
-                else:
-                    self._take_in(self._by_descriptor[descriptor])
+            if not self._under_way:
+                self._poll_packets(timeout_s)
+                return
+            begin = time.monotonic()
+            while not self._poll_packets(0.0) and not self._settle():
+                passed = time.monotonic() - begin
+                if timeout_s is not None and passed >= timeout_s:
+                    return
+                if passed > _SPIN_S:
+                    time.sleep(_PAUSE_S)
+
+    def _poll_packets(self, timeout_s: float | None) -> bool:
+        """Take in packets, or that the mailbox has failed; returns whether there was any of this."""
+        found = self._poll.poll(None if timeout_s is None else timeout_s * 1e3)
+        for descriptor, _ in found:
+            if descriptor == self._failed:
+                os.eventfd_read(self._failed)
+            else:
+                self._take_in(self._by_descriptor[descriptor])
+        return bool(found)
+
+    def _settle(self) -> bool:
+        """Deliver messages that GPUs have written by now; returns whether there were any."""
+        there = [key for key, payload in self._under_way.items() if payload.is_there()]
+        for key in there:
+            self._deliver_payload(key, self._under_way.pop(key))
+        return bool(there)
+
+    def _deliver_payload(self, key: MessageKey, payload: Payload) -> None:
+        with _out_of_inference_mode():
+            tensor, there = payload.tensor()
+        with self._changed:
+            self.deliver(key, tensor)
+            if there is not None and key in self._arrived:
+                self._there[key] = there
 
     def _take_in(self, channel: Channel) -> bool:
         """Take in a channel's packets, as far as their tables are known; returns whether there were any."""
@@ -193,14 +228,13 @@ class SameMachineMailbox(CheckedMailbox):
             raise self._refusal(channel.peer, MessageKey(*words[4:8]), "on one machine there are no receipts")
         key, _ = belongs
         try:
-            with _out_of_inference_mode():
-                tensor, there = channel.payload(words, key)
+            payload = channel.payload(words, key)
+            if payload.is_there():
+                self._deliver_payload(key, payload)
+            else:
+                self._under_way[key] = payload
         except (RuntimeError, MemoryError) as error:
             raise self._out_of_memory("receive", key, error) from error
-        with self._changed:
-            self.deliver(key, tensor)
-            if there is not None and key in self._arrived:
-                self._there[key] = there
 
     def forget(self, context: int, before_step: int, ahead: int | None = None) -> None:
         with self._changed:
@@ -224,6 +258,8 @@ class SameMachineMailbox(CheckedMailbox):
         with self._changed:
             super().unregister(tables)
             self._there = {key: there for key, there in self._there.items() if key in self._arrived}
+        for key in [key for key in self._under_way if key.table in tables]:
+            self._under_way.pop(key).drop()
         for channel in self._channels.values():
             channel.forget(tables)
 
@@ -239,6 +275,7 @@ class SameMachineMailbox(CheckedMailbox):
             for channel in self._channels.values():
                 channel.close()
             self._arrived.clear()
+            self._under_way.clear()
             with self._changed:
                 if self._failed >= 0:
                     os.close(self._failed)

@@ -7,21 +7,24 @@ memory).
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
+import weakref
 from typing import Any
 
 import torch
 
 from partitioner.graph.ir import TensorMeta
-from runtime.transport import cuda_driver
+from runtime.transport import cuda_driver, ipc
+from runtime.transport.ipc import DeviceRegion
 from runtime.transport.mailbox import Expected, MessageKey
 from runtime.transport.same_machine import SameMachineMailbox
 
 MESSAGES = 24
 SHAPE = (512, 1024)
 WIRES = tuple(Expected(f"from {rank}", TensorMeta(SHAPE, (SHAPE[1], 1), "float32"), (rank,)) for rank in (0, 1))
-LATE = 3_000_000  # cycles, more than a millisecond
+LATE = 1_500_000  # cycles, nearly a millisecond
 
 
 def mailbox_of(rank: int, line: socket.socket) -> SameMachineMailbox:
@@ -46,6 +49,25 @@ def behave(kind: str) -> None:
         cuda_driver.open_exported = refuse
 
 
+_regions: weakref.WeakSet[DeviceRegion] = weakref.WeakSet()
+
+
+class _CountedRegion(DeviceRegion):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        _regions.add(self)
+
+
+ipc.DeviceRegion = _CountedRegion  # type: ignore[misc]
+
+
+def regions_held() -> int:
+    """How many regions of shared memory of GPUs this process has."""
+    if _regions:
+        gc.collect()
+    return len(_regions)
+
+
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     behave(sys.argv[2])
@@ -63,7 +85,7 @@ def main() -> None:
         torch.cuda.synchronize()
         control.recv(1)
         box.close()
-        control.send(b".")
+        control.send(bytes([regions_held()]))
 
 
 if __name__ == "__main__":

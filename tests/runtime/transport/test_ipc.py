@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +19,15 @@ import pytest
 import torch
 
 from runtime.engine import Engine
+from runtime.errors import EngineError
 from runtime.options import EngineOptions
 from runtime.transport.ipc import DeviceSlot, FarSlot
 from runtime.transport.mailbox import MessageKey
 from runtime.transport.memory import Memory
 from runtime.transport.packets import new_line
-from runtime.transport.shared_memory import HostMemory
+from runtime.transport.shared_memory import HostMemory, HostSlot
 from tests.support.engines import Trajectory, equal, largest_difference, toy, toy_plan
-from tests.support.ipc_peer import LATE, MESSAGES, SHAPE, mailbox_of
+from tests.support.ipc_peer import LATE, MESSAGES, SHAPE, mailbox_of, regions_held
 from tests.support.mailboxes import WIRES, same_machine_pair
 
 ROOT = Path(__file__).parents[3]
@@ -63,6 +65,35 @@ def test_shared_memory_of_gpus_is_used_when_the_reader_has_seen_it(monkeypatch: 
             for box in (sender, receiver):
                 box.unregister([table])
         assert channel._slots._count == 4
+        assert not errors
+
+
+def test_a_message_that_a_gpu_has_yet_to_write_is_waited_for_by_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    written, free = threading.Event(), threading.Event()
+    monkeypatch.setattr(HostSlot, "is_written", lambda slot: written.is_set())
+    monkeypatch.setattr(HostSlot, "is_free", lambda slot: free.is_set())
+    with same_machine_pair() as (sender, receiver, errors):
+        key = MessageKey(0, 0, 0, 0)
+        sender.send([1], key, torch.ones(2, 3))
+        assert not receiver.ready(key)
+        with pytest.raises(TimeoutError):
+            receiver.wait(key, timeout_s=0.01)
+        threading.Timer(0.02, written.set).start()
+        receiver.wait(key, timeout_s=5)
+        receiver.take(key)
+        _pass_on(sender, receiver, 1)
+        assert sender._channels[1]._slots._count == 2  # the first one's reader is not done
+        free.set()
+        _pass_on(sender, receiver, 2)
+        assert sender._channels[1]._slots._count == 2
+        written.clear()
+        sender.send([1], MessageKey(0, 0, 0, 3), torch.ones(2, 3))
+        assert not receiver.ready(MessageKey(0, 0, 0, 3))
+        threading.Timer(0.02, lambda: receiver.fail(EngineError("another rank has failed"))).start()
+        with pytest.raises(EngineError, match="another rank has failed"):
+            receiver.wait(MessageKey(0, 0, 0, 3), timeout_s=5)
+        receiver.unregister([0])
+        assert sender._channels[1]._slots.board.is_free(0)
         assert not errors
 
 
@@ -136,7 +167,7 @@ def _exchange(control: socket.socket) -> set[str]:
     kept.clear()
     torch.cuda.synchronize()
     control.send(b".")
-    assert control.recv(1) == b"."
+    assert control.recv(1) == b"\0"  # the regions that it holds
     box.close()
     return kinds
 
@@ -148,13 +179,9 @@ def test_messages_are_read_when_they_are_there_and_not_overwritten(kind: str, mo
     if kind == "far":
         monkeypatch.setattr("runtime.transport.cuda_driver.device_of", lambda address: -1)
     with peer(kind) as control:
-        assert {"near": DeviceSlot, "far": FarSlot}[kind].__name__ in _exchange(control)
-        torch.cuda.empty_cache()
-        before = torch.cuda.mem_get_info()[0]
         for _ in range(40):
-            _exchange(control)
-        torch.cuda.empty_cache()
-        assert torch.cuda.mem_get_info()[0] >= before - 2**25
+            assert {"near": DeviceSlot, "far": FarSlot}[kind].__name__ in _exchange(control)
+            assert regions_held() == 0
 
 
 @pytest.mark.gpu
@@ -193,6 +220,7 @@ import os, signal, sys, time
 import torch
 from runtime.engine import Engine
 from runtime.errors import EngineError
+from runtime.errors import EngineError
 from runtime.options import EngineOptions
 from tests.support.traces import rank_processes
 from tests.support.trouble import fragile, inputs, plan_for
@@ -204,7 +232,7 @@ denoiser = fragile().cuda()
 plan = plan_for(fragile())
 for number in map(int, sys.argv[1:]):
     try:
-        with Engine(denoiser, plan, EngineOptions(step_timeout_s=5), devices=["cuda:0"] * 2) as engine:
+        with Engine(denoiser, plan, EngineOptions(step_timeout_s=2), devices=["cuda:0"] * 2) as engine:
             for call in range(6):
                 engine(**on_gpu(call))[0].sum().item()
             os.kill(rank_processes()[0], number)
@@ -222,9 +250,9 @@ os._exit(0)
 @pytest.mark.processes
 def test_ranks_that_are_killed_or_stopped_leave_the_gpu_usable() -> None:
     """In a program of its own: where a stream waited for ever, so would every later test of this one."""
-    numbers = [signal.SIGKILL, signal.SIGSTOP, signal.SIGKILL]
+    numbers = [signal.SIGSTOP, signal.SIGKILL]
     done = subprocess.run(
         [sys.executable, "-c", FAULTS, *(str(int(number)) for number in numbers)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, capture_output=True, text=True, timeout=50, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.stdout.splitlines() == ["RankDied", "RankStalled", "RankDied", "works: 3.0"], done.stderr
+    assert done.stdout.splitlines() == ["RankStalled", "RankDied", "works: 3.0"], done.stderr
