@@ -291,7 +291,9 @@ def _requests(arguments: argparse.Namespace, untouched: bool) -> dict[str, PlanR
         if spec.recorded is not None:
             _progress(spec.recorded)
         steps = (spec.steps or STEPS) if arguments.steps is None else arguments.steps
-        sampling = SamplingSetup(steps, arguments.scheduler or spec.scheduler, spec.guidance_style)
+        scheduler = arguments.scheduler or spec.scheduler
+        config = spec.scheduler_config if scheduler == spec.scheduler else ""
+        sampling = SamplingSetup(steps, scheduler, spec.guidance_style, config)
         return PlanRequest(FromSpec(spec, fork=untouched), devices, costs, options, sampling, quality)
 
     made = {id(spec): request_of(spec) for spec in specs.values()}

@@ -51,7 +51,7 @@ def describe(plan: Plan, path: str | None, sampling: SamplingSetup = ANY) -> dic
         "lower_bound_ms": predicted.lower_bound_ms,
         "gap": predicted.gap,
         "speedup_step": predicted.speedup_step,
-        "speedup_trajectory": plan.speedup(sampling.steps, sampling.scheduler),
+        "speedup_trajectory": plan.speedup(sampling.steps, sampling.scheduler, sampling.scheduler_config),
         "steps": sampling.steps,
         "speed_of_light": asdict(light_of(plan, sampling)),
         "bytes_per_step": predicted.bytes_per_step,
@@ -143,7 +143,7 @@ def light_of(plan: Plan, sampling: SamplingSetup) -> SpeedOfLight:
         ideal=float(plan.ranks),
         balanced=round(predicted.sequential_ms / slowest, 6) if slowest > 0 else 1.0,
         connected=predicted.speedup_step,
-        remaining=plan.speedup(sampling.steps, sampling.scheduler),
+        remaining=plan.speedup(sampling.steps, sampling.scheduler, sampling.scheduler_config),
         calls=sampling.steps,
     )
 
@@ -158,6 +158,7 @@ def _quality(advice: Advice) -> dict[str, Any]:
         "denoisers": list(advice.denoisers),
         "steps": advice.sampling.steps,
         "scheduler": advice.sampling.scheduler,
+        "no_lookahead": advice.sampling.refusal,
     }
 
 

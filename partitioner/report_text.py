@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from partitioner.models.samplers import refusal_of
 from partitioner.planning.expected_quality import MARGIN_DB
 from partitioner.simulator.speed_of_light import SpeedOfLight
 from partitioner.tables import table_text
@@ -142,7 +141,7 @@ def _quality(document: Document) -> list[str]:
             lines.append(f"                 fewer sequential steps in the same time: {fewer:.1f} dB")
     if quality["fewer_steps_better"]:
         lines.append("note             fewer steps on one device were as good; prefer them, or use fewer components")
-    refusal = refusal_of(quality["scheduler"])
+    refusal = quality["no_lookahead"]
     if document["mode"] == "lookahead" and refusal is not None:
         lines.append(
             f"note             this plan will run in async mode, not in look-ahead: of {quality['scheduler']},"

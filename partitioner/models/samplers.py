@@ -1,26 +1,50 @@
-"""What a sampler of diffusers does, by the name of its class: the class is built, and its step tried out."""
+"""What a sampler of diffusers does, by its class and configuration: it is built, and its step tried out.
+
+A configuration is the text of a scheduler_config.json, as ``config_text`` makes it; "" stands for how Stable Diffusion
+configures a class.
+"""
 
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from partitioner.models.sampler_probe import Sampler
 
 FINISH = 2  # exact last calls of a sampler of two calls per step, see finish_of
-USUAL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "skip_prk_steps": True}
+MOST_TIMESTEPS = 100_000  # of training, of which schedulers hold tables
+USUAL: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "skip_prk_steps": True,
+}
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """A scheduler's configuration as text, the same for equal ones.
+
+    >>> config_text({"shift": 3.0, "_class_name": "FlowMatchEulerDiscreteScheduler"})
+    '{"shift": 3.0}'
+    """
+    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 @lru_cache(maxsize=1024)
-def sampler_of(scheduler: str, steps: int) -> Sampler | None:
-    """What the scheduler class of that name does in so many steps, configured as Stable Diffusion configures it.
+def sampler_of(scheduler: str, steps: int, config: str = "") -> Sampler | None:
+    """What the scheduler class of that name does in so many steps.
 
     None where diffusers has no such class, or it cannot be built without more.
 
     >>> sampler_of("HeunDiscreteScheduler", 10).calls
     19
+    >>> sampler_of("DDIMScheduler", 10, config_text({"prediction_type": "v_prediction"})).meaning
+    'v_prediction'
     """
     try:
         import diffusers
@@ -29,20 +53,25 @@ def sampler_of(scheduler: str, steps: int) -> Sampler | None:
 
         made_of = getattr(diffusers, scheduler)
         taken = inspect.signature(made_of.__init__).parameters
-        made = made_of(**{name: value for name, value in USUAL.items() if name in taken})
-        made.set_timesteps(steps)
+        settings: dict[str, Any] = json.loads(config) if config else USUAL
+        if settings.get("num_train_timesteps", 0) > MOST_TIMESTEPS:
+            raise ValueError("a table of so many timesteps is no sampler's")
+        made = made_of(**{name: value for name, value in settings.items() if name in taken})
+        # pipelines take it from the image's size, between the two
+        shift = {"mu": settings.get("max_shift", 1.0)} if settings.get("use_dynamic_shifting") else {}
+        made.set_timesteps(steps, **shift)
         return probe(made)
     except Exception:  # whatever classes of several releases raise; ImportError where they need another package
-        return None
+        return sampler_of(scheduler, steps) if config else None
 
 
-def denoiser_calls(scheduler: str | None, steps: int) -> int:
+def denoiser_calls(scheduler: str | None, steps: int, config: str = "") -> int:
     """How often a trajectory calls the denoiser; of a sampler that cannot be tried out, once per step.
 
     >>> denoiser_calls("DDIMScheduler", 50), denoiser_calls("HeunDiscreteScheduler", 50)
     (50, 99)
     """
-    sampler = sampler_of(scheduler, steps) if scheduler is not None else None
+    sampler = sampler_of(scheduler, steps, config) if scheduler is not None else None
     return steps if sampler is None else sampler.calls
 
 
@@ -53,27 +82,27 @@ def steps_of(scheduler: str | None, calls: float) -> int:
     return max(2, round((calls - ten) / each + 10))
 
 
-def finish_of(scheduler: str | None) -> int:
+def finish_of(scheduler: str | None, config: str = "") -> int:
     """How many of a trajectory's last calls look-ahead runs exactly, because their latents cannot be predicted.
 
     Of a sampler of two calls per step these are the last two: the first of them is on a latent that one long step to
     the lowest noise level has made, the second on what the first one's output makes of that, and at that noise level
     a small change of the latent changes both outputs much.
     """
-    sampler = sampler_of(scheduler, 10) if scheduler is not None else None
+    sampler = sampler_of(scheduler, 10, config) if scheduler is not None else None
     return FINISH if sampler is not None and sampler.second_share is not None else 0
 
 
-def exact_calls(scheduler: str | None, mode: str, warmup: int) -> int:
+def exact_calls(scheduler: str | None, mode: str, warmup: int, config: str = "") -> int:
     """How many calls of a trajectory are run exactly: the warm-up, and in look-ahead the last ones of finish_of."""
-    return warmup + (finish_of(scheduler) if mode == "lookahead" else 0)
+    return warmup + (finish_of(scheduler, config) if mode == "lookahead" else 0)
 
 
-def refusal_of(scheduler: str | None) -> str | None:
+def refusal_of(scheduler: str | None, config: str = "") -> str | None:
     """Why a sampler's later latents cannot be predicted, as the end of a sentence; None where they can.
 
     >>> refusal_of("EulerAncestralDiscreteScheduler")
     'it adds noise of its own in its steps'
     """
-    sampler = sampler_of(scheduler, 10) if scheduler is not None else None
+    sampler = sampler_of(scheduler, 10, config) if scheduler is not None else None
     return None if sampler is None else sampler.refusal

@@ -15,6 +15,7 @@ from profiles.json_files import JsonFileError, read_json
 
 _WEIGHTS = [f"*.{end}" for end in ("safetensors", "bin", "pt", "pth", "ckpt", "gguf", "onnx*", "msgpack", "h5")]
 _MAX_BYTES = 1_000_000
+SCHEDULER_NAME = re.compile(r"(\w+_)?scheduler")  # "prior_scheduler"
 DENOISER_NAMES = ("unet", "transformer")  # what most pipelines call theirs
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -36,6 +37,7 @@ class ModelSource:
         steps: Of one generation, by the pipeline's default; None where that is not known.
         part: What its pipeline calls it; None where that is not known.
         place: The folder or hub id of its pipeline; None where that is not known.
+        samplers: Configurations of the pipeline's schedulers, by its names for them; empty where they are not known.
         others: The pipeline's other modules that may be called at each step.
     """
 
@@ -49,6 +51,7 @@ class ModelSource:
     steps: int | None = None
     part: str | None = None
     place: str | None = None
+    samplers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     others: tuple[ModelSource, ...] = ()
 
     def is_made_like(self, other: ModelSource) -> bool:
@@ -107,11 +110,15 @@ def _from_files(name: str, find: Reader, model: str) -> ModelSource:
         )
     vae_file = find("vae/config.json") if "vae" in index else None
     vae = _read(vae_file) if vae_file else {}
+    samplers = {
+        name: _read(file) for name in index
+        if SCHEDULER_NAME.fullmatch(name) and (file := find(f"{name}/scheduler_config.json")) is not None
+    }  # fmt: skip
 
     def source_of(part: str) -> ModelSource:
         config_file = find(f"{part}/config.json")
         assert config_file is not None
-        return replace(_from_config(name, config_file, index, vae), part=part, place=model)
+        return replace(_from_config(name, config_file, index, vae), part=part, place=model, samplers=samplers)
 
     return replace(source_of(parts[0]), others=tuple(map(source_of, parts[1:])))
 

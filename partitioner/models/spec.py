@@ -21,8 +21,9 @@ from partitioner.models.built_in import BUILT_IN
 from partitioner.models.guidance import GuidanceStyle, guidance_style
 from partitioner.models.inputs import Inputs, roles_in, zeros
 from partitioner.models.registry import ARCHITECTURES, Architecture, NotDescribed, Request, load_plugins, nearest_names
+from partitioner.models.samplers import config_text
 from partitioner.models.sizes import Sizes
-from partitioner.models.source import ModelSource, diffusers_class, find_source, pipeline_folder
+from partitioner.models.source import SCHEDULER_NAME, ModelSource, diffusers_class, find_source, pipeline_folder
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("float16", "bfloat16", "float32")
-_SCHEDULER = re.compile(r"(\w+_)?scheduler")
 RECORDED_DTYPE = "bfloat16"  # of a denoiser that no description names another for
 
 
@@ -69,6 +69,7 @@ class ModelSpec:
         make: Makes the denoiser, with torch's default dtype.
         revision: The commit of a hub id, else None.
         scheduler: The class of the pipeline's sampler; None where it is not known.
+        scheduler_config: How that class is configured, see ``partitioner.models.samplers``; "" where it is not known.
         steps: Of one generation, by the pipeline's default; None where that is not known.
         guidance_style: How guidance is done, see ``guidance_style``.
         recorded: What a call of the pipeline showed, in words; None where a description gave the inputs.
@@ -89,6 +90,7 @@ class ModelSpec:
     guidance_style: GuidanceStyle = "none"
     recorded: str | None = None
     beside: tuple[SteppedModule, ...] = ()
+    scheduler_config: str = ""
 
     def load(self) -> None:
         """Import what building and tracing need, which takes seconds; else the first ``trace_model`` does it."""
@@ -249,16 +251,16 @@ def live_source(denoiser: Any, pipeline: Any) -> ModelSource:
 
     class_name = type(denoiser).__name__
     vae = getattr(pipeline, "vae", None)
-    samplers = {
-        key: ("diffusers", type(value).__name__) for key, value in vars(pipeline).items() if _SCHEDULER.fullmatch(key)
-    }
+    samplers = {key: value for key, value in vars(pipeline).items() if SCHEDULER_NAME.fullmatch(key)}
+    entries = {key: ("diffusers", type(value).__name__) for key, value in samplers.items()}
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(str(getattr(pipeline, "name_or_path", ""))).name).strip("-._")
     return ModelSource(
         name=name or class_name,
         class_name=class_name,
         config=dict(denoiser.config),
-        pipeline={"_class_name": type(pipeline).__name__, **dict(pipeline.config), **samplers},
+        pipeline={"_class_name": type(pipeline).__name__, **dict(pipeline.config), **entries},
         vae=dict(vae.config) if vae is not None else {},
+        samplers={key: dict(getattr(value, "config", {})) for key, value in samplers.items()},
         part=next(
             (name for name, value in vars(pipeline).items() if value is denoiser or uncompiled(value) is denoiser), None
         ),
@@ -311,7 +313,8 @@ def recorded_spec(source: ModelSource, recording: Recording, sizes: Sizes, dtype
         dtype=dtype,
         make=partial(build_denoiser, source.class_name, dict(source.config)),
         revision=source.revision,
-        scheduler=_scheduler_of(source),
+        scheduler=_scheduler_of(source)[0],
+        scheduler_config=_scheduler_of(source)[1],
         guidance_style=recording.guidance,
         recorded=f"{source.class_name} as its pipeline calls it: {recording.seen}; guidance: {recording.guidance}",
         beside=tuple(_stepped(pipe, name) for name in recording.beside),
@@ -363,21 +366,25 @@ def _spec(
         dtype=dtype_name(architecture.dtype if dtype is None else dtype),
         make=architecture.build or partial(build_denoiser, source.class_name, config),
         revision=source.revision,
-        scheduler=_scheduler_of(source),
+        scheduler=_scheduler_of(source)[0],
+        scheduler_config=_scheduler_of(source)[1],
         steps=source.steps,
         guidance_style=style,
     )
 
 
-def _scheduler_of(source: ModelSource) -> str | None:
-    """The class of the denoiser's scheduler in a model_index.json: ["diffusers", "DDIMScheduler"].
+def _scheduler_of(source: ModelSource) -> tuple[str | None, str]:
+    """Class and configuration of the denoiser's scheduler in a model_index.json: ["diffusers", "DDIMScheduler"].
 
     Where there are several, "prior_scheduler" is that of "prior" and of "prior_prior".
     """
-    names = [name for name in source.pipeline if _SCHEDULER.fullmatch(name)]
+    names = [name for name in source.pipeline if SCHEDULER_NAME.fullmatch(name)]
     own = [name for name in names if (source.part or "").startswith(name.removesuffix("scheduler").rstrip("_"))]
-    entry = source.pipeline.get(max(own, key=len, default="scheduler"))
-    return str(entry[1]) if isinstance(entry, list | tuple) and len(entry) == 2 and entry[1] else None
+    name = max(own, key=len, default="scheduler")
+    entry = source.pipeline.get(name)
+    if not (isinstance(entry, list | tuple) and len(entry) == 2 and entry[1]):
+        return None, ""
+    return str(entry[1]), config_text(source.samplers[name]) if name in source.samplers else ""
 
 
 def dtype_name(dtype: str | torch.dtype) -> str:

@@ -261,7 +261,7 @@ class Plan(PlanRecord):
         """How many ranks run the plan."""
         return self.components * self.branches
 
-    def speedup(self, steps: int, scheduler: str | None = None) -> float:
+    def speedup(self, steps: int, scheduler: str | None = None, config: str = "") -> float:
         """Predicted; see ``trajectory_speedup``."""
         figures = self.predicted
         return trajectory_speedup(
@@ -272,6 +272,7 @@ class Plan(PlanRecord):
             sequential_ms=figures.sequential_ms,
             exact_step_ms=figures.exact_step_ms,
             step_ms=figures.step_ms,
+            config=config,
         )
 
     @property

@@ -15,12 +15,13 @@ def trajectory_speedup(
     sequential_ms: float,
     exact_step_ms: float,
     step_ms: float,
+    config: str = "",
 ) -> float:
     """Over a trajectory of so many steps, its exact calls at their cost; times of one call.
 
-    scheduler: a class of diffusers; None for one that calls the denoiser once per step.
+    scheduler: a class of diffusers; None for one that calls the denoiser once per step. config: its configuration.
     """
-    calls = denoiser_calls(scheduler, steps)
-    exact = min(exact_calls(scheduler, mode, warmup), calls)
+    calls = denoiser_calls(scheduler, steps, config)
+    exact = min(exact_calls(scheduler, mode, warmup, config), calls)
     total = exact * exact_step_ms + (calls - exact) * step_ms
     return round(sequential_ms * calls / total, 6) if total > 0 else 1.0

@@ -115,6 +115,7 @@ def advice_on(
         sequential_ms=sequential_ms,
         exact_step_ms=c.evaluation.sequential_ms,
         step_ms=c.step_ms,
+        config=advisor.sampling.scheduler_config,
     )
     predictor = options.predictor or advisor.async_predictor(c.components)
     return advisor.advise(c.components, c.mode, predictor, speedup)

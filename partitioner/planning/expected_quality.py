@@ -32,6 +32,7 @@ class SamplingSetup:
         scheduler: A class of diffusers, such as "DDIMScheduler"; None: not known, so that the worst that was measured
             counts.
         guidance_style: How the pipeline does guidance; None: not known.
+        scheduler_config: How that class is configured, see ``partitioner.models.samplers``.
 
     >>> SamplingSetup(steps=0)
     Traceback (most recent call last):
@@ -41,10 +42,16 @@ class SamplingSetup:
     steps: int = STEPS
     scheduler: str | None = None
     guidance_style: GuidanceStyle | None = None
+    scheduler_config: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:
             raise UsageError(f"--steps is {self.steps}; expected 1 to {MOST_STEPS}")
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the sampler's later latents cannot be predicted, as the end of a sentence; None where they can."""
+        return refusal_of(self.scheduler, self.scheduler_config)
 
 
 ANY = SamplingSetup()
@@ -131,7 +138,7 @@ class QualityAdvisor:
 
     @property
     def _unpredictable(self) -> bool:
-        return refusal_of(self.sampling.scheduler) is not None
+        return self.sampling.refusal is not None
 
     def edge_errors(self, graph: TracedGraph) -> EdgeErrors | None:
         """What the profile holds of the staleness of this denoiser's edges, traced at whatever size; None: nothing."""

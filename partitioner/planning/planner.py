@@ -202,7 +202,8 @@ def _cost_source(costs: Mapping[int, GraphCosts], chosen: Candidate) -> CostSour
 
 
 def _advice(made: Plan, advisor: QualityAdvisor) -> Advice:
-    speedup = made.speedup(advisor.sampling.steps, advisor.sampling.scheduler)
+    sampling = advisor.sampling
+    speedup = made.speedup(sampling.steps, sampling.scheduler, sampling.scheduler_config)
     return advisor.advise(made.components, made.mode, made.predictor, speedup)
 
 

@@ -67,7 +67,7 @@ def test_one_component_is_exact_whatever_its_mode() -> None:
 
 QUALITY = {
     "exact": False, "psnr_db": 64.8, "fewer_steps_psnr_db": 40.0, "fewer_steps_better": False, "steps": 50,
-    "scheduler": None, "denoisers": ["dit", "unet"],
+    "scheduler": None, "no_lookahead": None, "denoisers": ["dit", "unet"],
 }  # fmt: skip
 
 
@@ -81,7 +81,10 @@ QUALITY = {
         ({"scheduler": "DDIMScheduler"}, "(50 steps, DDIMScheduler)"),
         ({}, "fewer sequential steps in the same time: 40.0 dB"),
         ({"fewer_steps_better": True}, "fewer steps on one device were as good"),
-        ({"scheduler": "EulerAncestralDiscreteScheduler"}, "it adds noise of its own in its steps"),
+        (
+            {"scheduler": "X", "no_lookahead": "it adds noise"},
+            "not in look-ahead: of X,\n                 it adds noise",
+        ),
     ],
 )
 def test_quality_says_what_it_was_measured_of(changed: dict[str, Any], expected: str) -> None:

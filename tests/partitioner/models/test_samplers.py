@@ -5,7 +5,15 @@ from __future__ import annotations
 import diffusers
 import pytest
 
-from partitioner.models.samplers import denoiser_calls, exact_calls, finish_of, refusal_of, steps_of
+from partitioner.models.samplers import (
+    config_text,
+    denoiser_calls,
+    exact_calls,
+    finish_of,
+    refusal_of,
+    sampler_of,
+    steps_of,
+)
 
 TWO_CALLS = ["HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "KDPM2DiscreteScheduler"]
 
@@ -36,3 +44,30 @@ def test_look_ahead_ends_a_sampler_of_two_calls_exactly() -> None:
     assert exact_calls("HeunDiscreteScheduler", "lookahead", 4) == 6
     assert exact_calls("HeunDiscreteScheduler", "async", 4) == exact_calls("DDIMScheduler", "lookahead", 4) == 4
     assert exact_calls(None, "lookahead", 4) == 4
+
+
+def test_a_sampler_does_what_its_configuration_says() -> None:
+    configured = diffusers.DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False)
+    found = sampler_of("DDIMScheduler", 10, config_text(configured.config))
+    usual = sampler_of("DDIMScheduler", 10)
+    assert found is not None
+    assert usual is not None
+    assert (found.meaning, usual.meaning) == ("v_prediction", "epsilon")
+    assert found.noisy != usual.noisy, "other timesteps"
+    clipping = config_text(diffusers.DDPMScheduler(variance_type="fixed_small").config)
+    assert refusal_of("DDPMScheduler", clipping) is not None
+    pndm = config_text(diffusers.PNDMScheduler(skip_prk_steps=False).config)
+    assert (denoiser_calls("PNDMScheduler", 10), denoiser_calls("PNDMScheduler", 10, pndm)) == (11, 19)
+
+
+def test_a_flow_whose_shift_follows_from_the_size_is_tried_with_its_largest() -> None:
+    config = config_text(diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config)
+    found, usual = (sampler_of("FlowMatchEulerDiscreteScheduler", 10, text) for text in (config, ""))
+    assert found is not None
+    assert usual is not None
+    assert (found.meaning, found.noisy == usual.noisy) == ("flow", False)
+
+
+@pytest.mark.parametrize("config", [{"num_train_timesteps": 10**12}, {"beta_schedule": "none of them"}])
+def test_a_configuration_that_cannot_be_built_counts_as_the_usual_one(config: dict[str, object]) -> None:
+    assert sampler_of("DDIMScheduler", 10, config_text(config)) == sampler_of("DDIMScheduler", 10)

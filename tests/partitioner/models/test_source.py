@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from diffusers import DDIMScheduler
 
 from partitioner.errors import UsageError
+from partitioner.models.samplers import config_text
 from partitioner.models.spec import model_spec
 from tests.support.small_models import shapes, small_denoiser, write_pipeline
 
@@ -21,6 +23,18 @@ def test_a_pipeline_folder_gives_the_denoiser_and_the_vae_factor(tmp_path: Path)
     assert (spec.name, spec.class_name) == ("tiny-pipeline", "UNet2DConditionModel")
     assert shapes(folder)["sample"] == (2, 4, 16, 16)
     assert shapes(folder, height=20, width=40)["sample"] == (2, 4, 10, 20)
+
+
+def test_a_folder_gives_its_schedulers_configuration(tmp_path: Path) -> None:
+    scheduler = DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
+    write_pipeline(
+        tmp_path, "StableDiffusionPipeline", small_denoiser("sd15"), scheduler=["diffusers", "DDIMScheduler"]
+    )
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    spec = model_spec(str(tmp_path))
+    assert (spec.scheduler, spec.scheduler_config) == ("DDIMScheduler", config_text(scheduler.config))
+    (tmp_path / "scheduler" / "scheduler_config.json").unlink()
+    assert model_spec(str(tmp_path)).scheduler_config == ""
 
 
 def test_folders_that_hold_no_known_denoiser_are_refused(tmp_path: Path) -> None:
