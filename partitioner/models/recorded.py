@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import logging
 import random
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +18,15 @@ import torch
 
 from partitioner.errors import UsageError, first_line
 from partitioner.graph.ir import Role
+from partitioner.graph.module_state import ModuleState
+from partitioner.graph.stateless import listed
 from partitioner.models.guidance import GuidanceStyle
 from partitioner.models.pipeline_call import guessed_calls, guidance_arguments, missing_arguments
 from partitioner.models.seen_calls import SeenCall, SeenRoles, roles_of, see
 from partitioner.models.sizes import Sizes
 from partitioner.models.stand_ins import OutsideCall, StandIns
 
+_log = logging.getLogger("partitioner")
 _STEPS = (3, 2, 12)  # few, exactly two as some distilled models ask for, and enough for one of two denoisers by turns
 _MOST_CALLS = 100  # after which a pipeline without a number of steps is stopped
 
@@ -61,13 +66,13 @@ def record(
     Raises:
         UsageError: No call of it could be guessed, or the calls show no noisy sample.
     """
-    runs = _Runs(pipe, name, stand_ins)
-    call, seen, calls = _first_success(runs, sizes, dict(given or {}))
-    beside = _called_between(stand_ins.calls, name)
-    if not sizes.guidance:
-        return Recording(seen, None, "none", call, beside)
-    half, style = _without_guidance(runs, call, seen, calls, given or {})
-    return Recording(seen, half, style, call, beside)
+    with _Runs(pipe, name, stand_ins) as runs:
+        call, seen, calls = _first_success(runs, sizes, dict(given or {}))
+        beside = _called_between(stand_ins.calls, name)
+        if not sizes.guidance:
+            return Recording(seen, None, "none", call, beside)
+        half, style = _without_guidance(runs, call, seen, calls, given or {})
+        return Recording(seen, half, style, call, beside)
 
 
 def is_denoiser(pipe: Any, name: str, stand_ins: StandIns, call: Mapping[str, Any]) -> bool:
@@ -81,8 +86,8 @@ def is_denoiser(pipe: Any, name: str, stand_ins: StandIns, call: Mapping[str, An
         stand_ins: What made its modules.
         call: What to call it with.
     """
-    runs = _Runs(pipe, name, stand_ins)
-    calls, others = runs.run(call, 0)[0], runs.run(call, 1)[0]
+    with _Runs(pipe, name, stand_ins) as runs:
+        calls, others = runs.run(call, 0)[0], runs.run(call, 1)[0]
     given = [made.gave for made in stand_ins.calls if made.path == name]
     if any(made.took & gave for made in stand_ins.calls for gave in given if made.path != name):
         return False
@@ -104,6 +109,7 @@ def _first_success(
 ) -> tuple[dict[str, Any], SeenRoles, list[SeenCall]]:
     """The first of the guessed calls that reaches the denoiser in two steps, and what it shows."""
     failures: list[str] = []
+    state = ModuleState(runs.denoiser)
     for steps in _STEPS:
         without = sizes if sizes.guidance else None
         for guessed in guessed_calls(runs.pipe, runs.denoiser, sizes, steps, given):
@@ -119,6 +125,13 @@ def _first_success(
     missing = missing_arguments(runs.pipe, call)
     tried = "; ".join(dict.fromkeys((failures[0], failures[-1])))
     what = f"it needs {', '.join(missing)}, which cannot be guessed" if missing else tried
+    changes = state.differences()
+    if changes and not missing:
+        raise UsageError(
+            f"how {type(runs.pipe).__name__} calls its {runs.name} was to be found by trying it out, but its call "
+            f"changes {listed(changes)}. What a denoiser keeps of its calls for the pipeline to read is lost where "
+            "other devices compute them: this pipeline cannot be run so"
+        )
     raise UsageError(
         f"how {type(runs.pipe).__name__} calls its {runs.name} was to be found by trying it out, but {what}. Give "
         "arguments that it can be called with: parallelize(pipe, devices=N, call={...})"
@@ -163,6 +176,13 @@ def _prompts(call: SeenCall, seen: SeenRoles) -> list[Any]:
     return [call.tensors[path].name for path in kept] + list(call.literals.values())
 
 
+class _ChangesNothing:
+    """Whatever it is asked for is a function that gives its first argument."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda value, *_more, **_others: value
+
+
 class _Enough(BaseException):
     """Ends a pipeline's call of which enough was seen."""
 
@@ -175,6 +195,13 @@ class _Runs:
         self.name = name
         self.denoiser = getattr(pipe, name)
         self._stand_ins = stand_ins
+        self._packages = ExitStack()
+
+    def __enter__(self) -> _Runs:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._packages.close()
 
     def run(self, call: Mapping[str, Any], variant: int) -> tuple[list[SeenCall], str | None]:
         """The denoiser's calls in a call of the pipeline, and why that ended early, if so.
@@ -190,17 +217,42 @@ class _Runs:
             if len(calls) >= _MOST_CALLS:
                 raise _Enough
 
-        self._stand_ins.variant = variant
-        self._stand_ins.given.clear()
-        self._stand_ins.calls.clear()
-        try:
-            with _undisturbed(), self._stand_ins.watch(self.denoiser, note), torch.no_grad():
-                _fresh(self.pipe)(**copy.copy(dict(call)))
-        except _Enough:
-            pass
-        except Exception as error:
-            return calls, first_line(error) or type(error).__name__
-        return calls, None
+        while True:
+            calls.clear()
+            self._stand_ins.variant = variant
+            self._stand_ins.given.clear()
+            self._stand_ins.calls.clear()
+            try:
+                with _undisturbed(), self._stand_ins.watch(self.denoiser, note), torch.no_grad():
+                    _fresh(self.pipe)(**copy.copy(dict(call)))
+            except _Enough:
+                return calls, None
+            except NameError as error:
+                if not self._stand_in_for_package(error):
+                    return calls, first_line(error)
+            except Exception as error:
+                return calls, first_line(error) or type(error).__name__
+            else:
+                return calls, None
+
+    def _stand_in_for_package(self, error: NameError) -> bool:
+        """Put what changes nothing in the place of a package that is not installed, which a pipeline takes for there.
+
+        Such packages (ftfy) mend texts, which no shape depends on. Returns whether the call is worth another try.
+        """
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        names, name = frames[-1].f_globals, error.name
+        missing = name is not None and name.isidentifier() and importlib.util.find_spec(name) is None
+        if not missing or not str(names.get("__name__")).startswith("diffusers.") or name in names:
+            return False
+        assert name is not None
+        _log.warning(
+            "the package %s is not installed, and %s needs it for its texts: it is planned as if that changed nothing; "
+            "install it to run the pipeline", name, type(self.pipe).__name__,
+        )  # fmt: skip
+        self._packages.callback(names.pop, name, None)
+        names[name] = _ChangesNothing()
+        return True
 
 
 def _fresh(pipe: Any) -> Any:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 import partitioner.cli
 from partitioner.models.spec import model_spec
 from runtime.cli import main
-from tests.support import pipelines
+from tests.support import pipelines, undescribed_pipelines
 from tests.support.plans import plan_simply
 from tests.support.single_file import save_single_file
 from tools.pictures.pipelines import DENOISERS, TRAINED
@@ -207,6 +207,23 @@ def test_a_video_is_written_with_all_its_frames(run: Run, home: Home, tmp_path: 
     assert code == 0, err
     with Image.open(output) as video:
         assert (video.size, video.n_frames) == ((32, 32), 2)
+
+
+@pytest.mark.slow
+def test_a_pipeline_that_no_description_knows_is_planned_and_run_from_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = undescribed_pipelines.made("aura_flow", tmp_path)
+    pipe.save_pretrained(tmp_path / "saved")
+    size, plan, output = ["--height", "32", "--width", "32"], str(tmp_path / "a.plan.json"), str(tmp_path / "a.png")
+    arguments = ["--model", str(tmp_path / "saved"), "--devices", "2", "--branches", "1", "--dtype", "float32", *size]
+    assert partitioner.cli.main([*arguments, "--force", "--output", plan]) == 0
+    command = [plan, "--pipeline", str(tmp_path / "saved"), "--prompt", "a red cat", "--seed", "3", "--steps", "3"]
+    assert main([*command, *size, "--exact", "--transport", "emulation", "--output", output]) == 0
+    assert "warning" not in capsys.readouterr().err.lower()
+    own = pipelines.call(pipe, steps=3, seed=3, height=32, width=32, output_type="pil")
+    with Image.open(output) as image:
+        assert image.tobytes() == own[0].tobytes()
 
 
 @pytest.mark.slow

@@ -12,13 +12,15 @@ from tools.support.tiny_pipeline import TinyPipeline
 from tools.support.tries import first_line, is_finite, largest_difference
 from tools.trace_once import traced_once
 
+_DENOISERS = ("unet", "transformer", "prior", "decoder")
+
 
 @dataclass(frozen=True)
 class TriedPipeline:
     """How far a pipeline came.
 
     Attributes:
-        denoiser: The classes of what is planned of it; empty where nothing was.
+        denoiser: The classes of what is planned of it, or was to be; empty where it was not made.
         failed: The step that failed; None where all went well.
         why: The error's first line.
         difference: The largest between an exact call and that of the unmodified pipeline.
@@ -58,6 +60,8 @@ def _try(tiny: TinyPipeline, folder: Path) -> TriedPipeline:
         wanted = tiny.run(pipe)
         if largest_difference(tiny.run(pipe), wanted) != 0:
             raise ValueError("two calls of the unmodified pipeline differ")
+        name = next(name for name in _DENOISERS if getattr(pipe, name, None) is not None)
+        found = replace(found, denoiser=type(getattr(pipe, name)).__name__)
         step = "plan"
         options = PlanOptions(branches=1, force=True)
         plan = plans_for(pipe, 2, tiny.sizes(), options, call=tiny.arguments())

@@ -131,6 +131,11 @@ def _wan_of_image() -> dict[str, Any]:
     return {**parts, "image_encoder": seen["image_encoder"], "image_processor": seen["feature_extractor"]}
 
 
+def _sky_reels_of_image() -> dict[str, Any]:
+    transformer = denoiser("SkyReelsV2Transformer3DModel", in_channels=12, image_dim=16)
+    return {**_wan_of_image(), "transformer": transformer}
+
+
 def _stable_audio() -> dict[str, Any]:
     coder = made(
         "AutoencoderOobleck", encoder_hidden_size=6, downsampling_ratios=[1, 2], decoder_channels=3,
@@ -184,6 +189,9 @@ _KANDINSKY_5: dict[str, Any] = {
 }  # fmt: skip
 _SECOND = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
+_SKY_REELS = _parts("SkyReelsV2Transformer3DModel", _wan_vae, _unipc)
+_FORCING: dict[str, Any] = {**_ENCODED, "num_frames": 9, "base_num_frames": 9}
+
 VIDEO_PIPELINES = [
     tiny_pipeline("WanPipeline", _wan(), **_VIDEO),
     tiny_pipeline("WanVideoToVideoPipeline", _wan(), **_SIZED, video=clip_of(5), strength=0.9),
@@ -191,7 +199,12 @@ VIDEO_PIPELINES = [
     tiny_pipeline(
         "WanVACEPipeline", _parts("WanVACETransformer3DModel", _wan_vae, _unipc, vace_in_channels=72), **_ENCODED
     ),
-    tiny_pipeline("SkyReelsV2Pipeline", _parts("SkyReelsV2Transformer3DModel", _wan_vae, _unipc), **_ENCODED),
+    tiny_pipeline("SkyReelsV2Pipeline", _SKY_REELS, **_ENCODED),
+    tiny_pipeline("SkyReelsV2ImageToVideoPipeline", _sky_reels_of_image, **_ENCODED, image=picture),
+    tiny_pipeline("SkyReelsV2DiffusionForcingPipeline", _SKY_REELS, **_FORCING),
+    tiny_pipeline("SkyReelsV2DiffusionForcingImageToVideoPipeline", _SKY_REELS, **_FORCING, image=picture),
+    tiny_pipeline("SkyReelsV2DiffusionForcingVideoToVideoPipeline", _SKY_REELS, **_FORCING, video=clip_of(5),
+                  overlap_history=5),
     tiny_pipeline(
         "LattePipeline", _parts("LatteTransformer3DModel", vae, _diffusion, sample_size=16), prompt="a red cat",
         height=32, width=32, video_length=3, clean_caption=False,

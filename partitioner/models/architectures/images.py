@@ -34,8 +34,8 @@ def _pixart(request: Request) -> Inputs:
         "encoder_attention_mask": prompt(rows, tokens, dtype="int64"),
         "timestep": timestep(rows),
     }
-    if sized:
-        inputs["added_cond_kwargs"] = {"resolution": prompt(rows, 2), "aspect_ratio": prompt(rows, 1)}
+    size = {"resolution": prompt(rows, 2), "aspect_ratio": prompt(rows, 1)}
+    inputs["added_cond_kwargs"] = size if sized else dict.fromkeys(size)
     return inputs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy
@@ -15,12 +16,13 @@ from partitioner.graph.ir import Role
 from partitioner.models.inputs import ExampleTensor, latent, prompt, timestep
 from partitioner.models.recorded import Recording, record
 from partitioner.models.sizes import Sizes
-from partitioner.models.spec import live_spec, model_spec
+from partitioner.models.spec import live_spec, model_spec, trace_model
 from partitioner.models.stand_ins import StandIns
 from partitioner.models.unweighted import twin_of
 from tests.support import pipelines
 from tests.support.small_models import small_denoiser
 from tests.support.undescribed_pipelines import made
+from tools.support.pipelines import PIPELINES
 
 
 def recording_of(pipe: Any, sizes: Sizes | None = None, **given: Any) -> Recording:
@@ -62,6 +64,33 @@ def test_batch_and_guidance_are_as_asked_for(tmp_path: Path) -> None:
     recording = recording_of(pipe, Sizes(height=32, width=32, batch=3, guidance=False))
     assert (recording.guidance, recording.half) == ("none", None)
     assert recording.seen.inputs("float32")["hidden_states"] == latent(3, 4, 16, 16)
+
+
+def test_a_package_that_a_pipeline_takes_for_installed_is_done_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ftfy, which mends texts: what a call looks like does not depend on it."""
+    from diffusers.pipelines.aura_flow import pipeline_aura_flow as module
+
+    own = module.AuraFlowPipeline.encode_prompt
+
+    def encode_prompt(self: Any, prompt: str, *more: Any, **others: Any) -> Any:
+        return own(self, mender_of_texts.fix_text(prompt), *more, **others)  # type: ignore[name-defined] # noqa: F821
+
+    renamed = FunctionType(encode_prompt.__code__, vars(module), None, None, encode_prompt.__closure__)
+    monkeypatch.setattr(module.AuraFlowPipeline, "encode_prompt", renamed)
+    recording = recording_of(made("aura_flow", tmp_path), Sizes(height=32, width=32))
+    assert recording.guidance == "batch"
+    assert "the package mender_of_texts is not installed, and AuraFlowPipeline needs it for its texts" in caplog.text
+    assert "mender_of_texts" not in vars(module)
+
+
+@pytest.mark.slow
+def test_what_a_denoiser_keeps_for_its_pipeline_to_read_is_refused(tmp_path: Path) -> None:
+    tiny = PIPELINES["StableDiffusionSAGPipeline"]
+    pipe = tiny.load(tiny.save(tmp_path))
+    with pytest.raises(UsageError, match=r"its call changes attribute processor of module mid_block.*cannot be run so"):
+        recording_of(pipe, Sizes(height=32, width=32))
 
 
 @pytest.mark.slow
@@ -113,9 +142,26 @@ def test_a_folder_without_weights_shows_what_the_pipeline_in_memory_shows(name: 
         path.unlink()
     live = live_spec(pipe.transformer, pipe, height=32, width=32)
     folder = model_spec(str(tmp_path / name), height=32, width=32, dtype="float32")
-    for field in ("inputs", "branch_inputs", "halves", "guidance_style", "recorded", "dtype"):
+    for field in ("inputs", "branch_inputs", "halves", "guidance_style", "recorded", "dtype", "scheduler_config"):
         assert getattr(folder, field) == getattr(live, field)
     assert folder.scheduler == "FlowMatchEulerDiscreteScheduler"
+    assert trace_model(folder).fingerprint == trace_model(live, denoiser=pipe.transformer).fingerprint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["StableVideoDiffusionPipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline", "WanPipeline", "DDPMPipeline"],
+)
+def test_recordings_have_the_fingerprint_of_the_descriptions(name: str, tmp_path: Path) -> None:
+    tiny = PIPELINES[name]
+    pipe = tiny.load(tiny.save(tmp_path))
+    part = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    described, recorded = (live_spec(part, pipe, **tiny.sizes(), call=call) for call in (None, {}))
+    assert (recorded.recorded is None, described.recorded is None) == (False, True)
+    assert (recorded.halves, recorded.guidance_style) == (described.halves, described.guidance_style)
+    fingerprints = {trace_model(spec, denoiser=part).fingerprint for spec in (described, recorded)}
+    assert len(fingerprints) == 1
 
 
 @pytest.mark.slow
