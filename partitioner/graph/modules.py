@@ -18,7 +18,19 @@ def caller(fx_node: Any) -> str:
     """The module that makes the call of an exported torch.fx node, in words, with its line where that was noted."""
     place = f"module {calling_module(fx_node) or '<root>'}"
     lines = _LINE.findall(fx_node.meta.get("stack_trace") or "")
-    return "{} ({}:{}: {})".format(place, *lines[-1]) if lines else place
+    if not lines:
+        return place
+    file, line, text = lines[-1]
+    return f"{place} ({shown_file(file)}:{line}: {text})"
+
+
+def shown_file(path: str) -> str:
+    """A source file as messages name it: one of an installed package from the package on.
+
+    >>> shown_file("/usr/lib/python3/site-packages/diffusers/models/unet.py"), shown_file("/home/me/mine.py")
+    ('diffusers/models/unet.py', '/home/me/mine.py')
+    """
+    return path.rpartition("site-packages/")[2]
 
 
 def enclosing_modules(module: str) -> list[str]:

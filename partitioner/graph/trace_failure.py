@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from partitioner.errors import ForwardFailed, TraceError, first_line
+from partitioner.graph.modules import shown_file
 from partitioner.graph.torch_private import FakeTensor
 
 _ADDRESS = re.compile(r" object at 0x[0-9a-f]+")
@@ -86,7 +87,8 @@ def _line(error: BaseException) -> str:
     for one in reversed(chain):
         frames = [frame for frame in extract_tb(one.__traceback__) if _is_denoisers(frame.filename)]
         if frames:
-            return f"\n  {frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name}: {frames[-1].line}"
+            last = frames[-1]
+            return f"\n  {shown_file(last.filename)}:{last.lineno}, in {last.name}: {last.line}"
     return ""
 
 
