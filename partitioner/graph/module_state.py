@@ -5,7 +5,7 @@ It says fast whether anything is another now, and slowly what; and it can put ev
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import is_
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from partitioner.graph.containers import MISSING, DictContainer, ListContainer
+from partitioner.graph.containers import MISSING, DictContainer, FunctionsContainer, ListContainer
 from partitioner.graph.reachable import FoundContainer, Reachable
 
 _END = object()
@@ -73,6 +73,8 @@ class ModuleState:
         self._empty: list[Any] = []
         self._lists: list[Any] = []
         self._others: list[tuple[FoundContainer, list[tuple[Hashable, Any]]]] = []
+        # whose functions count, and all that is there
+        self._namespaces: list[tuple[FoundContainer, list[tuple[Hashable, Any]], Mapping[str, Any], list[Any]]] = []
         values: list[Any] = []
         items: list[Any] = []
         for place, saved in zip(found.places, self._saved, strict=True):
@@ -83,6 +85,9 @@ class ModuleState:
             elif isinstance(container, ListContainer):
                 (self._lists if saved else self._empty).append(container.held)
                 items += [value for _, value in saved]
+            elif isinstance(container, FunctionsContainer):
+                namespace = vars(container.held)
+                self._namespaces.append((place, saved, namespace, list(namespace.values())))
             else:
                 self._others.append((place, saved))
         # something to end with, so that values that have become more are not taken for the same
@@ -101,6 +106,10 @@ class ModuleState:
             or not all(map(is_, chain.from_iterable(map(dict.values, self._dicts)), self._values))
             or not all(map(is_, chain.from_iterable(self._lists), self._items))
             or any(_differ(saved, list(place.container.items())) for place, saved in self._others)
+            or any(
+                not _are(namespace.values(), values) and _differ(saved, list(place.container.items()))
+                for place, saved, namespace, values in self._namespaces
+            )
         )
 
     def differences(self) -> list[Difference]:
@@ -161,6 +170,11 @@ def _on(device: torch.device, value: Any) -> Any:
         moved = tuple(_on(device, item) for item in value)
         return value if all(map(is_, value, moved)) else moved
     return value
+
+
+def _are(now: Collection[Any], values: Sequence[Any]) -> bool:
+    """Whether they are the very same objects, in order: looked at in C."""
+    return len(now) == len(values) and all(map(is_, now, values))
 
 
 def _differ(saved: Sequence[tuple[Hashable, Any]], now: Sequence[tuple[Hashable, Any]]) -> bool:

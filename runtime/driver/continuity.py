@@ -95,18 +95,28 @@ def _thinned(tensor: torch.Tensor, part: Sequence[int]) -> Readback:
     return Readback(rows[:, :: -(-rows.shape[1] // ELEMENTS)])
 
 
+@numpy.errstate(all="ignore")
 def _unexplained(wanted: Readback, known: Sequence[Readback]) -> float:
-    """The share of ``wanted`` outside of the span of ``known``: a latent and outputs, each [rows, elements]."""
+    """The share of ``wanted`` outside of the span of ``known``: a latent and outputs, each [rows, elements].
+
+    By least squares of a few vectors of many elements, in few calls: it is part of every denoiser call.
+    """
     goal, latent = wanted.values(), known[0].values()
     rows = len(latent)
-    turns = sorted({0} | {rows * k // n for n in (2, 3) if rows % n == 0 for k in range(1, n)})  # guidance rows
-    order = numpy.arange(rows)
-    spanning = [latent, *(output.values()[order - turn] for output in known[1:] for turn in turns)]
-    vectors = numpy.stack(spanning, axis=-1)  # [rows, elements, vectors]
-    if not (numpy.isfinite(goal).all() and numpy.isfinite(vectors).all()):
-        return 0.0  # nothing can be said
-    vectors = vectors / numpy.maximum(numpy.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-    basis = numpy.linalg.qr(vectors).Q
-    missing = goal[..., None] - basis @ (basis.swapaxes(1, 2) @ goal[..., None])
-    left = numpy.linalg.norm(missing[..., 0], axis=1)
-    return float((left / numpy.maximum(numpy.linalg.norm(goal, axis=1), 1e-30)).max())
+    turns = sorted({rows * k // n for n in (2, 3) if rows % n == 0 for k in range(1, n)} - {0})  # guidance rows
+    spanning = [latent]
+    for output in (each.values() for each in known[1:]):
+        spanning += [output, *(output[[(row - turn) % rows for row in range(rows)]] for turn in turns)]
+    vectors = numpy.array(spanning).swapaxes(0, 1)  # [rows, vectors, elements]
+    products = vectors @ vectors.swapaxes(1, 2)
+    lengths = numpy.sqrt(numpy.einsum("rkk->rk", products)) + 1e-30
+    shared = (vectors @ goal[..., None])[..., 0] / lengths
+    try:
+        squares, axes = numpy.linalg.eigh(products / (lengths[:, :, None] * lengths[:, None, :]))
+    except numpy.linalg.LinAlgError:  # of what is not finite
+        return 0.0
+    parts = (shared[:, None, :] @ axes) / numpy.maximum(squares, 1e-12)[:, None, :]
+    left = goal - ((parts @ axes.swapaxes(1, 2)) / lengths[:, None, :] @ vectors)[:, 0]
+    norms = numpy.sqrt(numpy.einsum("rn,rn->r", goal, goal)) + 1e-30
+    share = float((numpy.sqrt(numpy.einsum("rn,rn->r", left, left)) / norms).max())
+    return share if share == share else 0.0  # nothing can be said of what is not finite

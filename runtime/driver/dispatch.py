@@ -107,9 +107,11 @@ class Dispatcher:
         """
         built, context = batch.built, batch.context
         micro = context != trajectory.number
-        prompts = tuple(item.name for item in built.graph.inputs if item.role <= Role.PROMPT)
-        prompts += tuple(w.value for w in built.specs[0].wires if w.source is None and w.role is Role.PROMPT)
         starts = {run.component: trajectory.begin(context, run.component) for run in runs}
+        prompts: tuple[str, ...] = ()
+        if any(starts.values()):
+            prompts = tuple(item.name for item in built.graph.inputs if item.role <= Role.PROMPT)
+            prompts += tuple(w.value for w in built.specs[0].wires if w.source is None and w.role is Role.PROMPT)
         preamble = self._distribution.preamble_of(built)
         values = []
         for branch, inputs in enumerate(branches):
@@ -152,10 +154,9 @@ class Dispatcher:
     def _send_inputs(self, rank: int, built: BuiltGraph, command: Evaluate, values: Tensors) -> None:
         """Send a rank those of an evaluation's inputs and preamble values that its component reads."""
         spec = built.specs[seat_of(rank, self._plan.components)[1]]
-        read = set(spec.program.inputs)
         mailbox = self._ranks.worker.mailbox
-        for index, wire in enumerate(spec.wires):
-            if wire.source is None and wire.value in read and (wire.role > Role.PROMPT or wire.value in command.fresh):
+        for index, wire in spec.given:
+            if wire.role > Role.PROMPT or wire.value in command.fresh:
                 # a copy: the caller may write to its tensor while a rank still reads
                 tensor = values[wire.value].detach().clone()
                 key = MessageKey(command.table, index, command.context, command.step)

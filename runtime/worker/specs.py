@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from partitioner.graph.ir import Node, Parameter, Role, TensorMeta, TracedGraph
 from partitioner.plan.boundaries import find_boundaries
@@ -40,6 +41,12 @@ class ComponentSpec:
     nodes: tuple[Node, ...]
     parameters: tuple[Parameter, ...]
     wires: tuple[Wire, ...]
+
+    @cached_property
+    def given(self) -> tuple[tuple[int, Wire], ...]:
+        """The wires of what the driver sends it, each with its index."""
+        read = set(self.program.inputs)
+        return tuple((i, wire) for i, wire in enumerate(self.wires) if wire.source is None and wire.value in read)
 
 
 @dataclass(frozen=True)
