@@ -147,7 +147,10 @@ def test_no_steady_step_waits_for_a_gpu(transport: str, mode: str) -> None:
 @pytest.mark.gpu
 def test_values_come_from_a_gpu_without_waiting() -> None:
     tensor = torch.ones(3, device="cuda", dtype=torch.bfloat16)
-    torch.cuda._sleep(200_000_000)
+    assert Readback(tensor * 2).values().tolist() == [2.0, 2.0, 2.0]  # loads the kernels and pins memory, which wait
+    tensor.zero_().add_(1)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(1_000_000_000)
     torch.cuda.set_sync_debug_mode("error")
     try:
         readback = Readback(tensor * 2)
