@@ -28,7 +28,7 @@ from tools.gpu_suite.processes import CommandProcess
 from tools.gpu_suite.results import keep_results, unpack_results
 from tools.gpu_suite.suite import GpuSuite
 
-JOBS = 6  # on a GPU; most of them wait, or compute on the host
+JOBS = 3  # on a GPU; most of them wait, or compute on the host
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 POLL_S = 0.02
+STDERR = 2  # its file descriptor
 
 
 class Card:
@@ -57,7 +58,7 @@ class Card:
                 time.sleep(POLL_S)
         finally:
             mine.unlink()
-        faulthandler.dump_traceback_later(self._limit_s, exit=True)
+        faulthandler.dump_traceback_later(self._limit_s, exit=True, file=STDERR)
 
     def _give(self) -> None:
         faulthandler.cancel_dump_traceback_later()

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -24,7 +25,8 @@ from tools.gpu_suite.mps import mps_folder
 from tools.gpu_suite.part_run import PartRun
 from tools.gpu_suite.plans import plan_of
 
-STEPS = 12  # of a trajectory
+EXACT = 10  # first steps of a trajectory, one component after the other
+STEPS = 20  # of a trajectory
 ROUNDS = 3  # trajectories whose median counts, after a first one
 LIMIT_S = 60.0  # for having the device in one go
 
@@ -52,30 +54,31 @@ class Sampling:
         self._noise = self._inputs[self._latent]
 
     @torch.no_grad()
-    def run(self, call: Callable[..., Any]) -> torch.Tensor:
-        """One trajectory; returns its last latent."""
+    def run(self, call: Callable[..., Any], when_exact_ends: Callable[[], None]) -> tuple[torch.Tensor, torch.Tensor]:
+        """One trajectory; returns its latents after the exact steps and at its end."""
         self.scheduler.set_timesteps(STEPS, device=self._device)
         latent: torch.Tensor = self._noise * self.scheduler.init_noise_sigma
-        for timestep in self.scheduler.timesteps:
+        for step, timestep in enumerate(self.scheduler.timesteps):
+            if step == EXACT:
+                when_exact_ends()
+                exact = latent
             sample = self.scheduler.scale_model_input(latent, timestep)
             output = call(**{**self._inputs, self._latent: sample, self._timestep: timestep})[0]
             latent = self.scheduler.step(output, timestep, latent).prev_sample
-        return latent
+        return exact, latent
 
 
 def engine(run: PartRun) -> dict[str, Any]:
-    """Time steps of the engine with N ranks on one device: async, exact, and async without CUDA graphs.
+    """Time steps of the engine with N ranks on one device: with CUDA graphs, and with threads also without.
 
-    Async steps have all components at work at once, exact ones one after the other. host_ms is the time until a call
+    Exact steps have all components at work one after the other, async steps at once. host_ms is the time until a call
     returns, step_ms includes what the device still does then. Both include the sampler's step. Transports are the
     engine's, "shares" (threads with green contexts) and "mps" (processes with equal shares by NVIDIA's MPS).
     """
     transport, ranks = run.choices[0], int(run.choices[1])
     if transport == "mps":  # before CUDA is there; processes that are started inherit it
-        os.environ |= {
-            "CUDA_MPS_PIPE_DIRECTORY": mps_folder(run.folder),
-            "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": str(100 // ranks),
-        }
+        share = str(100 // ranks)
+        os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": mps_folder(run.folder), "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": share}
     build, inputs, roles = denoiser(run.denoiser)
     graph = graphs_of(run.denoiser, run.folder).whole
     plan = plan_of(run, graph, ranks)
@@ -86,21 +89,19 @@ def engine(run: PartRun) -> dict[str, Any]:
     sampling = Sampling(inputs, roles, run.target)
     document: dict[str, Any] = {"denoiser": run.denoiser, "transport": transport, "ranks": ranks, "rows": []}
     with run.alone(LIMIT_S):
-        expected = sampling.run(module)
-        document["module"], _ = _step_times(run, sampling, module)
+        expected = sampling.run(module, lambda: None)
+        document["module"], _ = _step_times(run, sampling, module, rounds=1)
     run.save(document)
-    for exact, graphs in ((False, None), (True, None), (False, False)):
-        if graphs is not None and not run.on_gpu:
-            continue
+    for graphs in (None, False) if transport == "threads" and run.on_gpu else (None,):
         options = EngineOptions(
             transport={"shares": "threads", "mps": "processes"}.get(transport, transport),
-            exact=exact,
+            warmup=EXACT,
             cuda_graphs=graphs,
             green_contexts=transport == "shares",
             step_timeout_s=30,
-            startup_timeout_s=90,
+            startup_timeout_s=60,
         )
-        row: dict[str, Any] = {"exact": exact, "cuda_graphs": graphs}
+        row: dict[str, Any] = {"cuda_graphs": graphs}
         document["rows"].append(row)
         try:
             row |= _engine_row(run, module, plan, options, sampling, graph, expected)
@@ -113,7 +114,7 @@ def engine(run: PartRun) -> dict[str, Any]:
 
 def _engine_row(
     run: PartRun, module: nn.Module, plan: Any, options: EngineOptions, sampling: Sampling, graph: TracedGraph,
-    expected: torch.Tensor,
+    expected: tuple[torch.Tensor, torch.Tensor],
 ) -> dict[str, Any]:  # fmt: skip
     start = time.perf_counter()
     devices = [run.device] * plan.ranks
@@ -123,12 +124,12 @@ def _engine_row(
     ):
         found: dict[str, Any] = {"start_s": time.perf_counter() - start}
         with run.alone(LIMIT_S):
-            made = sampling.run(running)
-            found |= {"equals_module": torch.equal(made, expected), "difference": _difference(made, expected)}
-            times, made = _step_times(run, sampling, running)
-            found |= {**times, "difference_later": _difference(made, expected)}  # of replayed graphs
+            exact, _ = sampling.run(running, lambda: None)
+            found["equals_module"] = torch.equal(exact, expected[0])
+            times, (exact, last) = _step_times(run, sampling, running)
+            found |= {**times, "replayed_equals_module": torch.equal(exact, expected[0])}
+            found["difference"] = _difference(last, expected[1])
             stats = running.stats
-        found |= {"mode": stats.mode, "exact_ms": stats.exact_ms, "async_ms": stats.async_ms}
         found["exact_reasons"] = dict(stats.exact_reasons)
         found["ranks"] = [
             {"sent_bytes": report.sent_bytes, "wait_s": report.wait_seconds, "parameter_bytes": report.parameter_bytes}
@@ -137,17 +138,31 @@ def _engine_row(
     return found
 
 
-def _step_times(run: PartRun, sampling: Sampling, call: Callable[..., Any]) -> tuple[dict[str, float], torch.Tensor]:
-    """Medians over trajectories of the mean time of a step; and the last latent."""
-    host, whole = [], []
-    for _ in range(ROUNDS):
-        run.synchronize()
-        start = time.perf_counter()
-        made = sampling.run(call)
-        host.append((time.perf_counter() - start) * 1e3 / STEPS)
-        run.synchronize()
-        whole.append((time.perf_counter() - start) * 1e3 / STEPS)
-    return {"step_ms": statistics.median(whole), "host_ms": statistics.median(host)}, made
+def _step_times(
+    run: PartRun, sampling: Sampling, call: Callable[..., Any], *, rounds: int = ROUNDS
+) -> tuple[dict[str, float], tuple[torch.Tensor, torch.Tensor]]:
+    """Medians over trajectories of the mean time of an exact and of an async step; and the last ones' latents."""
+    samples: list[tuple[float, float, float, float]] = []
+    for _ in range(rounds):
+        moments = [_synchronized(run)]
+        latents = sampling.run(call, partial(_note, run, moments))
+        _note(run, moments)
+        start, exact_host, exact, host, end = moments
+        samples.append((exact - start, exact_host - start, end - exact, host - exact))
+    medians = [statistics.median(times) * 1e3 for times in zip(*samples, strict=True)]
+    steps = (EXACT, EXACT, STEPS - EXACT, STEPS - EXACT)
+    names = ("exact_step_ms", "exact_host_ms", "step_ms", "host_ms")
+    return {name: time_ / count for name, time_, count in zip(names, medians, steps, strict=True)}, latents
+
+
+def _note(run: PartRun, moments: list[float]) -> None:
+    """Add when the host has got here, and when the device has."""
+    moments += [time.perf_counter(), _synchronized(run)]
+
+
+def _synchronized(run: PartRun) -> float:
+    run.synchronize()
+    return time.perf_counter()
 
 
 def _difference(made: torch.Tensor, expected: torch.Tensor) -> float | None:

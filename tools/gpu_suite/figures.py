@@ -70,7 +70,8 @@ def figures(documents: Documents) -> str:
             *_table("compiled", "eager", "as a CUDA graph", "compile s", rows=_compiled(documents)),
             *_table("components alone", "mode", "measured", "predicted", "speed-up", rows=_components(documents)),
             *_table(
-                "engine", "ranks", "mode", "graphs", "step", "host", "module", "difference", rows=_engines(documents)
+                "engine", "graphs", "exact step", "host", "async step", "host", "module", "exact output",
+                "difference of async", rows=_engines(documents)
             ),
             *_table(
                 "components at once", "alone", "together", "alone on shares", "together on shares",
@@ -142,13 +143,12 @@ def _components(documents: Documents) -> Iterator[list[Any]]:
 
 def _engines(documents: Documents) -> Iterator[list[Any]]:
     for name, found in _of(documents, "engine"):
-        module = found.get("module", {}).get("step_ms")
         for row in found["rows"]:
             graphs = "no" if row["cuda_graphs"] is False else "where possible"
-            times = [row.get("step_ms", row.get("failed")), row.get("host_ms")]
-            difference = "equal" if row.get("equals_module") else row.get("difference")
-            mode = row.get("mode", "exact" if row["exact"] else "async")
-            yield [name, found["ranks"], mode, graphs, *times, module, difference]
+            times = [row.get(key) for key in ("exact_step_ms", "exact_host_ms", "step_ms", "host_ms")]
+            equal = "equal" if row.get("equals_module") and row.get("replayed_equals_module") else "not equal"
+            module = found.get("module", {}).get("step_ms")
+            yield [name, graphs, *times, module, row.get("failed", equal), row.get("difference")]
 
 
 def _concurrent(documents: Documents) -> Iterator[list[Any]]:
@@ -161,7 +161,7 @@ def _concurrent(documents: Documents) -> Iterator[list[Any]]:
 
 def _pipelines(documents: Documents) -> Iterator[list[Any]]:
     for name, found in _of(documents, "pipeline"):
-        for run in ("exact", "lookahead", "traced"):
+        for run in ("exact", "lookahead"):
             if run in found:
                 row = found[run]
                 per_step = row["lookahead_ms_per_step"] or row["async_ms_per_step"] or row["exact_ms_per_step"]

@@ -50,9 +50,9 @@ def pipeline(run: PartRun) -> dict[str, Any]:
     with traced_once(), run.alone(LIMIT_S):
         expected, document["pipeline_s"] = _plain_picture(run, folder, dtype, picture)
         run.save(document)
-        for mode, more in (("exact", ["--exact"]), ("lookahead", []), ("traced", ["--trace"])):
+        trace = run.folder / f"pipeline-{name}.trace.json"
+        for mode, more in (("exact", ["--exact"]), ("lookahead", ["--trace", str(trace)])):
             made = run.folder / f"pipeline-{name}-{mode}.png"
-            more = [*more, str(run.folder / f"pipeline-{name}.trace.json")] if mode == "traced" else more
             told = _command(runtime_cli.main, [str(plan), *_options(run, folder, dtype, made), *more])
             document[mode] = {**told, **_compared(made, expected)}
             run.save(document)
