@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -61,7 +62,8 @@ class SameMachineMailbox(CheckedMailbox):
         super().__init__(rank, plan_hash=plan_hash, announce_timeout_s=announce_timeout_s, on_error=on_error)
         self._channels = {peer: Channel(line, peer, device) for peer, line in lines.items()}
         self._sent_before: dict[tuple[int, ...], tuple[Layout, list[int]]] = {}  # table, wire -> and its words
-        self._under_way: dict[MessageKey, Payload] = {}  # announced, but a GPU has yet to write them
+        # by peer, in order: what is announced, but a GPU has yet to write, and all that comes after it
+        self._under_way: dict[int, deque[tuple[MessageKey, Payload]]] = {peer: deque() for peer in lines}
         self._there: dict[MessageKey, Event] = {}  # of what is copied from another GPU: from when on it is there
         self._early: dict[int, tuple[tuple[int, ...], float]] = {}  # peer -> header without a table; until when
         self._reading = threading.RLock()
@@ -156,7 +158,7 @@ class SameMachineMailbox(CheckedMailbox):
                 else:
                     left = max(0.0, until - time.monotonic())
                     timeout_s = left if timeout_s is None else min(left, timeout_s)
-            if not self._under_way:
+            if not any(self._under_way.values()):
                 self._poll_packets(timeout_s)
                 return
             begin = time.monotonic()
@@ -179,10 +181,12 @@ class SameMachineMailbox(CheckedMailbox):
 
     def _settle(self) -> bool:
         """Deliver messages that GPUs have written by now; returns whether there were any."""
-        there = [key for key, payload in self._under_way.items() if payload.is_there()]
-        for key in there:
-            self._deliver_payload(key, self._under_way.pop(key))
-        return bool(there)
+        found = False
+        for under_way in self._under_way.values():
+            while under_way and under_way[0][1].is_there():
+                self._deliver_payload(*under_way.popleft())
+                found = True
+        return found
 
     def _deliver_payload(self, key: MessageKey, payload: Payload) -> None:
         with _out_of_inference_mode():
@@ -228,11 +232,8 @@ class SameMachineMailbox(CheckedMailbox):
             raise self._refusal(channel.peer, MessageKey(*words[4:8]), "on one machine there are no receipts")
         key, _ = belongs
         try:
-            payload = channel.payload(words, key)
-            if payload.is_there():
-                self._deliver_payload(key, payload)
-            else:
-                self._under_way[key] = payload
+            self._under_way[channel.peer].append((key, channel.payload(words, key)))
+            self._settle()
         except (RuntimeError, MemoryError) as error:
             raise self._out_of_memory("receive", key, error) from error
 
@@ -258,8 +259,10 @@ class SameMachineMailbox(CheckedMailbox):
         with self._changed:
             super().unregister(tables)
             self._there = {key: there for key, there in self._there.items() if key in self._arrived}
-        for key in [key for key in self._under_way if key.table in tables]:
-            self._under_way.pop(key).drop()
+        for peer, under_way in self._under_way.items():
+            for _, payload in (message for message in under_way if message[0].table in tables):
+                payload.drop()
+            self._under_way[peer] = deque(message for message in under_way if message[0].table not in tables)
         for channel in self._channels.values():
             channel.forget(tables)
 
