@@ -10,6 +10,7 @@ from partitioner.plan.program import Compute
 from runtime.worker.component import Component
 from runtime.worker.specs import build_specs
 from tests.support.engines import folded, toy, toy_graph
+from tests.support.graphs import captured_on_cpu
 
 CPU = torch.device("cpu")
 
@@ -26,3 +27,23 @@ def test_a_component_lowers_every_compute_instruction(graph: TracedGraph) -> Non
     assert list(component.segments) == computes
     assert len(computes) >= 2, "a fold has a piece near the input and a piece near the output"
     assert all(component.spec.wires[index].value == value for value, index in component.wire_index.items())
+
+
+def test_of_evaluations_that_take_turns_only_the_first_replays_graphs(
+    graph: TracedGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured_on_cpu(monkeypatch)
+    specs, _ = build_specs(graph, folded(graph, 2), 2)
+    component = Component(specs[1], CPU, cuda_graphs=True)
+    with component.evaluation() as first:
+        with component.evaluation() as second, component.evaluation() as third:
+            assert second is third
+            assert second.segments == component.segments
+        assert first.segments != component.segments
+        with component.evaluation() as later:
+            assert later is second
+    with component.evaluation() as alone:
+        assert alone is first
+    plain = Component(specs[1], CPU)
+    with plain.evaluation() as first:
+        assert first.segments == plain.segments
