@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from typing import Any
 
@@ -104,3 +105,32 @@ def test_a_process_that_cannot_capture_any_more_says_so_from_then_on(monkeypatch
         record(lambda: (2,), [], GraphMemory(), GPU)
     with pytest.raises(EngineError, match="could not be captured"):
         check_usable()
+
+
+def test_no_garbage_is_collected_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    Card(monkeypatch, abandons=True)
+    seen = []
+
+    class Loan:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            seen.append("gone")
+
+    def function() -> Any:
+        for _ in range(2000):
+            Loan()
+        seen.append("captured")
+        return (1,)
+
+    threshold = gc.get_threshold()
+    gc.set_threshold(10)
+    try:
+        record(function, [], GraphMemory(), GPU)
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*threshold)
+    assert seen[0] == "captured"
+    gc.collect()
+    assert seen.count("gone") == 2000
