@@ -34,8 +34,8 @@ def cost_model_of(run: PartRun) -> CostModel:
 def plan_of(run: PartRun, graph: TracedGraph, ranks: int) -> Plan:
     """The plan for so many components, asynchronous after one exact step; made once and kept in the folder."""
     path = run.folder / f"{run.denoiser}-{ranks}.plan.json"
-    if path.exists():
-        return Plan.load(path)
+    if path.exists() and (kept := Plan.load(path)).fingerprint == graph.fingerprint:
+        return kept
     options = PlanOptions(branches=1, mode="async", warmup=1, predictor="hold", prefer="speed", force=True)
     made = plan(PlanRequest(FromGraphs(graph), ranks, cost_model_of(run), options)).plan
     made.save(path, overwrite=True)
