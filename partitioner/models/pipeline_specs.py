@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from partitioner.errors import UsageError
+from partitioner.errors import UsageError, first_line
 from partitioner.models.registry import ARCHITECTURES, load_plugins
 from partitioner.models.sizes import Sizes
 from partitioner.models.source import DENOISER_NAMES, ModelSource, may_be_stepped, pipeline_folder
@@ -141,8 +141,14 @@ def live_specs(
     described = None
     if call is None:
         described = described_spec(sources[0], ARCHITECTURES.get(sources[0].class_name), sizes, first.dtype, first)
+    try:
+        twin = twin_of(pipeline, stand_ins)
+    except Exception as error:  # whatever modules of somebody else's raise when they are copied
+        if described is None:
+            raise
+        return {names[0]: _alone(described, sources[1:], UsageError(first_line(error)))}
     find = _Finder(
-        twin_of(pipeline, stand_ins), stand_ins, sizes, call or {},
+        twin, stand_ins, sizes, call or {},
         lambda source: dtype_name(modules[source.part or ""].dtype),
         lambda one, other: are_alike(modules[one.part or ""], modules[other.part or ""]),
     )  # fmt: skip

@@ -42,6 +42,20 @@ def test_a_description_stands_with_a_warning_where_the_pipeline_cannot_be_run(
     assert "which of extra the pipeline calls at each step beside its UNet2DConditionModel is not known" in caplog.text
 
 
+def test_so_it_does_where_a_part_in_memory_cannot_be_copied(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = made("control_net", tmp_path)
+
+    def refuse(*_call: object) -> None:
+        raise TypeError("such weights cannot be copied")
+
+    monkeypatch.setattr(type(pipe.controlnet), "__deepcopy__", refuse, raising=False)
+    assert list(live_specs(pipe, height=32, width=32)) == ["unet"]
+    assert "which of controlnet the pipeline calls at each step" in caplog.text
+    assert "(such weights cannot be copied)" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_controlnet_is_no_denoiser_and_is_said_to_be_beside_it(tmp_path: Path) -> None:
     pipe = made("control_net", tmp_path)
