@@ -52,6 +52,11 @@ class StreamMailbox(LocalMailbox):
             self.stream.accept(tensor, there)
         return tensor
 
+    def unregister(self, tables: Sequence[int]) -> None:
+        with self._changed:
+            super().unregister(tables)
+            self._there = {key: there for key, there in self._there.items() if key in self._arrived}
+
     def forget(self, context: int, before_step: int, ahead: int | None = None) -> None:
         with self._changed:
             super().forget(context, before_step, ahead)

@@ -82,6 +82,8 @@ def test_what_is_forgotten_leaves_no_event_behind() -> None:
     boxes[0].send([1], MessageKey(0, 0, 0, 2), message(2.0))  # of the trajectory before
     boxes[0].send([1], MessageKey(0, 0, 0, 5), message(5.0))
     assert list(boxes[1]._there) == [MessageKey(0, 0, 0, 5)]
+    boxes[1].unregister([0])
+    assert not boxes[1]._there
 
 
 def test_what_the_driver_puts_in_itself_has_no_event() -> None:
