@@ -78,11 +78,13 @@ def test_a_thread_that_is_still_at_work_when_its_engine_is_closed_is_waited_for(
     gate: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rank 1 works for a later call in look-ahead, or for nobody any more."""
-    denoiser, plan, trajectory = toy(), toy_plan(toy(), 2, warmup=1), Trajectory(calls=2)
+    denoiser, plan, trajectory = toy(), toy_plan(toy(), 2, warmup=1), Trajectory(calls=3)
     with Engine(denoiser, plan, PATIENT) as engine:
-        trajectory.through(engine)
+        for call in range(2):
+            engine(**trajectory.inputs(call))
+        engine._ranks.wait_loaded()  # until rank 1 has done all that it was told
         holding_up(monkeypatch, Segment, "__call__", gate)
-        engine(**trajectory.inputs(1))  # lagged: rank 0 needs nothing of rank 1's present work
+        engine(**trajectory.inputs(2))  # lagged: rank 0 needs nothing of rank 1's present work
         threading.Timer(0.05, gate.set).start()
     assert "left behind" not in caplog.text
 
