@@ -225,7 +225,7 @@ def test_a_pipeline_that_calls_it_otherwise_is_not_described(tmp_path: Path) -> 
     assert source is not None
     other = replace(source, pipeline={"_class_name": "LTXImageToVideoPipeline"})
     with pytest.raises(NotDescribed, match="how a LTXImageToVideoPipeline calls its LTXVideo"):
-        _spec(other, ARCHITECTURES[other.class_name], Sizes(64, 64, 9, 1, True), "float32")
+        _spec(other, ARCHITECTURES[other.class_name], Sizes(64, 64, 9, 1, True), "float32", None)
 
 
 def test_every_pipeline_that_is_named_is_there() -> None:

@@ -17,8 +17,8 @@ from runtime.options import EngineOptions
 from runtime.transport.local import LocalMailbox
 from runtime.worker import worker
 from runtime.worker.segment import Segment
+from tests.support.captured_graphs import captured_on_cpu
 from tests.support.engines import Trajectory, equal, folded, largest_difference, toy, toy_plan
-from tests.support.graphs import captured_on_cpu
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ from partitioner.graph.ir import TracedGraph
 from partitioner.plan.program import Compute
 from runtime.worker.component import Component
 from runtime.worker.specs import build_specs
+from tests.support.captured_graphs import captured_on_cpu
 from tests.support.engines import folded, toy, toy_graph
-from tests.support.graphs import captured_on_cpu
 
 CPU = torch.device("cpu")
 
