@@ -4,7 +4,7 @@ A capture fails where the function waits for the GPU, for example. Its end then 
 done. Seen with torch 2.11 on an H100: memory that several streams have used is never given back, and random numbers
 cannot be drawn. Ending the capture in the allocator by hand, and one capture that succeeds, mend both. Nothing can be
 captured into its memory pool any more, so that later captures get another one. Here all of that is done, and then
-tried: where it has not helped, every later use of CUDA graphs in this process is refused.
+tried: where it has not helped, every engine of this process ends that uses a GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Value = Any  # a tensor, or a list of tensors where an operator makes several
 
 _TRIED_BYTES = 4 << 20
 _failed: list[torch.cuda.CUDAGraph] = []  # kept: allocators may still ask them what they capture
-_unusable: list[str] = []  # why this process cannot use CUDA graphs any more
+_unusable: list[str] = []  # why this process cannot use GPUs any more
 
 
 class CaptureFailed(Exception):
@@ -69,7 +69,7 @@ class CapturedGraph:
 
 
 def check_usable() -> None:
-    """Raise EngineError where a failed capture has left this process unable to use CUDA graphs."""
+    """Raise EngineError where a failed capture has left this process unable to use GPUs."""
     if _unusable:
         raise EngineError(_unusable[0])
 

@@ -63,11 +63,11 @@ class Component:
             for segment in self.segments.values():
                 segment.compile()
         self._eager = Running(self.segments, self.hoisted.timestep)
-        self._running = self._replayed(copied) if cuda_graphs and can_capture(device) else self._eager
+        self._on_gpu = can_capture(device)
+        self._running = self._replayed(copied) if cuda_graphs and self._on_gpu else self._eager
         self._open = 0  # evaluations that have begun and have not ended
 
     def _replayed(self, copied: Collection[str]) -> Running:
-        check_usable()
         spec, program = self.spec, self.spec.program
         fixed = {p.name for p in spec.parameters} | set(program.hoisted.constant)
         prompts = {wire.value for wire in self.inputs if wire.role <= Role.PROMPT} | set(program.hoisted.prompt)
@@ -95,7 +95,12 @@ class Component:
 
         A graph's replay overwrites what its last one has made, so that of several evaluations that take turns only the
         first replays graphs.
+
+        Raises:
+            EngineError: a failed capture, of this or another engine, has left the process's memory of GPUs unusable.
         """
+        if self._on_gpu:
+            check_usable()
         alone = self._open == 0
         self._open += 1
         try:

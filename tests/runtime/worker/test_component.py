@@ -7,6 +7,8 @@ import torch
 
 from partitioner.graph.ir import TracedGraph
 from partitioner.plan.program import Compute
+from runtime.devices import capture
+from runtime.errors import EngineError
 from runtime.worker.component import Component
 from runtime.worker.specs import build_specs
 from tests.support.captured_graphs import captured_on_cpu
@@ -47,3 +49,18 @@ def test_of_evaluations_that_take_turns_only_the_first_replays_graphs(
     plain = Component(specs[1], CPU)
     with plain.evaluation() as first:
         assert first.segments == plain.segments
+
+
+def test_after_a_capture_that_could_not_be_cleaned_up_nothing_runs_on_gpus(
+    graph: TracedGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs, _ = build_specs(graph, folded(graph, 2), 2)
+    elsewhere = Component(specs[1], CPU)
+    captured_on_cpu(monkeypatch)
+    eager, replayed = Component(specs[1], CPU), Component(specs[1], CPU, cuda_graphs=True)
+    monkeypatch.setattr(capture, "_unusable", ["start this process anew"])
+    for component in (eager, replayed):
+        with pytest.raises(EngineError, match="start this process anew"), component.evaluation():
+            pytest.fail("it ran")
+    with elsewhere.evaluation():
+        pass
