@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         "--transport",
         choices=("processes", "threads", "emulation"),
         default=None,
-        help="what a rank is; emulation: all in one thread, in turn; default: processes on a CPU, threads on GPUs",
+        help="what a rank is; emulation: all in one thread, in turn; default: processes, but threads on one GPU",
     )
     made.add_argument("--compile", action="store_true", help="compile each rank's segments with torch.compile")
     made.add_argument(

@@ -13,7 +13,8 @@ class EngineOptions:
 
     Attributes:
         transport: what a rank is: "processes" (a process each), "threads" (threads of this process, which
-            ``parallelize`` chooses for GPUs) or "emulation" (all in the caller's thread, in turn; for tests).
+            ``parallelize`` chooses where ranks share a GPU) or "emulation" (all in the caller's thread, in turn; for
+            tests).
         exact: run every step exactly: by the plan's split, but without lag or look-ahead.
         microbatches: compute an exact step's rows in so many parts, so that one component works on one part while
             another has the next; only where the rows divide evenly. Results then differ in the last bits.

@@ -18,6 +18,7 @@ from partitioner.plan.pipeline_plans import PipelinePlans, load_plans
 from partitioner.plan.plan import Plan
 from partitioner.planning.options import DEFAULTS, PlanOptions
 from runtime.denoiser import Takeover, check_free, denoiser_name, may_be_denoisers, plain_denoiser
+from runtime.devices.places import with_index
 from runtime.engine import Engine, PlannedDenoiser
 from runtime.errors import InputError, PlanMismatch
 from runtime.options import EngineOptions
@@ -159,10 +160,12 @@ def _places(
     if any(device.startswith("cuda") for device in devices) and not transport_is_given:
         if launched():
             raise InputError(
-                "under torchrun every rank is a process, and ranks on GPUs are threads of one; leave torchrun out for "
-                'the GPUs of one machine, or keep the pipeline on cpu, or ask for transport="processes"'
+                "under torchrun ranks on GPUs send each other everything through the hosts' memory; leave torchrun out "
+                'for the GPUs of one machine, or keep the pipeline on cpu, or ask for transport="processes"'
             )
-        options = replace(options, transport="threads")
+        shared = len({with_index(device) for device in devices}) < len(devices)
+        # processes take turns on a GPU that they share, threads do not
+        options = replace(options, transport="threads" if shared or options.green_contexts else "processes")
     return devices, options
 
 

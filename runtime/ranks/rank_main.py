@@ -18,6 +18,7 @@ import torch
 
 from partitioner.process import keep_freed_memory
 from runtime.devices.memory import read_in_libraries
+from runtime.devices.places import with_index
 from runtime.devices.torch_settings import apply_settings
 from runtime.errors import EngineError, RankError
 from runtime.ranks.base import begin_work, workers_of
@@ -70,6 +71,8 @@ class _Rank:
     def connect(self) -> None:
         """Connect to the other ranks."""
         setups = self._welcome.setups
+        if torch.device(setups[0].device).type == "cuda":
+            torch.cuda.set_device(with_index(setups[0].device))  # so that nothing is put on another one
         self._mailbox = connected_mailbox(
             setups[0].rank,
             self._welcome.world,

@@ -19,7 +19,8 @@ from partitioner.plan.ranks import seat_of
 from runtime import parallelize
 from runtime.denoiser import denoiser_name
 from runtime.errors import InputError, PlanMismatch
-from runtime.pipeline import default_devices
+from runtime.options import EngineOptions
+from runtime.pipeline import _places, default_devices
 from runtime.worker.specs import build_specs
 from tests.support import pipelines, undescribed_pipelines
 from tests.support.engines import plan_of
@@ -411,3 +412,24 @@ def test_under_torchrun_a_rank_has_the_gpu_of_its_machine(monkeypatch: pytest.Mo
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(PlanMismatch, match=r"is on cuda:0, and under torchrun .* has cuda:1"):
         default_devices(denoiser, 4)
+
+
+@pytest.mark.parametrize(
+    ("devices", "overrides", "threads"),
+    [
+        (["cpu", "cpu"], {}, False),
+        (["cuda:0", "cuda:1"], {}, False),
+        (["cpu", "cuda:0"], {}, False),
+        (["cuda:0", "cuda:0"], {}, True),
+        (["cuda:0", "cuda:1", "cuda:1"], {}, True),
+        (["cuda:0", "cuda:0"], {"transport": "processes"}, False),
+        (["cuda:0", "cuda:1"], {"transport": "threads"}, True),
+    ],
+    ids=range(7),
+)
+def test_ranks_are_processes_unless_they_share_a_gpu(
+    devices: list[str], overrides: dict[str, Any], threads: bool
+) -> None:
+    options = EngineOptions(**overrides)
+    found = _places(nn.Module(), Any, devices, options, transport_is_given=bool(overrides))  # type: ignore[arg-type]
+    assert found[1].transport == ("threads" if threads else "processes")
