@@ -2,8 +2,8 @@
 
 A rank takes its own share of a denoiser from wherever the denoiser is. So the denoisers stay on the CPU, mapped from
 their files as they were loaded, unless all ranks are on one GPU, which then holds each once. The other parts, such as
-text encoders and the VAE, go to the driver's GPU beside rank 0's share, the smallest first; those that find no room
-stay on the CPU, and compute there. Where that is the VAE, all of them do.
+text encoders and the VAE, go to the driver's GPU beside rank 0's share, the VAE first and then the smallest; those that
+find no room stay on the CPU, and compute there. Where that is the VAE, all of them do.
 """
 
 from __future__ import annotations
@@ -40,19 +40,20 @@ def place_parts(pipe: Any, plans: Mapping[str, Plan], devices: Sequence[str]) ->
         for denoiser in denoisers.values():
             denoiser.to(home)
     places = local_places(devices)
-    needed = needed_bytes(list(plans.values()), places, held_on=[home if together else "cpu"] * len(plans))
+    held_on = [home if together else "cpu"] * len(plans)
+    needed = needed_bytes(list(plans.values()), places, held_on=held_on, graphs=True)
     free = places[0].free_bytes
     left = None if free is None else free - needed[places[0]]
     stay: dict[str, nn.Module] = {}
-    for name, part in sorted(parts.items(), key=lambda item: size_bytes(item[1])):
+    for name, part in sorted(parts.items(), key=lambda item: (not _decodes(item[1]), size_bytes(item[1]))):
         if left is not None and size_bytes(part) > left:
             stay[name] = part
             continue
         part.to(home)
         left = None if left is None else left - size_bytes(part)
-    # an autoencoder is called by decode, so that its inputs cannot be brought to it
-    decodes = any(hasattr(part, "decode") for part in stay.values())
-    if decodes or torch.device(pipe.device) != torch.device(home):  # as where no part has found room
+    if any(map(_decodes, stay.values())) or torch.device(pipe.device) != torch.device(
+        home
+    ):  # as where no part has found room
         for name, part in parts.items():
             stay[name] = part.to("cpu")
     else:
@@ -68,6 +69,11 @@ def place_parts(pipe: Any, plans: Mapping[str, Plan], devices: Sequence[str]) ->
 def size_bytes(part: nn.Module) -> int:
     """How much memory the parameters and buffers of a part of a pipeline take."""
     return sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))
+
+
+def _decodes(part: nn.Module) -> bool:
+    """Whether it is an autoencoder: a pipeline calls its decode, so that its inputs cannot be brought to it."""
+    return hasattr(part, "decode")
 
 
 def _compute_where_it_is(part: nn.Module, home: str) -> None:

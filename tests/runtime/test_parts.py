@@ -92,6 +92,15 @@ def test_parts_go_beside_rank_0s_share_and_the_denoiser_to_no_one(
     assert "text_encoder_2 (0.0 GB) stays on the CPU" in caplog.text
 
 
+def test_the_autoencoder_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = made(vae=6 * KB)
+    with fake_cuda(monkeypatch, size_bytes=10 * KB):
+        place_parts(pipe, {"transformer": plan_needing(3)}, ["cuda:0", "cuda:1"])
+    assert pipe.where() == {
+        "transformer": "cpu", "text_encoder": "cpu", "text_encoder_2": "cpu", "vae": "cuda:0",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(("size", "parts_fit"), [(50 * KB, True), (15 * KB, False)])
 def test_a_gpu_that_all_ranks_share_holds_the_denoiser_once(
     size: int, parts_fit: bool, monkeypatch: pytest.MonkeyPatch
@@ -150,9 +159,9 @@ def test_a_pipeline_on_a_gpu_whose_denoiser_stays_on_the_cpu(tmp_path: Path) -> 
     expected = call(pipe)
     devices = ["cuda:0", "cpu"]
     plans = named_plans(pipe, None, devices, {}, None)
-    largest = max(one.memory_bytes for one in plans["unet"].predicted.components)
+    share = plans["unet"].predicted.components[plans["unet"].components - 1].memory_bytes
     whole = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated(0) + largest) / whole, 0)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated(0) + share) / whole, 0)
     try:
         place_parts(pipe, plans, devices)
     finally:
