@@ -149,7 +149,10 @@ class Channel:
         files: list[int] = []
         if tensor.nbytes:
             memory = self._memories[place]
-            number, slot, description, files = self._slots.take(key.table, key.wire, memory, tensor.nbytes)
+            try:
+                number, slot, description, files = self._slots.take(key.table, key.wire, memory, tensor.nbytes)
+            except OSError as error:
+                raise MemoryError(f"no memory to share: {error}") from error
             slot.write(tensor)
         self._packets.send(_WORDS.pack(*header, place, number) + description, files)
 
@@ -190,7 +193,7 @@ class Channel:
 
         Raises:
             ValueError: its slot does not exist.
-            OSError, RuntimeError: its memory cannot be shared.
+            MemoryError, RuntimeError: its memory cannot be shared.
         """
         self.received += 1
         return self._payload(words, key)
@@ -205,7 +208,10 @@ class Channel:
                 raise ValueError(f"it lies in memory {self._place}, which this rank has not")
             memory = self._memories[self._place]
             files, self._files = self._files, []
-            self._theirs[number] = key.table, memory, memory.open(self._description, files)
+            try:
+                self._theirs[number] = key.table, memory, memory.open(self._description, files)
+            except OSError as error:
+                raise MemoryError(f"shared memory cannot be opened: {error}") from error
         if number not in self._theirs or size_bytes > self._theirs[number][2].size_bytes:
             raise ValueError(f"its slot {number} is not there, or too small for {size_bytes} bytes")
         assert self._board is not None
@@ -234,7 +240,7 @@ class Channel:
                     torch.cuda.current_stream(self._device).wait_event(there)
                 same = torch.equal(tensor, _pattern(self._device))
                 verdict = "" if same else "it does not see there what was written"
-            except (OSError, RuntimeError, ValueError) as error:
+            except (MemoryError, RuntimeError, ValueError) as error:
                 verdict = str(error)[:500]
         header = header_words(0, _VERDICT)
         self._packets.send(_WORDS.pack(*header, 0, _NO_SLOT) + verdict.encode(), [])

@@ -128,8 +128,10 @@ class SameMachineMailbox(CheckedMailbox):
             stream = torch.cuda.current_stream(tensor.device)
             stream.wait_event(there)
             tensor.record_stream(stream)
-        # parameters stay: with memory of their own, each can go alone
-        return tensor.clone() if key.context == PARAMETER_CONTEXT else tensor
+        if key.context != PARAMETER_CONTEXT:
+            return tensor
+        with _out_of_inference_mode():
+            return tensor.clone()  # parameters stay: with memory of their own, each can go alone
 
     def _await(self, holds: Callable[[], bool], timeout_s: float | None) -> bool:
         end = None if timeout_s is None else time.monotonic() + timeout_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import threading
@@ -189,6 +190,25 @@ def test_a_sender_without_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr("runtime.transport.slots.BOARD_SLOTS", 0)
         with pytest.raises(RankOutOfMemory, match=r"no memory to send %a .* in use at once"):
             sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 3))
+
+
+def test_neither_side_takes_a_lack_of_memory_for_the_end_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with same_machine_pair() as (sender, receiver, errors):
+        with monkeypatch.context() as patch:
+            patch.setattr("runtime.transport.shared_memory.new_file", fail)
+            with pytest.raises(RankOutOfMemory, match=r"send %a .* too many open files"):
+                sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 3))
+        assert not receiver.ready(MessageKey(0, 0, 0, 0))
+        sender._channels[1].sent = 0
+        sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 3))
+        with monkeypatch.context() as patch:
+            patch.setattr("runtime.transport.shared_memory.HostMemory.open", fail)
+            with pytest.raises(RankOutOfMemory, match=r"receive %a .* too many open files"):
+                receiver.wait(MessageKey(0, 0, 0, 0), timeout_s=5)
+        assert isinstance(errors[0], RankOutOfMemory)
 
 
 def test_nothing_is_left() -> None:
