@@ -1,4 +1,4 @@
-"""A denoiser that its inputs can bring into trouble, and engines on gloo ranks that run it."""
+"""A denoiser that its inputs can bring into trouble, and engines of processes that run it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def trajectory(engine: Callable[..., Any], calls: int = 6, seed: int = 0) -> lis
 
 
 def engine_for(denoiser: nn.Module, plan: Plan, **options: Any) -> Engine:
-    """An engine on gloo ranks with the suite's deadline."""
+    """An engine of processes with the suite's deadline."""
     return Engine(denoiser, plan, EngineOptions(**{"step_timeout_s": DEADLINE_S, **options}))
 
 
