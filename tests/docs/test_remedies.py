@@ -46,7 +46,7 @@ def known_to(module: str) -> frozenset[str]:
         known |= {option for action in get_args_parser()._actions for option in action.option_strings}
     if module.startswith("tools."):
         known |= {text for name in FILES if name.startswith("tools.") for _, text in texts(name) if OPTION.match(text)}
-        known |= {"--color", "--durations", "--tb"}  # pytest's
+        known |= {"--color", "--durations", "--tb", "--only-binary"}  # pytest's and pip's
     return known
 
 
