@@ -80,7 +80,7 @@ def why_failed(error: BaseException) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """The innermost line that ran of what is neither torch's, Python's nor this package's, as a line of a message."""
+    """The innermost line that ran of what is neither torch's, Python's nor this package's, for a message."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -88,7 +88,7 @@ def _line(error: BaseException) -> str:
         frames = [frame for frame in extract_tb(one.__traceback__) if _is_denoisers(frame.filename)]
         if frames:
             last = frames[-1]
-            return f"\n  {shown_file(last.filename)}:{last.lineno}, in {last.name}: {last.line}"
+            return f", at {shown_file(last.filename)}:{last.lineno}, in {last.name}: {last.line}"
     return ""
 
 
