@@ -54,6 +54,7 @@ class _Walk(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, given: set[int], device: torch.device) -> None:
         super().__init__(module)
+        self.extra_traceback = False  # it would add to what is raised here
         self.node = ""
         self._watch = _Watch(given, device)
 
@@ -86,8 +87,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 ):
                     raise _Found(f"{func} writes to an input")
         made = func(*args, **(kwargs or {}))
-        places = {tensor.device.type for tensor in read if tensor.dim() > 0}
-        places |= {tensor.device.type for tensor in _tensors([made])}
+        # a single number may be read from the CPU
+        places = {tensor.device.type for tensor in read if tensor.dim() > 0 or tensor.device.type == self._device.type}
+        # attention makes, beside its result on the GPU, the state of its random numbers, outside of captures on the CPU
+        made_in = {tensor.device.type for tensor in _tensors([made])}
+        places |= made_in & {self._device.type} or made_in
         if self._device.type in places and len(places) > 1:
             raise _Found(f"{func} moves values between the GPU and {', '.join(sorted(places - {self._device.type}))}")
         return made

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import fx
+from torch.nn.functional import scaled_dot_product_attention
 
 from runtime.worker.capturable import obstacle
 
@@ -35,6 +36,7 @@ def module_of(*functions: Callable[[Any], Any]) -> fx.GraphModule:
         (lambda x: x[x > 0], "aten.index.Tensor makes a tensor whose size"),
         (lambda x: x.clone().index_put_((x > 0,), x.new_zeros(())), "aten.index_put_.default makes"),
         (lambda x: x.to("meta"), "moves values between the GPU and meta"),
+        (lambda x: x.sum().to("meta"), "moves values between the GPU and meta"),
         (lambda x: x.add_(1), "aten.add_.Tensor writes to an input"),
         (lambda x: x[0].mul_(2), "aten.mul_.Tensor writes to an input"),
     ],
@@ -46,6 +48,7 @@ def test_obstacles(function: Callable[[Any], Any], reason: str) -> None:
     node, why = found
     assert node == "v1"
     assert reason in why
+    assert "\n" not in why, "a sentence's end"
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,26 @@ def test_obstacles(function: Callable[[Any], Any], reason: str) -> None:
 )
 def test_what_may_be_captured(function: Callable[[Any], Any]) -> None:
     assert obstacle(module_of(function), [X], CPU) is None
+
+
+@torch.library.custom_op("capturable::attention", mutates_args=())
+def attention(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As torch's attention on a GPU: beside the result, a number for the random state, elsewhere."""
+    return x * 2, torch.empty((), dtype=torch.int64, device="meta")
+
+
+def test_what_an_operator_notes_elsewhere_beside_its_result_is_no_move() -> None:
+    found = obstacle(module_of(lambda x: attention(x)[0]), [X], CPU)
+    assert found is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("width", [6, 64])  # torch chooses another kernel
+def test_attention_on_a_gpu_may_be_captured(dtype: torch.dtype, width: int) -> None:
+    given = torch.ones(2, 3, 16, width, device="cuda", dtype=dtype)
+    module = module_of(lambda x: scaled_dot_product_attention(x, x, x))
+    assert obstacle(module, [given], torch.device("cuda", 0)) is None
 
 
 def test_an_input_that_is_elsewhere() -> None:
