@@ -78,7 +78,7 @@ def engine(run: PartRun) -> dict[str, Any]:
     transport, ranks = run.choices[0], int(run.choices[1])
     if transport == "mps":  # before CUDA is there; processes that are started inherit it
         share = str(100 // ranks)
-        # of MPS' connections, which its clients share, 32 for each left none for the second (an H100 was "out of memory")
+        # MPS' clients share its connections: with 32 for each, the second of them found an H100 "out of memory"
         os.environ.pop("CUDA_DEVICE_MAX_CONNECTIONS", None)
         os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": mps_folder(run.folder), "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": share}
     build, inputs, roles = denoiser(run.denoiser)
