@@ -17,7 +17,7 @@ from partitioner.models.spec import model_spec
 spec = model_spec("sd15")
 spec.load()
 print([name for name in ("peft", "scipy", "torchao", "transformers") if name in sys.modules])
-import scipy, transformers
+import transformers
 """
 
 
