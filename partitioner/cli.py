@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from partitioner._version import __version__
 from partitioner.errors import PartitionerError, PlanError, UsageError
-from partitioner.process import end_at_once, interrupted, without_collector
+from partitioner.process import end_at_once, interrupted
+from profiles.collector import without_collector
 
 if TYPE_CHECKING:
     from partitioner.models.spec import ModelSpec

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import gc
 import multiprocessing
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
@@ -88,22 +86,6 @@ def _await_late() -> None:
     deadline = time.monotonic() + LATE_S
     while _late:
         _late.pop().join(timeout=max(0.0, deadline - time.monotonic()))
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Pause Python's garbage collector inside the block.
-
-    Importing and tracing make millions of objects that live on; looking through them for garbage takes a tenth of the
-    time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 T = TypeVar("T")

@@ -10,6 +10,8 @@ import secrets
 import stat
 from pathlib import Path
 
+from profiles.collector import without_collector
+
 MAX_DEPTH = 32  # nested objects and arrays
 MAX_VALUES = 1_000_000  # bounds memory: the smallest Python object for a value takes some 60 bytes
 
@@ -42,12 +44,13 @@ def read_json(path: str | os.PathLike[str], max_bytes: int, max_values: int = MA
         raise JsonFileError(f"{path} is empty; expected a JSON document")
     _check_size(path, data, max_values)
     try:
-        document = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_object_without_duplicates,
-            parse_constant=_refuse_constant,
-            parse_float=_finite_float,
-        )
+        with without_collector():
+            document = json.loads(
+                data.decode("utf-8"),
+                object_pairs_hook=_object_without_duplicates,
+                parse_constant=_refuse_constant,
+                parse_float=_finite_float,
+            )
         if _SURROGATE_ESCAPE.search(data):
             json.dumps(document, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be written again
     except UnicodeError:

@@ -14,7 +14,8 @@ from tests.support.sources import FILES, PACKAGES, imported, modules_imported, t
 # it in the same row. The package itself, the names that users import, comes last.
 ROOMS = {
     "profiles": """
-        import_guard json_files
+        import_guard collector
+        json_files
         records
         cost_profile device_sheets quality_profile
     """,

@@ -34,7 +34,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     (
         "their docstrings' examples say it all",
         "test_doctests.py",
-        ["partitioner.models.guidance", "partitioner.models.sizes", "partitioner.tables"],
+        ["partitioner.models.guidance", "partitioner.models.sizes", "partitioner.tables", "profiles.collector"],
     ),
     (
         "what AsyncDiff does is compared with what this project's splits do",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from partitioner.graph.ir import TracedGraph
 from partitioner.planning.options import Progress
-from partitioner.process import beside, without_collector
+from partitioner.process import beside
 from partitioner.staleness.edge_errors import EdgeErrors
+from profiles.collector import without_collector
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,14 +12,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from partitioner.graph.torch_private import abandon_capture
+from profiles.collector import without_collector
 from runtime.errors import EngineError
 
 Value = Any  # a tensor, or a list of tensors where an operator makes several
@@ -98,7 +98,9 @@ def record(
         current = torch.cuda.current_stream()
         # the default stream cannot be captured
         stream = torch.cuda.Stream() if current == torch.cuda.default_stream() else current  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream), _no_garbage_collected():
+        # what garbage does when it goes, such as record an event for who lent it, must not become part of a graph
+        gc.collect()
+        with torch.cuda.stream(stream), without_collector():
             try:
                 graph.capture_begin(pool=memory.pool, capture_error_mode="thread_local")
                 outputs = function(*arguments)
@@ -121,19 +123,6 @@ def record(
     if failure is not None:
         raise CaptureFailed(f"{type(failure).__name__}: {str(failure).splitlines()[0]}", failure)
     return CapturedGraph(outputs, graph.replay)
-
-
-@contextmanager
-def _no_garbage_collected() -> Iterator[None]:
-    """What garbage does when it goes, such as record an event for who lent it, must not become part of a graph."""
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _clean_up(pool: Any, device: torch.device) -> None:
