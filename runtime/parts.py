@@ -51,9 +51,8 @@ def place_parts(pipe: Any, plans: Mapping[str, Plan], devices: Sequence[str]) ->
             continue
         part.to(home)
         left = None if left is None else left - size_bytes(part)
-    if any(map(_decodes, stay.values())) or torch.device(pipe.device) != torch.device(
-        home
-    ):  # as where no part has found room
+    called_elsewhere = torch.device(pipe.device) != torch.device(home)  # as where no part has found room
+    if called_elsewhere or any(map(_decodes, stay.values())):
         for name, part in parts.items():
             stay[name] = part.to("cpu")
     else:

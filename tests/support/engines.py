@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from partitioner.graph.ir import Ref, Role, Symbol, TracedGraph
+from partitioner.graph.operators import lowered
 from partitioner.plan.plan import Plan
 from partitioner.plan.records import CostSource, Predicted, PredictedComponent
 from runtime.engine import Engine
@@ -75,6 +76,18 @@ def toy_graph(denoiser: nn.Module, rows: int = 2) -> TracedGraph:
     """The toy denoiser, traced once for all tests."""
     example = {"x": torch.zeros(rows, 5, WIDTH), "t": torch.zeros(()), "context": torch.zeros(rows, 6)}
     return TRACES.trace(denoiser, example, ROLES, model="toy")
+
+
+def toy_module() -> tuple[fx.GraphModule, list[torch.Tensor], torch.Tensor]:
+    """All nodes of the toy denoiser, lowered; what they read in a call; and the denoiser's own output of it."""
+    denoiser, inputs = toy(), Trajectory().inputs(0)
+    graph = toy_graph(denoiser)
+    parameters = dict(denoiser.named_parameters())
+    reads = [item.name for item in graph.inputs] + [item.name for item in graph.parameters]
+    values = [inputs[item.name] for item in graph.inputs] + [parameters[item.path] for item in graph.parameters]
+    with torch.no_grad():
+        expected = denoiser(**inputs)[0]
+    return lowered(graph.nodes, reads, graph.result_values, torch.device("cpu")), values, expected
 
 
 def contiguous(graph: TracedGraph, components: int) -> dict[str, int]:

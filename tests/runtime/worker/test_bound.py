@@ -9,21 +9,14 @@ import pytest
 import torch
 from torch import fx
 
-from partitioner.graph.operators import lowered
 from runtime.worker.bound import BoundCode
-from tests.support.engines import Trajectory, toy, toy_graph
+from tests.support.engines import toy_module
 
 CPU = torch.device("cpu")
 
 
 def test_a_whole_denoiser_gives_the_modules_bits() -> None:
-    denoiser, trajectory = toy(), Trajectory()
-    graph = toy_graph(denoiser)
-    parameters = dict(denoiser.named_parameters())
-    reads = [item.name for item in graph.inputs] + [item.name for item in graph.parameters]
-    module = lowered(graph.nodes, reads, graph.result_values, CPU)
-    inputs = trajectory.inputs(0)
-    values = [inputs[item.name] for item in graph.inputs] + [parameters[item.path] for item in graph.parameters]
+    module, values, _ = toy_module()
     with torch.no_grad():
         assert torch.equal(BoundCode(module).call(*values)[0], module(*values)[0])
 

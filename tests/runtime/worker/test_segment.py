@@ -10,21 +10,15 @@ import partitioner
 from partitioner.graph.ir import TracedGraph
 from partitioner.graph.operators import lowered, resolve
 from runtime.worker.segment import Segment
-from tests.support.engines import Trajectory, toy, toy_graph
+from tests.support.engines import toy_module
 
 CPU = torch.device("cpu")
 
 
 def test_the_whole_graph_as_one_segment_is_the_module() -> None:
-    denoiser, trajectory = toy(), Trajectory()
-    graph = toy_graph(denoiser)
-    parameters = dict(denoiser.named_parameters())
-    reads = [item.name for item in graph.inputs] + [item.name for item in graph.parameters]
-    module = lowered(graph.nodes, reads, graph.result_values, CPU)
-    inputs = trajectory.inputs(0)
-    values = [inputs[item.name] for item in graph.inputs] + [parameters[item.path] for item in graph.parameters]
+    module, values, expected = toy_module()
     with torch.no_grad():
-        assert torch.equal(module(*values)[0], denoiser(**inputs)[0])
+        assert torch.equal(module(*values)[0], expected)
 
 
 class Mixed(nn.Module):
