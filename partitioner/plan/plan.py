@@ -56,6 +56,7 @@ from partitioner.search.mode import Mode
 from profiles.json_files import JsonFileError, read_json, write_atomic
 
 SCHEMA_VERSION = 1
+_IN_FILE_IF_SAID = ("containers", "guidance_style", "driver_modules", "streams", "branch_rows", "calls_per_step")
 MAX_PLAN_BYTES = 4 << 20  # the largest known denoiser, 16,000 nodes, needs 2 MiB
 
 
@@ -86,7 +87,12 @@ class Plan(PlanRecord):
     containers: the lists, tuples and empty dicts of inputs and literals; in the file where there are any.
     guidance_style: how the pipeline does guidance, where it is known; in the file only then.
     driver_modules: what the pipeline calls at each step beside its denoisers; in the file where there is anything.
-    branches: 2 if the guidance batch is halved; inputs, fingerprint and placement are then those of one half.
+    branches: how many parts of the work are computed apart, exactly; inputs, fingerprint and placement are those of a
+    call of one branch's rows (of the first branch, where the shares differ).
+    streams: so many of a step's calls (guidance in two calls makes two) have branches of their own; branch b is one of
+    stream b // (branches // streams). branch_rows: of each branch of one stream, its share of a call's rows; empty
+    where all have as many. calls_per_step: how often the pipeline calls the denoiser at one timestep. In the file only
+    where they are not 1, () and 1.
     periods: every how many steps each component recomputes, the last one in every step; period is the largest. warmup:
     exact first steps.
     devices: names, entry r is rank r's.
@@ -104,7 +110,10 @@ class Plan(PlanRecord):
     guidance_style: GuidanceStyle | None = None
     driver_modules: Annotated[tuple[DriverModule, ...], Field(max_length=64), *ARRAY] = ()
     components: Size
-    branches: Annotated[int, Field(ge=1, le=2)]
+    branches: Size
+    streams: Size = 1
+    branch_rows: Annotated[tuple[Size, ...], Field(max_length=4096), *ARRAY] = ()
+    calls_per_step: Annotated[int, Field(ge=1, le=64)] = 1
     period: Size
     periods: Annotated[tuple[Size, ...], Field(max_length=4096), *ARRAY]
     warmup: Annotated[int, Field(ge=1, le=2**31)]
@@ -126,6 +135,7 @@ class Plan(PlanRecord):
         ):
             if length != expected:
                 raise ValueError(f"{name} has {length} entries, expected {expected}")
+        self._check_branches()
         if max(self.periods) != self.period:
             raise ValueError(f"period is {self.period}, the largest of periods is {max(self.periods)}")
         if self.periods[-1] != 1:
@@ -142,6 +152,24 @@ class Plan(PlanRecord):
         self.example_arguments({item.path: None for item in self.inputs})
         self._check_boundaries()
         return self
+
+    def _check_branches(self) -> None:
+        if self.branches % self.streams:
+            raise ValueError(
+                f"branches is {self.branches}, expected a multiple of streams, which is {self.streams}: each stream "
+                "has as many branches"
+            )
+        each = self.branches // self.streams
+        if len(self.branch_rows) not in (0, each):
+            raise ValueError(
+                f"branch_rows has {len(self.branch_rows)} entries, expected none or {each}: one for each branch of a "
+                "stream"
+            )
+        if self.calls_per_step < self.streams:
+            raise ValueError(
+                f"calls_per_step is {self.calls_per_step}, expected at least streams, which is {self.streams}: each "
+                "stream has a call of its own in each step"
+            )
 
     def _check_boundaries(self) -> None:
         seen: set[str] = set()
@@ -192,6 +220,9 @@ class Plan(PlanRecord):
         versions: Mapping[str, str],
         revision: str | None = None,
         branches: int = 1,
+        streams: int = 1,
+        branch_rows: Sequence[int] = (),
+        calls_per_step: int = 1,
         periods: Sequence[int] | None = None,
         warmup: int = 1,
         mode: Mode = "lookahead",
@@ -218,6 +249,9 @@ class Plan(PlanRecord):
                 driver_modules=tuple(driver_modules),
                 components=components,
                 branches=branches,
+                streams=streams,
+                branch_rows=tuple(branch_rows),
+                calls_per_step=calls_per_step,
                 period=max(periods, default=1),
                 periods=periods,
                 warmup=warmup,
@@ -243,7 +277,8 @@ class Plan(PlanRecord):
     def document(self) -> dict[str, Any]:
         """What the plan's file holds: fields as in the class, nodes in execution order."""
         # earlier releases know no such fields
-        unused = {name for name in ("containers", "guidance_style", "driver_modules") if not getattr(self, name)}
+        fields = type(self).model_fields
+        unused = {name for name in _IN_FILE_IF_SAID if getattr(self, name) == fields[name].default}
         return self.model_dump(mode="json", exclude=unused)
 
     @cached_property

@@ -210,7 +210,11 @@ HOSTILE = {
     "huge number": (_changed(warmup=10**100), "warmup"),
     "no component": (_changed(components=0), "components"),
     "too many components": (_changed(components=4), "entries"),
-    "three branches": (_changed(branches=3), "branches"),
+    "three branches on three devices": (_changed(branches=3), "devices has 3 entries, expected 9"),
+    "no branches": (_changed(branches=0), "branches"),
+    "no streams": (_changed(streams=0), "streams"),
+    "a share of no rows": (_changed(branch_rows=[0]), "branch_rows"),
+    "no calls": (_changed(calls_per_step=0), "calls_per_step"),
     "boolean for branches": (_changed(branches=True), "branches"),
     "float for branches": (_changed(branches=1.0), "branches"),
     "wrong period": (_changed(period=2), "period"),
@@ -300,6 +304,35 @@ def test_lookahead_refuses_a_boundary_that_goes_back() -> None:
     Plan.parse(base)
     with pytest.raises(PlanError, match="goes back"):
         Plan.parse({**base, "mode": "lookahead"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"branches": 3, "streams": 2, "calls_per_step": 2},
+            "branches is 3, expected a multiple of streams, which is 2",
+        ),
+        ({"branches": 2, "branch_rows": [5]}, "branch_rows has 1 entries, expected none or 2: one for each branch"),
+        (
+            {"branches": 4, "streams": 2, "calls_per_step": 2, "branch_rows": [1, 1, 1, 1]},
+            "branch_rows has 4 entries, expected none or 2",
+        ),
+        ({"branches": 2, "streams": 2}, "calls_per_step is 1, expected at least streams, which is 2"),
+    ],
+)
+def test_streams_and_shares_must_fit_the_branches(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(PlanError, match=expected):
+        make_plan(chain(), 1, **changes)
+
+
+def test_streams_and_shares_are_in_the_file_only_where_there_are_any() -> None:
+    plain = document(make_plan(chain(), 1, branches=3))
+    assert not {"streams", "branch_rows", "calls_per_step"} & set(plain)
+    plan = make_plan(chain(), 1, branches=4, streams=2, branch_rows=(5, 3), calls_per_step=3)
+    written = document(plan)
+    assert (written["streams"], written["branch_rows"], written["calls_per_step"]) == (2, [5, 3], 3)
+    assert Plan.parse(written) == plan
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "device", "nul"])
