@@ -1,6 +1,6 @@
 """Finds out which denoiser and pipeline classes of diffusers run, and makes docs/results/support.md.
 
-    python -m tools.support [--only flux] [--jobs 2] [--results FILE] [--again] [--json]
+    python -m tools.support [--only flux wan] [--jobs 2] [--results FILE] [--again] [--json]
 
 What was found is kept in the results file after each class, and not tried again by the next run, unless with --again
 or with other versions of the packages. The page is made of the file; with --only neither it nor the file is written,
@@ -26,7 +26,13 @@ RESULTS = PAGE.with_suffix(".json")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 2 for a wrong option."""
     parser = argparse.ArgumentParser(prog="python -m tools.support", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", metavar="TEXT", default="", help="only classes whose name contains this, in any case")
+    parser.add_argument(
+        "--only",
+        metavar="TEXT",
+        nargs="*",
+        default=[],
+        help="only classes whose name contains one of these, in any case",
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many classes at once; default: 1")
     parser.add_argument("--results", type=Path, metavar="FILE", help=f"default: {RESULTS}, if all is run")
     parser.add_argument("--again", action="store_true", help="try also what the results file has")
@@ -34,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     tasks = chosen(options.only)
     if not tasks:
-        parser.error(f"no class contains {options.only!r}")
+        parser.error(f"no class contains {' or '.join(map(repr, options.only))}")
     kept = options.results or (None if options.only else RESULTS)
     packages = versions(("torch", "diffusers", "transformers", "peft"))
     found = read_results(kept, packages)

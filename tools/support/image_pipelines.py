@@ -16,7 +16,8 @@ _TEXT: dict[str, Any] = {"prompt": "a red cat", "max_sequence_length": 16}
 _SIZED: dict[str, Any] = {**_TEXT, "height": 32, "width": 32}
 _IMAGE: dict[str, Any] = {**_SIZED, "image": picture, "strength": 0.9}
 _INPAINT: dict[str, Any] = {**_IMAGE, "mask_image": picture_mask}
-_KONTEXT: dict[str, Any] = {**_SIZED, "image": picture, "max_area": 1024, "_auto_resize": False}
+_TRUE: dict[str, Any] = {"negative_prompt": "a dog", "true_cfg_scale": 3.0}  # guidance in two calls
+_KONTEXT: dict[str, Any] = {**_SIZED, "image": picture, "max_area": 1024, "_auto_resize": False, **_TRUE}
 
 
 def _flow(**config: Any) -> Any:
@@ -160,9 +161,9 @@ IMAGE_PIPELINES = [
         "StableDiffusion3ControlNetInpaintingPipeline", lambda: _sd3_controlnet(1), **_SIZED, control_image=picture,
         control_mask=picture_mask,
     ),
-    tiny_pipeline("FluxPipeline", _flux, **_SIZED),
-    tiny_pipeline("FluxImg2ImgPipeline", _flux, **_IMAGE),
-    tiny_pipeline("FluxInpaintPipeline", _flux, **_INPAINT),
+    tiny_pipeline("FluxPipeline", _flux, **_SIZED, **_TRUE),
+    tiny_pipeline("FluxImg2ImgPipeline", _flux, **_IMAGE, **_TRUE),
+    tiny_pipeline("FluxInpaintPipeline", _flux, **_INPAINT, **_TRUE),
     tiny_pipeline(
         "FluxFillPipeline", lambda: _flux(in_channels=48, out_channels=16), **_SIZED, image=picture,
         mask_image=picture_mask,
@@ -176,7 +177,7 @@ IMAGE_PIPELINES = [
     tiny_pipeline(
         "FluxControlInpaintPipeline", lambda: _flux(in_channels=32, out_channels=16), **_INPAINT, control_image=picture
     ),
-    tiny_pipeline("FluxControlNetPipeline", _flux_controlnet, **_SIZED, control_image=picture),
+    tiny_pipeline("FluxControlNetPipeline", _flux_controlnet, **_SIZED, control_image=picture, **_TRUE),
     tiny_pipeline("FluxControlNetImg2ImgPipeline", _flux_controlnet, **_IMAGE, control_image=picture),
     tiny_pipeline("FluxControlNetInpaintPipeline", _flux_controlnet, **_INPAINT, control_image=picture),
     tiny_pipeline("FluxKontextPipeline", _flux, **_KONTEXT),

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from partitioner.plan.plan import Plan
 from partitioner.planning.options import PlanOptions
 from runtime import parallelize
+from runtime.driver.generations import MEANT
 from runtime.pipeline import plans_for
+from tools.support.step_calls import step_calls
 from tools.support.tiny_pipeline import TinyPipeline
 from tools.support.tries import first_line, is_finite, largest_difference
 from tools.trace_once import traced_once
 
 _DENOISERS = ("unet", "transformer", "prior", "decoder")
+_WARMUP = 1  # calls of each stream
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,11 @@ class TriedPipeline:
         looks_ahead: Whether a call with look-ahead ran, and made finite numbers.
         moves: The largest difference between an async call and that of the unmodified pipeline: not zero, or nothing
             was async.
+        calls: How often the unmodified pipeline calls its denoisers.
+        calls_per_step: How often at one timestep, of the denoiser of which that is most.
+        could_be_lagged: Of an async run, the calls but for the warm-up of each stream.
+        lagged: How many of them were.
+        exact: Why others were exact: reasons that are not meant, and how many calls had them.
     """
 
     denoiser: str = ""
@@ -37,6 +48,11 @@ class TriedPipeline:
     repeats: bool | None = None
     looks_ahead: bool | None = None
     moves: float | None = None
+    calls: int | None = None
+    calls_per_step: int | None = None
+    could_be_lagged: int | None = None
+    lagged: int | None = None
+    exact: Mapping[str, int] = field(default_factory=dict)
 
 
 def try_pipeline(tiny: TinyPipeline, folder: Path) -> TriedPipeline:
@@ -66,20 +82,29 @@ def _try(tiny: TinyPipeline, folder: Path) -> TriedPipeline:
         options = PlanOptions(branches=1, force=True)
         plan = plans_for(pipe, 2, tiny.sizes(), options, call=tiny.arguments())
         classes = dict.fromkeys(type(getattr(pipe, name)).__name__ for name in plan)
-        found = replace(found, denoiser=" and ".join(classes))
+        found = _with_calls(replace(found, denoiser=" and ".join(classes)), tiny, pipe, plan)
         step = "run exactly"
         with parallelize(pipe, plan, transport="emulation", exact=True):
             found = replace(found, difference=largest_difference(tiny.run(pipe), wanted))
         step = "run async"
-        with parallelize(pipe, plan, transport="emulation", mode="async", warmup=1):
-            one, other = tiny.run(pipe), tiny.run(pipe)
+        with parallelize(pipe, plan, transport="emulation", mode="async", warmup=_WARMUP) as engine:
+            one, stats, other = tiny.run(pipe), engine.stats, tiny.run(pipe)
+        exact = {reason: count for reason, count in stats.exact_reasons.items() if reason not in MEANT}
         found = replace(found, repeats=largest_difference(one, other) == 0, moves=largest_difference(one, wanted))
+        found = replace(found, lagged=stats.async_steps, exact=exact)
         step = "look ahead"
-        with parallelize(pipe, plan, transport="emulation", mode="lookahead", warmup=1):
+        with parallelize(pipe, plan, transport="emulation", mode="lookahead", warmup=_WARMUP):
             found = replace(found, looks_ahead=is_finite(tiny.run(pipe)))
     except Exception as error:
         return replace(found, failed=step, why=first_line(error))
     return found
+
+
+def _with_calls(found: TriedPipeline, tiny: TinyPipeline, pipe: Any, plans: Mapping[str, Plan]) -> TriedPipeline:
+    """What was found, and what calls the unmodified pipeline makes."""
+    with step_calls(pipe, plans) as made:
+        tiny.run(pipe)
+    return replace(found, calls=made.total, calls_per_step=made.per_step, could_be_lagged=made.could_be_lagged(_WARMUP))
 
 
 def is_supported(tried: TriedPipeline, tolerance: float = 1e-4) -> bool:

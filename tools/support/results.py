@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +51,11 @@ def write_results(path: Path, found: Found) -> None:
     path.write_text(",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def chosen(pattern: str) -> list[tuple[str, str]]:
-    """The classes whose names contain a text, in any case: their kind and name."""
+def chosen(patterns: Sequence[str]) -> list[tuple[str, str]]:
+    """The classes whose names contain one of some texts, in any case: their kind and name; all where there is none."""
     names = [("denoisers", name) for name in DENOISERS] + [("pipelines", name) for name in PIPELINES]
-    return [(kind, name) for kind, name in names if pattern.lower() in name.lower()]
+    parts = [pattern.lower() for pattern in patterns] or [""]
+    return [(kind, name) for kind, name in names if any(part in name.lower() for part in parts)]
 
 
 def try_all(tasks: Sequence[tuple[str, str]], jobs: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -72,6 +75,20 @@ def try_all(tasks: Sequence[tuple[str, str]], jobs: int) -> Iterator[tuple[str, 
             yield (*waiting[future], future.result())
 
 
+@cache
+def commit() -> str:
+    """The commit that is checked out, in short, with "+" where sources were changed since; empty if unknown."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        number, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+            for words in (("rev-parse", "--short=9", "HEAD"), ("status", "--porcelain", "--", "*.py"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return number + ("+" if changed else "")
+
+
 def try_one(kind: str, name: str) -> dict[str, Any]:
     """What is found of one class, as JSON takes it."""
     be_quiet()
@@ -82,5 +99,6 @@ def try_one(kind: str, name: str) -> dict[str, Any]:
     else:
         with tempfile.TemporaryDirectory() as folder:
             found = asdict(try_pipeline(PIPELINES[name], Path(folder)))
+    found["commit"] = commit()
     print(f"{name}: {found} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return found

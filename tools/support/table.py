@@ -21,6 +21,8 @@ def page(found: Mapping[str, Any]) -> str:
     denoisers, pipelines = found["denoisers"], found["pipelines"]
     traced = [name for name, row in denoisers.items() if traces(row)]
     exact = [name for name, row in pipelines.items() if runs(row)]
+    several = [row for row in pipelines.values() if (row.get("calls_per_step") or 0) > 1]
+    lagged = [row for row in several if (row["lagged"] or 0) >= 0.8 * row["could_be_lagged"]]
     return "\n".join(
         [
             "# What of diffusers runs",
@@ -28,7 +30,9 @@ def page(found: Mapping[str, Any]) -> str:
             "Each denoiser class of diffusers, made small with random weights: traced, planned for two devices, and",
             "one exact call compared with the module's own. Each pipeline class, made small, saved to a folder and",
             "loaded from it: one call by a plan of two components that `parallelize` makes for it (given as `call`),",
-            "exactly, twice async, and with look-ahead.",
+            "exactly, twice async, and with look-ahead. **Calls per step**: how often the pipeline, with guidance on,",
+            "calls its denoiser at one timestep. **Lagged**: of the calls of an async run that could have been (all",
+            "but the first of each stream) those that were; the note says why others were not. **Run at**: the commit.",
             "Differences are the largest of any number of the result. **LoRA**: one added to the denoiser is honoured",
             "exactly. Made by `python -m tools.support`, which goes on where it was stopped; the results are in",
             "`support.json`. Published sizes have a page of their own: [Built-in names](models.md).",
@@ -36,6 +40,8 @@ def page(found: Mapping[str, Any]) -> str:
             f"- versions: {found['versions']}",
             f"- denoiser classes: {len(traced)} of {len(denoisers)} trace",
             f"- pipeline classes: {len(exact)} of {len(pipelines)} run exactly, async repeatably, and with look-ahead",
+            f"- of {len(several)} that call it twice or more per step, {len(lagged)} have 80 % or more of the calls",
+            "  lagged that could have been",
             "",
             "## Denoisers",
             "",
@@ -47,8 +53,9 @@ def page(found: Mapping[str, Any]) -> str:
             "",
             "## Pipelines",
             "",
-            "| pipeline | denoiser | exact, differs by | async repeats | look-ahead runs | note |",
-            "|---|---|---|---|---|---|",
+            "| pipeline | denoiser | exact, differs by | async repeats | look-ahead runs | calls per step | lagged "
+            "| run at | note |",
+            "|---|---|---|---|---|---|---|---|---|",
             *_pipeline_rows(pipelines),
             "",
         ]
@@ -81,7 +88,7 @@ def _denoiser_rows(denoisers: _FOUND, pipelines: _FOUND) -> Iterator[str]:
 def _pipeline_rows(pipelines: _FOUND) -> Iterator[str]:
     for name in PIPELINES:
         if name not in pipelines:
-            yield f"| {name} | | | | | not tried yet |"
+            yield f"| {name} | | | | | | | | not tried yet |"
         else:
             row = pipelines[name]
             ahead = {True: "yes", False: "no", None: ""}
@@ -91,6 +98,9 @@ def _pipeline_rows(pipelines: _FOUND) -> Iterator[str]:
                 _difference(row),
                 ahead[row["repeats"]],
                 ahead[row["looks_ahead"]],
+                str(row.get("calls_per_step") or ""),
+                _lagged(row),
+                row.get("commit", ""),
                 _note(row),
             ]
             yield "| " + " | ".join(cells) + " |"
@@ -101,5 +111,11 @@ def _difference(row: Mapping[str, Any]) -> str:
     return "" if difference is None else "0" if difference == 0 else f"{difference:.0e}"
 
 
+def _lagged(row: Mapping[str, Any]) -> str:
+    return "" if row.get("lagged") is None else f"{row['lagged']} of {row['could_be_lagged']}"
+
+
 def _note(row: Mapping[str, Any]) -> str:
-    return "" if row["failed"] is None else f"fails to {row['failed']}: {escaped(row['why']).replace('|', '/')}"
+    if row["failed"] is None:
+        return "; ".join(f"{count} exact: {reason}" for reason, count in row.get("exact", {}).items())
+    return f"fails to {row['failed']}: {escaped(row['why']).replace('|', '/')}"

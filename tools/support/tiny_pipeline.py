@@ -62,7 +62,7 @@ class TinyPipeline:
         """The arguments of a call, but for the number of steps, the generator and the kind of output."""
         return {name: value() if callable(value) else value for name, value in self.call.items()}
 
-    def run(self, pipe: Any, steps: int = 4) -> Any:
+    def run(self, pipe: Any, steps: int = 6) -> Any:
         """A call, always the same; what it makes."""
         arguments = self.arguments()
         if self.steps:

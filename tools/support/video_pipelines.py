@@ -179,13 +179,16 @@ def _hunyuandit() -> dict[str, Any]:
 
 _HUNYUAN: dict[str, Any] = {
     "prompt": None, "height": 32, "width": 32, "num_frames": 5, "prompt_embeds": embedding(1, 7, 24),
-    "pooled_prompt_embeds": embedding(1, 16), "prompt_attention_mask": ones(1, 7),
+    "pooled_prompt_embeds": embedding(1, 16), "prompt_attention_mask": ones(1, 7), "true_cfg_scale": 3.0,
+    "negative_prompt_embeds": embedding(1, 7, 24, seed=1), "negative_pooled_prompt_embeds": embedding(1, 16, seed=1),
+    "negative_prompt_attention_mask": ones(1, 7),
 }  # fmt: skip
 _KANDINSKY_5: dict[str, Any] = {
     "prompt": None, "prompt_embeds_qwen": embedding(1, 7, 24), "prompt_embeds_clip": embedding(1, 16),
     "height": 32, "width": 32,
-    "prompt_cu_seqlens": lambda: torch.tensor([0, 7], dtype=torch.int32),
-    "num_frames": 5, "guidance_scale": 1.0,
+    "prompt_cu_seqlens": lambda: torch.tensor([0, 7], dtype=torch.int32), "num_frames": 5,
+    "negative_prompt_embeds_qwen": embedding(1, 5, 24, seed=1), "negative_prompt_embeds_clip": embedding(1, 16, seed=1),
+    "negative_prompt_cu_seqlens": lambda: torch.tensor([0, 5], dtype=torch.int32),
 }  # fmt: skip
 _SECOND = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 

@@ -37,6 +37,7 @@ def test_a_pipeline_is_tried_in_each_mode(tmp_path: Path) -> None:
     found = try_pipeline(PIPELINES["DDIMPipeline"], tmp_path)
     assert (found.failed, found.difference, found.repeats, found.looks_ahead) == (None, 0, True, True)
     assert found.moves
+    assert (found.calls_per_step, found.could_be_lagged, found.lagged, found.exact) == (1, 5, 5, {})
 
 
 def test_where_a_pipeline_fails_is_said() -> None:

@@ -13,6 +13,7 @@ from tests.support.sources import ROOT
 from tools.support import __main__ as command
 from tools.support import results
 from tools.support.denoisers import DENOISERS
+from tools.support.pipeline_tries import TriedPipeline
 from tools.support.pipelines import PIPELINES
 from tools.support.results import read_results, write_results
 from tools.support.table import page, traces
@@ -21,7 +22,8 @@ DENOISER = {"failed": None, "why": "", "nodes": 7, "difference": 0.0, "lora": "e
 REFUSED = {"failed": "trace", "why": "TraceError: no | `way`", "nodes": 0, "difference": None, "lora": "none"}
 PIPELINE = {
     "denoiser": "UNet2DModel", "failed": None, "why": "", "difference": 2e-6, "repeats": True, "looks_ahead": True,
-    "moves": 0.1,
+    "moves": 0.1, "calls": 12, "calls_per_step": 2, "could_be_lagged": 10, "lagged": 7, "exact": {"another prompt": 3},
+    "commit": "0123abc",
 }  # fmt: skip
 
 
@@ -43,8 +45,8 @@ def test_a_run_goes_on_where_it_was_stopped(tried: list[str], tmp_path: Path) ->
     assert command.main(["--only", "DDIM", "--results", str(kept)]) == 0
     assert command.main(["--only", "dd", "--results", str(kept)]) == 0
     assert tried.count("DDIMPipeline") == tried.count("DDPMPipeline") == 1
-    assert command.main(["--only", "DDIM", "--results", str(kept), "--again"]) == 0
-    assert tried[-1] == "DDIMPipeline"
+    assert command.main(["--only", "DDIM", "DDPM", "--results", str(kept), "--again"]) == 0
+    assert tried[-2:] == ["DDPMPipeline", "DDIMPipeline"]
     assert json.loads(kept.read_text())["pipelines"]["DDPMPipeline"] == PIPELINE
 
 
@@ -63,6 +65,11 @@ def test_results_of_other_versions_are_not_used(tmp_path: Path) -> None:
     assert read_results(kept, "new")["denoisers"] == {}
 
 
+def test_a_row_says_the_commit_that_it_was_run_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "try_pipeline", lambda *_: TriedPipeline())
+    assert results.try_one("pipelines", "DDIMPipeline")["commit"] == results.commit()
+
+
 def test_the_page_says_what_fails_and_what_was_not_tried() -> None:
     found = {
         "versions": "torch 9", "denoisers": {"UNet2DModel": DENOISER, "UVit2DModel": REFUSED},
@@ -72,8 +79,11 @@ def test_the_page_says_what_fails_and_what_was_not_tried() -> None:
     assert "1 of 2 trace" in text
     assert "| UNet2DModel | 7 | 0 | exact | 1 of 1 |  |" in text
     assert "| UVit2DModel |  |  | takes none |  | fails to trace: `TraceError: no / 'way'` |" in text
-    assert "| DDIMPipeline | UNet2DModel | 2e-06 | yes | yes |  |" in text
-    assert "| DDPMPipeline | | | | | not tried yet |" in text
+    assert (
+        "| DDIMPipeline | UNet2DModel | 2e-06 | yes | yes | 2 | 7 of 10 | 0123abc | 3 exact: another prompt |" in text
+    )
+    assert "| DDPMPipeline | | | | | | | | not tried yet |" in text
+    assert "of 1 that call it twice or more per step, 0 have 80 %" in text
 
 
 def test_the_page_in_the_documentation_is_made_of_its_results() -> None:
