@@ -148,15 +148,18 @@ class CallReader:
             return ""
         return f"{path} is of {tensors[path].dtype} and the denoiser of {own}: convert either with .to(dtype)"
 
-    def halves(self, tensors: Tensors) -> list[dict[str, torch.Tensor]]:
-        """The inputs of each branch, by path; one branch takes all rows where they cannot be split evenly."""
-        return self.parts(tensors, self._plan.branches)
+    def by_branch(self, tensors: Tensors) -> list[dict[str, torch.Tensor]]:
+        """The inputs of each branch of a stream, by path; one branch takes all rows where they cannot be shared out."""
+        return self._split(tensors, self._plan.branch_rows or [1] * (self._plan.branches // self._plan.streams))
 
     def parts(self, tensors: Tensors, count: int) -> list[dict[str, torch.Tensor]]:
         """Split the inputs into ``count`` parts of equally many rows; one part where that is not possible."""
+        return self._split(tensors, [1] * count)
+
+    def _split(self, tensors: Tensors, shares: Sequence[int]) -> list[dict[str, torch.Tensor]]:
         if self._latent.path.rpartition(".")[0] in {item.path for item in self._plan.containers}:
             return [dict(tensors)]  # a list of samples, each without rows
-        return split_rows(tensors, self._latent.path, {path: i.shape for path, i in self._planned.items()}, count)
+        return split_rows(tensors, self._latent.path, {path: i.shape for path, i in self._planned.items()}, shares)
 
     def example(self, tensors: Tensors, form: CallForm) -> dict[str, Any]:
         """Arguments to trace such a call with, by name; their tensors are zeros."""

@@ -8,17 +8,19 @@ The order of one call, with the rank that each part is for:
        b. to each rank of each branch: an Evaluate command, then the inputs that its component reads
     2. rank 0's own evaluations run in the driver's thread, and the other branches' results are received
     3. the branches' and micro-batches' rows are joined, and the output is corrected for the latent's forecast error
+
+``begin`` is 1, ``finish`` 2 and 3. Between them other calls may be begun, and finished, on other branches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from partitioner.graph.ir import Ref, Role
+from partitioner.graph.ir import Ref, Role, TracedGraph
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import rank_of, seat_of
 from partitioner.plan.schedule import ComponentRun
@@ -35,18 +37,70 @@ from runtime.worker.waiting import Waiting, together
 
 
 @dataclass(frozen=True)
+class CallGraphs:
+    """The graphs of one call.
+
+    Attributes:
+        branches: of the rows of each branch that shares in the call.
+        part: of a micro-batch; None to compute a branch's rows together.
+        parts: how many micro-batches make the rows of a branch.
+    """
+
+    branches: tuple[BuiltGraph, ...]
+    part: BuiltGraph | None = None
+    parts: int = 1
+
+    @property
+    def graph(self) -> TracedGraph:
+        """Of the first branch; those of the others differ in the number of rows at most."""
+        return self.branches[0].graph
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rows that are computed together: all of a call, or one micro-batch.
 
     Attributes:
-        built: the graph of so many rows.
+        built: by branch, the graph of so many rows.
         context: the number of these rows' messages in message keys.
         join: for a micro-batch whose messages later calls will read, how they become messages of the whole batch.
     """
 
-    built: BuiltGraph
+    built: tuple[BuiltGraph, ...]
     context: int
     join: Join | None = None
+
+
+@dataclass(eq=False)
+class Part:
+    """Some rows of a running call.
+
+    Attributes:
+        branch: that computes them.
+        command: to the rank that makes their results.
+        results: by value name; None until they are there.
+    """
+
+    branch: int
+    command: Evaluate
+    results: dict[str, torch.Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RunningCall:
+    """A call that ranks have been told to make.
+
+    Attributes:
+        trajectory: that it is of, and that has taken its inputs.
+        graph: of the call.
+        runs: what the components were told to run.
+        parts: of its rows, in their order.
+    """
+
+    trajectory: Trajectory
+    graph: TracedGraph
+    runs: Sequence[ComponentRun]
+    parts: Sequence[Part]
 
 
 class Dispatcher:
@@ -58,71 +112,84 @@ class Dispatcher:
         self._calls = calls
         self._distribution = distribution
 
-    def run(
-        self, trajectory: Trajectory, tensors: Tensors, built: BuiltGraph, part: BuiltGraph | None, parts: int
-    ) -> tuple[Any, ...]:
-        """ComponentRun the trajectory's present call on all ranks.
+    def begin(self, trajectory: Trajectory, tensors: Tensors, graphs: CallGraphs, first_branch: int = 0) -> RunningCall:
+        """Have all ranks of some branches run a trajectory's present call.
 
         Args:
             trajectory: has taken this call's inputs.
             tensors: the call's inputs by path, on rank 0's device.
-            built: the graph of a branch's rows.
-            part: the graph of a micro-batch; None to compute all rows together.
-            parts: how many micro-batches make the rows of a branch.
+            graphs: of the call.
+            first_branch: of those that share in it.
+        """
+        whole = Batch(graphs.branches, trajectory.number)
+        if graphs.part is None or trajectory.mode_now != "exact":
+            batches = [whole]
+        else:
+            batches = _micro_batches(whole, graphs.part, graphs.parts, trajectory)
+        # predictors hear of the whole batch's messages: those of micro-batches only where they are joined
+        runs = trajectory.runs(announced=batches[0] is whole or batches[0].join is not None)
+        last: dict[tuple[int, int], Part] = {}  # by (branch, batch)
+        for call in dict.fromkeys(run.call for run in runs):
+            now = call == trajectory.call
+            branches = self._calls.by_branch(trajectory.inputs_at(call, graphs.graph, tensors))
+            split = [self._calls.parts(rows, len(batches) if now else 1) for rows in branches]
+            for index, batch in enumerate(batches if now else [whole]):
+                rows = [pieces[index] for pieces in split]
+                told = self._tell(batch, first_branch, rows, trajectory, [run for run in runs if run.call == call])
+                last |= {(part.branch, index): part for part in told}
+        return RunningCall(trajectory, graphs.graph, runs, [last[key] for key in sorted(last)])
+
+    def finish(self, call: RunningCall, begun: Sequence[RunningCall] = ()) -> tuple[Any, ...]:
+        """The results of a call.
+
+        Args:
+            call: that was begun.
+            begun: others, of which rank 0 has its own part still to do.
 
         Returns:
             The denoiser's results, in order: tensors on rank 0's device, and literals.
         """
-        graph = built.graph
-        whole = Batch(built, trajectory.number)
-        if part is None or trajectory.mode_now != "exact":
-            batches = [whole]
-        else:
-            batches = _micro_batches(whole, part, parts, trajectory)
-        # predictors hear of the whole batch's messages: those of micro-batches only where they are joined
-        runs = trajectory.runs(announced=batches[0] is whole or batches[0].join is not None)
-        own: list[Evaluate] = []
-        for call in dict.fromkeys(run.call for run in runs):
-            now = call == trajectory.call
-            branches = self._calls.halves(trajectory.inputs_at(call, graph, tensors))
-            split = [self._calls.parts(rows, len(batches) if now else 1) for rows in branches]
-            for index, batch in enumerate(batches if now else [whole]):
-                rows = [pieces[index] for pieces in split]
-                own += self._tell(batch, rows, trajectory, [run for run in runs if run.call == call])
-        results = self._ranks.run(self._all_results(own, len(self._calls.halves(tensors))))
+        self._ranks.run(self._results(call, begun))
+        made = [part.results for part in call.parts if part.results is not None]
         outputs = [
-            joined([made[item.name] for made in results], 0) if isinstance(item, Ref) else item
-            for item in graph.results
+            joined([results[item.name] for results in made], 0) if isinstance(item, Ref) else item
+            for item in call.graph.results
         ]
-        outputs = [trajectory.correct(output) for output in outputs]
-        trajectory.done(runs)
+        outputs = [call.trajectory.correct(output) for output in outputs]
+        call.trajectory.done(call.runs)
         return tuple(outputs)
 
     def _tell(
-        self, batch: Batch, branches: Sequence[Tensors], trajectory: Trajectory, runs: Sequence[ComponentRun]
-    ) -> list[Evaluate]:
-        """Command one call's runs on one batch and send their inputs; returns rank 0's own commands.
+        self,
+        batch: Batch,
+        first_branch: int,
+        branches: Sequence[Tensors],
+        trajectory: Trajectory,
+        runs: Sequence[ComponentRun],
+    ) -> list[Part]:
+        """Command one call's runs on one batch and send their inputs; returns what makes the batch's results.
 
         branches: the inputs of each branch. runs: of one call.
         """
-        built, context = batch.built, batch.context
+        context = batch.context
         micro = context != trajectory.number
         starts = {run.component: trajectory.begin(context, run.component) for run in runs}
         prompts: tuple[str, ...] = ()
         if any(starts.values()):
-            prompts = tuple(item.name for item in built.graph.inputs if item.role <= Role.PROMPT)
-            prompts += tuple(w.value for w in built.specs[0].wires if w.source is None and w.role is Role.PROMPT)
-        preamble = self._distribution.preamble_of(built)
+            prompts = tuple(item.name for item in batch.built[0].graph.inputs if item.role <= Role.PROMPT)
+            wires = batch.built[0].specs[0].wires
+            prompts += tuple(w.value for w in wires if w.source is None and w.role is Role.PROMPT)
         values = []
-        for branch, inputs in enumerate(branches):
+        for branch, (built, inputs) in enumerate(zip(batch.built, branches, strict=True), first_branch):
+            preamble = self._distribution.preamble_of(built)
             if any(starts.values()):
                 preamble.refresh(context, branch, inputs)
             values.append({**inputs, **preamble.compute(context, branch, inputs)})
-        own = []
+        parts = []
         for run in runs:
             start = starts[run.component]
             command = Evaluate(
-                table=built.table,
+                table=batch.built[0].table,
                 context=context,
                 step=trajectory.base + run.call,
                 reads=tuple(trajectory.base + call for call in run.reads),
@@ -133,23 +200,26 @@ class Dispatcher:
                 ahead=None if micro else trajectory.ahead,
                 join=batch.join,
             )
-            for branch, known in enumerate(values):
+            for branch, (built, known) in enumerate(zip(batch.built, values, strict=True), first_branch):
                 rank = rank_of(branch, run.component, self._plan.components)
-                if rank == 0:
-                    own.append(command)
-                else:
-                    self._ranks.command(rank, command)
-                self._send_inputs(rank, built, command, known)
-        return own
+                told = command if built is batch.built[0] else replace(command, table=built.table)
+                if rank != 0:  # its own it runs later
+                    self._ranks.command(rank, told)
+                self._send_inputs(rank, built, told, known)
+                if run.component == self._plan.components - 1:
+                    parts.append(Part(branch, told))
+        return parts
 
-    def _all_results(self, own: Sequence[Evaluate], branches: int) -> Waiting[list[dict[str, torch.Tensor]]]:
-        """Rank 0's own part and the other branches' results: all waits of a step, so that it has one deadline."""
+    def _results(self, call: RunningCall, begun: Sequence[RunningCall]) -> Waiting[None]:
+        """Rank 0's own parts, and the other branches' results: all waits of a call, so that it has one deadline."""
         worker = self._ranks.worker
-        results = yield from together([worker.evaluate(command) for command in own], worker.mailbox)
-        for _ in range(1, branches):
-            for command in own:
-                results.append((yield from worker.results_of(command)))
-        return results
+        own = [part for each in (call, *begun) for part in each.parts if part.branch == 0 and part.results is None]
+        made = yield from together([worker.evaluate(part.command) for part in own], worker.mailbox)
+        for part, results in zip(own, made, strict=True):
+            part.results = results
+        for part in call.parts:
+            if part.results is None:
+                part.results = yield from worker.results_of(part.command, part.branch)
 
     def _send_inputs(self, rank: int, built: BuiltGraph, command: Evaluate, values: Tensors) -> None:
         """Send a rank those of an evaluation's inputs and preamble values that its component reads."""
@@ -170,5 +240,6 @@ def _micro_batches(whole: Batch, part: BuiltGraph, parts: int, trajectory: Traje
     """The micro-batches of a call; joined where later calls will read their messages through predictors."""
     # no predictor looks further back than KEPT_MESSAGES
     read_lagged = trajectory.is_lagged and trajectory.call >= trajectory.schedule.warmup - KEPT_MESSAGES
-    joins = [Join(whole.built.table, whole.context, i, parts) if read_lagged else None for i in range(parts)]
-    return [Batch(part, whole.context + 1 + i, join) for i, join in enumerate(joins)]
+    joins = [Join(whole.built[0].table, whole.context, i, parts) if read_lagged else None for i in range(parts)]
+    built = (part,) * len(whole.built)
+    return [Batch(built, whole.context + 1 + i, join) for i, join in enumerate(joins)]

@@ -10,34 +10,38 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def split_rows(
-    tensors: Mapping[str, torch.Tensor], latent: str, planned: Shapes, count: int
+    tensors: Mapping[str, torch.Tensor], latent: str, planned: Shapes, shares: Sequence[int]
 ) -> list[dict[str, torch.Tensor]]:
-    """Split inputs into ``count`` parts of equally many rows.
+    """Split inputs into parts, each of some rows.
 
     Args:
         tensors: inputs by path.
         latent: path of the one whose rows count.
         planned: shapes of the inputs in the call that the plan was made for, by path; others may be missing.
-        count: how many parts.
+        shares: of each part, in proportion to the others; equal ones where the rows can only be split evenly.
 
     Returns:
-        The parts, by path; one part of all rows where they cannot be split evenly, or where an input cannot be told to
-        go with the rows or not.
+        The parts, by path; one part of all rows where they cannot be split so, or where an input cannot be told to go
+        with the rows or not.
 
     >>> latent, prompt, ids = torch.zeros(4, 8), torch.zeros(4, 77), torch.zeros(1, 3)
-    >>> parts = split_rows({"x": latent, "prompt": prompt, "ids": ids}, "x", {"x": (2, 8)}, 2)
+    >>> parts = split_rows({"x": latent, "prompt": prompt, "ids": ids}, "x", {"x": (2, 8)}, [3, 1])
     >>> [{path: len(tensor) for path, tensor in part.items()} for part in parts]
-    [{'x': 2, 'prompt': 2, 'ids': 1}, {'x': 2, 'prompt': 2, 'ids': 1}]
+    [{'x': 3, 'prompt': 3, 'ids': 1}, {'x': 1, 'prompt': 1, 'ids': 1}]
     """
     shape = tensors[latent].shape
-    if count == 1 or shape[0] % count:
+    if shape[0] % sum(shares):
+        shares = [1] * len(shares)
+    whole = sum(shares)
+    if len(shares) == 1 or shape[0] % whole:
         return [dict(tensors)]
-    parts: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
+    parts: list[dict[str, torch.Tensor]] = [{} for _ in shares]
     for path, tensor in tensors.items():
         split = path == latent or _goes_with_rows(tensor.shape, shape, planned.get(path), planned[latent])
         if split is None:
             return [dict(tensors)]
-        pieces = tensor.chunk(count) if split else (tensor,) * count
+        sizes = [share * len(tensor) // whole for share in shares] if split else []
+        pieces = tensor.split(sizes) if split else (tensor,) * len(shares)
         for part, piece in zip(parts, pieces, strict=True):
             part[path] = piece
     return parts

@@ -78,7 +78,6 @@ def start_ranks(
 
 def _setup_of(rank: int, plan: Plan, options: EngineOptions, device: str, *, graphs: bool) -> Setup:
     branch, component = seat_of(rank, plan.components)
-    other_results = tuple(rank_of(b, component, plan.components) for b in range(1, plan.branches))
     return Setup(
         rank=rank,
         component=component,
@@ -89,5 +88,6 @@ def _setup_of(rank: int, plan: Plan, options: EngineOptions, device: str, *, gra
         record=options.record,
         compile=options.compile,
         cuda_graphs=graphs,
-        result_ranks=other_results if rank == 0 else (),
+        branch=branch,
+        result_ranks=tuple(rank_of(b, plan.components - 1, plan.components) for b in range(plan.branches)),
     )

@@ -84,9 +84,17 @@ class Worker:
         for step in spec.program.instructions:
             if isinstance(step, Receive):
                 senders[step.value] = (self.setup.ranks_of[step.source],)
-        senders |= dict.fromkeys(spec.program.results, self.setup.result_ranks)
         expected = [Expected(wire.value, wire.meta, senders.get(wire.value, ())) for wire in spec.wires]
+        wire_index = self._components[command.table].wire_index
+        for rank in self.setup.result_ranks:
+            expected += [Expected(r, spec.wires[wire_index[r]].meta, (rank,)) for r in spec.program.results]
         self.mailbox.register(command.table, expected)
+
+    def _result_key(self, command: Evaluate, branch: int, value: str) -> MessageKey:
+        """Of a result that a branch sends to the driver; behind the graph's wires each branch has some of its own."""
+        spec = self._components[command.table].spec
+        wire = len(spec.wires) + branch * len(spec.program.results) + spec.program.results.index(value)
+        return MessageKey(command.table, wire, command.context, command.step)
 
     def _copied(self, spec: ComponentSpec) -> set[str]:
         """What this rank sends and the transport copies; the driver's results go to the caller as they are."""
@@ -192,12 +200,13 @@ class Worker:
                             everything.pop(value, None)
                 else:
                     ranks = tuple(self.setup.ranks_of[reader] for reader in step.readers)
-                    self._send(component, command, step.value, ranks, everything[step.value])
+                    key = MessageKey(command.table, component.wire_index[step.value], command.context, command.step)
+                    self._send(key, step.value, ranks, everything[step.value])
         # 6
         results = {name: everything[name] for name in component.spec.program.results}
         if self.setup.rank != DRIVER:
             for name, tensor in results.items():  # of another branch, to be joined with the driver's
-                self._send(component, command, name, (DRIVER,), tensor)
+                self._send(self._result_key(command, self.setup.branch, name), name, (DRIVER,), tensor)
         self.steps_done += 1
         self.busy = False
         return results
@@ -213,13 +222,11 @@ class Worker:
         """Of how many trajectories, or micro-batches of one, it keeps something."""
         return len(self._contexts)
 
-    def results_of(self, command: Evaluate) -> Waiting[dict[str, torch.Tensor]]:
+    def results_of(self, command: Evaluate, branch: int) -> Waiting[dict[str, torch.Tensor]]:
         """Take the results of an evaluation that the rank of another branch sends; the driver's worker only."""
-        component = self._components[command.table]
         results = {}
-        for name in component.spec.program.results:
-            key = MessageKey(command.table, component.wire_index[name], command.context, command.step)
-            results[name] = yield from self._receive(key)
+        for name in self._components[command.table].spec.program.results:
+            results[name] = yield from self._receive(self._result_key(command, branch, name))
         return results
 
     def _start_trajectory(self, context: _Context, number: int, first_step: int, ahead: int | None) -> None:
@@ -233,7 +240,7 @@ class Worker:
             yield key
         tensor = self.mailbox.take(key).to(self.device)  # between processes it travels through the host's memory
         if self.recorder is not None and key.context != PARAMETER_CONTEXT:
-            name = self._components[key.table].spec.wires[key.wire].value
+            name = self.mailbox.expected(key).value
             self.recorder.marks.append(Taken(tuple(key), name, start, Recorder.now()))
         return tensor
 
@@ -290,11 +297,8 @@ class Worker:
     def _receive_step(self, key: MessageKey, step: int) -> Waiting[torch.Tensor]:
         return (yield from self._receive(key._replace(step=step)))
 
-    def _send(
-        self, component: Component, command: Evaluate, value: str, ranks: Sequence[int], tensor: torch.Tensor
-    ) -> None:
+    def _send(self, key: MessageKey, value: str, ranks: Sequence[int], tensor: torch.Tensor) -> None:
         start = time.perf_counter()
-        key = MessageKey(command.table, component.wire_index[value], command.context, command.step)
         self.hand_over(ranks, key, value, tensor)
         self.send_seconds += time.perf_counter() - start
 
