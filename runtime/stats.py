@@ -22,6 +22,9 @@ class Stats:
         lookahead_ms: of a look-ahead call.
         async_ms: of an async call.
         ranks: what each rank has done, by rank.
+        foreseen_calls: calls of a step's other streams that were begun with its first one, on branches of their own,
+            and then made as foreseen.
+        wasted_calls: calls that were begun so, and then not made or made with other arguments.
         exact_reasons: why calls were exact, such as "warm-up" or "another prompt" -> how many.
         uncovered_calls: attribute of the pipeline -> calls of the second denoiser there, which no plan covers and which
             are not counted above.
@@ -37,6 +40,8 @@ class Stats:
     ranks: tuple[Report, ...]
     exact_reasons: Mapping[str, int] = field(default_factory=dict)
     uncovered_calls: Mapping[str, int] = field(default_factory=dict)
+    foreseen_calls: int = 0
+    wasted_calls: int = 0
 
     @property
     def mode(self) -> str:
@@ -46,12 +51,19 @@ class Stats:
 
 
 class CallTimes:
-    """The number of an engine's calls and their time, by mode: "exact", "lookahead" or "async"."""
+    """The number of an engine's calls and their time, by mode: "exact", "lookahead" or "async".
+
+    Attributes:
+        foreseen: calls that were foreseen.
+        wasted: calls that were foreseen and not made so.
+    """
 
     def __init__(self) -> None:
         self._calls: dict[str, int] = defaultdict(int)
         self._seconds: dict[str, float] = defaultdict(float)
         self._reasons: Counter[str] = Counter()
+        self.foreseen = 0
+        self.wasted = 0
 
     def add(self, mode: str, seconds: float, reason: str | None = None) -> None:
         """Count a call that was run in a mode and took so long. reason: why it was exact; None where it was not."""
@@ -73,6 +85,8 @@ class CallTimes:
             ranks=ranks,
             exact_reasons=dict(self._reasons.most_common()),
             uncovered_calls=dict(uncovered_calls),
+            foreseen_calls=self.foreseen,
+            wasted_calls=self.wasted,
         )
 
     def _mean_ms(self, mode: str) -> float | None:

@@ -7,6 +7,7 @@ How one call goes, and which module does what:
     3. the graph of such calls is found, or traced            runtime.driver.traced_graphs
     4. the ranks are given what they lack of it               runtime.driver.distribution
     5. the trajectory that the call belongs to is found       runtime.driver.streams
+       if it was foreseen, it was begun earlier               runtime.driver.foresight
     6. it says which component runs which call                runtime.driver.trajectory
     7. commands and inputs go out, results come back          runtime.driver.dispatch
 """
@@ -28,12 +29,15 @@ from partitioner.graph.stateless import listed
 from partitioner.plan.plan import Plan
 from runtime.driver.call_arguments import CallForm, CallReader, Tensors
 from runtime.driver.callers import Caller
+from runtime.driver.denoiser_call import DenoiserCall
 from runtime.driver.denoiser_changes import TAKEN_OVER, DenoiserChanges
 from runtime.driver.dispatch import Dispatcher
 from runtime.driver.distribution import Distribution
-from runtime.driver.streams import DenoiserCall, Streams
+from runtime.driver.foresight import BegunCall, Foresight
+from runtime.driver.stream import Stream
+from runtime.driver.streams import Streams
 from runtime.driver.timestep_reader import TimestepReader
-from runtime.driver.traced_graphs import BuiltGraph, TracedGraphs
+from runtime.driver.traced_graphs import BuiltGraph, CallGraphs, TracedGraphs
 from runtime.driver.trajectory import RunMode
 from runtime.options import EngineOptions
 from runtime.ranks.base import DenoiserRanks
@@ -98,9 +102,8 @@ class DenoiserDriver:
         self._options = options
         self._shared = shared
         self._ignored = TAKEN_OVER if traced is not None else frozenset()
-        self._streams = Streams(
-            _run_mode(plan, options), plan.branches, options.microbatches, shared.contexts, shared.warned
-        )
+        self._streams = Streams(_run_mode(plan, options), plan, options.microbatches, shared.contexts, shared.warned)
+        self._foresight = Foresight(self._streams, shared.times, shared.warned)
         self.generations = self._streams.generations
         self._calls = CallReader(denoiser, plan)
         self._weights = Weights(denoiser)
@@ -155,34 +158,57 @@ class DenoiserDriver:
         tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
         self._distribution.recover()  # first: whoever looks for changes reads parameters
         self._follow_changes(thorough=False)
-        branches = self._calls.halves(tensors)
         number = self._number_of(form.timestep, caller)
-        while True:
-            built = self._graph_of(branches[0], form)
-            part = self._graph_of_part(built, branches[0], form)
-            call = DenoiserCall(caller, self.context_name.get(), built.graph, len(branches), tensors, number)
-            stream = self._streams.of(call)
-            if stream.trajectory.call > 0 or not self._follow_changes(thorough=True):
-                break
-            self._streams.end_all()  # the call's own, which has begun with the former graph, too
-        trajectory = stream.trajectory
-        mode, reason = trajectory.mode_now, trajectory.reason
-        begin = time.perf_counter()
-        results = self._dispatcher.run(trajectory, tensors, built, part, self._options.microbatches)
-        self._shared.times.add(mode, time.perf_counter() - begin, reason)
-        self._streams.done(stream, call, results[0], reason)
+        begun = self._foresight.made(caller, self.context_name.get(), tensors, form, number)
+        others: list[BegunCall] = []
+        if begun is None:
+            call, stream = self._stream_of(caller, tensors, form, number)
+            start = time.perf_counter()
+            begun = self._begin(call, stream)
+            if self.plan.streams > 1:
+                others = self._foresight.begin_others(call, stream, self._begin)
+        else:
+            start = time.perf_counter()
+        results = self._dispatcher.finish(begun.running, [other.running for other in others])
+        self._shared.times.add(begun.mode, time.perf_counter() - start, begun.reason)
+        self._streams.done(begun.stream, begun.call, results[0], begun.reason)
         for contexts, next_step in self._streams.ended():
             self._distribution.forget(contexts, next_step)
-        return built.graph.output([item.to(home) if isinstance(item, torch.Tensor) else item for item in results])
+        output = [item.to(home) if isinstance(item, torch.Tensor) else item for item in results]
+        return begun.call.graph.output(output)
+
+    def _stream_of(
+        self, caller: Caller, tensors: Tensors, form: CallForm, number: float | None
+    ) -> tuple[DenoiserCall, Stream]:
+        """A call that was not foreseen, and its stream, which has taken its inputs."""
+        while True:
+            graphs = self._graphs_of(tensors, form)
+            call = DenoiserCall(caller, self.context_name.get(), graphs, tensors, form, number)
+            stream = self._streams.of(call)
+            if stream.trajectory.call > 0 or not self._follow_changes(thorough=True):
+                return call, stream
+            self._end_trajectories()  # the call's own, which has begun with the former graph, too
+
+    def _begin(self, call: DenoiserCall, stream: Stream) -> BegunCall:
+        """Have the ranks begin a call. stream: that has taken its inputs."""
+        trajectory = stream.trajectory
+        mode, reason = trajectory.mode_now, trajectory.reason
+        first_branch = stream.group * self.plan.branches // self.plan.streams
+        running = self._dispatcher.begin(trajectory, call.tensors, call.graphs, first_branch)
+        return BegunCall(call, stream, running, mode, reason)
+
+    def _end_trajectories(self) -> None:
+        self._foresight.give_up_all()
+        self._streams.end_all()
 
     def _number_of(self, timestep: torch.Tensor | float | None, caller: Caller) -> float | None:
         """The timestep of a call as a number; None where it has none."""
         if timestep is None:
             return None
         number = self._timesteps.number(timestep, caller.scheduler() if caller.scheduler is not None else None)
-        if self._timesteps.was_wrong:
+        if self._timesteps.was_wrong or self._foresight.was_wrong:
             self._timesteps.was_wrong = False
-            self._streams.end_all()
+            self._end_trajectories()
             _LOGGER.warning(
                 "the timestep of the last denoiser call was not the one that the scheduler's step_index names, so that "
                 "the call may have been taken for another trajectory's; from here on timesteps are waited for"
@@ -209,7 +235,14 @@ class DenoiserDriver:
     def _outdate(self, written: Sequence[torch.Tensor]) -> None:
         self._graphs.outdate()
         self._distribution.outdate(written)
-        self._streams.end_all()
+        self._end_trajectories()
+
+    def _graphs_of(self, tensors: Tensors, form: CallForm) -> CallGraphs:
+        """The graphs of such a call, which every rank has."""
+        branches = self._calls.by_branch(tensors)
+        built = tuple(self._graph_of(rows, form) for rows in branches)
+        part = self._graph_of_part(built[0], branches[0], form) if len(set(map(id, built))) == 1 else None
+        return CallGraphs(built, part, self._options.microbatches)
 
     def _graph_of(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
         """The graph of such calls, which every rank has."""

@@ -27,33 +27,13 @@ from partitioner.plan.schedule import ComponentRun
 from partitioner.search.problem import KEPT_MESSAGES
 from runtime.driver.call_arguments import CallReader, Tensors
 from runtime.driver.distribution import Distribution
-from runtime.driver.traced_graphs import BuiltGraph
+from runtime.driver.traced_graphs import BuiltGraph, CallGraphs
 from runtime.driver.trajectory import Trajectory
 from runtime.ranks.base import DenoiserRanks
 from runtime.transport.layout import joined
 from runtime.transport.mailbox import MessageKey
 from runtime.worker.commands import Evaluate, Join
 from runtime.worker.waiting import Waiting, together
-
-
-@dataclass(frozen=True)
-class CallGraphs:
-    """The graphs of one call.
-
-    Attributes:
-        branches: of the rows of each branch that shares in the call.
-        part: of a micro-batch; None to compute a branch's rows together.
-        parts: how many micro-batches make the rows of a branch.
-    """
-
-    branches: tuple[BuiltGraph, ...]
-    part: BuiltGraph | None = None
-    parts: int = 1
-
-    @property
-    def graph(self) -> TracedGraph:
-        """Of the first branch; those of the others differ in the number of rows at most."""
-        return self.branches[0].graph
 
 
 @dataclass(frozen=True)

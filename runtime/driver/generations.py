@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from partitioner.plan.plan import Plan
 from runtime.driver.callers import Caller
 from runtime.driver.trajectory import ASTRAY, LAST_CALLS, MODE, ONE_COMPONENT, WARM_UP
 
@@ -61,10 +63,11 @@ class Generation:
         first: the timestep of the first call; None where calls have none.
         is_known: whether it is one of the scheduler's.
         warmup: how many calls each stream begins with that are exact.
-        components: of the plan.
-        branches: of the plan.
+        components: of a branch.
+        plan: of the denoiser.
         calls: so far, by why they were exact; "" for those that were not.
-        rows: of the latents, by how many branches shared them.
+        used: the branches that have computed something.
+        rows: of the first latent.
         open: how many streams have begun and have not come to the scheduler's end.
         is_cut: whether all its streams were ended, because the denoiser was changed.
         direction: of the first move of the timestep.
@@ -76,9 +79,10 @@ class Generation:
     is_known: bool
     warmup: int
     components: int
-    branches: int
+    plan: Plan
     calls: Counter[str] = field(default_factory=Counter)
-    rows: dict[int, int] = field(default_factory=dict)
+    used: set[int] = field(default_factory=set)
+    rows: int = 0
     open: int = 0
     is_cut: bool = False
     direction: float = 0.0
@@ -98,10 +102,11 @@ class Generation:
             return timestep != self.first and not self.is_known
         return (timestep - self.first) * self.direction < 0.0
 
-    def count(self, timestep: float | None, reason: str | None, branches: int, rows: int) -> None:
+    def count(self, timestep: float | None, reason: str | None, branches: Collection[int], rows: int) -> None:
         """Take a call. reason: why it was exact; None where it was not. branches: that its rows were shared by."""
         self.calls[reason or ""] += 1
-        self.rows.setdefault(branches, rows)
+        self.used |= set(branches)
+        self.rows = self.rows or rows
         self._last = timestep
         if timestep is not None and self.first is not None:
             self.direction = self.direction or timestep - self.first
@@ -129,15 +134,31 @@ class Generation:
                 f"all {total} denoiser calls of a generation were exact, so that no time was won: the warm-up is the "
                 f"first {self.warmup} of each trajectory. Take more steps, or a shorter warm-up (warmup=, --warmup)."
             )
-        if self.rows and max(self.rows) < self.branches:
-            ranks = range(max(self.rows) * self.components, self.branches * self.components)
-            idle, rows = ", ".join(map(str, ranks)), next(iter(self.rows.values()))
-            found["idle"] = (
-                f"rank {idle} did nothing in a generation: calls of {rows} {'rows' if rows > 1 else 'row'} cannot be "
-                f"shared evenly by the plan's {self.branches} branches, so that one of these computes all rows. Make a "
-                "plan of one branch for such calls: partition-model with --branches 1."
-            )
+        if self.used and len(self.used) < self.plan.branches and (is_over or self._last != self.first):
+            found["idle"] = self._idle()
         return found
+
+    def _idle(self) -> str:
+        """What to say of ranks that have done nothing."""
+        plan = self.plan
+        branches = [branch for branch in range(plan.branches) if branch not in self.used]
+        ranks = [
+            rank for branch in branches for rank in range(branch * self.components, (branch + 1) * self.components)
+        ]
+        each = plan.branches // plan.streams
+        if {branch // each for branch in self.used} != set(range(plan.streams)):
+            why = (
+                f"a step's calls were of fewer streams than the {plan.streams} that the plan has branches for: "
+                "guidance is off, or one call holds both halves. Make a plan for such calls: partition-model with "
+                "--guidance-style, or --branches 1."
+            )
+        else:
+            why = (
+                f"calls of {self.rows} {'rows' if self.rows > 1 else 'row'} cannot be shared evenly by {each} branches "
+                "of the plan, so that one of these computes all rows. Make a plan of fewer branches for such calls: "
+                f"partition-model with --branches {plan.streams}."
+            )
+        return f"rank {', '.join(map(str, ranks))} did nothing in a generation: {why}"
 
 
 class Generations:

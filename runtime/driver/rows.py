@@ -41,7 +41,7 @@ def split_rows(
         if split is None:
             return [dict(tensors)]
         sizes = [share * len(tensor) // whole for share in shares] if split else []
-        pieces = tensor.split(sizes) if split else (tensor,) * len(shares)
+        pieces = torch.split(tensor, sizes) if split else (tensor,) * len(shares)
         for part, piece in zip(parts, pieces, strict=True):
             part[path] = piece
     return parts

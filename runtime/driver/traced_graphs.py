@@ -43,6 +43,26 @@ class BuiltGraph:
     changed: bool = False
 
 
+@dataclass(frozen=True)
+class CallGraphs:
+    """The graphs of one call.
+
+    Attributes:
+        branches: of the rows of each branch that shares in the call.
+        part: of a micro-batch; None to compute a branch's rows together.
+        parts: how many micro-batches make the rows of a branch.
+    """
+
+    branches: tuple[BuiltGraph, ...]
+    part: BuiltGraph | None = None
+    parts: int = 1
+
+    @property
+    def graph(self) -> TracedGraph:
+        """Of the first branch; those of the others differ in the number of rows at most."""
+        return self.branches[0].graph
+
+
 class TracedGraphs:
     """Traces a denoiser for the calls that it is given, checks each graph against the plan, and keeps it."""
 

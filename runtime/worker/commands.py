@@ -18,8 +18,8 @@ class Setup:
 
     rank, component: its own. ranks_of: component -> rank, within its branch. device: as torch names it. predictor:
     name of the one for lagged reads. check_finite: look for NaN and Inf in all that it computes. record: note what it
-    does and when. compile, cuda_graphs: see runtime.worker.component.Component. branch: its own. result_ranks: by branch,
-    the rank that makes its results; the driver is that of branch 0, and the others send them to it.
+    does and when. compile, cuda_graphs: see runtime.worker.component.Component. branch: its own. result_ranks: by
+    branch, the rank that makes its results; the driver is that of branch 0, and the others send them to it.
     """
 
     rank: int

@@ -1,0 +1,108 @@
+"""Stream: the calls of one trajectory that carry the same conditions."""
+
+from __future__ import annotations
+
+from runtime.driver.call_arguments import Tensors
+from runtime.driver.callers import Caller
+from runtime.driver.continuity import Moves
+from runtime.driver.denoiser_call import DenoiserCall, timesteps_of
+from runtime.driver.generations import NEW_PROMPT, NEW_SIZE, TIMESTEP, Generation
+from runtime.driver.position import Position
+from runtime.driver.prompt_inputs import PromptInputs
+from runtime.driver.trajectory import Trajectory
+
+
+class Stream:
+    """The calls of one trajectory that carry the same conditions.
+
+    Attributes:
+        trajectory: what is kept of them.
+        caller: who made the last of them.
+        context_name: the cache context of all of them.
+        generation: that they are part of.
+        group: of the groups of branches that the plan has for streams, the one that computes its calls.
+        has_ended: whether no call can come any more.
+    """
+
+    def __init__(self, call: DenoiserCall, trajectory: Trajectory, generation: Generation, group: int) -> None:
+        self.trajectory = trajectory
+        self.generation = generation
+        self.group = group
+        self.caller = call.caller
+        self.context_name = call.context_name
+        self.has_ended = False
+        self._graph, self._branches = call.graph, call.branches
+        self._timesteps = call.timesteps
+        self._prompts = PromptInputs(call.graph, call.tensors)
+        scheduler = call.caller.scheduler() if call.caller.scheduler is not None else None
+        self._position = Position(call.timestep, scheduler) if call.timestep is not None else None
+        self._moves = Moves()
+        self._share: float | None = None  # of the present call's latent, that is unexplained
+        self._goes_round = False  # whether several threads or tasks have made its calls
+        trajectory.start(call.graph, call.tensors, call.timestep, scheduler)
+
+    def difference(self, call: DenoiserCall) -> str | None:
+        """Why a call of its caller, or of another thread or task, is not its next one; None where it may be."""
+        if call.graph is not self._graph or call.branches != self._branches:
+            return NEW_SIZE
+        if self.carries_other_prompts(call.tensors):
+            return NEW_PROMPT
+        if call.timestep is None or self._position is None or not self.trajectory.expects(call.timestep):
+            return TIMESTEP
+        skips = not self.is_next(call)
+        return (
+            TIMESTEP if not self._position.follows(call.timestep) or (skips and not self.is_of(call.caller)) else None
+        )
+
+    def carries_other_prompts(self, tensors: Tensors) -> bool:
+        """Whether a call of the same graph carries conditions other than the stream's. tensors: its inputs by path."""
+        return bool(self._prompts.changed(tensors))
+
+    def is_next(self, call: DenoiserCall) -> bool:
+        """Whether a call's timestep comes right after the last one: it is not the same again, and none was left out."""
+        return self._position is not None and call.timestep is not None and self._position.is_next(call.timestep)
+
+    def unexplained(self, call: DenoiserCall) -> float:
+        """The share of a call's latent that its sampler cannot have made."""
+        return self._moves.unexplained(call.latent)
+
+    @property
+    def was_foreign(self) -> bool:
+        """Whether the latent of its last call was none that its sampler can have made, and that was not looked at."""
+        return self._moves.was_foreign
+
+    def allows(self, call: DenoiserCall, unexplained: float) -> bool:
+        """Whether a call of whose latent such a share is unexplained may be its next one.
+
+        Any share may be the first: some samplers begin with nearly nothing but noise. Then the timestep must tell.
+        """
+        first = (
+            self._moves.worst is None and self._position is not None and self._position.is_next(call.timestep or 0.0)
+        )
+        return (first and self.is_of(call.caller)) or not self._moves.is_foreign(unexplained)
+
+    def is_of(self, caller: Caller) -> bool:
+        """Whether this caller has made all its calls so far."""
+        return not self._goes_round and self.caller.is_same(caller)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no call can come: its caller is gone, or has begun anew."""
+        return self.caller.is_gone or timesteps_of(self.caller) is not self._timesteps
+
+    def take(self, call: DenoiserCall, unexplained: float | None) -> None:
+        """Take its next call. unexplained: of its latent; None: that is looked at when the next call comes."""
+        if unexplained is None:
+            self._moves.look_later(call.latent)
+        self._goes_round |= not self.caller.is_same(call.caller)
+        self.caller = call.caller
+        self._share = unexplained
+        if self._position is not None and call.timestep is not None:
+            self._position.move(call.timestep)
+        self.trajectory.take(call.graph, call.tensors)
+
+    def done(self, call: DenoiserCall, output: object) -> None:
+        """Take what the denoiser gave for the present call."""
+        self._moves.add(call.latent, output, self._share)
+        self.has_ended = self._position is not None and self._position.is_last
+        self.generation.open -= self.has_ended
