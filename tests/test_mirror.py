@@ -27,6 +27,12 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     ),
     ("so are errors at run time", "runtime/test_engine.py", ["runtime.errors"]),
     (
+        "one stream, and a call, are tried where all streams are",
+        "runtime/driver/test_streams.py",
+        ["runtime.driver.stream", "runtime.driver.denoiser_call"],
+    ),
+    ("steps are what calls are foreseen from", "runtime/driver/test_foresight.py", ["runtime.driver.steps"]),
+    (
         "the driver of a denoiser is all of an engine but the start and the end",
         "runtime/test_engine_changes.py",
         ["runtime.driver.denoiser_driver"],

@@ -97,6 +97,7 @@ class Foresight:
             if self._is_as_foreseen(begun, given):
                 del self._foreseen[begun]
                 self._times.foreseen += 1
+                steps.hit = True
                 steps.take(begun.call, begun.stream)
                 return begun
             steps.missed = True
@@ -119,7 +120,7 @@ class Foresight:
             return []
         begun = []
         for other in steps.expected(stream):
-            foreseen = steps.next_call(other, call)
+            foreseen = steps.next_call(other, stream)
             if foreseen is None or other.group == stream.group or not self._streams.is_open(other):
                 continue
             if other.is_next(foreseen) and other.is_of(call.caller) and other.difference(foreseen) is None:
@@ -138,8 +139,11 @@ class Foresight:
         left = [begun for begun in self._foreseen if begun.stream.generation is generation]
         for begun in left:
             self._give_up(begun)
-        steps.misses = steps.misses + 1 if left or steps.missed else 0
-        steps.missed = False
+        if left or steps.missed:
+            steps.misses += 1
+        elif steps.hit:
+            steps.misses = 0
+        steps.missed = steps.hit = False
         if steps.misses >= MOST_MISSES and not steps.gave_up:
             steps.gave_up = True
             self._warn(

@@ -68,12 +68,14 @@ class Steps:
     """The present step of a generation and the one before.
 
     Attributes:
-        missed: whether a call of the present step was foreseen, and made otherwise.
-        misses: how many steps in a row had such a call, or one that was foreseen and not made at all.
+        hit: whether a call of the present step was made as foreseen.
+        missed: whether one was made otherwise.
+        misses: how many steps in a row, of those that had foreseen calls, had one that was not made as foreseen.
         gave_up: whether no call is foreseen any more.
     """
 
     def __init__(self) -> None:
+        self.hit = False
         self.missed = False
         self.misses = 0
         self.gave_up = False
@@ -96,7 +98,7 @@ class Steps:
             self._before, self._now = self._now, {}
         first, own = next(iter(self._now.values()), None), self._before.get(stream)
         like: dict[str, dict[Source, Same]] = {}
-        for path in stepwise_inputs(call) if first is not None else ():
+        for path in stepwise_inputs(call):
             candidates: dict[Source, _Made | None] = {"first": first, "own": own}
             like[path] = {
                 source: Same(call.tensors[path], made.call.tensors[path])
@@ -114,25 +116,36 @@ class Steps:
         """The streams that are to be called at the present step, which this one's call has begun, too."""
         return [stream for stream in self._before if stream is not first]
 
-    def next_call(self, stream: Stream, first: DenoiserCall) -> DenoiserCall | None:
-        """A stream's next call; None where it cannot be foreseen.
+    def next_call(self, stream: Stream, first: Stream) -> DenoiserCall | None:
+        """A stream's call at the present step; None where it cannot be foreseen.
 
         Args:
-            stream: that was called at the step before, not as its first.
-            first: the present step's first call.
+            stream: that was called at the step before.
+            first: that the present step's first call belongs to, the only one so far.
         """
-        made = self._before[stream]
+        made, now = self._before[stream], self._now[first].call
         stepwise = stepwise_inputs(made.call)
         inputs = dict(made.call.tensors)
         for path, tensor in inputs.items():
-            like = made.like.get(path, {})
-            if path in stepwise and like.get("first") and path in first.tensors:
-                tensor = first.tensors[path]
-            elif made.was_written(path) or (path in stepwise and not like.get("own")):
+            if (
+                path in stepwise
+                and path in now.tensors
+                and self._was_like_first(stream, path)
+                and self._was_like_first(first, path)
+            ):
+                tensor = now.tensors[path]
+            elif made.was_written(path) or (path in stepwise and not made.like[path].get("own")):
                 return None
             # an inference tensor does not tell whether it is written to: a copy is what it was
             inputs[path] = tensor.clone() if tensor.is_inference() else tensor
-        return replace(made.call, caller=first.caller, tensors=inputs, number=first.number)
+        return replace(made.call, caller=now.caller, tensors=inputs, number=now.number)
+
+    def _was_like_first(self, stream: Stream, path: str) -> bool:
+        """Whether an input of a stream's call at the step before was the same as that of the step's first call."""
+        made = self._before.get(stream)
+        if made is None or path not in made.call.tensors:
+            return False
+        return stream is next(iter(self._before)) or bool(made.like.get(path, {}).get("first"))
 
 
 def stepwise_inputs(call: DenoiserCall) -> dict[str, Role]:

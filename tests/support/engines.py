@@ -138,12 +138,14 @@ def toy_plan(
     components: int = 2,
     *,
     branches: int = 1,
+    streams: int = 1,
     placed: Callable[[TracedGraph, int], dict[str, int]] = contiguous,
     **options: Any,
 ) -> Plan:
     """A plan of the toy denoiser for calls of 2 rows."""
-    graph = toy_graph(denoiser, rows=2 // branches)
-    return plan_of(graph, placed(graph, components), branches=branches, **{"warmup": 2, **options})
+    graph = toy_graph(denoiser, rows=2 * streams // branches)
+    options = {"warmup": 2, "streams": streams, "calls_per_step": streams, **options}
+    return plan_of(graph, placed(graph, components), branches=branches, **options)
 
 
 class Trajectory:

@@ -41,7 +41,7 @@ def test_what_goes_with_the_rows(
 ) -> None:
     tensors = {"x": torch.zeros(latent), "other": torch.zeros(shape)}
     known = {"x": planned_latent, **({"other": planned} if planned is not None else {})}
-    parts = split_rows(tensors, "x", known, 2)
+    parts = split_rows(tensors, "x", known, [1, 1])
     if split is None:
         assert [part["other"].shape for part in parts] == [shape]
     else:
@@ -52,4 +52,16 @@ def test_what_goes_with_the_rows(
 
 def test_rows_that_do_not_divide_stay_together() -> None:
     tensors = {"x": torch.zeros(3, 4)}
-    assert [part["x"].shape for part in split_rows(tensors, "x", {"x": (1, 4)}, 2)] == [(3, 4)]
+    assert [part["x"].shape for part in split_rows(tensors, "x", {"x": (1, 4)}, [1, 1])] == [(3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "shares", "expected"), [(8, [5, 3], [5, 3]), (16, [5, 3], [10, 6]), (4, [5, 3], [2, 2]), (5, [5, 3], [5])]
+)
+def test_rows_are_shared_out_in_proportion_where_they_divide_so(
+    rows: int, shares: list[int], expected: list[int]
+) -> None:
+    tensors = {"x": torch.randn(rows, 4), "frames": torch.randn(3 * rows, 2), "ids": torch.zeros(1, 3)}
+    parts = split_rows(tensors, "x", {"x": (8, 4), "frames": (24, 2)}, shares)
+    assert [len(part["x"]) for part in parts] == expected
+    assert all(torch.equal(torch.cat([part[path] for part in parts]), tensors[path]) for path in ("x", "frames"))

@@ -13,11 +13,15 @@ import pytest
 import torch
 
 from runtime.driver import trajectory as module
+from runtime.driver.call_arguments import CallForm
 from runtime.driver.callers import caller_of
-from runtime.driver.streams import DenoiserCall, Streams
+from runtime.driver.denoiser_call import DenoiserCall
+from runtime.driver.streams import Streams
+from runtime.driver.traced_graphs import BuiltGraph, CallGraphs
 from runtime.driver.trajectory import RunMode, Trajectory
 from runtime.engine import Engine
 from runtime.options import EngineOptions
+from runtime.worker.specs import build_specs
 from tests.support import engines
 from tests.support.engines import equal
 from tests.support.schedulers import BETAS, scheduler_of
@@ -101,13 +105,16 @@ def test_lookahead_runs_what_the_docstring_draws() -> None:
 def modes(scheduler: Any, latents: Sequence[torch.Tensor], passed: Sequence[float], **mode: Any) -> list[str]:
     """How each call of a trajectory over these latents and timesteps is run."""
     given = {"components": 2, "mode": "lookahead", "warmup": 2, "periods": (1, 1)} | mode
-    streams = Streams(RunMode(**given), branches=1, microbatches=1, numbers=itertools.count(step=2), warned=set())
+    streams = Streams(
+        RunMode(**given), KINDS["held"].plan, microbatches=1, numbers=itertools.count(step=2), warned=set()
+    )
     found: list[str] = []
     caller = caller_of(DENOISER, lambda: scheduler)
     graph, context = GRAPHS[2](), torch.zeros(2, 6)
+    graphs = CallGraphs((BuiltGraph(0, graph, *build_specs(graph, KINDS["held"].plan.place(graph), 2)),))
     for latent, timestep in zip(latents, passed, strict=True):
         tensors = {"x": latent, "t": torch.tensor(timestep), "context": context}
-        call = DenoiserCall(caller, "", graph, 1, tensors)
+        call = DenoiserCall(caller, "", graphs, tensors, CallForm((), {}, {}))
         stream = streams.of(call)
         running = stream.trajectory
         found.append(running.mode_now)
