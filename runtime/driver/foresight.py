@@ -20,7 +20,7 @@ from runtime.driver.denoiser_call import DenoiserCall
 from runtime.driver.dispatch import RunningCall
 from runtime.driver.generations import Generation
 from runtime.driver.readback import is_late
-from runtime.driver.steps import Same, Steps, stepwise_inputs, versions_of
+from runtime.driver.steps import SameBits, Steps, stepwise_inputs, versions_of
 from runtime.driver.stream import Stream
 from runtime.driver.streams import Streams
 from runtime.stats import CallTimes
@@ -49,7 +49,7 @@ class BegunCall:
     reason: str | None
 
 
-Begin = Callable[[DenoiserCall, Stream], BegunCall]
+BeginCall = Callable[[DenoiserCall, Stream], BegunCall]
 
 
 class Foresight:
@@ -66,7 +66,7 @@ class Foresight:
         self._times = times
         self._warned = warned
         self._foreseen: dict[BegunCall, dict[str, int]] = {}  # with the versions of their inputs, by path
-        self._doubts: list[Same] = []  # what was taken to be the same, and is looked at later
+        self._doubts: list[SameBits] = []  # what was taken to be the same, and is looked at later
 
     @property
     def was_wrong(self) -> bool:
@@ -104,8 +104,8 @@ class Foresight:
             self._give_up(begun)
         return None
 
-    def begin_others(self, call: DenoiserCall, stream: Stream, begin: Begin) -> list[BegunCall]:
-        """Begin what else is to be called at the step that a call may begin.
+    def begin_others(self, call: DenoiserCall, stream: Stream, begin: BeginCall) -> list[BegunCall]:
+        """BeginCall what else is to be called at the step that a call may begin.
 
         Args:
             call: that the pipeline makes; it was not foreseen.
@@ -158,7 +158,7 @@ class Foresight:
         for path, role in stepwise_inputs(given).items():
             if now.get(path) != self._foreseen[begun].get(path):
                 return False  # it was written to: nobody knows what it was
-            same = Same(given.tensors[path], begun.call.tensors[path])
+            same = SameBits(given.tensors[path], begun.call.tensors[path])
             if role is Role.TIMESTEP and is_late(given.tensors[path]) and given.number == begun.call.number:
                 self._doubts.append(same)
             elif not same:

@@ -24,7 +24,7 @@ MOST = 16  # streams of a step; what calls more is no step
 Source = Literal["first", "own"]  # the same input of the step's first call, or of the stream's own call before
 
 
-class Same:
+class SameBits:
     """Whether two tensors are bit for bit the same; on a GPU that is looked at later, so as not to wait for it now."""
 
     def __init__(self, one: torch.Tensor, other: torch.Tensor) -> None:
@@ -57,7 +57,7 @@ class _Made:
 
     call: DenoiserCall
     versions: dict[str, int]
-    like: dict[str, dict[Source, Same]]
+    like: dict[str, dict[Source, SameBits]]
 
     def was_written(self, path: str) -> bool:
         """Whether an input has been written to since, as far as it tells."""
@@ -97,11 +97,11 @@ class Steps:
         if self.begins(call, stream):
             self._before, self._now = self._now, {}
         first, own = next(iter(self._now.values()), None), self._before.get(stream)
-        like: dict[str, dict[Source, Same]] = {}
+        like: dict[str, dict[Source, SameBits]] = {}
         for path in stepwise_inputs(call):
             candidates: dict[Source, _Made | None] = {"first": first, "own": own}
             like[path] = {
-                source: Same(call.tensors[path], made.call.tensors[path])
+                source: SameBits(call.tensors[path], made.call.tensors[path])
                 for source, made in candidates.items()
                 if made is not None and path in made.call.tensors and not made.was_written(path)
             }
