@@ -194,7 +194,7 @@ def call_signature(tensors: Tensors, form: CallForm) -> CallSignature:
 
     An image that was encoded lies channels last, a drawn latent does not, and convolutions round differently for it.
     """
-    shapes = ((path, *_layout(tensor.shape, _strides(tensor)), str(tensor.dtype)) for path, tensor in tensors.items())
+    shapes = ((path, *layout_of(tensor)) for path, tensor in tensors.items())
     return _signature(shapes, form.literals.items(), form.containers.items())
 
 
@@ -204,6 +204,11 @@ def graph_signature(graph: TracedGraph) -> CallSignature:
         (item.name, *_layout(item.meta.shape, item.meta.stride), f"torch.{item.meta.dtype}") for item in graph.inputs
     )
     return _signature(shapes, graph.literals, graph.containers)
+
+
+def layout_of(tensor: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...], str]:
+    """What a traced graph depends on of a tensor: its shape, the strides of its copy, and its dtype."""
+    return *_layout(tensor.shape, _strides(tensor)), str(tensor.dtype)
 
 
 def _strides(tensor: torch.Tensor) -> tuple[int, ...]:

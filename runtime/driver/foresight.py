@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from partitioner.graph.ir import Role
-from runtime.driver.call_arguments import CallForm, Tensors
+from runtime.driver.call_arguments import CallForm, Tensors, layout_of
 from runtime.driver.callers import Caller
 from runtime.driver.denoiser_call import DenoiserCall
 from runtime.driver.dispatch import RunningCall
@@ -97,6 +97,7 @@ class Foresight:
             if self._is_as_foreseen(begun, given):
                 del self._foreseen[begun]
                 self._times.foreseen += 1
+                begun.stream.generation.foreseen += 1
                 steps.hit = True
                 steps.take(begun.call, begun.stream)
                 return begun
@@ -105,7 +106,7 @@ class Foresight:
         return None
 
     def begin_others(self, call: DenoiserCall, stream: Stream, begin: BeginCall) -> list[BegunCall]:
-        """BeginCall what else is to be called at the step that a call may begin.
+        """Begin what else is to be called at the step that a call may begin.
 
         Args:
             call: that the pipeline makes; it was not foreseen.
@@ -116,14 +117,18 @@ class Foresight:
         if steps.begins(call, stream):
             self._end_step(steps, stream.generation)
         steps.take(call, stream)
-        if steps.gave_up or not steps.has_begun:
+        if not steps.has_begun:
+            if steps.why is not None and not steps.gave_up:
+                stream.generation.unforeseen[steps.why] += 1
             return []
-        begun = []
+        begun, steps.why = [], None
         for other in steps.expected(stream):
-            foreseen = steps.next_call(other, stream)
-            if foreseen is None or other.group == stream.group or not self._streams.is_open(other):
+            if steps.gave_up or other.group == stream.group or not self._streams.is_open(other):
                 continue
-            if other.is_next(foreseen) and other.is_of(call.caller) and other.difference(foreseen) is None:
+            foreseen = steps.next_call(other, stream)
+            if isinstance(foreseen, str):
+                steps.why = foreseen
+            elif other.is_next(foreseen) and other.is_of(call.caller) and other.difference(foreseen) is None:
                 self._streams.foresee(other, foreseen)
                 begun.append(begin(foreseen, other))
                 self._foreseen[begun[-1]] = versions_of(foreseen.tensors)
@@ -184,8 +189,5 @@ def _is_of_stream(begun: BegunCall, given: DenoiserCall) -> bool:
         return False
     if (known.form.literals, known.form.containers) != (given.form.literals, given.form.containers):
         return False
-    return _forms(known.tensors) == _forms(given.tensors) and not begun.stream.carries_other_prompts(given.tensors)
-
-
-def _forms(tensors: Tensors) -> dict[str, tuple[object, ...]]:
-    return {path: (tensor.shape, tensor.dtype, tensor.stride()) for path, tensor in tensors.items()}
+    layouts = [{path: layout_of(tensor) for path, tensor in call.tensors.items()} for call in (known, given)]
+    return layouts[0] == layouts[1] and not begun.stream.carries_other_prompts(given.tensors)

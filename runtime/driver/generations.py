@@ -68,6 +68,8 @@ class Generation:
         calls: so far, by why they were exact; "" for those that were not.
         used: the branches that have computed something.
         rows: of the first latent.
+        foreseen: how many calls were begun with their step's first one, on branches of their own.
+        unforeseen: how many calls of such branches were not, by why.
         open: how many streams have begun and have not come to the scheduler's end.
         is_cut: whether all its streams were ended, because the denoiser was changed.
         direction: of the first move of the timestep.
@@ -83,6 +85,8 @@ class Generation:
     calls: Counter[str] = field(default_factory=Counter)
     used: set[int] = field(default_factory=set)
     rows: int = 0
+    foreseen: int = 0
+    unforeseen: Counter[str] = field(default_factory=Counter)
     open: int = 0
     is_cut: bool = False
     direction: float = 0.0
@@ -133,6 +137,13 @@ class Generation:
             found["short"] = (
                 f"all {total} denoiser calls of a generation were exact, so that no time was won: the warm-up is the "
                 f"first {self.warmup} of each trajectory. Take more steps, or a shorter warm-up (warmup=, --warmup)."
+            )
+        if self.unforeseen.total() > self.foreseen:
+            why = self.unforeseen.most_common(1)[0][0]
+            found["unforeseen"] = (
+                f"of {self.unforeseen.total() + self.foreseen} denoiser calls of a generation that could have been "
+                f"begun with the first call of their step {self.foreseen} were, so that branches waited for each "
+                f"other: {why}. Make a plan without branches for streams: partition-model with --branches 1."
             )
         if self.used and len(self.used) < self.plan.branches and (is_over or self._last != self.first):
             found["idle"] = self._idle()

@@ -157,12 +157,16 @@ def test_other_latents_in_one_step_are_computed_anew(run: Callable[..., Stats]) 
     assert calls(run(change=change)) == (2 * STEPS, STEPS - 3, 1)
 
 
-def test_a_second_call_of_latents_of_its_own_is_never_foreseen(run: Callable[..., Stats]) -> None:
+def test_a_second_call_of_latents_of_its_own_is_never_foreseen_and_it_is_said(
+    run: Callable[..., Stats], caplog: Any
+) -> None:
     def change(step: int, name: str, arguments: dict[str, Any]) -> None:
         if name == "uncond":
             arguments["x"] = arguments["x"] * 0.5
 
     assert calls(run(change=change)) == (2 * STEPS, 0, 0)
+    assert "of 5 denoiser calls of a generation that could have been begun with the first call" in caplog.text
+    assert "x was neither that of the step's first call nor as before" in caplog.text
 
 
 def test_after_two_misses_in_a_row_it_is_given_up_and_said(run: Callable[..., Stats], caplog: Any) -> None:
@@ -222,3 +226,24 @@ def test_a_generation_that_ends_in_mid_step_leaves_nothing(run: Callable[..., St
 def test_one_stream_leaves_the_other_branch_idle_and_it_is_said(run: Callable[..., Stats], caplog: Any) -> None:
     run(calls=lambda _step: ("cond",))
     assert "rank 1 did nothing in a generation: a step's calls were of fewer streams than the 2" in caplog.text
+
+
+@pytest.mark.parametrize(("first", "second"), [("cond", "perturbed"), ("perturbed", "cond")])
+def test_a_call_of_fewer_or_more_of_the_same_rows_is_foreseen(
+    run: Callable[..., Stats], first: str, second: str
+) -> None:
+    """Both halves of guidance in one call, and a perturbed pass of the conditional half only."""
+
+    def change(_step: int, name: str, arguments: dict[str, Any]) -> None:
+        if name == "cond":
+            arguments["x"] = torch.cat([arguments["x"]] * 2)
+            arguments["context"] = torch.cat([arguments["context"], -arguments["context"]])
+
+    def halved(unet: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda **arguments: (unet(**arguments)[0][:2],)
+
+    made = GuidedPipeline(halved(DENOISER), calls=lambda _step: (first, second), change=change)()
+    with Engine(DENOISER, PLAN, EngineOptions(transport="emulation", exact=True)) as engine:
+        got = GuidedPipeline(halved(engine), calls=lambda _step: (first, second), change=change)()
+        assert calls(engine.stats) == (2 * STEPS, STEPS - 1, 0)
+    assert all(map(torch.equal, got, made))
