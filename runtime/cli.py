@@ -253,6 +253,8 @@ def _figures(stats: Stats) -> dict[str, Any]:
         "async_ms_per_step": split_ms / split if split else None,
         "exact_reasons": dict(stats.exact_reasons),
         "uncovered_calls": dict(stats.uncovered_calls),
+        "foreseen_calls": stats.foreseen_calls,
+        "wasted_calls": stats.wasted_calls,
         "per_rank": [
             {
                 "rank": rank,
@@ -311,6 +313,8 @@ def _print_table(result: Mapping[str, Any], stats: Stats) -> None:
     print(table_text(["mode", "steps", "ms per step"], rows, left={0}))
     if stats.exact_reasons:
         print("exact because of: " + ", ".join(f"{reason} ({count})" for reason, count in stats.exact_reasons.items()))
+    if stats.foreseen_calls or stats.wasted_calls:
+        print(f"begun with their step's first call: {stats.foreseen_calls}, and in vain {stats.wasted_calls}")
     for name, count in stats.uncovered_calls.items():
         print(f"not by the plan: {count} calls of the second denoiser, {name}")
     rows = [

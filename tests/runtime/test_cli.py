@@ -181,6 +181,7 @@ def test_exact_is_the_unmodified_pipeline_and_json_is_all_of_stdout(run: Run, ho
     assert result["lookahead_ms_per_step"] is None
     assert result["async_ms_per_step"] is None
     assert (result["exact_reasons"], result["uncovered_calls"]) == ({"exact mode": 3}, {})
+    assert (result["foreseen_calls"], result["wasted_calls"]) == (0, 0)
     assert [row["rank"] for row in result["per_rank"]] == [0, 1]
     assert all(row["parameter_bytes"] > 0 and row["sent_bytes"] > 0 for row in result["per_rank"])
     own = pipelines.call(
