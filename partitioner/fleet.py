@@ -131,27 +131,27 @@ def limit_memory(fleet: Fleet, memory_bytes: float | None) -> Fleet:
     return tuple(replace(device, memory_bytes=min(device.memory_bytes, memory_bytes)) for device in fleet)
 
 
-def paired(fleet: Fleet) -> tuple[Devices, list[tuple[int, ...]]]:
-    """Pair devices of like speed for two branches; an odd device, the slowest, is left out.
+def grouped(fleet: Fleet, size: int) -> tuple[Devices, list[tuple[int, ...]]]:
+    """Put devices of like speed together, so many in each group; the slowest, which fill no group, are left out.
 
     Returns:
-        One device per pair, as good as the worse of both, and the numbers of the two in the fleet.
+        One device per group, as good as the worst in it, the fastest group first (in the fleet's order where a group is
+        one device); and the numbers of each group's devices in the fleet.
     """
-    order = sorted(range(len(fleet)), key=lambda d: (-_speed(fleet[d]), d))
-    pairs: list[tuple[int, ...]] = [(order[i], order[i + 1]) for i in range(0, len(order) - 1, 2)]
-    worse = []
-    for a, b in pairs:
-        one, other = fleet[a], fleet[b]
-        worse.append(
-            Device(
-                name=one.name if one.name == other.name else f"{one.name}+{other.name}",
-                memory_bytes=min(one.memory_bytes, other.memory_bytes),
-                link_gb_per_s=min(one.link_gb_per_s, other.link_gb_per_s),
-                latency_ms=max(one.latency_ms, other.latency_ms),
-                speed=min(_speed(one), _speed(other)),
-            )
-        )
-    return as_devices(worse), pairs
+    order = sorted(range(len(fleet)), key=lambda d: (-_speed(fleet[d]), d)) if size > 1 else list(range(len(fleet)))
+    groups = [tuple(order[i : i + size]) for i in range(0, len(order) - size + 1, size)]
+    return as_devices([_worst([fleet[d] for d in group]) for group in groups]), groups
+
+
+def _worst(devices: Sequence[Device]) -> Device:
+    """A device as good as the worst of some in each respect."""
+    return Device(
+        name="+".join(dict.fromkeys(device.name for device in devices)),
+        memory_bytes=min(device.memory_bytes for device in devices),
+        link_gb_per_s=min(device.link_gb_per_s for device in devices),
+        latency_ms=max(device.latency_ms for device in devices),
+        speed=min(map(_speed, devices)),
+    )
 
 
 def as_devices(fleet: Sequence[Device]) -> Devices:

@@ -41,6 +41,8 @@ def describe(plan: Plan, path: str | None, sampling: SamplingSetup = ANY) -> dic
         "streams": plan.streams,
         "branch_rows": list(plan.branch_rows),
         "calls_per_step": plan.calls_per_step,
+        "images": plan.images,
+        "rows_of_branches": plan.rows_of_branches,
         "components_per_branch": plan.components,
         "mode": plan.mode,
         "period": plan.period,
@@ -109,6 +111,8 @@ def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[st
         "candidates": [
             {
                 "branches": candidate.branches,
+                "streams": candidate.branching.streams,
+                "branch_rows": list(candidate.branching.rows),
                 "components": candidate.components,
                 "mode": candidate.mode,
                 "period": candidate.period,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import groupby
-from typing import Any
 
+from partitioner.branch_text import Document, branches_text, weights_text
 from partitioner.planning.expected_quality import MARGIN_DB
 from partitioner.simulator.speed_of_light import SpeedOfLight
 from partitioner.tables import table_text
-
-Document = Mapping[str, Any]
 
 _STYLES = {
     "batch": "both halves in one call",
@@ -40,9 +37,11 @@ def report_text(document: Document) -> str:
         _what_runs(document),
         f"costs: {_cost_source(document)}",
         *_guidance(document),
+        *branches_text(document),
         *_beside(document),
         "",
         _component_table(document, ms),
+        *weights_text(document),
         "",
         f"predicted step   {document['step_ms']:.4g} {ms}, sequential {document['sequential_ms']:.4g} {ms}: "
         f"speed-up {document['speedup_step']:.2f} x",
@@ -117,7 +116,7 @@ def _speed_of_light(document: Document, remark: str) -> list[str]:
     lines = [f"speed of light   {light}{remark}"]
     if light.balanced > light.ideal and document["branches"] > 1:
         lines.append(
-            "                 above the ideal: half a guidance batch takes less than half the time of a whole one"
+            "                 above the ideal: a part of a call's rows takes less than its part of the call's time"
         )
     return lines
 
@@ -212,6 +211,7 @@ def _candidate_table(document: Document, ms: str) -> str:
     rows = []
     for c in document["candidates"]:
         name = f"{c['branches']} x {c['components']}" + (f", period {c['period']}" if c["period"] > 1 else "")
+        name += _sharing(c)
         figures = ["-", "-", "-", "-", c["reason"]]
         if not c["reason"]:
             figures = [
@@ -220,6 +220,15 @@ def _candidate_table(document: Document, ms: str) -> str:
             ]  # fmt: skip
         rows.append([name, _mode(c, c["components"]), *figures])
     return table_text(headers, rows, left={0, 1, 6})
+
+
+def _sharing(candidate: Document) -> str:
+    """How branches share a step, where their number alone does not say it."""
+    rows, streams = candidate["branch_rows"], candidate["streams"]
+    words = [f"{streams} streams"] if streams > 1 else []
+    if len(set(rows)) > 1:
+        words.append(f"rows {' + '.join(map(str, rows))}")
+    return f", {', '.join(words)}" if words else ""
 
 
 def _remark(candidate: Document) -> str:

@@ -27,6 +27,7 @@ ROOMS = {
         simulator
         baselines
         planning
+        branch_text
         model_list report report_text
         cli
     """,

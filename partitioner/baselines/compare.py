@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,12 +36,12 @@ class Baseline:
 
 
 def baselines(
-    graph: TracedGraph, problem: Problem, devices: Devices, chain: Split | None = None
+    graph: TracedGraph, problem: Problem, devices: Devices, chain: Split | None = None, calls: int = 1
 ) -> dict[str, Baseline]:
     """By name: "contiguous", "equal_parameters", and "asyncdiff" where a split for so many devices was published.
 
     problem: of ``graph``, a full call. chain: the solver's for look-ahead, where it is known. One that is not possible
-    (more devices than parts) is left out.
+    (more devices than parts) is left out. calls: of a step, all of which its figures are of.
     """
     found: dict[str, Baseline] = {}
     try:
@@ -55,7 +55,17 @@ def baselines(
         found["asyncdiff"] = _figures(
             problem, by_module(graph, problem, modules), devices, broadcast=broadcast_bytes(graph, modules)
         )
-    return found
+    return {name: _of_step(figures, calls) for name, figures in found.items()}
+
+
+def _of_step(figures: Baseline, calls: int) -> Baseline:
+    broadcast = figures.broadcast_bytes_per_step
+    return replace(
+        figures,
+        step_ms=calls * figures.step_ms,
+        bytes_per_step=calls * figures.bytes_per_step,
+        broadcast_bytes_per_step=None if broadcast is None else calls * broadcast,
+    )
 
 
 def _figures(

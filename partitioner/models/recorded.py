@@ -37,8 +37,8 @@ class Recording:
 
     Attributes:
         seen: The arguments and roles of its calls.
-        half: Those without guidance, where with it a call holds both halves in one batch that can be split; else None.
-        guidance: "batch": both halves in one call; "two-calls": one after the other, with the same latent and timestep;
+        half: Those without guidance, where with it a call holds both halves, or more parts, in one batch; else None.
+        guidance: "batch": all of them in one call; "two-calls": one after the other, with the same latent and timestep;
             "embedded": its scale is an argument of the denoiser; "none": none was seen.
         call: What the pipeline was called with.
         beside: Other modules that the pipeline called between the denoiser's calls, such as a ControlNet.
@@ -145,7 +145,7 @@ def _shown(call: Mapping[str, Any]) -> list[str]:
 def _without_guidance(
     runs: _Runs, call: Mapping[str, Any], seen: SeenRoles, calls: list[SeenCall], given: Mapping[str, Any]
 ) -> tuple[SeenRoles | None, GuidanceStyle]:
-    """What calls look like without guidance, if with it they hold both halves; and the style of guidance."""
+    """What calls look like without guidance, if with it they hold its parts in a batch; and the style of guidance."""
     names = [name for name in guidance_arguments(runs.pipe) if name not in given]
     style: GuidanceStyle = "two-calls" if seen.calls_per_step > 1 else "none"
     for scale in (1.0, 0.0) if names else ():
@@ -153,10 +153,10 @@ def _without_guidance(
         alone = seen.of(others) if others else None
         if alone is None:
             continue
+        if alone.rows < seen.rows and seen.rows % alone.rows == 0:
+            return (alone if _is_half(alone, seen) else None), "batch"
         if alone.calls_per_step < seen.calls_per_step:
             return None, "two-calls"
-        if 2 * alone.rows == seen.rows:
-            return (alone if _is_half(alone, seen) else None), "batch"
         if style == "none" and _prompts(others[0], seen) != _prompts(calls[0], seen):
             style = "embedded"
     return None, style

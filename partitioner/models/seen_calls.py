@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,6 +132,16 @@ class SeenRoles:
     def rows(self) -> int:
         """Rows of the noisy sample."""
         return self.example.tensors[self.latent].shape[0]
+
+    @property
+    def in_list(self) -> bool:
+        """Whether the noisy samples are a list, each without rows."""
+        return self.latent.rpartition(".")[0] in self.example.containers
+
+    def with_shapes(self, shape: Callable[[str, tuple[int, ...]], tuple[int, ...]]) -> SeenRoles:
+        """The same with tensors of other shapes. shape: of a tensor, by its path and its shape here."""
+        tensors = {path: replace(t, shape=shape(path, t.shape)) for path, t in self.example.tensors.items()}
+        return replace(self, example=replace(self.example, tensors=tensors))
 
     def of(self, calls: Sequence[SeenCall]) -> SeenRoles | None:
         """The same roles in other calls; None where those have other arguments."""

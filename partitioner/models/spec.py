@@ -9,7 +9,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from partitioner.errors import UsageError
 from partitioner.graph.ir import Role
 from partitioner.models.build import build_denoiser
 from partitioner.models.built_in import BUILT_IN
+from partitioner.models.call_rows import CallRows, row_paths
 from partitioner.models.guidance import GuidanceStyle, guidance_style
 from partitioner.models.inputs import Inputs, roles_in, zeros
 from partitioner.models.registry import ARCHITECTURES, Architecture, NotDescribed, Request, load_plugins, nearest_names
@@ -62,9 +63,8 @@ class ModelSpec:
         name: What plans call the model.
         class_name: The class of the denoiser.
         inputs: The arguments of one call.
-        branch_inputs: The arguments of a call for one half of guidance; the same where halves is 1.
-        halves: 2 where a call holds both halves of guidance in one batch, else 1.
-        batch: Images or videos per call.
+        step: The calls of a step, and their rows.
+        inputs_for: The arguments of a call of so many rows.
         dtype: "float16", "bfloat16" or "float32".
         make: Makes the denoiser, with torch's default dtype.
         revision: The commit of a hub id, else None.
@@ -79,9 +79,8 @@ class ModelSpec:
     name: str
     class_name: str
     inputs: Inputs
-    branch_inputs: Inputs
-    halves: int
-    batch: int
+    step: CallRows
+    inputs_for: Callable[[int], Inputs] = field(compare=False, repr=False)
     dtype: str
     make: Callable[[], nn.Module]
     revision: str | None = None
@@ -114,42 +113,44 @@ class ModelSpec:
         """Role of each tensor argument, by its path ("added_cond_kwargs.text_embeds")."""
         return dict(roles_in(self.inputs))
 
-    def example_inputs(self, *, branch: bool = False) -> dict[str, Any]:
+    def example_inputs(self, *, rows: int | None = None) -> dict[str, Any]:
         """Arguments of one call, with tensors of zeros.
 
         Args:
-            branch: Those of a call for one half of guidance.
+            rows: Those of a call of so many rows; None: of a whole call.
 
         Raises:
-            UsageError: One half is asked for, and the calls hold no two.
+            UsageError: A call cannot be divided so.
         """
-        if branch and self.halves == 1:
-            raise UsageError(f"{self.name} has one branch: its calls hold no guidance batch to split; use --branches 1")
-        arguments: dict[str, Any] = zeros(self.branch_inputs if branch else self.inputs, self.dtype)
+        if rows is not None and rows not in self.step.counts:
+            why = f": {self.step.whole}" if self.step.whole is not None else ""
+            raise UsageError(f"a call of {self.name} has {self.step.rows} rows, of which {rows} are no part{why}")
+        whole = rows in (None, self.step.rows)
+        arguments: dict[str, Any] = zeros(self.inputs if whole else self.inputs_for(rows or 1), self.dtype)
         return arguments
 
 
-def trace_model(spec: ModelSpec, *, branch: bool = False, denoiser: nn.Module | None = None) -> TracedGraph:
+def trace_model(spec: ModelSpec, *, rows: int | None = None, denoiser: nn.Module | None = None) -> TracedGraph:
     """Trace a denoiser with the inputs of its spec.
 
     Args:
         spec: The denoiser and its inputs.
-        branch: Trace a call for one half of guidance.
+        rows: Trace a call of so many rows; None: a whole call.
         denoiser: The one in memory, traced with all that was done to it since it was made (LoRA, fused layers, hooks).
             Default: one that is built without weights.
 
     Raises:
         TraceError: The denoiser cannot be traced.
-        UsageError: One half is asked for, and the calls hold no two.
+        UsageError: A call cannot be divided so.
     """
     from partitioner.graph.export import fake_mode, trace
     from partitioner.graph.fakes import traceable
 
     if denoiser is not None:
         with traceable(denoiser):
-            return trace(denoiser, spec.example_inputs(branch=branch), spec.roles, model=spec.name)
+            return trace(denoiser, spec.example_inputs(rows=rows), spec.roles, model=spec.name)
     with fake_mode():
-        return trace(spec.build(), spec.example_inputs(branch=branch), spec.roles, model=spec.name)
+        return trace(spec.build(), spec.example_inputs(rows=rows), spec.roles, model=spec.name)
 
 
 def model_spec(
@@ -177,7 +178,7 @@ def model_spec(
         UsageError: The model or its class is not known, or it cannot have that size or dtype.
 
     >>> spec = model_spec("sd15", height=256, width=256, dtype="float32")
-    >>> spec.inputs["sample"].shape, spec.halves, spec.dtype
+    >>> spec.inputs["sample"].shape, spec.step.rows, spec.dtype
     ((2, 4, 32, 32), 2, 'float32')
     """
     sizes = Sizes(height, width, frames, batch, guidance)
@@ -302,14 +303,13 @@ def recorded_spec(source: ModelSource, recording: Recording, sizes: Sizes, dtype
     taken = inspect.signature(type(getattr(pipe, source.part)).forward).parameters
     more = {"return_dict": False} if "return_dict" in taken else {}
     both = {**recording.seen.inputs(dtype), **more}
-    half = both if recording.half is None else {**recording.half.inputs(dtype), **more}
+    step, inputs_for = _recorded_rows(recording, dtype, more, sizes)
     return ModelSpec(
         name=source.name,
         class_name=source.class_name,
         inputs=both,
-        branch_inputs=half,
-        halves=1 if recording.half is None else 2,
-        batch=sizes.batch,
+        step=step,
+        inputs_for=inputs_for,
         dtype=dtype,
         make=partial(build_denoiser, source.class_name, dict(source.config)),
         revision=source.revision,
@@ -319,6 +319,28 @@ def recorded_spec(source: ModelSource, recording: Recording, sizes: Sizes, dtype
         recorded=f"{source.class_name} as its pipeline calls it: {recording.seen}; guidance: {recording.guidance}",
         beside=tuple(_stepped(pipe, name) for name in recording.beside),
     )
+
+
+def _recorded_rows(
+    recording: Recording, dtype: str, more: Inputs, sizes: Sizes
+) -> tuple[CallRows, Callable[[int], Inputs]]:
+    """The rows of recorded calls, and the arguments of a call of fewer: those without guidance, or a part of these."""
+    seen, half = recording.seen, recording.half
+    shapes = {path: tensor.shape for path, tensor in seen.example.tensors.items()}
+    other = None if half is None else {path: tensor.shape for path, tensor in half.example.tensors.items()}
+    if len(shapes[seen.latent]) == 0 or seen.in_list:
+        whole, rows = "its noisy samples are no rows of one tensor", 1
+        return CallRows(rows, (rows,), seen.calls_per_step, 1, whole), lambda _: {**seen.inputs(dtype), **more}
+    paths = row_paths(shapes, seen.latent, other)
+    counts = range(1, seen.rows + 1) if paths.whole is None else {seen.rows} | ({half.rows} if half else set())
+
+    def inputs_for(rows: int) -> Inputs:
+        if half is not None and rows == half.rows:
+            return {**half.inputs(dtype), **more}
+        return {**seen.with_shapes(lambda p, shape: paths.shape(p, shape, rows, seen.rows)).inputs(dtype), **more}
+
+    step = CallRows(seen.rows, counts, seen.calls_per_step, min(sizes.batch, seen.rows), paths.whole)
+    return step, inputs_for
 
 
 def _stepped(pipe: Any, name: str) -> SteppedModule:
@@ -345,7 +367,7 @@ def _spec(
         raise UsageError(f"{source.name} makes images, which have no frames; leave --frames out")
     config = dict(source.config)
     style = guidance_style(architecture.guidance_style, config, source.pipeline, sizes.guidance)
-    halves = 2 if style == "batch" else 1
+    rows = sizes.batch * (2 if style == "batch" else 1)
     height, width, frames = (
         source.sizes.get(name) if asked is None else asked
         for name, asked in (("height", sizes.height), ("width", sizes.width), ("frames", sizes.frames))
@@ -356,13 +378,13 @@ def _spec(
         inputs = architecture.describe(request)
         return inputs if architecture.build else {**inputs, "return_dict": False}
 
+    inputs = describe(rows)
     return ModelSpec(
         name=source.name,
         class_name=source.class_name,
-        inputs=describe(sizes.batch * halves),
-        branch_inputs=describe(sizes.batch),
-        halves=halves,
-        batch=sizes.batch,
+        inputs=inputs,
+        step=_described_rows(inputs, rows, 2 if style == "two-calls" else 1, sizes.batch),
+        inputs_for=describe,
         dtype=dtype_name(architecture.dtype if dtype is None else dtype),
         make=architecture.build or partial(build_denoiser, source.class_name, config),
         revision=source.revision,
@@ -371,6 +393,13 @@ def _spec(
         steps=source.steps,
         guidance_style=style,
     )
+
+
+def _described_rows(inputs: Inputs, rows: int, calls: int, images: int) -> CallRows:
+    latent = next(path for path, role in roles_in(inputs) if role is Role.LATENT)
+    if "." in latent:
+        return CallRows(rows, (rows,), calls, images, "its noisy samples are a list, which is not divided")
+    return CallRows(rows, range(1, rows + 1), calls, images)
 
 
 def _scheduler_of(source: ModelSource) -> tuple[str | None, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -56,7 +57,15 @@ from partitioner.search.mode import Mode
 from profiles.json_files import JsonFileError, read_json, write_atomic
 
 SCHEMA_VERSION = 1
-_IN_FILE_IF_SAID = ("containers", "guidance_style", "driver_modules", "streams", "branch_rows", "calls_per_step")
+_IN_FILE_IF_SAID = (
+    "containers",
+    "guidance_style",
+    "driver_modules",
+    "streams",
+    "branch_rows",
+    "calls_per_step",
+    "images",
+)
 MAX_PLAN_BYTES = 4 << 20  # the largest known denoiser, 16,000 nodes, needs 2 MiB
 
 
@@ -92,7 +101,8 @@ class Plan(PlanRecord):
     streams: so many of a step's calls (guidance in two calls makes two) have branches of their own; branch b is one of
     stream b // (branches // streams). branch_rows: of each branch of one stream, its share of a call's rows; empty
     where all have as many. calls_per_step: how often the pipeline calls the denoiser at one timestep. In the file only
-    where they are not 1, () and 1.
+    where they are not 1, () and 1. images: of a call, each of which has as many rows as guidance has parts in one
+    batch; in the file where there are several.
     periods: every how many steps each component recomputes, the last one in every step; period is the largest. warmup:
     exact first steps.
     devices: names, entry r is rank r's.
@@ -114,6 +124,7 @@ class Plan(PlanRecord):
     streams: Size = 1
     branch_rows: Annotated[tuple[Size, ...], Field(max_length=4096), *ARRAY] = ()
     calls_per_step: Annotated[int, Field(ge=1, le=64)] = 1
+    images: Size = 1
     period: Size
     periods: Annotated[tuple[Size, ...], Field(max_length=4096), *ARRAY]
     warmup: Annotated[int, Field(ge=1, le=2**31)]
@@ -223,6 +234,7 @@ class Plan(PlanRecord):
         streams: int = 1,
         branch_rows: Sequence[int] = (),
         calls_per_step: int = 1,
+        images: int = 1,
         periods: Sequence[int] | None = None,
         warmup: int = 1,
         mode: Mode = "lookahead",
@@ -252,6 +264,7 @@ class Plan(PlanRecord):
                 streams=streams,
                 branch_rows=tuple(branch_rows),
                 calls_per_step=calls_per_step,
+                images=images,
                 period=max(periods, default=1),
                 periods=periods,
                 warmup=warmup,
@@ -296,6 +309,13 @@ class Plan(PlanRecord):
         """How many ranks run the plan."""
         return self.components * self.branches
 
+    @property
+    def rows_of_branches(self) -> list[int]:
+        """Rows of a call of each branch of one stream, as the plan was made for; 1 where the samples are a list."""
+        latent = next(item for item in self.inputs if item.role == "latent")
+        each = latent.shape[0] if latent.shape and "." not in latent.path else 1
+        return list(self.branch_rows) or [each] * (self.branches // self.streams)
+
     def speedup(self, steps: int, scheduler: str | None = None, config: str = "") -> float:
         """Predicted; see ``trajectory_speedup``."""
         figures = self.predicted
@@ -305,6 +325,7 @@ class Plan(PlanRecord):
             self.mode,
             self.warmup,
             sequential_ms=figures.sequential_ms,
+            first_step_ms=figures.exact_step_ms * self.calls_per_step / math.ceil(self.calls_per_step / self.streams),
             exact_step_ms=figures.exact_step_ms,
             step_ms=figures.step_ms,
             config=config,

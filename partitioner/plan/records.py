@@ -85,7 +85,7 @@ class Boundary(PlanRecord):
 
 
 class PredictedComponent(PlanRecord):
-    """What one component of one branch is predicted to cost in a step, and to hold."""
+    """What one component of one branch is predicted to cost in a step, and to hold; macs of one call."""
 
     compute_ms: Figure
     macs: Count
@@ -99,7 +99,8 @@ class PredictedComponent(PlanRecord):
 class Predicted(PlanRecord):
     """Predicted figures: times in ms, sizes in bytes, macs of one denoiser call over all branches.
 
-    sequential_ms: a call on the fastest device alone; exact_step_ms: a warm-up step, component after component.
+    A step is all calls of one timestep: guidance in two calls has two. sequential_ms: a step on the fastest device
+    alone; exact_step_ms: a warm-up step, component after component, its streams on their branches at the same time.
     gap: slowest component over lower_bound_ms, minus 1. components: entry branch * N + component.
     """
 

@@ -13,15 +13,17 @@ def trajectory_speedup(
     warmup: int,
     *,
     sequential_ms: float,
+    first_step_ms: float,
     exact_step_ms: float,
     step_ms: float,
     config: str = "",
 ) -> float:
-    """Over a trajectory of so many steps, its exact calls at their cost; times of one call.
+    """Over a trajectory of so many steps, its exact calls at their cost; times of all calls of one step.
 
     scheduler: a class of diffusers; None for one that calls the denoiser once per step. config: its configuration.
+    first_step_ms: of the first, which is exact; where streams have branches of their own, none is foreseen in it.
     """
     calls = denoiser_calls(scheduler, steps, config)
     exact = min(exact_calls(scheduler, mode, warmup, config), calls)
-    total = exact * exact_step_ms + (calls - exact) * step_ms
+    total = first_step_ms + (exact - 1) * exact_step_ms + (calls - exact) * step_ms
     return round(sequential_ms * calls / total, 6) if total > 0 else 1.0

@@ -33,13 +33,15 @@ def build_problem(
     edge_weights: Mapping[tuple[str, str], float] | None = None,
     *,
     driver_ms: float = 0.0,
+    calls: int = 1,
 ) -> Problem:
     """The latent nodes of ``graph`` as a Problem.
 
     Each parameter and each hoisted node becomes a shared item of the latent nodes that need it, directly or through
     other hoisted nodes: a timestep node costs time in every step; a prompt or constant node costs none, but what it
     keeps for the steps counts as memory. edge_weights: staleness by (producer, reader), such as EdgeErrors.weights;
-    the proxy of flow.py without it. driver_ms: the pipeline's own work in every step (see Problem). Raises UsageError
+    the proxy of flow.py without it. driver_ms: the pipeline's own work, as a share of each call (see Problem). calls:
+    how many streams' calls are computed here in a step, each of which keeps its own prompt's values. Raises UsageError
     if a node's cost is missing, or if a weight is.
     """
     nodes = graph.latent_nodes
@@ -63,7 +65,7 @@ def build_problem(
         )
     else:
         weights = _given_weights(edge_weights, [(values[u].name, nodes[v].name) for u, v in edges])
-    items = _SharedItems(graph, costs)
+    items = _SharedItems(graph, costs, calls)
     readings = [(item, v) for v, node in enumerate(nodes) for item in items.needed_by(node)]
     return Problem(
         names=tuple(node.name for node in nodes),
@@ -110,7 +112,7 @@ def _given_weights(edge_weights: Mapping[tuple[str, str], float], edges: list[tu
 class _SharedItems:
     """Parameters and hoisted nodes, and which of them a node needs, directly or not."""
 
-    def __init__(self, graph: TracedGraph, costs: GraphCosts) -> None:
+    def __init__(self, graph: TracedGraph, costs: GraphCosts, calls: int) -> None:
         self.cost_ms: list[float] = []
         self.macs: list[int] = []
         self.size_bytes: list[int] = []
@@ -120,7 +122,7 @@ class _SharedItems:
         kept = _kept_bytes(graph)
         for item in graph.inputs:
             if item.role < Role.STEP:
-                self._needs[item.name] = self._add(size_bytes=item.meta.size_bytes)
+                self._needs[item.name] = self._add(size_bytes=calls * item.meta.size_bytes)
         for parameter in graph.parameters:
             size = parameter.meta.size_bytes
             self._needs[parameter.name] = self._add(size_bytes=size, parameter_bytes=size)
@@ -129,9 +131,8 @@ class _SharedItems:
                 continue
             cost = costs.nodes[node.name]
             each_step = node.role is Role.TIMESTEP
-            needs = self._add(
-                cost.ms if each_step else 0.0, cost.macs if each_step else 0, size_bytes=kept.get(node.name, 0)
-            )
+            size = kept.get(node.name, 0) * (calls if node.role is Role.PROMPT else 1)
+            needs = self._add(cost.ms if each_step else 0.0, cost.macs if each_step else 0, size_bytes=size)
             for read in node.reads:
                 needs |= self._needs[read]
             self._needs[node.name] = needs

@@ -1,8 +1,8 @@
 """find_candidates: every way to use the devices, split and scored.
 
-Two branches halve the guidance batch, which is exact, so quality prefers them; then comes look-ahead, in which nothing
-that is read is stale; then async mode. Over all the devices both modes are solved, over fewer only look-ahead. Four
-devices and a guidance batch give, for example:
+Branches are exact (see branching.py), so quality prefers them; then comes look-ahead, in which nothing that is read is
+stale; then async mode. Over all the devices both modes are solved, over fewer only look-ahead. Four devices and a
+guidance batch give, for example:
 
     branches  components  mode
         1         4       look-ahead, async
@@ -15,15 +15,16 @@ devices and a guidance batch give, for example:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from partitioner.errors import InfeasibleError
-from partitioner.fleet import Fleet, as_devices, paired
+from partitioner.fleet import Fleet, grouped
 from partitioner.plan.ranks import rank_of
+from partitioner.planning.branching import Branching
 from partitioner.planning.options import PlanOptions, Progress
 from partitioner.search.devices import Devices
-from partitioner.search.evaluate import Evaluation, evaluate
+from partitioner.search.evaluate import Evaluation, evaluate, scaled
 from partitioner.search.mode import Mode
 from partitioner.search.problem import Problem
 from partitioner.search.solver import EPSILON, Solver
@@ -31,6 +32,7 @@ from partitioner.search.split import Split
 from partitioner.staleness.edge_errors import EdgeErrors, least_error
 
 RESCORED = (EPSILON / 4, EPSILON / 2, EPSILON)  # the best split for each is rescored by its measured error
+Solvers = Callable[[int, int], Solver]  # (rows of a call, calls of a branch in a step) -> of the problem of one call
 MOST_SPARED = 8  # components in a chain that leaves devices idle: longer ones are only solved with all devices
 
 
@@ -39,16 +41,21 @@ class Shape:
     """A way to use some devices, before it is known what each of them computes.
 
     Attributes:
-        branches: 2 where the guidance batch is halved, else 1.
+        branching: How branches share a step.
         components: Of one branch.
         period: Every how many steps all components but the last recompute.
         mode: How components overlap.
     """
 
-    branches: int
+    branching: Branching
     components: int
     period: int
     mode: Mode
+
+    @property
+    def branches(self) -> int:
+        """How many branches it has."""
+        return self.branching.branches
 
     @property
     def ranks(self) -> int:
@@ -72,12 +79,13 @@ class Candidate(Shape):
 
     Attributes:
         reason: Why there is no split; None where there is one, and only then the rest holds.
-        step_ms: Time of a step, communication included; the mean over a period.
+        step_ms: Time of a step, all its calls and communication included; the mean over a period.
         compute_ms: The same without communication.
         lower_bound_ms: No split of this shape computes in less.
         placed: Latent node name -> component.
         device_of: Number of the fleet's device of each rank.
-        split: As the solver gave it.
+        split: Of the first branch, as the solver gave it.
+        evaluations: The figures of one call, of each branch of one stream.
     """
 
     reason: str | None = None
@@ -87,26 +95,37 @@ class Candidate(Shape):
     placed: Mapping[str, int] = field(default_factory=dict, repr=False)
     device_of: tuple[int, ...] = ()
     split: Split | None = field(default=None, repr=False)
+    evaluations: tuple[Evaluation, ...] = field(default=(), repr=False)
 
     @property
     def evaluation(self) -> Evaluation:
-        """The figures of one branch; only where there is a split."""
-        assert self.split is not None
-        return self.split.evaluation
+        """The figures of the first branch; only where there is a split."""
+        return self.evaluations[0]
+
+    @property
+    def exact_step_ms(self) -> float:
+        """Time of an exact step, component after component, in which every stream is foreseen."""
+        return self.branching.calls * max(figures.sequential_ms for figures in self.evaluations)
+
+    @property
+    def first_step_ms(self) -> float:
+        """The same of a trajectory's first step, whose calls come one after the other: none is foreseen."""
+        return self.exact_step_ms * self.branching.calls_per_step / self.branching.calls
 
     @property
     def bytes_per_step(self) -> int:
         """What all branches send in a step."""
-        return self.branches * self.evaluation.bytes_per_step
+        return self.branching.calls_per_step * sum(figures.bytes_per_step for figures in self.evaluations)
 
     @property
     def memory_bytes(self) -> int:
         """Of the rank that holds most."""
-        return max(c.memory_bytes for c in self.evaluation.components)
+        return max(c.memory_bytes for figures in self.evaluations for c in figures.components)
 
 
 def find_candidates(
-    problems: Mapping[int, Problem],
+    branchings: Sequence[Branching],
+    solvers: Solvers,
     fleet: Fleet,
     options: PlanOptions,
     progress: Progress,
@@ -115,24 +134,23 @@ def find_candidates(
     """Solve every choice of branches x components x mode, most components first.
 
     Args:
-        problems: Number of branches -> the problem of one of them.
+        branchings: How branches may share a step.
+        solvers: Of the problems of their calls.
         fleet: The devices, with their speeds.
         options: What restricts the choice.
         progress: Called with a sentence before each number of branches.
         edge_errors: Where the problems' staleness was measured: of several good splits in async mode the one of the
             least summed error is taken.
     """
-    for branches, problem in problems.items():
-        if options.branches not in (None, branches):
-            continue
-        most = len(fleet) // branches
+    for branching in branchings:
+        branches = branching.branches
+        most = len(fleet) // branches if branching.is_even else 1
         progress(f"splitting over {branches} x {most} devices")
-        solver = Solver(problem)
-        fewest = 1 if branches == 2 or most == 1 else 2
+        fewest = 1 if branches > 1 or most == 1 else 2
         for components in (most, *range(min(most - 1, MOST_SPARED), fewest - 1, -1)):
             period = options.period if components > 1 else 1
             for mode in _modes(components, components == most, options):
-                yield solve_candidate(solver, Shape(branches, components, period, mode), fleet, edge_errors)
+                yield solve_candidate(solvers, Shape(branching, components, period, mode), fleet, edge_errors)
 
 
 def _modes(components: int, with_all_devices: bool, options: PlanOptions) -> tuple[Mode, ...]:
@@ -145,68 +163,85 @@ def _modes(components: int, with_all_devices: bool, options: PlanOptions) -> tup
     return ("lookahead", "async") if with_all_devices else ("lookahead",)
 
 
-def seats_of(fleet: Fleet, branches: int, components: int) -> tuple[Devices, list[tuple[int, ...]]]:
+def seats_of(fleet: Fleet, branching: Branching, components: int) -> tuple[Devices, list[tuple[int, ...]]]:
     """The devices of one branch, the fastest where there are more than components.
 
     Returns:
         The devices as the solver takes them, and for each of them the numbers of the fleet's devices that it stands
-        for, one per branch.
+        for, one per branch. Where branches have unequal shares there is a device for each of one stream's branches, the
+        fastest first, that stands for one per stream.
     """
-    devices, seats = paired(fleet) if branches == 2 else (as_devices(fleet), [(d,) for d in range(len(fleet))])
+    devices, seats = grouped(fleet, branching.branches if branching.is_even else branching.streams)
     fastest = sorted(range(len(devices)), key=lambda d: (-devices.speeds[d], -devices.memory_bytes[d], d))
-    kept = sorted(fastest[:components])
+    kept = sorted(fastest[:components]) if branching.is_even else fastest[: len(branching.rows)]
     return devices.reordered(kept), [seats[d] for d in kept]
 
 
-def solve_candidate(solver: Solver, shape: Shape, fleet: Fleet, edge_errors: EdgeErrors | None = None) -> Candidate:
+def solve_candidate(solvers: Solvers, shape: Shape, fleet: Fleet, edge_errors: EdgeErrors | None = None) -> Candidate:
     """Split one branch's problem in that shape over the fleet; the candidate says why where that is impossible.
 
     Args:
-        solver: Of the problem of one branch.
+        solvers: Of the problems of branches' calls.
         shape: How many branches and components, and how they run.
         fleet: The devices, with their speeds.
         edge_errors: As for find_candidates.
     """
-    devices, seats = seats_of(fleet, shape.branches, shape.components)
-    unsolved = Candidate(shape.branches, shape.components, shape.period, shape.mode)
+    branching = shape.branching
+    unsolved = Candidate(branching, shape.components, shape.period, shape.mode)
+    devices, seats = seats_of(fleet, branching, shape.components)
+    each = [solvers(rows, branching.calls) for rows in branching.rows[: 1 if branching.is_even else None]]
+    own = [devices] if branching.is_even else [devices.reordered([d]) for d in range(len(devices))]
     try:
-        split = _split(solver, devices, shape, edge_errors)
+        splits = [_split(solver, d, shape, edge_errors) for solver, d in zip(each, own, strict=True)]
     except InfeasibleError as error:
         return replace(unsolved, reason=str(error))
-    if not split.evaluation.feasible:
-        needed = max(c.memory_bytes for c in split.evaluation.components)
+    if not all(split.evaluation.feasible for split in splits):
+        needed = max(c.memory_bytes for split in splits for c in split.evaluation.components)
         reason = f"one component needs {needed / 1e9:.2f} GB, more than its device has; use more or larger devices"
         return replace(unsolved, reason=reason)
     ranks = [0] * shape.ranks
-    for k, d in enumerate(split.device_of):
-        for branch in range(shape.branches):
-            ranks[rank_of(branch, k, shape.components)] = seats[d][branch]
-    return _scored(solver.problem, devices, split, replace(unsolved, device_of=tuple(ranks)))
+    for number in range(shape.branches):
+        for k, d in enumerate(splits[0].device_of):
+            stream, share = divmod(number, len(branching.rows))
+            seat = seats[d][number] if branching.is_even else seats[share][stream]
+            ranks[rank_of(number, k, shape.components)] = seat
+    solved = replace(unsolved, device_of=tuple(ranks), split=splits[0])
+    evaluations = [split.evaluation for split in splits]
+    return _scored(each[0].problem, own[0], evaluations, solved)
 
 
 def rescored(problem: Problem, candidate: Candidate, fleet: Fleet) -> Candidate:
-    """The same placement, its figures under the costs of another problem of the same graph."""
+    """The same placement, its figures under the costs of another problem of the first branch's graph.
+
+    Figures of branches with other shares change by as much as the first one's.
+    """
     assert candidate.split is not None
-    devices, _ = seats_of(fleet, candidate.branches, candidate.components)
+    devices, _ = seats_of(fleet, candidate.branching, candidate.components)
+    own = devices if candidate.branching.is_even else devices.reordered([0])
     split = candidate.split
-    figures = evaluate(problem, split.assignment, devices, candidate.mode, split.device_of)
-    return _scored(problem, devices, replace(split, evaluation=figures), candidate)
+    figures = evaluate(problem, split.assignment, own, candidate.mode, split.device_of)
+    before = candidate.evaluation.sequential_ms
+    others = [scaled(other, figures.sequential_ms / before if before else 1.0) for other in candidate.evaluations[1:]]
+    return _scored(problem, own, [figures, *others], replace(candidate, split=replace(split, evaluation=figures)))
 
 
-def _scored(problem: Problem, devices: Devices, split: Split, candidate: Candidate) -> Candidate:
-    """The candidate with a split and its figures."""
-    rates = candidate.periods
-    evaluation = split.evaluation
-    bound = evaluation.lower_bound_ms
+def _scored(problem: Problem, devices: Devices, evaluations: Sequence[Evaluation], candidate: Candidate) -> Candidate:
+    """The candidate with the figures of its split. problem, devices: of the first branch."""
+    split, rates, calls = candidate.split, candidate.periods, candidate.branching.calls
+    assert split is not None
+    if candidate.branching.is_even:
+        evaluations = [evaluations[0]] * len(candidate.branching.rows)
+    bound = max(figures.lower_bound_ms for figures in evaluations)
     if candidate.period > 1:
         bound = problem.total_ms / sum(rate * devices.speeds[d] for rate, d in zip(rates, split.device_of, strict=True))
+    each = [(c, rate) for figures in evaluations for c, rate in zip(figures.components, rates, strict=True)]
     return replace(
         candidate,
-        step_ms=max(c.step_ms / rate for c, rate in zip(evaluation.components, rates, strict=True)),
-        compute_ms=max(c.load_ms / rate for c, rate in zip(evaluation.components, rates, strict=True)),
-        lower_bound_ms=bound,
+        step_ms=calls * max(c.step_ms / rate for c, rate in each),
+        compute_ms=calls * max(c.load_ms / rate for c, rate in each),
+        lower_bound_ms=calls * bound,
         placed=dict(zip(problem.names, split.assignment, strict=True)),
-        split=split,
+        evaluations=tuple(evaluations),
     )
 
 

@@ -13,6 +13,7 @@ from partitioner.search.mode import Mode
 
 Prefer = Literal["quality", "speed", "memory"]
 Progress = Callable[[str], None]
+MOST_BRANCHES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class PlanOptions:
     """What a user may ask for; None leaves the choice to the planner. A contradiction is a UsageError at once.
 
     Attributes:
-        branches: 2 splits the guidance batch in halves, each on devices of its own; 1 does not.
+        branches: How many parts of the work are computed apart, each on devices of its own; see ``Branching``.
         mode: How components overlap.
         period: Every how many steps all components but the last recompute.
         warmup: Exact steps at the start of a trajectory.
@@ -48,8 +49,8 @@ class PlanOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.branches not in (None, 1, 2):
-            raise UsageError(f"branches is 1, 2 or left out; got {self.branches}")
+        if self.branches is not None and not 1 <= self.branches <= MOST_BRANCHES:
+            raise UsageError(f"--branches is {self.branches}; expected auto, or a number from 1 to {MOST_BRANCHES}")
         if not 1 <= self.period <= 64:
             raise UsageError(f"period is {self.period}; expected 1 to 64")
         if self.warmup is not None and not 1 <= self.warmup <= 10_000:

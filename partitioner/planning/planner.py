@@ -1,6 +1,6 @@
 """plan: a PlanRequest in, a Plan and how it was found out.
 
-    1  trace       the graph of a whole call, and of one half of its guidance batch where two branches are possible
+    1  trace       the graph of a whole call, and of calls with fewer rows where branches can share them
     2  cost        of every node; the speeds of the devices relative to the one that the costs hold for
     3  solve       every choice of branches x components x mode becomes a candidate, one is chosen
     4  refine      if asked: its components are measured whole, and it is solved again
@@ -28,6 +28,7 @@ from partitioner.graph.ir import Role, TracedGraph
 from partitioner.plan.fields import PredictorName, as_label
 from partitioner.plan.plan import Plan
 from partitioner.plan.records import CostSource, DriverModule
+from partitioner.planning.branching import uneven_branchings
 from partitioner.planning.build_problem import build_problem
 from partitioner.planning.candidates import Candidate, find_candidates, seats_of
 from partitioner.planning.choose import advice_on, choose
@@ -37,6 +38,7 @@ from partitioner.planning.predicted import predicted_figures
 from partitioner.planning.remeasure import Refinement, refine_split
 from partitioner.planning.request import PlanRequest
 from partitioner.search.problem import Problem
+from partitioner.search.solver import Solver
 
 if TYPE_CHECKING:
     from partitioner.search.certificate import Certificate
@@ -94,39 +96,44 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
     (2, 'lookahead', ('cpu', 'cpu'))
     """
     clock = _Clock()
-    options, model, advisor = request.options, request.costs, request.advisor
+    options, model, advisor, source = request.options, request.costs, request.advisor, request.denoiser
+    branchings, step = request.branchings, request.step
     with clock.measure("trace"):
-        traced = request.denoiser.trace(request.traces_halves, progress)
-    options = _allowed(options, traced.whole, progress)
-    graphs = {1: traced.whole}
-    if request.traces_halves and traced.half is not None:
-        graphs[2] = traced.half
+        graphs = source.trace({step.rows, *(rows for branching in branchings for rows in branching.rows)}, progress)
+        edge_errors = source.edge_errors(graphs[step.rows], progress)
+    whole = graphs[step.rows]
+    options = _allowed(options, whole, progress)
     with clock.measure("cost"):
         progress("estimating or measuring the cost of its nodes")
-        costs = {branches: model(graph) for branches, graph in graphs.items()}
-        fleet = with_speeds(limit_memory(request.fleet, options.memory_limit_bytes), traced.whole, model.reference)
-    edge_errors = traced.edge_errors
+        fleet = with_speeds(limit_memory(request.fleet, options.memory_limit_bytes), whole, model.reference)
+        costs = {rows: model(graph) for rows, graph in graphs.items()}
+    uneven = list(uneven_branchings(step, fleet, options.branches))
+    more = {rows for branching in uneven for rows in branching.rows} - graphs.keys()
+    if more:
+        with clock.measure("trace"):
+            graphs |= source.trace(more, progress)
+        with clock.measure("cost"):
+            costs |= {rows: model(graphs[rows]) for rows in more}
     if edge_errors is None and advisor is not None:
-        edge_errors = advisor.edge_errors(traced.whole)
+        edge_errors = advisor.edge_errors(whole)
     with clock.measure("solve"):
         weights = None if edge_errors is None else edge_errors.weights
-        problems = {
-            branches: build_problem(graph, costs[branches], weights, driver_ms=model.driver_ms)
-            for branches, graph in graphs.items()
-        }
-        sequential_ms = problems[1].total_ms / max(as_devices(fleet).speeds)
-        candidates = list(find_candidates(problems, fleet, options, progress, edge_errors))
-        chosen = choose(candidates, fleet, problems[1], sequential_ms, options, advisor)
+        solvers = _Solvers(graphs, costs, weights, model.driver_ms)
+        sequential = solvers.problem(step.rows, step.calls)
+        sequential_ms = step.calls * sequential.total_ms / max(as_devices(fleet).speeds)
+        found = find_candidates([*branchings, *uneven], solvers, fleet, options, progress, edge_errors)
+        candidates = list(found)
+        chosen = choose(candidates, fleet, sequential, sequential_ms, options, advisor)
         shape = (1, len(fleet), 1, "lookahead")
         chains = (c.split for c in candidates if (c.branches, c.components, c.period, c.mode) == shape)
-        compared = baselines(traced.whole, problems[1], as_devices(fleet), next(chains, None))
-    problem, refinement = problems[chosen.branches], None
+        compared = baselines(whole, sequential, as_devices(fleet), next(chains, None), step.calls)
+    own = chosen.branching.rows[0]
+    problem, refinement = solvers.problem(own, chosen.branching.calls), None
     if options.refine:
         with clock.measure("refine"):
-            refinement = refine_split(
-                graphs[chosen.branches], costs[chosen.branches], chosen, fleet, model, edge_errors, progress=progress
-            )
-        sequential_ms = (problems[1].driver_ms + problems[1].work_ms * refinement.scale) / max(as_devices(fleet).speeds)
+            refinement = refine_split(graphs[own], costs[own], chosen, fleet, model, edge_errors, progress=progress)
+        call_ms = sequential.driver_ms + sequential.work_ms * refinement.scale
+        sequential_ms = step.calls * call_ms / max(as_devices(fleet).speeds)
         candidates[candidates.index(chosen)] = chosen = refinement.candidate
         problem = refinement.problem
     certificate = None
@@ -135,21 +142,25 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
             progress("proving")
             certificate = _prove(problem, chosen, fleet)
     made = Plan.from_split(
-        graphs[chosen.branches],
+        graphs[own],
         chosen.placed,
         components=chosen.components,
         branches=chosen.branches,
+        streams=chosen.branching.streams,
+        branch_rows=() if chosen.branching.is_even else chosen.branching.rows,
+        calls_per_step=step.calls,
+        images=step.images,
         periods=chosen.periods,
         warmup=options.warmup or default_warmup(chosen.components),
         mode=chosen.mode,
         predictor=options.predictor or default_predictor(chosen, advisor),
         devices=[fleet[d].name for d in chosen.device_of],
-        predicted=predicted_figures(graphs[chosen.branches], chosen, fleet, sequential_ms, costs[1]),
-        cost_source=_cost_source(costs, chosen),
+        predicted=predicted_figures(graphs[own], chosen, fleet, sequential_ms, costs[step.rows]),
+        cost_source=_cost_source(costs[step.rows], costs[own]),
         versions=_versions(),
-        revision=traced.revision,
+        revision=source.revision,
         guidance_style=request.sampling.guidance_style,
-        driver_modules=[DriverModule(**asdict(module)) for module in traced.beside],
+        driver_modules=[DriverModule(**asdict(module)) for module in source.beside],
     )
     return Planning(
         made,
@@ -189,15 +200,17 @@ def _prove(problem: Problem, chosen: Candidate, fleet: Fleet) -> Certificate:
     from partitioner.search.certificate import prove
 
     assert chosen.split is not None
-    devices, _ = seats_of(fleet, chosen.branches, chosen.components)
-    return prove(problem, devices, chosen.mode, chosen.split)
+    devices, _ = seats_of(fleet, chosen.branching, chosen.components)
+    own = devices if chosen.branching.is_even else devices.reordered([0])
+    found, calls = prove(problem, own, chosen.mode, chosen.split), chosen.branching.calls
+    return replace(found, step_ms=calls * found.step_ms, bound_ms=calls * found.bound_ms)
 
 
-def _cost_source(costs: Mapping[int, GraphCosts], chosen: Candidate) -> CostSource:
+def _cost_source(whole: GraphCosts, own: GraphCosts) -> CostSource:
     return CostSource(
-        kind="measured" if costs[1].source == "measured" else "roofline",
-        device=as_label(costs[1].device),
-        covered=costs[chosen.branches].covered,
+        kind="measured" if whole.source == "measured" else "roofline",
+        device=as_label(whole.device),
+        covered=own.covered,
     )
 
 
@@ -222,6 +235,38 @@ def _versions() -> dict[str, str]:
     return found
 
 
+class _Solvers:
+    """Makes each problem and its solver when it is first asked for.
+
+    Args:
+        graphs: By their number of rows.
+        costs: Of these graphs.
+        weights: Staleness of the graphs' edges, where it was measured.
+        driver_ms: The pipeline's own work in a step, which each call bears its share of.
+    """
+
+    def __init__(
+        self,
+        graphs: Mapping[int, TracedGraph],
+        costs: Mapping[int, GraphCosts],
+        weights: Mapping[tuple[str, str], float] | None,
+        driver_ms: float,
+    ) -> None:
+        self._graphs, self._costs, self._weights, self._driver_ms = graphs, costs, weights, driver_ms
+        self._made: dict[tuple[int, int], Solver] = {}
+
+    def __call__(self, rows: int, calls: int) -> Solver:
+        if (rows, calls) not in self._made:
+            share = self._driver_ms / calls
+            problem = build_problem(self._graphs[rows], self._costs[rows], self._weights, driver_ms=share, calls=calls)
+            self._made[rows, calls] = Solver(problem)
+        return self._made[rows, calls]
+
+    def problem(self, rows: int, calls: int) -> Problem:
+        """The problem of a call of so many rows, of which a branch computes so many in a step."""
+        return self(rows, calls).problem
+
+
 class _Clock:
     """Seconds by name."""
 
@@ -234,4 +279,4 @@ class _Clock:
         try:
             yield
         finally:
-            self.seconds[name] = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -21,27 +21,27 @@ def predicted_figures(
 ) -> Predicted:
     programs = build_programs(graph, chosen.placed, chosen.components)
     preamble = build_preamble(graph, chosen.placed, chosen.components)
-    slowest_of_pair = [
-        min(fleet[chosen.device_of[rank_of(b, k, chosen.components)]].speed or 1.0 for b in range(chosen.branches))
-        for k in range(chosen.components)
-    ]
+    branching = chosen.branching
     components = []
     for branch in range(chosen.branches):
-        for k, (figures, program) in enumerate(zip(chosen.evaluation.components, programs, strict=True)):
+        evaluation = chosen.evaluations[branch % len(branching.rows)]
+        calls = branching.calls_of(branch)
+        for k, (figures, program) in enumerate(zip(evaluation.components, programs, strict=True)):
             driver = rank_of(branch, k, chosen.components) == 0
             held = {*program.parameters, *(preamble.parameters if driver else ())}
             metas = [graph.parameter_by_name[name].meta for name in held]
             speed = fleet[chosen.device_of[rank_of(branch, k, chosen.components)]].speed or 1.0
-            load_ms = figures.load_ms if driver else figures.work_ms  # on the slowest device of its pair
+            load_ms = figures.load_ms if driver else figures.work_ms  # on the slowest device that holds it
+            slowest = _slowest_speed(chosen, fleet, branch, k)
             components.append(
                 PredictedComponent(
-                    compute_ms=_rounded(load_ms * slowest_of_pair[k] / speed),
+                    compute_ms=_rounded(calls * load_ms * slowest / speed),
                     macs=figures.macs,
                     parameters=sum(meta.numel for meta in metas),
                     parameter_bytes=sum(meta.size_bytes for meta in metas),
                     memory_bytes=figures.memory_bytes,
-                    receive_bytes=figures.receive_bytes,
-                    send_bytes=figures.send_bytes,
+                    receive_bytes=calls * figures.receive_bytes,
+                    send_bytes=calls * figures.send_bytes,
                 )
             )
     return Predicted(
@@ -50,12 +50,19 @@ def predicted_figures(
         lower_bound_ms=_rounded(chosen.lower_bound_ms),
         gap=_rounded(chosen.compute_ms / chosen.lower_bound_ms - 1 if chosen.lower_bound_ms > 0 else 0.0),
         speedup_step=_rounded(sequential_ms / chosen.step_ms if chosen.step_ms > 0 else 1.0),
-        exact_step_ms=_rounded(chosen.evaluation.sequential_ms),
-        bytes_per_step=chosen.branches * chosen.evaluation.bytes_per_step,
+        exact_step_ms=_rounded(chosen.exact_step_ms),
+        bytes_per_step=chosen.bytes_per_step,
         staleness=_rounded(chosen.evaluation.staleness),
         macs=sum(cost.macs for cost in whole_costs.nodes.values()),
         components=tuple(components),
     )
+
+
+def _slowest_speed(chosen: Candidate, fleet: Fleet, branch: int, component: int) -> float:
+    """Of the devices that compute the same as one component of a branch, each for a branch of its own."""
+    shares = len(chosen.branching.rows)
+    same = range(chosen.branches) if chosen.branching.is_even else range(branch % shares, chosen.branches, shares)
+    return min(fleet[chosen.device_of[rank_of(b, component, chosen.components)]].speed or 1.0 for b in same)
 
 
 def _rounded(value: float) -> float:

@@ -13,7 +13,7 @@ from partitioner.fleet import Fleet
 from partitioner.graph.ir import TracedGraph
 from partitioner.plan.ranks import rank_of
 from partitioner.planning.build_problem import build_problem
-from partitioner.planning.candidates import Candidate, rescored, solve_candidate
+from partitioner.planning.candidates import Candidate, Solvers, rescored, solve_candidate
 from partitioner.planning.options import Progress
 from partitioner.search.problem import Problem
 from partitioner.search.solver import Solver
@@ -87,6 +87,7 @@ def refine_split(
         progress: Called with a sentence before each measurement.
     """
     weights = None if edge_errors is None else edge_errors.weights
+    calls = chosen.branching.calls
     first = sum(_latent_ms(graph, costs, chosen.placed, chosen.components))
     rounds: list[Round] = []
     best, least = 0, float("inf")
@@ -99,14 +100,14 @@ def refine_split(
         finish, mean = _finish_ms(measured, chosen, fleet)
         rounds.append(Round(tuple(predicted), tuple(measured), finish / mean if mean > 0 else 1.0))
         costs = _rescaled(costs, placed, predicted, measured)
-        problem = build_problem(graph, costs, weights, driver_ms=model.driver_ms)
+        problem = build_problem(graph, costs, weights, driver_ms=model.driver_ms / calls, calls=calls)
         if finish < least:
             best, least = len(rounds) - 1, finish
             scale = sum(measured) / first if first > 0 else 1.0
             found = Refinement((), best, rescored(problem, chosen, fleet), problem, scale)
         if best != len(rounds) - 1 or finish <= (1 + CLOSE) * mean or len(rounds) == ROUNDS:
             break
-        chosen = solve_candidate(Solver(problem), chosen, fleet, edge_errors)
+        chosen = solve_candidate(_only(Solver(problem)), chosen, fleet, edge_errors)
         if chosen.reason is not None:
             raise InfeasibleError(chosen.reason)
         if chosen.placed == placed:
@@ -118,7 +119,7 @@ def refine_split(
 def _finish_ms(measured: Sequence[float], chosen: Candidate, fleet: Fleet) -> tuple[float, float]:
     """The time of the slowest component, and what every component would take if the work were spread evenly.
 
-    Both are per step, and for the slower device of each pair where there are two branches.
+    Both are per call, and for the slowest of the devices that hold a component where there are several branches.
     """
     speeds = [
         min(fleet[chosen.device_of[rank_of(b, k, chosen.components)]].speed or 1.0 for b in range(chosen.branches))
@@ -127,6 +128,11 @@ def _finish_ms(measured: Sequence[float], chosen: Candidate, fleet: Fleet) -> tu
     rates = [speed * period for speed, period in zip(speeds, chosen.periods, strict=True)]
     finish = max(ms / rate for ms, rate in zip(measured, rates, strict=True))
     return finish, sum(measured) / sum(rates)
+
+
+def _only(solver: Solver) -> Solvers:
+    """One solver for all branches."""
+    return lambda rows, calls: solver
 
 
 def _rescaled(

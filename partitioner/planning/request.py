@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 
 from partitioner.costs.model import CostModel
 from partitioner.errors import UsageError
 from partitioner.fleet import Fleet, parse_fleet
+from partitioner.models.call_rows import CallRows
+from partitioner.planning.branching import Branching, check_asked, even_branchings
 from partitioner.planning.expected_quality import ANY, QualityAdvisor, SamplingSetup
 from partitioner.planning.options import DEFAULTS, PlanOptions
 from partitioner.planning.sources import GraphSource
@@ -38,8 +40,8 @@ class PlanRequest:
     >>> request = PlanRequest(FromSpec(model_spec("sdxl")), "h200,a100-80g", CostModel("h200"))
     >>> [device.name for device in request.fleet]
     ['h200', 'a100-80g']
-    >>> request.traces_halves  # two devices: one for each half of the guidance batch
-    True
+    >>> [branching.rows for branching in request.branchings]  # or one device for each half of the guidance batch
+    [(2,), (1, 1)]
     """
 
     denoiser: GraphSource
@@ -52,19 +54,23 @@ class PlanRequest:
 
     def __post_init__(self, devices: Fleet | str | int) -> None:
         object.__setattr__(self, "fleet", parse_fleet(devices, self.costs.reference))
-        if self.options.branches == 2 and not self.denoiser.has_halves:
-            raise UsageError(
-                f"{self.denoiser.name} has one branch: its calls hold no guidance batch to split; use --branches 1"
-            )
-        if self.options.branches == 2 and len(self.fleet) < 2:
-            raise UsageError("two branches need two devices at least; use --branches 1")
+        if self.options.branches is not None:
+            check_asked(self.denoiser.name, self.denoiser.step, len(self.fleet), self.options.branches)
         if self.options.refine and not self.costs.times_components:
             raise UsageError("--refine measures components; give --profile cuda:0 or --profile cpu as well")
 
     @property
-    def traces_halves(self) -> bool:
-        """Whether two branches are among what is considered, so that the graph of one half is needed."""
-        return self.denoiser.has_halves and self.options.branches != 1 and len(self.fleet) > 1
+    def step(self) -> CallRows:
+        """The calls of a step, and into what their rows are divided: only if that was asked for, where it is not known
+        that they are computed apart."""
+        step = self.denoiser.step
+        divides = self.denoiser.divides_unasked or self.options.branches is not None
+        return step if divides else replace(step, counts=(step.rows,))
+
+    @property
+    def branchings(self) -> list[Branching]:
+        """The ways to share a step among branches of as many rows."""
+        return even_branchings(self.step, len(self.fleet), self.options.branches)
 
     @property
     def advisor(self) -> QualityAdvisor | None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from partitioner.errors import InfeasibleError
+from partitioner.graph.ir import TracedGraph
+from partitioner.models.call_rows import CallRows
 from partitioner.planning.options import Progress
 from partitioner.planning.planner import Planning, plan
 from partitioner.planning.request import PlanRequest
-from partitioner.planning.sources import FromGraphs, GraphSource
+from partitioner.planning.sources import GraphSource
+from partitioner.staleness.edge_errors import EdgeErrors
+
+if TYPE_CHECKING:
+    from partitioner.models.spec import SteppedModule
 
 _log = logging.getLogger("partitioner")
 
@@ -63,19 +70,34 @@ class _TracedOnce:
     """A source of graphs that keeps what was traced."""
 
     source: GraphSource
-    traced: dict[bool, FromGraphs] = field(default_factory=dict)
+    traced: dict[int, TracedGraph] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.source.name
 
     @property
-    def has_halves(self) -> bool:
-        return self.source.has_halves
+    def step(self) -> CallRows:
+        return self.source.step
 
-    def trace(self, halves: bool, progress: Progress) -> FromGraphs:
-        if True in self.traced:
-            return self.traced[True]
-        if halves not in self.traced:
-            self.traced[halves] = self.source.trace(halves, progress)
-        return self.traced[halves]
+    @property
+    def divides_unasked(self) -> bool:
+        return self.source.divides_unasked
+
+    @property
+    def revision(self) -> str | None:
+        return self.source.revision
+
+    @property
+    def beside(self) -> tuple[SteppedModule, ...]:
+        return self.source.beside
+
+    def trace(self, rows: Iterable[int], progress: Progress) -> dict[int, TracedGraph]:
+        wanted = set(rows)
+        missing = wanted - self.traced.keys()
+        if missing:
+            self.traced |= self.source.trace(missing, progress)
+        return {count: self.traced[count] for count in wanted}
+
+    def edge_errors(self, whole: TracedGraph, progress: Progress) -> EdgeErrors | None:
+        return self.source.edge_errors(whole, progress)

@@ -6,7 +6,7 @@ It shares no arithmetic with them: it walks the nodes, edges and readings of a P
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from partitioner.errors import UsageError
 from partitioner.search.arrays import Ints
@@ -83,6 +83,27 @@ class Evaluation:
             for k, c in enumerate(self.components)
         ]
         return "\n".join(lines)
+
+
+def scaled(evaluation: Evaluation, factor: float) -> Evaluation:
+    """The same figures with times that are so many times as long."""
+    return replace(
+        evaluation,
+        components=tuple(
+            replace(
+                c,
+                work_ms=c.work_ms * factor,
+                load_ms=c.load_ms * factor,
+                receive_ms=c.receive_ms * factor,
+                step_ms=c.step_ms * factor,
+            )
+            for c in evaluation.components
+        ),
+        step_ms=evaluation.step_ms * factor,
+        compute_ms=evaluation.compute_ms * factor,
+        lower_bound_ms=evaluation.lower_bound_ms * factor,
+        sequential_ms=evaluation.sequential_ms * factor,
+    )
 
 
 def lower_bound_ms(problem: Problem, devices: Devices) -> float:

@@ -13,8 +13,8 @@ class SpeedOfLight:
     """Speed-ups over one device, each after one more loss.
 
     ideal: as if the work were divided evenly; balanced: a steady step with free communication; connected: with its
-    communication; remaining: the whole trajectory, warm-up and all. balanced can be above ideal where the guidance
-    batch is halved: half of the batch may cost less than half of a call.
+    communication; remaining: the whole trajectory, warm-up and all. balanced can be above ideal where branches share a
+    call's rows: a part of them may cost less than that part of a call.
     """
 
     ideal: float
@@ -25,7 +25,7 @@ class SpeedOfLight:
 
     def __str__(self) -> str:
         above = round(self.balanced, 2) > round(self.ideal, 2)
-        why = " (above the ideal: half of the guidance batch costs less than half of a call)" if above else ""
+        why = " (above the ideal: a part of a call's rows costs less than its part of the call)" if above else ""
         return (
             f"ideal {self.ideal:.2f} x, balance leaves {self.balanced:.2f} x{why}, "
             f"communication {self.connected:.2f} x, warm-up {self.remaining:.2f} x over {self.calls} steps"

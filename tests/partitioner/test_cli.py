@@ -75,7 +75,7 @@ def test_a_plan_is_made_and_described(split: Run, folder: Path) -> None:
     assert document["plan"] == "unet-8-4.plan.json"
     plan = Plan.load(folder / document["plan"])
     spec = model_spec(str(folder / "unet-8"), height=512, width=512, dtype="float32")
-    plan.check(trace_model(spec, branch=True))
+    plan.check(trace_model(spec, rows=1))
     assert (document["branches"], document["components_per_branch"]) == (2, 2)
     assert document["fingerprint"] == plan.fingerprint
     assert document["devices"] == ["cpu"] * 4

@@ -10,7 +10,7 @@ import pytest
 
 from partitioner.costs.relative_speed import with_speeds
 from partitioner.errors import UsageError
-from partitioner.fleet import Device, as_devices, known_device, limit_memory, paired, parse_fleet
+from partitioner.fleet import Device, as_devices, grouped, known_device, limit_memory, parse_fleet
 from partitioner.graph.ir import Input, Node, Parameter, Ref, Role, TensorMeta, TracedGraph
 from profiles.device_sheets import device_specs
 
@@ -113,13 +113,23 @@ def test_pairs_are_as_good_as_the_worse_of_both() -> None:
         Device("a", 10, 5, 0.1, 1.0), Device("b", 20, 9, 0.2, 4.0), Device("c", 30, 7, 0.3, 2.0),
         Device("d", 40, 8, 0.1, 3.0), Device("e", 50, 1, 0.0, 0.5),
     )  # fmt: skip
-    devices, seats = paired(fleet)
+    devices, seats = grouped(fleet, 2)
     assert seats == [(1, 3), (2, 0)]
     assert devices.names == ("b+d", "c+a")
     assert devices.speeds == (3.0, 1.0)
     assert devices.memory_bytes == (20, 10)
     assert devices.link_gb_per_s == (8, 5)
     assert devices.latency_ms == (0.2, 0.3)
+
+
+def test_a_group_of_three_is_as_good_as_its_worst_and_one_device_is_its_own() -> None:
+    fleet = tuple(
+        Device(name, memory, 9, 0.1, speed) for name, memory, speed in (("a", 9, 1.0), ("b", 5, 3.0), ("a", 7, 2.0))
+    )
+    devices, seats = grouped(fleet, 3)
+    assert (seats, devices.names, devices.speeds, devices.memory_bytes) == ([(1, 2, 0)], ("b+a",), (1.0,), (5,))
+    devices, seats = grouped(fleet, 1)
+    assert (seats, devices) == ([(0,), (1,), (2,)], as_devices(fleet))
 
 
 def test_a_memory_limit_only_lowers() -> None:

@@ -30,12 +30,14 @@ def test_the_table_literally() -> None:
 EXPECTED = """\
 toy (Toy) on 2 x a, 2 x b: 2 branches x 2 components, look-ahead, warm-up 5, predictor hold
 costs: measured on h200 (97.0% of the time; the rest by a roofline calibrated on that)
+2 branches of 2 rows: the 4 rows of a call
 
 rank  branch  component  device  modules         ms  share  parameters  memory    in   out
    0       0          1  a       up.0 .. relu.0   2  25.0%       3.0 M  9.0 MB  16 B  16 B
    1       0          0  a       conv_in .. mid   2  25.0%       3.0 M  9.0 MB  16 B  16 B
    2       1          1  b       up.0 .. relu.0   2  25.0%       3.0 M  9.0 MB  16 B  16 B
    3       1          0  b       conv_in .. mid   2  25.0%       3.0 M  9.0 MB  16 B  16 B
+each branch holds all weights over its 2 components: 0.012 GB in one, 0.024 GB in all
 
 predicted step   2 ms, sequential 8 ms: speed-up 4.00 x
 trajectory       speed-up 3.64 x over 50 steps with warm-up
@@ -56,7 +58,7 @@ def test_the_speed_of_light_has_a_line_of_its_own() -> None:
 def test_more_than_the_ideal_is_explained() -> None:
     document = describe(toy_plan("measured"), None)
     document["speed_of_light"]["balanced"] = 4.02
-    why = "above the ideal: half a guidance batch takes less than half the time of a whole one"
+    why = "above the ideal: a part of a call's rows takes less than its part of the call's time"
     assert why in report_text(document)
 
 

@@ -74,7 +74,7 @@ class Case:
 
     @cached_property
     def _half(self) -> Any:
-        return trace_model(self._spec, branch=True)
+        return trace_model(self._spec, rows=self._spec.step.rows // 2)
 
     def plan(self, devices: int, branches: int = 1) -> Plan:
         """In async mode."""

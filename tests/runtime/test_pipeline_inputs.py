@@ -24,7 +24,7 @@ Made = tuple[Any, dict[str, Any]]  # a pipeline and what it is called with
 def plain_plan(pipe: Any, branches: int = 1, **sizes: int) -> Plan:
     """A plan of the pipeline's own calls, without what is added below."""
     spec = live_spec(getattr(pipe, denoiser_name(pipe)), pipe, height=32, width=32, **sizes)
-    graph = trace_model(spec, branch=branches == 2, denoiser=getattr(pipe, denoiser_name(pipe)))
+    graph = trace_model(spec, rows=spec.step.rows // branches, denoiser=getattr(pipe, denoiser_name(pipe)))
     return plan_of(graph, contiguous(graph, 2), branches=branches, mode="async", warmup=2)
 
 

@@ -106,7 +106,8 @@ def graphs_of(name: str, folder: Path) -> DenoiserGraphs:
         graphs = DenoiserGraphs(trace(build(), inputs, roles, model=name), None)
     else:
         spec = model_spec(name)
-        graphs = DenoiserGraphs(trace_model(spec), trace_model(spec, branch=True) if spec.halves == 2 else None)
+        half = trace_model(spec, rows=spec.step.rows // 2) if spec.guidance_style == "batch" else None
+        graphs = DenoiserGraphs(trace_model(spec), half)
     write_atomic(kept, gzip.compress(pickle.dumps((_form(), pickle.dumps(graphs))), mtime=0), overwrite=True)
     return graphs
 

@@ -28,6 +28,7 @@ from partitioner.errors import PartitionerError
 from partitioner.fleet import parse_fleet
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
+from partitioner.planning.branching import Branching
 from partitioner.planning.build_problem import build_problem
 from partitioner.planning.candidates import Shape, solve_candidate
 from partitioner.planning.remeasure import Refinement, refine_split
@@ -90,7 +91,8 @@ def component_rows(
     for count in ranks:
         progress(f"{graph.model}: {count} ranks")
         fleet = with_speeds(parse_fleet(count, "cpu"), graph, "cpu")
-        chosen = solve_candidate(solver, Shape(1, count, period=1, mode=mode), fleet)
+        shape = Shape(Branching((1,)), count, period=1, mode=mode)
+        chosen = solve_candidate(lambda _rows, _calls: solver, shape, fleet)
         timer = TimerBesideWhole(run)
         model = GivenCosts(lambda _: costs, "cpu", timer=timer)
         refinement = refine_split(graph, costs, chosen, fleet, model, progress=progress)

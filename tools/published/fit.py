@@ -83,7 +83,7 @@ def fit_model(model: str, published: Mapping[str, Any], pixels: int | None = Non
     device, steps = published["device"], published["steps"]
     spec, described = device_spec(device), model_spec(model, height=pixels, width=pixels)
     peak = spec.model_copy(update={"efficiency": PEAK})
-    whole, half = trace_model(described), trace_model(described, branch=True)
+    whole, half = trace_model(described), trace_model(described, rows=described.step.rows // 2)
     costs, half_costs, decoding = (
         estimate_on(graph, peak, device) for graph in (whole, half, trace_decoder(record["decoder"]))
     )

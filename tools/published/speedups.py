@@ -99,7 +99,7 @@ def plan_on_paper_machine(fitted: FittedModel, count: int, **options: Any) -> Pl
     device = Device(fitted.costs.device, fitted.spec.memory_bytes, wire.gb_per_s, wire.latency_ms)
     costs = {id(fitted.whole): fitted.costs, id(fitted.half): fitted.half_costs}
     model = GivenCosts(lambda graph: costs[id(graph)], fitted.costs.device, driver_ms=fitted.spec.driver_ms)
-    source = FromGraphs(fitted.whole, fitted.half)
+    source = FromGraphs(fitted.whole, (fitted.half,))
     return plan(PlanRequest(source, (device,) * count, model, PlanOptions(**options)))
 
 

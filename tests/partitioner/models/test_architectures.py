@@ -196,7 +196,7 @@ def test_variants_of_known_classes_follow_their_configuration(tmp_path: Path) ->
 
     distilled = small_denoiser("sd15", time_cond_proj_dim=32)
     write_pipeline(tmp_path / "lcm", "LatentConsistencyModelPipeline", distilled)
-    assert model_spec(str(tmp_path / "lcm")).halves == 1
+    assert model_spec(str(tmp_path / "lcm")).step.rows == 1
     assert shapes(tmp_path / "lcm")["timestep_cond"] == (1, 32)
 
     alpha = small_denoiser("pixart", use_additional_conditions=True)

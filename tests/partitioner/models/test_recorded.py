@@ -142,7 +142,7 @@ def test_a_folder_without_weights_shows_what_the_pipeline_in_memory_shows(name: 
         path.unlink()
     live = live_spec(pipe.transformer, pipe, height=32, width=32)
     folder = model_spec(str(tmp_path / name), height=32, width=32, dtype="float32")
-    for field in ("inputs", "branch_inputs", "halves", "guidance_style", "recorded", "dtype", "scheduler_config"):
+    for field in ("inputs", "step", "guidance_style", "recorded", "dtype", "scheduler_config"):
         assert getattr(folder, field) == getattr(live, field)
     assert folder.scheduler == "FlowMatchEulerDiscreteScheduler"
     assert trace_model(folder).fingerprint == trace_model(live, denoiser=pipe.transformer).fingerprint
@@ -159,7 +159,7 @@ def test_recordings_have_the_fingerprint_of_the_descriptions(name: str, tmp_path
     part = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     described, recorded = (live_spec(part, pipe, **tiny.sizes(), call=call) for call in (None, {}))
     assert (recorded.recorded is None, described.recorded is None) == (False, True)
-    assert (recorded.halves, recorded.guidance_style) == (described.halves, described.guidance_style)
+    assert (recorded.step, recorded.guidance_style) == (described.step, described.guidance_style)
     fingerprints = {trace_model(spec, denoiser=part).fingerprint for spec in (described, recorded)}
     assert len(fingerprints) == 1
 
@@ -172,9 +172,10 @@ def test_recordings_agree_with_the_descriptions(name: str, tmp_path: Path) -> No
     described = live_spec(part, pipe, height=32, width=32)
     recorded = live_spec(part, pipe, height=32, width=32, call={})
     assert (recorded.recorded is None, described.recorded is None) == (False, True)
-    assert recorded.halves == described.halves
-    for inputs, others in ((recorded.inputs, described.inputs), (recorded.branch_inputs, described.branch_inputs)):
-        assert shown(inputs) == shown(others)
+    assert recorded.step == described.step
+    for rows in described.step.counts:
+        assert shown(recorded.inputs_for(rows)) == shown(described.inputs_for(rows))
+    assert shown(recorded.inputs) == shown(described.inputs)
 
 
 def shown(inputs: Any) -> Any:

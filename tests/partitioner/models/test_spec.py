@@ -10,6 +10,7 @@ import torch
 
 from partitioner.errors import UsageError
 from partitioner.graph.export import trace
+from partitioner.models.call_rows import CallRows
 from partitioner.models.spec import model_spec, trace_model
 from tests.support.small_models import shapes, small_denoiser
 
@@ -48,18 +49,33 @@ def test_sizes_are_pixels_and_the_batch_counts_images_per_half() -> None:
 
 def test_one_branch_is_half_of_the_rows() -> None:
     spec = model_spec("animatediff", batch=2)
-    whole, half = spec.example_inputs(), spec.example_inputs(branch=True)
+    whole, half = spec.example_inputs(), spec.example_inputs(rows=2)
     assert whole["sample"].shape[0] == 2 * half["sample"].shape[0] == 4
     assert whole["encoder_hidden_states"].shape[0] == 2 * half["encoder_hidden_states"].shape[0]
     assert half["timestep"].shape == ()
 
 
-@pytest.mark.parametrize(("model", "sizes"), [("flux", {}), ("wan", {}), ("sd15", {"guidance": False})])
-def test_a_branch_is_refused_where_guidance_is_not_batched(model: str, sizes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("model", "sizes", "rows", "calls"),
+    [
+        ("flux", {}, 1, 1),
+        ("wan", {}, 1, 2),
+        ("qwen-image", {"batch": 3}, 3, 2),
+        ("sd15", {}, 2, 1),
+        ("sd15", {"batch": 4}, 8, 1),
+        ("sd15", {"guidance": False, "batch": 3}, 3, 1),
+    ],
+)
+def test_a_step_has_calls_and_these_have_rows(model: str, sizes: dict[str, Any], rows: int, calls: int) -> None:
     spec = model_spec(model, **sizes)
-    assert spec.halves == 1
-    with pytest.raises(UsageError, match=r"one branch.*--branches 1"):
-        spec.example_inputs(branch=True)
+    assert spec.step == CallRows(rows, range(1, rows + 1), calls, sizes.get("batch", 1))
+    with pytest.raises(UsageError, match=f"has {rows} rows, of which {rows + 1} are no part"):
+        spec.example_inputs(rows=rows + 1)
+
+
+def test_a_list_of_samples_is_not_divided() -> None:
+    step = model_spec("z-image").step
+    assert (step.rows, step.counts, step.whole) == (2, (2,), "its noisy samples are a list, which is not divided")
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ def plan_for(
 ) -> Planning:
     costs = GivenCosts(costs_of, "toy", driver_ms=driver_ms, timer=timer)
     wanted = PlanOptions(refine=timer is not None, **options)
-    return plan(PlanRequest(FromGraphs(*graphs), fleet or fleet_of(1, 1, 1, 1), costs, wanted))
+    whole, half = graphs
+    source = FromGraphs(whole, () if half is None else (half,))
+    return plan(PlanRequest(source, fleet or fleet_of(1, 1, 1, 1), costs, wanted))
 
 
 def shape_of(planning: Planning) -> tuple[int, int]:
@@ -142,7 +144,7 @@ def test_unequal_devices_may_be_left_idle_the_slowest_first(graphs: tuple[Traced
 
 def test_without_a_guidance_batch_there_is_one_branch(graphs: tuple[TracedGraph, TracedGraph]) -> None:
     assert shape_of(plan_for((graphs[0], None))) == (1, 4)
-    with pytest.raises(UsageError, match="one branch"):
+    with pytest.raises(UsageError, match="has one branch"):
         plan_for((graphs[0], None), branches=2)
 
 
@@ -314,5 +316,5 @@ def test_the_same_input_gives_the_same_bytes(graphs: tuple[TracedGraph, TracedGr
 
 
 def test_two_branches_need_two_devices(graphs: tuple[TracedGraph, TracedGraph]) -> None:
-    with pytest.raises(UsageError, match="two devices"):
+    with pytest.raises(UsageError, match="2 branches need 2 devices"):
         plan_for(graphs, fleet_of(1), branches=2)

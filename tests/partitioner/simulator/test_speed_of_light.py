@@ -24,6 +24,6 @@ def test_speed_of_light_names_each_loss() -> None:
 def test_a_balance_above_the_ideal_is_explained() -> None:
     light = SpeedOfLight(ideal=4.0, balanced=4.02, connected=3.9, remaining=3.5, calls=50)
     assert str(light) == (
-        "ideal 4.00 x, balance leaves 4.02 x (above the ideal: half of the guidance batch costs less than half of a "
-        "call), communication 3.90 x, warm-up 3.50 x over 50 steps"
+        "ideal 4.00 x, balance leaves 4.02 x (above the ideal: a part of a call's rows costs less than its "
+        "part of the call), communication 3.90 x, warm-up 3.50 x over 50 steps"
     )
