@@ -163,7 +163,8 @@ class StandIns:
             output = self._known[key]
         leaves = tree_leaves((args, kwargs))
         took = [digest_of(leaf) if isinstance(leaf, torch.Tensor) else repr(type(leaf)).encode() for leaf in leaves]
-        output = self._real(output, f"{path} {self.variant if watched else 0}", took)
+        kind = torch.Tensor if watched else FakeTensor  # of what the module itself computed, no variant would differ
+        output = _real(output, kind, f"{path} {self.variant if watched else 0}", took)
         gave = frozenset(digest_of(leaf) for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
         self.calls.append(OutsideCall(path, frozenset(took), gave))
         if watched:
@@ -207,12 +208,14 @@ class StandIns:
             args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), (args, dict(kwargs)))
             return tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), original(*args, **kwargs))
 
-    def _real(self, output: Any, name: str, took: Sequence[bytes]) -> Any:
-        seed = hashlib.blake2b(name.encode(), digest_size=8)
-        for digest in took:
-            seed.update(digest)
-        generator = torch.Generator().manual_seed(int.from_bytes(seed.digest(), "little") >> 1)
-        return tree_map_only(FakeTensor, lambda fake: _drawn(fake, generator), output)
+
+def _real(output: Any, kind: type[torch.Tensor], name: str, took: Sequence[bytes]) -> Any:
+    """A result with drawn values in place of its tensors of a kind. name, took: what decides which."""
+    seed = hashlib.blake2b(name.encode(), digest_size=8)
+    for digest in took:
+        seed.update(digest)
+    generator = torch.Generator().manual_seed(int.from_bytes(seed.digest(), "little") >> 1)
+    return tree_map_only(kind, lambda tensor: _drawn(tensor, generator), output)
 
 
 def _apply(module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
@@ -243,7 +246,7 @@ def _key(path: str, args: Any, kwargs: Any) -> tuple[Any, ...] | None:
 
 def _drawn(fake: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if not (fake.is_floating_point() or fake.is_complex()):
-        return torch.zeros(tuple(fake.shape), dtype=fake.dtype)
+        return torch.zeros(tuple(fake.shape), dtype=fake.dtype) if isinstance(fake, FakeTensor) else fake
     shape = tuple(fake.shape)
     if fake.numel() > _MOST_DRAWN:
         return torch.randn(shape[-1], generator=generator).to(fake.dtype).expand(shape)

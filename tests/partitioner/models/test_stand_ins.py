@@ -99,6 +99,18 @@ def test_only_the_watched_module_has_variants() -> None:
     assert stand_ins.given == {digest_of(other(x))}
 
 
+def test_a_watched_module_that_computes_itself_has_variants_too() -> None:
+    stand_ins = StandIns()
+    watched = stand_ins.twin(LooksAtValues(4, 6), "watched")
+    made = []
+    with stand_ins.watch(watched, lambda *_: None):
+        for stand_ins.variant in (0, 1, 0):
+            made.append(watched(torch.ones(2, 4)))
+    assert made[0].shape == (1, 6)
+    assert torch.equal(made[0], made[2])
+    assert not torch.equal(made[0], made[1])
+
+
 def test_names_of_tensors_tell_dtype_shape_and_values() -> None:
     tensors = [torch.zeros(2), torch.zeros(1, 2), torch.zeros(2, dtype=torch.float16), torch.ones(2), torch.ones(1)[0]]
     assert len({digest_of(tensor) for tensor in tensors}) == 5
