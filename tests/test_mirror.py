@@ -31,7 +31,6 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "runtime/driver/test_streams.py",
         ["runtime.driver.stream", "runtime.driver.denoiser_call"],
     ),
-    ("steps are what calls are foreseen from", "runtime/driver/test_foresight.py", ["runtime.driver.steps"]),
     (
         "the driver of a denoiser is all of an engine but the start and the end",
         "runtime/test_engine_changes.py",

@@ -20,6 +20,7 @@ from runtime.driver.readback import Readback, is_late
 from runtime.driver.stream import Stream
 
 MOST = 16  # streams of a step; what calls more is no step
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 NEW_STREAM = "their conditions were others than those of the calls before"
 
 
@@ -45,8 +46,9 @@ class SameBits:
 
 def as_bits(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory as integers, so that NaN equals itself and 0 is not -0."""
-    dense = tensor if tensor.is_contiguous() else tensor.contiguous()
-    return dense.view(torch.uint8) if dense.dim() else dense.reshape(1).view(torch.uint8)
+    if tensor.dtype is torch.complex128:
+        tensor = torch.view_as_real(tensor)
+    return tensor.view(_INTEGERS[tensor.element_size()])
 
 
 @dataclass(frozen=True)
