@@ -17,9 +17,15 @@ MISSING = object()  # stands for what is not there, such as an empty cell's cont
 
 
 class Container(ABC):
-    """Named values that somebody holds, and that may be others later."""
+    """Named values that somebody holds, and that may be others later.
+
+    Attributes:
+        held: Who holds them.
+    """
 
     __slots__ = ()
+
+    held: Any
 
     @abstractmethod
     def items(self) -> Iterator[tuple[Hashable, Any]]:
@@ -85,24 +91,24 @@ class SetContainer(Container):
 class CellContainer(Container):
     """A variable that a function closes over."""
 
-    __slots__ = ("cell", "name")
+    __slots__ = ("held", "name")
 
     def __init__(self, cell: CellType, name: str) -> None:
-        self.cell = cell
+        self.held = cell
         self.name = name
 
     def items(self) -> Iterator[tuple[Hashable, Any]]:
         try:
-            yield self.name, self.cell.cell_contents
+            yield self.name, self.held.cell_contents
         except ValueError:  # it is empty
             yield self.name, MISSING
 
     def put_back(self, items: Sequence[tuple[Hashable, Any]]) -> None:
         for _, value in items:
             if value is MISSING:
-                del self.cell.cell_contents
+                del self.held.cell_contents
             else:
-                self.cell.cell_contents = value
+                self.held.cell_contents = value
 
 
 class NamesContainer(Container):

@@ -5,19 +5,22 @@ It says fast whether anything is another now, and slowly what; and it can put ev
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from operator import is_
 from typing import Any
 
 import torch
 from torch import nn
 
-from partitioner.graph.containers import MISSING, DictContainer, FunctionsContainer, ListContainer
+from partitioner.graph.container_group import PLAIN, Group, Items, differ
+from partitioner.graph.containers import MISSING
+from partitioner.graph.module_form import ModuleForm
 from partitioner.graph.reachable import FoundContainer, Reachable
 
-_END = object()
+_DATA = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+_CHUNK = 32  # modules, whose containers are looked at together
+_MOST_PLACES = 10_000  # of one module
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,14 @@ class Difference:
     Attributes:
         module: Path of the module that it belongs to; empty for the denoiser itself.
         what: Which of its values, in words: "attribute b1", "forward hook 3".
-        is_part: Whether it is a parameter, buffer or submodule that is another object, or is new or gone.
+        is_part: Whether it is a parameter, buffer, submodule or hook that is another object, or is new or gone.
+        is_note: Whether it is a number, a text or the like that the module keeps: it may say what was done to the rest.
     """
 
     module: str
     what: str
     is_part: bool
+    is_note: bool = False
 
     def __str__(self) -> str:
         return f"{self.what} of module {self.module or '<root>'}"
@@ -40,6 +45,12 @@ class Difference:
 
 class ModuleState:
     """What a module's forward depended on besides its arguments when the snapshot was made.
+
+    Attributes:
+        tensors: All that it can get at.
+        foreign: Where code of no known library takes part, in words.
+        forms: By path, of the modules that ``follow`` has taken anew.
+        former: What their forms were in the snapshot.
 
     Tensors count by identity; whether their values have changed, TensorValues says. Anything else counts by value where
     it is a number, a string or a container of such, and by identity otherwise.
@@ -63,84 +74,123 @@ class ModuleState:
             module: The denoiser.
             ignored: Names of attributes of the module itself that do not count.
         """
-        found = Reachable.of(module, ignored)
-        self.tensors: Sequence[torch.Tensor] = found.tensors
-        self.foreign: Sequence[str] = found.foreign
-        self._caches = found.caches
-        self._places = found.places
-        self._saved: list[list[tuple[Hashable, Any]]] = [list(place.container.items()) for place in found.places]
-        self._dicts: list[dict[Any, Any]] = []
-        self._empty: list[Any] = []
-        self._lists: list[Any] = []
-        self._others: list[tuple[FoundContainer, list[tuple[Hashable, Any]]]] = []
-        # whose functions count, and all that is there
-        self._namespaces: list[tuple[FoundContainer, list[tuple[Hashable, Any]], Mapping[str, Any], list[Any]]] = []
-        values: list[Any] = []
-        items: list[Any] = []
-        for place, saved in zip(found.places, self._saved, strict=True):
-            container = place.container
-            if isinstance(container, DictContainer) and not container.ignored:
-                (self._dicts if saved else self._empty).append(container.held)
-                values += [value for _, value in saved]
-            elif isinstance(container, ListContainer):
-                (self._lists if saved else self._empty).append(container.held)
-                items += [value for _, value in saved]
-            elif isinstance(container, FunctionsContainer):
-                namespace = vars(container.held)
-                self._namespaces.append((place, saved, namespace, list(namespace.values())))
-            else:
-                self._others.append((place, saved))
-        # something to end with, so that values that have become more are not taken for the same
-        self._dicts.append({"": _END})
-        self._lists.append([_END])
-        self._values = [*values, _END]
-        self._items = [*items, _END]
+        self._found = Reachable.of(module, ignored)
+        self._ignored = ignored
+        self._submodules = dict(module.named_modules())
+        self._submodule_ids = frozenset(map(id, self._submodules.values()))
+        self.tensors: Sequence[torch.Tensor] = self._found.tensors
+        self.foreign: Sequence[str] = self._found.foreign
+        self.forms: dict[str, ModuleForm] = {}
+        self.former: dict[str, ModuleForm] = {}
+        self._tensor_ids = frozenset(map(id, self.tensors))
+        local: dict[str, list[FoundContainer]] = {path: [] for path in self._submodules}
+        beside: list[FoundContainer] = []
+        for place in self._found.places:
+            (local[place.module] if place.is_local else beside).append(place)
+        paths = list(local)
+        chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+        self._groups = [Group({path: local[path] for path in chunk}) for chunk in chunks]
+        self._group_of = {path: group for group, chunk in zip(self._groups, chunks, strict=True) for path in chunk}
+        self._beside = Group({"": beside})  # what is beside modules
 
     def changed(self) -> bool:
         """Whether anything is another object than in the snapshot; made for being asked at every call.
 
         It may be so where ``differences`` finds nothing: an equal number is no difference.
         """
-        return (
-            any(self._empty)
-            or not all(map(is_, chain.from_iterable(map(dict.values, self._dicts)), self._values))
-            or not all(map(is_, chain.from_iterable(self._lists), self._items))
-            or any(_differ(saved, list(place.container.items())) for place, saved in self._others)
-            or any(
-                not _are(namespace.values(), values) and _differ(saved, list(place.container.items()))
-                for place, saved, namespace, values in self._namespaces
-            )
-        )
+        return any(group.changed() for group in (*self._groups, self._beside))
 
     def differences(self) -> list[Difference]:
         """What differs, in the order of the modules."""
-        found = []
-        for place, saved in zip(self._places, self._saved, strict=True):
-            now, before = dict(place.container.items()), dict(saved)
-            for name in {**before, **now}:
-                if not same(before.get(name, MISSING), now.get(name, MISSING)):
-                    found.append(Difference(place.module, place.describe(name), place.is_part))
-        return found
+        return [found for place, saved in self._all_saved() for found in _differences_in(place, saved)]
+
+    def follow(self) -> list[Difference] | None:
+        """Take the modules anew of which attributes or hooks are others, and nothing else: in a fraction of the time.
+
+        Returns:
+            What differed. None where more than that is another, or may be: then only a new snapshot tells.
+        """
+        moved = [item for group in self._groups if group.changed() for item in group.moved()]
+        if self._beside.changed() or any(_is_of_another_make(place) for place, _ in moved):
+            return None
+        found: dict[str, Reachable] = {}
+        for path in dict.fromkeys(place.module for place, _ in moved):
+            again = self._found.again(path, self._submodules, self._ignored if path == "" else frozenset())
+            is_much = len(self._group_of[path].places[path]) > _MOST_PLACES
+            if again is None or is_much or not self._tensor_ids.issuperset(map(id, again.tensors)):
+                return None
+            found[path] = again
+        differences = [each for place, saved in moved for each in _differences_in(place, saved)]
+        for path, again in found.items():
+            if path not in self.former:
+                self.former[path] = self._form(path, self._group_of[path].held(path))
+            self._take_again(path, again)
+            self.forms[path] = self._form(path)
+        return differences
+
+    def _form(self, path: str, held: Mapping[int, Items] | None = None) -> ModuleForm:
+        ignored = self._ignored if path == "" else frozenset()
+        return ModuleForm(self._submodules[path], ignored, self._submodule_ids, held)
+
+    def _take_again(self, path: str, again: Reachable) -> None:
+        """Have what one module leads to now in the place of what it led to."""
+        local = [place for place in again.places if place.is_local]
+        group = self._group_of[path]
+        if path in self._found.sharing:  # what others lead to as well, by this module alone
+            now = {id(place.container.held) for place in local}
+            local += [place for place in group.places[path] if id(place.container.held) not in now]
+        group.take(path, local)
+        beside = [place for place in again.places if not place.is_local]
+        if beside:
+            self._beside.take("", [*self._beside.places[""], *beside])
+        self._found.caches += again.caches
 
     def bring_to(self, device: torch.device) -> None:
         """Until ``restore``, have copies on a device in the place of tensors on others, but for parts of modules.
 
         Those are moved by whoever moves a module; what lies beside them may have stayed where a forward took it.
         """
-        for place, saved in zip(self._places, self._saved, strict=True):
+        for place, saved in self._all_saved():
             if place.is_part:
                 continue
             brought = [(name, _on(device, value)) for name, value in saved]
-            if _differ(saved, brought):
+            if differ(saved, brought):
                 place.container.put_back(brought)
 
     def restore(self) -> None:
         """Put every container's values back, and empty caches of methods; what tensors hold stays as it is."""
-        for cache in self._caches:
+        for cache in self._found.caches:
             cache.cache_clear()
-        for place, saved in zip(self._places, self._saved, strict=True):
-            if _differ(saved, list(place.container.items())):
+        for place, saved in self._all_saved():
+            if differ(saved, list(place.container.items())):
                 place.container.put_back(saved)
+
+    def _all_saved(self) -> Iterator[tuple[FoundContainer, Items]]:
+        for group in (*self._groups, self._beside):
+            yield from group.all()
+
+
+def _differences_in(place: FoundContainer, saved: Items) -> Iterator[Difference]:
+    now, before = dict(place.container.items()), dict(saved)
+    for name in {**before, **now}:
+        one, other = before.get(name, MISSING), now.get(name, MISSING)
+        if not same(one, other):
+            is_note = place.is_near and _is_data(one) and _is_data(other)
+            yield Difference(place.module, place.describe(name), place.is_part, is_note)
+
+
+def _is_of_another_make(place: FoundContainer) -> bool:
+    """Whether what is another is a module's parameter, buffer or submodule, or shows in no form."""
+    return place.prefix.startswith(("parameter", "buffer", "submodule")) or not isinstance(place.container, PLAIN)
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value is a number, a text or the like, or a container of such; or is not there."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(_is_data, value))
+    if isinstance(value, dict):
+        return all(map(_is_data, value.values()))
+    return value is MISSING or value is None or isinstance(value, _DATA)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -157,7 +207,7 @@ def same(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, dict):
         return list(one) == list(other) and all(map(same, one.values(), other.values()))
-    if isinstance(one, (bool, int, float, complex, str, bytes, set, frozenset, torch.dtype, torch.device)):
+    if isinstance(one, (*_DATA, set, frozenset)):
         return bool(one == other) or (one != one and other != other)
     return False
 
@@ -170,12 +220,3 @@ def _on(device: torch.device, value: Any) -> Any:
         moved = tuple(_on(device, item) for item in value)
         return value if all(map(is_, value, moved)) else moved
     return value
-
-
-def _are(now: Collection[Any], values: Sequence[Any]) -> bool:
-    """Whether they are the very same objects, in order: looked at in C."""
-    return len(now) == len(values) and all(map(is_, now, values))
-
-
-def _differ(saved: Sequence[tuple[Hashable, Any]], now: Sequence[tuple[Hashable, Any]]) -> bool:
-    return len(saved) != len(now) or any(a is not b or key != name for (key, a), (name, b) in zip(saved, now))  # noqa: B905

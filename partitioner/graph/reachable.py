@@ -16,6 +16,7 @@ import sys
 import types
 import weakref
 from collections import deque
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,9 +55,10 @@ _NOT_FOLLOWED = (
     type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.GeneratorType, logging.Logger,
     weakref.ReferenceType,
 )  # fmt: skip
+_ENDS = (*_VALUES, *_NOT_FOLLOWED, torch.Tensor, nn.Module, numpy.ndarray, ContextVar)
 _CACHED = type(functools.lru_cache(len))
 # What a module keeps for backward passes and for saving and loading, which no forward reads.
-_NOT_READ = frozenset({
+NOT_READ = frozenset({
     "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook", "_non_persistent_buffers_set",
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 })  # fmt: skip
@@ -75,17 +77,25 @@ class FoundContainer:
         module: Path of the module that it belongs to; empty for the denoiser itself.
         prefix: What stands before the name of a value in it, in a description: "attribute processor.".
         own: Whether it is the module's attributes themselves, or one of the dicts in which torch keeps its parts.
+        is_local: Whether a walk from that module alone finds it: no class or Python module leads to it.
     """
 
     container: Container
     module: str
     prefix: str
     own: bool = False
+    is_local: bool = False
 
     @property
     def is_part(self) -> bool:
         """Whether it holds a module's parameters, buffers, submodules or hooks."""
         return self.own and not self.prefix.startswith("attribute")
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it is the module's attributes themselves, or what one of them holds."""
+        attribute = self.prefix.removeprefix("attribute ").rstrip(".")
+        return self.is_local and not self.is_part and not any(sign in attribute for sign in ".[:")
 
     def describe(self, name: object) -> str:
         """The value of that name in words: "attribute processor.maps[3]"."""
@@ -105,35 +115,42 @@ class Reachable:
         tensors: Every tensor, each once.
         foreign: Where code of no known library takes part, in words; it may keep what no attribute shows.
         caches: Methods, and functions beside them, that keep what they returned (functools.lru_cache).
+        modules: By path, and of those that are no submodules by description, the modules.
+        sharing: Paths of modules that share with others, or with classes, an object that may be changed.
     """
 
     places: list[FoundContainer] = field(default_factory=list)
     tensors: list[torch.Tensor] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     caches: list[Any] = field(default_factory=list)
-    _modules: dict[str, nn.Module] = field(default_factory=dict)  # by path
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    sharing: set[str] = field(default_factory=set)
     _outside: list[tuple[Any, str, str]] = field(default_factory=list)  # what holds the denoiser
     _names: set[str] = field(default_factory=set)  # that code of no library reads
-    _seen: dict[int, Any] = field(default_factory=dict)  # the objects too, so that no number is given away again
+    # the objects too, so that no number is given away again; and by which module, and whether locally
+    _seen: dict[int, tuple[Any, str, bool]] = field(default_factory=dict)
     _classes: dict[int, type] = field(default_factory=dict)  # those that were looked into
-    _queue: deque[tuple[Any, str, str]] = field(default_factory=deque)  # what is yet to be looked into
+    _queue: deque[tuple[Any, str, str, bool]] = field(default_factory=deque)  # what is yet to be looked into
+    _submodules: dict[int, tuple[Any, str, bool]] = field(default_factory=dict)  # seen by every walk of one module
+    _is_local: bool = True  # whether what is found now is
 
     @classmethod
     def of(cls, module: nn.Module, ignored: frozenset[str] = frozenset()) -> Reachable:
         """Walk from a module. ignored: names of attributes of the module itself that do not count."""
         found = cls()
         modules = dict(module.named_modules())
-        found._seen.update((id(child), child) for child in modules.values())
+        found._seen.update((id(child), (child, path, True)) for path, child in modules.items())
         for path, child in modules.items():
             found._module(child, path, "", ignored if child is module else frozenset())
-        for hooks in hooks_of_all_modules():
-            found._visit(hooks, "", "hook of all modules")
+        with found._beside():
+            for hooks in hooks_of_all_modules():
+                found._visit(hooks, "", "hook of all modules")
         while found._queue:
-            while found._queue:
-                found._look_into(*found._queue.popleft())
-            for value, path, label in found._outside:
-                if not isinstance(value, (type, types.ModuleType)):  # of these, values that are replaced count only
-                    found._all(found._named(value).items(), path, label + ".")
+            found._walk()
+            with found._beside():
+                for value, path, label in found._outside:
+                    if not isinstance(value, (type, types.ModuleType)):
+                        found._all(found._named(value).items(), path, label + ".")
         found.places += [
             FoundContainer(found._named(value), path, f"{label}.") for value, path, label in found._outside
         ]
@@ -142,34 +159,93 @@ class Reachable:
             if hasattr(sys.modules.get(module_name), held):
                 setting = AttributesContainer(getattr(sys.modules[module_name], held), [name])
                 found.places.append(FoundContainer(setting, "", f"{module_name}.{held}."))
-        found.places.append(FoundContainer(ClassesContainer(found._modules), "", "class of "))
+        found.places.append(FoundContainer(ClassesContainer(found.modules), "", "class of "))
         return found
+
+    def again(self, path: str, submodules: Mapping[str, nn.Module], ignored: frozenset[str]) -> Reachable | None:
+        """Walk from one module of an earlier walk alone, and take note of what is new.
+
+        Args:
+            path: Of the module.
+            submodules: By path, all that ``of`` has started from; the same every time.
+            ignored: Names of attributes of the module itself that do not count.
+
+        Returns:
+            What was found: of what is not local only what is new. None where only a walk from all modules tells.
+        """
+        found = Reachable(_classes=self._classes)
+        if not self._submodules:
+            self._submodules.update((id(child), (child, "", True)) for child in submodules.values())
+        found._seen = dict(self._submodules)
+        found._module(submodules[path], path, "", ignored)
+        found._walk()
+        known = {id(value) for value, *_ in self._outside}
+        hidden = [module for name, module in found.modules.items() if self.modules.get(name) is not module]
+        if hidden or any(id(value) not in known for value, *_ in found._outside):
+            return None
+        if found._names - self._names and self._outside:
+            found._names = self._names = self._names | found._names
+            found._seen = {**self._seen, **found._seen}
+            found._read_outside(self._outside)
+            found._walk()
+        return found
+
+    def _read_outside(self, outside: list[tuple[Any, str, str]]) -> None:
+        """Of what is no part of the denoiser take what code that is part of it names."""
+        with self._beside():
+            for value, path, label in outside:
+                if not isinstance(value, (type, types.ModuleType)):  # of these, values that are replaced count only
+                    self._all(self._named(value).items(), path, label + ".")
+                self._add(self._named(value), path, f"{label}.")
+
+    def _walk(self) -> None:
+        while self._queue:
+            value, path, label, self._is_local = self._queue.popleft()
+            self._look_into(value, path, label)
+        self._is_local = True
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        """What is found inside is found beside modules: in classes and Python modules."""
+        before, self._is_local = self._is_local, False
+        yield
+        self._is_local = before
+
+    def _add(self, container: Container, path: str, prefix: str, *, own: bool = False) -> None:
+        self.places.append(FoundContainer(container, path, prefix, own, self._is_local))
 
     def _module(self, module: nn.Module, path: str, label: str, ignored: frozenset[str] = frozenset()) -> None:
         attributes = module.__dict__
-        self._modules[f"{path or '<root>'}{label and '.' + label.rstrip('.')}"] = module
-        self.places.append(
-            FoundContainer(DictContainer(attributes, ignored), path, f"attribute {label}", own=not label)
-        )
+        self.modules[f"{path or '<root>'}{label and '.' + label.rstrip('.')}"] = module
+        self._add(DictContainer(attributes, ignored), path, f"attribute {label}", own=not label)
         for name, value in list(attributes.items()):
             if name in ignored:
                 continue
             if name in _DICTS_OF_MODULES:
-                self.places.append(
-                    FoundContainer(DictContainer(value), path, f"{_DICTS_OF_MODULES[name]} {label}", own=True)
-                )
+                self._add(DictContainer(value), path, f"{_DICTS_OF_MODULES[name]} {label}", own=True)
                 for key, item in list(value.items()):
                     shown = _name_of(item) if callable(item) and "hook" in name else key
                     self._visit(item, path, f"{_DICTS_OF_MODULES[name]} {label}{shown}")
-            elif name not in _NOT_READ:
+            elif name not in NOT_READ:
                 self._visit(value, path, f"attribute {label}{name}")
         self._class(type(module), path, f"attribute {label}")
 
     def _visit(self, value: Any, path: str, label: str) -> None:
-        if isinstance(value, _VALUES) or id(value) in self._seen:
+        if isinstance(value, _VALUES):
             return
-        self._seen[id(value)] = value
-        self._queue.append((value, path, label))
+        if id(value) in self._seen:
+            self._share(value, path)
+            return
+        self._seen[id(value)] = value, path, self._is_local
+        self._queue.append((value, path, label, self._is_local))
+
+    def _share(self, value: Any, path: str) -> None:
+        """Take note of who else leads to something."""
+        _, owner, local = self._seen[id(value)]
+        if (owner, local) != (path, self._is_local) and not isinstance(
+            value, (*_NOT_FOLLOWED, torch.Tensor, nn.Module)
+        ):
+            self.sharing |= {owner, path}
 
     def _look_into(self, value: Any, path: str, label: str) -> None:
         if isinstance(value, torch.Tensor):
@@ -179,15 +255,15 @@ class Reachable:
         elif isinstance(value, nn.Module):
             self._module(value, path, label + ".")
         elif isinstance(value, dict):
-            self.places.append(FoundContainer(DictContainer(value), path, f"{label}."))
+            self._add(DictContainer(value), path, f"{label}.")
             self._all(dict.items(value), path, label + ".")
         elif isinstance(value, (list, deque)):
-            self.places.append(FoundContainer(ListContainer(value), path, label))
+            self._add(ListContainer(value), path, label)
             self._all(((f"[{index}]", item) for index, item in enumerate(value)), path, label)
         elif isinstance(value, (tuple, frozenset)):
             self._all(((f"[{index}]", item) for index, item in enumerate(value)), path, label)
         elif isinstance(value, set):
-            self.places.append(FoundContainer(SetContainer(value), path, label))
+            self._add(SetContainer(value), path, label)
             self._all((("", item) for item in value), path, label)
         elif isinstance(value, types.FunctionType):
             self._function(value, path, label)
@@ -197,7 +273,7 @@ class Reachable:
         elif isinstance(value, functools.partial):
             self._all(zip("fak", (value.func, value.args, value.keywords), strict=True), path, label)
         elif isinstance(value, ContextVar):
-            self.places.append(FoundContainer(VariableContainer(value), path, f"{label}: context variable "))
+            self._add(VariableContainer(value), path, f"{label}: context variable ")
             self._all(VariableContainer(value).items(), path, f"{label}: context variable ")
         elif isinstance(value, numpy.ndarray):
             self._array(value)
@@ -226,17 +302,18 @@ class Reachable:
         """A plain object: its attributes, and its class's where that is no library's."""
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
-            self.places.append(FoundContainer(DictContainer(attributes), path, f"{label}."))
+            self._add(DictContainer(attributes), path, f"{label}.")
             self._all(attributes.items(), path, label + ".")
         slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
         if slots:
             container = AttributesContainer(value, slots)
-            self.places.append(FoundContainer(container, path, f"{label}."))
+            self._add(container, path, f"{label}.")
             self._all(container.items(), path, label + ".")
         self._class(type(value), path, label + ".")
 
     def _class(self, kind: type, path: str, label: str) -> None:
         """A class's attributes and the globals of its methods, where it is no library's."""
+        before, self._is_local = self._is_local, False
         for base in kind.__mro__:
             if id(base) in self._classes:
                 continue
@@ -245,25 +322,28 @@ class Reachable:
             self.caches += [item for item in (*vars(base).values(), *beside.values()) if isinstance(item, _CACHED)]
             if not _is_foreign(base.__module__):
                 if base not in (object, nn.Module):  # torch.export itself puts others into nn.Module
-                    self.places.append(FoundContainer(FunctionsContainer(base), path, f"{label}{base.__qualname__}."))
+                    self._add(FunctionsContainer(base), path, f"{label}{base.__qualname__}.")
                 continue
             self.foreign.append(f"class {base.__qualname__}, {label.rstrip('.')} of module {path or '<root>'}")
             container = AttributesContainer(base, None)
-            self.places.append(FoundContainer(container, path, f"{label}{base.__qualname__}."))
+            self._add(container, path, f"{label}{base.__qualname__}.")
             for name, item in list(vars(base).items()):
                 if not name.startswith("__") or isinstance(item, types.FunctionType):
                     self._visit(getattr(item, "__func__", item), path, f"{label}{base.__qualname__}.{name}")
+        self._is_local = before
 
     def _function(self, function: types.FunctionType, path: str, label: str) -> None:
         if (function.__module__ or "").partition(".")[0] in _OWN:
             return
         names = function.__code__.co_freevars
         for name, cell in zip(names, function.__closure__ or (), strict=True):
-            if id(cell) not in self._seen:
-                self._seen[id(cell)] = cell
+            if id(cell) in self._seen:
+                self._share(cell, path)
+            else:
+                self._seen[id(cell)] = cell, path, self._is_local
                 container = CellContainer(cell, name)
                 prefix = f"{label}: variable "
-                self.places.append(FoundContainer(container, path, prefix))
+                self._add(container, path, prefix)
                 self._all(container.items(), path, prefix)
         for held in (function.__defaults__, function.__kwdefaults__, function.__dict__):
             if held:
@@ -275,8 +355,16 @@ class Reachable:
             read = sorted(name for name in named if name in function.__globals__)
             if read:
                 globals_read = NamesContainer(function.__globals__, read)
-                self.places.append(FoundContainer(globals_read, path, f"{label}: global "))
-                self._all(globals_read.items(), path, f"{label}: global ")
+                with self._beside():
+                    self._add(globals_read, path, f"{label}: global ")
+                    self._all(globals_read.items(), path, f"{label}: global ")
+
+
+def is_followed(value: Any) -> bool:
+    """Whether what a forward can get at through a value is looked into: it is no tensor, module, class or setting."""
+    if isinstance(value, _ENDS) or _is_outside(value):
+        return False
+    return type(value).__module__.partition(".")[0] not in _OWN
 
 
 def _is_foreign(module: str) -> bool:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from operator import attrgetter
 
 import torch
 from torch import nn
 
+from partitioner.graph.module_form import ModuleForm
 from partitioner.graph.module_state import Difference, ModuleState
-from partitioner.graph.tensor_values import TensorValues
+from partitioner.graph.tensor_values import TensorValues, checksum
 
 # What an engine puts on a denoiser itself, and the hooks that torch runs around the engine.
 TAKEN_OVER = frozenset({"forward", "cache_context", "_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks"})
+KEPT = 6  # states of a denoiser, its present one included
 _needs_gradient = attrgetter("requires_grad")
 
 
@@ -22,16 +25,41 @@ class DenoiserChange:
     """What was done to a denoiser.
 
     Attributes:
-        differences: what else than the values of tensors is another; such a denoiser must be traced again.
+        differences: what else than the values of tensors is another.
         written: tensors that hold other values, or may do so.
+        state: the number of what the denoiser is now: that of an earlier time where it is again what it was then.
+        turned: whether it has only turned into another state, and may turn back; else all that it was is past.
+        is_known: whether it has been in that state before.
     """
 
     differences: Sequence[Difference]
     written: Sequence[torch.Tensor]
+    state: int
+    turned: bool = False
+    is_known: bool = False
+
+
+@dataclass(eq=False)
+class _State:
+    """What the denoiser has been since the last snapshot, and may be again.
+
+    Attributes:
+        number: of it.
+        forms: of the modules that were others than in the snapshot by then.
+        gradients: whether each tensor required a gradient.
+    """
+
+    number: int
+    forms: Mapping[str, ModuleForm]
+    gradients: Sequence[bool]
 
 
 class DenoiserChanges:
-    """What a denoiser was when it was last looked at, to tell what is another now."""
+    """What a denoiser was when it was last looked at, to tell what is another now, or what it is again.
+
+    Pipelines put hooks on a denoiser between two calls of a step, or scale its adapters, and take that back. What it
+    is by turns are its states: the last KEPT are known again.
+    """
 
     def __init__(self, denoiser: nn.Module, ignored: frozenset[str]) -> None:
         """Take it as it is.
@@ -42,7 +70,16 @@ class DenoiserChanges:
         """
         self._denoiser = denoiser
         self._ignored = ignored
+        self._numbers = count()
+        self._now: _State
+        self._known: list[_State]
+        self._sums: dict[int, int | None]  # by id, of tensors that were doubtful
         self._take()
+
+    @property
+    def state(self) -> int:
+        """The number of what the denoiser was when it was last looked at."""
+        return self._now.number
 
     def found(self, *, thorough: bool) -> DenoiserChange | None:
         """What was done since the last time that this was asked; None if nothing.
@@ -51,19 +88,63 @@ class DenoiserChanges:
             thorough: also compare some elements of each tensor, which is the only way to notice a write through
                 ``.data``; otherwise only where something else was done as well.
         """
-        moved = self._state.changed()
-        gradients = self._gradients_now() != self._gradients
-        if not (moved or thorough or gradients or self._values.changed()):
+        moved, gradients = self._state.changed(), self._gradients_now()
+        looked_at = thorough or self._values.changed()
+        if not (moved or looked_at or gradients != self._now.gradients):
             return None
-        differences = list(self._state.differences()) if moved else []
+        differences = self._state.follow() if moved else []
+        if differences is None:
+            return self._past(list(self._state.differences()), gradients)
+        written = self._values.which() if looked_at else []
+        if self._constants_among(written) or self._others_in_form(written, gradients):
+            return self._past(differences, gradients)
+        if differences or gradients != self._now.gradients:
+            return self._turned(differences, written, gradients)
+        if written:
+            self.settle()
+        return DenoiserChange([], written, self.state) if written else None
+
+    def _past(self, differences: list[Difference], gradients: Sequence[bool]) -> DenoiserChange | None:
+        """What was done, where it is not to be taken back. differences: of what is no tensor."""
         written = self._values.which()
         differences += self._constants_among(written)
-        differences += self._others_in_form(self._state.tensors if gradients else written)
+        differences += self._others_in_form(self._state.tensors if gradients != self._now.gradients else written)
+        doubtful = self._doubtful(differences)
         if differences:
-            written += self._doubtful(differences)
-        if moved or differences or written:
             self._take()
-        return DenoiserChange(differences, written) if differences or written else None
+            self._sums = {id(tensor): checksum(tensor) for tensor in doubtful}
+        elif written:
+            self.settle()
+        written += doubtful
+        return DenoiserChange(differences, written, self.state) if differences or written else None
+
+    def _turned(
+        self, differences: list[Difference], written: list[torch.Tensor], gradients: list[bool]
+    ) -> DenoiserChange | None:
+        """The state that the denoiser has turned into, where only attributes, hooks and values are others."""
+        if gradients != self._now.gradients:
+            differences += self._others_in_form(self._state.tensors)
+            self._forms = {id(tensor): _form(tensor) for tensor in self._state.tensors}
+        now = _State(next(self._numbers), dict(self._state.forms), gradients)
+        known = next((state for state in self._known if self._are_alike(state, now)), now)
+        if written:
+            self._sums = {}
+            self.settle()
+        if (self._now, known) not in self._quiet:
+            doubtful = self._doubtful(differences)
+            if self._values.which() or any(self._sums.get(id(tensor)) != checksum(tensor) for tensor in doubtful):
+                past = self._past(differences, gradients)
+                return replace(past, written=[*past.written, *written]) if past is not None else None
+            self._quiet.add((self._now, known))
+        self._known = [*(state for state in self._known if state is not known), known][-KEPT:]
+        self._now = known
+        return DenoiserChange(differences, written, known.number, turned=True, is_known=known is not now)
+
+    def _are_alike(self, one: _State, other: _State) -> bool:
+        former = self._state.former
+        return one.gradients == other.gradients and all(
+            one.forms.get(path, former[path]) == other.forms.get(path, former[path]) for path in former
+        )
 
     def settle(self) -> None:
         """Take the memory that tensors lie in as it is: an engine itself has moved some."""
@@ -72,7 +153,10 @@ class DenoiserChanges:
     def _take(self) -> None:
         self._state = ModuleState(self._denoiser, self._ignored)
         self._forms = {id(tensor): _form(tensor) for tensor in self._state.tensors}
-        self._gradients = self._gradients_now()
+        self._now = _State(next(self._numbers), {}, self._gradients_now())
+        self._known = [self._now]
+        self._quiet: set[tuple[_State, _State]] = set()  # from one to the other, and nothing was written
+        self._sums = {}
         self.settle()
 
     def _gradients_now(self) -> list[bool]:
@@ -85,9 +169,18 @@ class DenoiserChanges:
         loose = [tensor for tensor in written if id(tensor) not in given]
         return [Difference("", f"a tensor of shape {list(tensor.shape)} beside parameters", False) for tensor in loose]
 
-    def _others_in_form(self, tensors: Sequence[torch.Tensor]) -> list[Difference]:
-        """Those that have another dtype, shape or device now, as after ``.half()``, or are to be trained or not."""
-        others = [tensor for tensor in tensors if _form(tensor) != self._forms[id(tensor)]]
+    def _others_in_form(
+        self, tensors: Sequence[torch.Tensor], gradients: Sequence[bool] | None = None
+    ) -> list[Difference]:
+        """Those that have another dtype, shape or device now, as after ``.half()``, or are to be trained or not.
+
+        gradients: which is not to count.
+        """
+        others = []
+        for tensor in tensors:
+            now, before = _form(tensor), self._forms[id(tensor)]
+            if (now[:-1], gradients is None and now[-1]) != (before[:-1], gradients is None and before[-1]):
+                others.append(tensor)
         return [
             Difference(
                 "",
@@ -98,11 +191,11 @@ class DenoiserChanges:
         ]
 
     def _doubtful(self, differences: Sequence[Difference]) -> list[torch.Tensor]:
-        """The tensors below modules of which an attribute is another; that may stand for a write through ``.data``.
+        """The tensors below modules that note something else now; that may stand for a write through ``.data``.
 
         So it does in layers of PEFT that are merged, which note the adapters that they have merged.
         """
-        changed = dict.fromkeys(difference.module for difference in differences if not difference.is_part)
+        changed = dict.fromkeys(difference.module for difference in differences if difference.is_note)
         modules = dict(self._denoiser.named_modules())
         found: dict[int, torch.Tensor] = {}
         for path in changed:

@@ -220,11 +220,22 @@ class DenoiserDriver:
 
         thorough: see DenoiserChanges.found. True if there was something; all graphs are others then.
         """
+        before = self._changes.state
         change = self._changes.found(thorough=thorough)
         if change is None:
             return False
-        if change.differences:
+        if change.differences and not change.is_known:
             _LOGGER.info("the denoiser was changed, and is traced again: %s", listed(change.differences))
+        if change.turned:
+            unused = self._graphs.turn(before, change.state)
+            if unused:
+                self._distribution.drop(unused)
+                self._streams.end_all()
+            if change.written:
+                self._graphs.renew()
+                self._outdate(change.written)
+            return True
+        if change.differences:
             self._graphs.forget()
         else:
             self._graphs.renew()

@@ -83,6 +83,18 @@ class Distribution:
         self._held = [{p: tensor for p, tensor in held.items() if id(tensor) not in ids} for held in self._held]
         self._outdated = True
 
+    def drop(self, tables: Collection[int]) -> None:
+        """Have every rank forget some graphs that will not be run again, and keep all else. tables: their numbers."""
+        given = tuple(table for table in tables if self._preambles.pop(table, None) is not None)
+        for rank, held in enumerate(self._held if given else ()):
+            self._tell_forget(rank, ForgetGraphs(given, tuple((path, path) for path in held)))
+
+    def _tell_forget(self, rank: int, command: ForgetGraphs) -> None:
+        if rank == 0:
+            run_to_end(self._ranks.worker.forget_graphs(command), self._ranks.worker.mailbox)
+        else:
+            self._ranks.command(rank, command)
+
     def _forget_graphs(self, needed_by: Collection[Mapping[str, Parameter]], state: Mapping[str, torch.Tensor]) -> None:
         """Have ranks forget the graphs so far, and all parameters but those that they need and have, at today's paths.
 
@@ -96,11 +108,7 @@ class Distribution:
                 if now is not None and now in needed and now not in kept.values():
                     kept[path] = now
             self._held[rank] = {now: self._held[rank][before] for before, now in kept.items()}
-            command = ForgetGraphs(tuple(self._preambles), tuple(kept.items()))
-            if rank == 0:
-                run_to_end(self._ranks.worker.forget_graphs(command), self._ranks.worker.mailbox)
-            else:
-                self._ranks.command(rank, command)
+            self._tell_forget(rank, ForgetGraphs(tuple(self._preambles), tuple(kept.items())))
         self._preambles.clear()
         self._outdated = False
 

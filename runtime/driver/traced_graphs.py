@@ -1,6 +1,7 @@
 """TracedGraphs: the traced graph of every kind of call that a denoiser is given, each traced and split once.
 
 Two calls are of one kind if their shapes, dtypes, literal arguments and containers are the same (``call_signature``).
+Where a denoiser is this and that by turns, the graphs of each of its states are kept.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from partitioner.graph.fakes import traceable
 from partitioner.graph.ir import TracedGraph
 from partitioner.plan.plan import Plan
 from runtime.driver.call_arguments import CallForm, CallReader, CallSignature, Tensors, call_signature, graph_signature
+from runtime.driver.denoiser_changes import KEPT
 from runtime.errors import InputError, OtherCalls, OtherDenoiser
 from runtime.worker.specs import ComponentSpec, PreambleSpec, build_specs
 
@@ -88,9 +90,26 @@ class TracedGraphs:
         self._plan = plan
         self._calls = calls
         self._graphs: dict[CallSignature, BuiltGraph] = {}
+        self._turns: dict[int, dict[CallSignature, BuiltGraph]] = {}  # of each other state; what was used last is last
         self._is_plans = False  # whether the denoiser is known to be the plan's, by its graph
         self._former: dict[CallSignature, BuiltGraph] = {}  # of what the denoiser was before it was changed
         self._tables = tables
+
+    def turn(self, before: int, now: int) -> list[int]:
+        """Go on with the graphs of what the denoiser is now, which it may have been before; the others are kept.
+
+        Args:
+            before: the number of what it was.
+            now: the number of what it is.
+
+        Returns:
+            The numbers of graphs of states that are not kept any longer, and of no others.
+        """
+        self._turns[before] = self._graphs
+        self._graphs = self._turns.pop(now, {})
+        old = [self._turns.pop(state) for state in list(self._turns)[: 1 - KEPT]]
+        kept = {built.table for graphs in (self._graphs, *self._turns.values()) for built in graphs.values()}
+        return [built.table for graphs in old for built in graphs.values() if built.table not in kept]
 
     def forget(self) -> None:
         """Trace the denoiser anew for every call from now on: it was changed.
@@ -98,7 +117,7 @@ class TracedGraphs:
         Where that does not show in a graph, the former one goes on to be used, unless ``outdate`` is called.
         """
         self._former |= self._graphs
-        self._graphs = {}
+        self._graphs, self._turns = {}, {}
 
     def outdate(self) -> None:
         """Use no former graph again: what the ranks have been given with it is of no use any more."""
@@ -106,9 +125,12 @@ class TracedGraphs:
 
     def renew(self) -> None:
         """Give every graph another number, under which ranks are given what it reads anew."""
-        self._graphs = {
-            signature: replace(built, table=next(self._tables)) for signature, built in self._graphs.items()
-        }
+        renewed: dict[int, BuiltGraph] = {}
+        for graphs in (self._graphs, *self._turns.values()):
+            for signature, built in graphs.items():
+                if built.table not in renewed:
+                    renewed[built.table] = replace(built, table=next(self._tables))
+                graphs[signature] = renewed[built.table]
 
     def planned(self) -> BuiltGraph | None:
         """The graph of the call that the plan was made for.
@@ -160,12 +182,17 @@ class TracedGraphs:
             except PartitionerError as error:
                 kind = InputError if isinstance(error, TraceError) else OtherCalls
                 raise kind(self._why_refused(tensors, error)) from error
-            former = self._former.pop(signature, None)
-            if former is not None:
-                is_same = former.graph.computes_as(built.graph)
-                built = former if is_same else replace(built, changed=True)
-            self._graphs[signature] = built
+            self._graphs[signature] = self._known(signature, built)
         return self._graphs[signature]
+
+    def _known(self, signature: CallSignature, built: BuiltGraph) -> BuiltGraph:
+        """A graph that was just traced, or one that the denoiser had before, and that computes the same."""
+        others = [graphs[signature] for graphs in self._turns.values() if signature in graphs]
+        former = self._former.pop(signature, None)
+        for other in (*others, former):
+            if other is not None and other.graph.computes_as(built.graph):
+                return other
+        return replace(built, changed=True) if former is not None else built
 
     def _why_refused(self, tensors: Tensors, error: PartitionerError) -> str:
         """What is wrong with a call and what to do, in a sentence or two."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from runtime.driver.denoiser_changes import TAKEN_OVER, DenoiserChange, DenoiserChanges
+from runtime.driver.denoiser_changes import KEPT, TAKEN_OVER, DenoiserChange, DenoiserChanges
 
 
 @pytest.fixture
@@ -103,3 +103,111 @@ def test_what_the_engine_itself_does_is_none(denoiser: Any) -> None:
     denoiser[1].weight.data = denoiser[1].weight.detach().clone()
     changes.settle()
     assert changes.found(thorough=True) is None
+
+
+class Skipping:
+    """As what skips a layer in some calls."""
+
+    def __init__(self, scale: float = 0.0) -> None:
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+def test_a_denoiser_that_is_this_and_that_by_turns_is_known_again(denoiser: Any) -> None:
+    changes = DenoiserChanges(denoiser, frozenset())
+    numbers = [changes.state]
+    for scale in (0.0, 0.5, 0.0, 0.5):
+        denoiser[0][1].forward = Skipping(scale).forward
+        change = changes.found(thorough=False)
+        assert change is not None
+        assert change.turned
+        assert not change.written
+        numbers.append(change.state)
+        del denoiser[0][1].forward
+        change = changes.found(thorough=False)
+        assert change is not None
+        numbers.append(change.state)
+        assert changes.found(thorough=False) is None
+    plain, skips, scales = numbers[0], numbers[1], numbers[3]
+    assert numbers == [plain, skips, plain, scales, plain, skips, plain, scales, plain]
+    assert len({plain, skips, scales}) == 3
+
+
+def test_only_the_last_states_are_kept(denoiser: Any) -> None:
+    changes = DenoiserChanges(denoiser, frozenset())
+    numbers = []
+    for scale in (*range(KEPT + 1), 0):
+        denoiser[1].forward = Skipping(scale).forward
+        change = changes.found(thorough=False)
+        assert change is not None
+        numbers.append(change.state)
+    assert len(set(numbers)) == KEPT + 2
+
+
+def test_a_write_beside_a_turn_is_told_and_one_by_data_makes_it_something_new(denoiser: Any) -> None:
+    changes = DenoiserChanges(denoiser, frozenset())
+    denoiser[1].forward = Skipping().forward
+    with torch.no_grad():
+        denoiser[1].weight.mul_(2)
+    change = changes.found(thorough=False)
+    assert change is not None
+    assert change.turned
+    assert names(change, denoiser) == {"1.weight"}
+    denoiser[0][0].forward = Skipping().forward
+    denoiser[0][1].bias.data.add_(1)
+    change = changes.found(thorough=False)
+    assert change is not None
+    assert not change.turned
+    assert names(change, denoiser) == {"0.1.bias"}
+
+
+def test_a_write_does_not_make_states_unknown(denoiser: Any) -> None:
+    changes = DenoiserChanges(denoiser, frozenset())
+    plain = changes.state
+    denoiser[1].forward = Skipping().forward
+    changes.found(thorough=False)
+    with torch.no_grad():
+        denoiser[0][0].weight.mul_(2)
+    change = changes.found(thorough=False)
+    assert change is not None
+    assert not change.differences
+    del denoiser[1].forward
+    change = changes.found(thorough=False)
+    assert change is not None
+    assert change.state == plain
+
+
+def test_scaled_adapters_are_doubted_once_and_merged_ones_every_time(denoiser: Any) -> None:
+    """What a layer notes may stand for a write; it does not where its tensors hold to the last bit what they held."""
+    layer = denoiser[1]
+    layer.scaling = {"default": 1.0}
+    changes = DenoiserChanges(denoiser, frozenset())
+    turned = []
+    for scale in (0.5, 1.0, 0.5, 1.0):
+        layer.scaling["default"] = scale
+        change = changes.found(thorough=False)
+        assert change is not None
+        turned.append(change.turned)
+        assert names(change, denoiser) == (set() if change.turned else {"1.weight", "1.bias"})
+    assert turned == [False, True, True, True]
+    layer.merged = ["default"]
+    layer.weight.data[0, 1] += 1e-6
+    change = changes.found(thorough=False)
+    assert change is not None
+    assert not change.turned
+    assert names(change, denoiser) == {"1.weight", "1.bias"}
+
+
+def test_whether_gradients_are_required_is_part_of_a_state(denoiser: Any) -> None:
+    changes = DenoiserChanges(denoiser, frozenset())
+    states = [changes.state]
+    for required in (False, True, False):
+        denoiser[1].weight.requires_grad_(required)
+        change = changes.found(thorough=False)
+        assert change is not None
+        assert change.turned
+        states.append(change.state)
+    assert states[0] == states[2]
+    assert states[1] == states[3] != states[0]

@@ -1,0 +1,41 @@
+"""Group: sees that a container holds another object, and which."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from partitioner.graph.container_group import Group
+from partitioner.graph.containers import DictContainer, ListContainer, SetContainer
+from partitioner.graph.reachable import FoundContainer
+
+
+def place(container: Any, module: str) -> FoundContainer:
+    return FoundContainer(container, module, "attribute ")
+
+
+def test_what_has_moved_is_told_with_what_it_held() -> None:
+    held: tuple[Any, ...] = {"a": 1, "b": 2}, [1, 2], {3}
+    containers = DictContainer(held[0]), ListContainer(held[1]), SetContainer(held[2])
+    group = Group(
+        {"one": [place(containers[0], "one"), place(containers[1], "one")], "two": [place(containers[2], "two")]}
+    )
+    assert not group.changed()
+    assert group.moved() == []
+    held[0]["b"] = 5
+    held[2].add(4)
+    assert group.changed()
+    assert [(found.module, saved) for found, saved in group.moved()] == [
+        ("one", [("a", 1), ("b", 2)]),
+        ("two", [(3, 3)]),
+    ]
+    assert group.held("one") == {id(held[0]): [("a", 1), ("b", 2)], id(held[1]): [(0, 1), (1, 2)]}
+
+
+def test_what_a_module_leads_to_now_is_taken_in_the_place_of_what_it_led_to() -> None:
+    first, second, other = {"a": 1}, [1], {"b": 2}
+    group = Group({"one": [place(DictContainer(first), "one")], "two": [place(ListContainer(second), "two")]})
+    first["a"] = 2
+    group.take("one", [place(DictContainer(other), "one")])
+    assert not group.changed()
+    second.append(2)
+    assert [found.module for found, _ in group.moved()] == ["two"]
