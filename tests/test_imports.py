@@ -73,6 +73,8 @@ TOUCH_TORCH = {
     "partitioner.graph.module_state",
     "partitioner.graph.operators",
     "partitioner.graph.own_attention",
+    "partitioner.graph.container_group",
+    "partitioner.graph.module_form",
     "partitioner.graph.reachable",
     "partitioner.graph.reader",
     "partitioner.graph.regions",
