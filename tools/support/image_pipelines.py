@@ -20,7 +20,8 @@ _TRUE: dict[str, Any] = {"negative_prompt": "a dog", "true_cfg_scale": 3.0}  # g
 _KONTEXT: dict[str, Any] = {**_SIZED, "image": picture, "max_area": 1024, "_auto_resize": False, **_TRUE}
 
 
-def _flow(**config: Any) -> Any:
+def flow(**config: Any) -> Any:
+    """Flow matching's scheduler."""
     return scheduler("FlowMatchEulerDiscrete", **config)
 
 
@@ -46,7 +47,7 @@ def _sd3(channels: int = 4, **transformer: Any) -> dict[str, Any]:
             "SD3Transformer2DModel", joint_attention_dim=64, pooled_projection_dim=64, in_channels=channels,
             out_channels=channels, **transformer,
         ),
-        "scheduler": _flow(shift=3.0), "vae": shifted_vae(latent_channels=channels),
+        "scheduler": flow(shift=3.0), "vae": shifted_vae(latent_channels=channels),
         "text_encoder": clip(cls=pooled), "tokenizer": words(),
         "text_encoder_2": clip(cls=pooled), "tokenizer_2": words(), "text_encoder_3": t5(64), "tokenizer_3": words(),
     }  # fmt: skip
@@ -64,7 +65,7 @@ def _sd3_controlnet(extra: int = 0) -> dict[str, Any]:
 def _flux(**transformer: Any) -> dict[str, Any]:
     return {
         "transformer": denoiser("FluxTransformer2DModel", **transformer),
-        "scheduler": _flow(use_dynamic_shifting=True), "vae": shifted_vae(), "text_encoder": clip(24),
+        "scheduler": flow(use_dynamic_shifting=True), "vae": shifted_vae(), "text_encoder": clip(24),
         "tokenizer": words(), "text_encoder_2": t5(), "tokenizer_2": words(),
     }  # fmt: skip
 
@@ -83,7 +84,7 @@ def _flux_controlnet() -> dict[str, Any]:
 def _t5_and(name: str, sampler: Any = None, **transformer: Any) -> Callable[[], dict[str, Any]]:
     """A transformer with a T5 encoder and an autoencoder."""
     return lambda: {
-        "transformer": denoiser(name, **transformer), "scheduler": (sampler or _flow)(), "vae": shifted_vae(),
+        "transformer": denoiser(name, **transformer), "scheduler": (sampler or flow)(), "vae": shifted_vae(),
         "text_encoder": t5(), "tokenizer": words(),
     }  # fmt: skip
 
@@ -92,7 +93,7 @@ def _without_encoder(
     name: str, coder: Callable[[], Any] = shifted_vae, **transformer: Any
 ) -> Callable[[], dict[str, Any]]:
     """A transformer and an autoencoder, for prompts that are encoded already."""
-    return lambda: {"transformer": denoiser(name, **transformer), "scheduler": _flow(), "vae": coder()}
+    return lambda: {"transformer": denoiser(name, **transformer), "scheduler": flow(), "vae": coder()}
 
 
 def _dpm() -> Any:
@@ -103,10 +104,11 @@ def _ddim() -> Any:
     return scheduler("CogVideoXDDIM")
 
 
-def _qwen_vae() -> Any:
+def qwen_vae(halvings: int = 2) -> Any:
+    """Qwen-Image's autoencoder, which halves an image's sides so often."""
     return made(
-        "AutoencoderKLQwenImage", base_dim=8, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1,
-        temperal_downsample=[False, True], latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+        "AutoencoderKLQwenImage", base_dim=8, z_dim=4, dim_mult=[1, 2, 4, *[1] * (halvings - 2)], num_res_blocks=1,
+        temperal_downsample=[False, *[True] * (halvings - 1)], latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
     )  # fmt: skip
 
 
@@ -121,7 +123,8 @@ def _deep_vae() -> Any:
     )  # fmt: skip
 
 
-def _flux2_vae() -> Any:
+def flux2_vae() -> Any:
+    """FLUX.2's autoencoder."""
     return made(
         "AutoencoderKLFlux2", sample_size=32, down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(8, 8),
         up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, latent_channels=4, norm_num_groups=4,
@@ -227,13 +230,13 @@ IMAGE_PIPELINES = [
              prompt_attention_mask=ones(1, 7), negative_prompt_attention_mask=ones(1, 7)),
     _encoded("LuminaPipeline", _without_encoder("LuminaNextDiT2DModel"), "tokenizer", **_BOTH,
              prompt_attention_mask=ones(1, 7), negative_prompt_attention_mask=ones(1, 7)),
-    _encoded("QwenImagePipeline", _without_encoder("QwenImageTransformer2DModel", _qwen_vae), "tokenizer", **_QWEN),
+    _encoded("QwenImagePipeline", _without_encoder("QwenImageTransformer2DModel", qwen_vae), "tokenizer", **_QWEN),
     _encoded(
-        "QwenImageImg2ImgPipeline", _without_encoder("QwenImageTransformer2DModel", _qwen_vae), "tokenizer", **_QWEN,
+        "QwenImageImg2ImgPipeline", _without_encoder("QwenImageTransformer2DModel", qwen_vae), "tokenizer", **_QWEN,
         image=picture, strength=0.9,
     ),
     _encoded(
-        "QwenImageInpaintPipeline", _without_encoder("QwenImageTransformer2DModel", _qwen_vae), "tokenizer", **_QWEN,
+        "QwenImageInpaintPipeline", _without_encoder("QwenImageTransformer2DModel", qwen_vae), "tokenizer", **_QWEN,
         image=picture, mask_image=picture_mask, strength=0.9,
     ),
     _encoded("ZImagePipeline", _without_encoder("ZImageTransformer2DModel"), "tokenizer", **_Z_IMAGE),
@@ -242,11 +245,11 @@ IMAGE_PIPELINES = [
         strength=0.9,
     ),
     _encoded(
-        "Flux2Pipeline", _without_encoder("Flux2Transformer2DModel", _flux2_vae), "tokenizer",
+        "Flux2Pipeline", _without_encoder("Flux2Transformer2DModel", flux2_vae), "tokenizer",
         prompt_embeds=embedding(1, 7, 24),
     ),
     _encoded(
-        "Flux2KleinPipeline", _without_encoder("Flux2Transformer2DModel", _flux2_vae, guidance_embeds=False),
+        "Flux2KleinPipeline", _without_encoder("Flux2Transformer2DModel", flux2_vae, guidance_embeds=False),
         "tokenizer", **{name: value for name, value in _BOTH.items() if name != "negative_prompt"},
     ),
     _encoded("OvisImagePipeline", _without_encoder("OvisImageTransformer2DModel"), "tokenizer", **_BOTH),

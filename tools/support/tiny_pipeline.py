@@ -23,6 +23,7 @@ class TinyPipeline:
             among them make theirs.
         output: The kind of output; None where the pipeline has but one.
         left_out: Parts that the pipeline runs without, given the call's arguments (encoders of what is given encoded).
+        unsaved: Makes parts that cannot be saved, and are given to the loaded pipeline.
         steps: The name of the number of steps; empty where a call has none.
         takes_generator: Whether a call takes a generator.
     """
@@ -32,6 +33,7 @@ class TinyPipeline:
     call: Mapping[str, Any]
     output: str | None = "latent"
     left_out: tuple[str, ...] = ()
+    unsaved: Callable[[], Mapping[str, Any]] = dict
     steps: str = "num_inference_steps"
     takes_generator: bool = True
 
@@ -45,7 +47,7 @@ class TinyPipeline:
         import diffusers
 
         with seeded(0):
-            pipe = getattr(diffusers, self.class_name)(**dict.fromkeys(self.left_out), **self.parts())
+            pipe = getattr(diffusers, self.class_name)(**self._others(), **self.parts())
         target = folder / self.class_name
         pipe.save_pretrained(target)
         return target
@@ -54,9 +56,13 @@ class TinyPipeline:
         """The pipeline that was saved, without its progress bar."""
         import diffusers
 
-        pipe = getattr(diffusers, self.class_name).from_pretrained(folder, **dict.fromkeys(self.left_out))
+        pipe = getattr(diffusers, self.class_name).from_pretrained(folder, **self._others())
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def _others(self) -> dict[str, Any]:
+        """The parts that are not saved."""
+        return {**dict.fromkeys(self.left_out), **self.unsaved()}
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of a call, but for the number of steps, the generator and the kind of output."""

@@ -32,7 +32,8 @@ def _unipc() -> Any:
     return scheduler("UniPCMultistep", prediction_type="flow_prediction", use_flow_sigmas=True)
 
 
-def _wan_vae() -> Any:
+def wan_vae() -> Any:
+    """Wan's autoencoder."""
     return made(
         "AutoencoderKLWan", base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4,
         latents_std=[1.0] * 4, temperal_downsample=[False, True, True],
@@ -54,7 +55,8 @@ def _allegro_vae() -> Any:
     return made("AutoencoderKLAllegro", **_blocks("Allegro"), temporal_compression_ratio=4)
 
 
-def _hunyuan_vae() -> Any:
+def hunyuan_vae() -> Any:
+    """HunyuanVideo's autoencoder."""
     return made("AutoencoderKLHunyuanVideo", **_blocks("HunyuanVideo"), mid_block_add_attention=True)
 
 
@@ -122,7 +124,7 @@ def _cogvideox(**transformer: Any) -> Callable[[], dict[str, Any]]:
 
 
 def _wan(**transformer: Any) -> Callable[[], dict[str, Any]]:
-    return _parts("WanTransformer3DModel", _wan_vae, _unipc, **transformer)
+    return _parts("WanTransformer3DModel", wan_vae, _unipc, **transformer)
 
 
 def _wan_of_image() -> dict[str, Any]:
@@ -161,7 +163,7 @@ def _bert(width: int = 12) -> Any:
     ).eval()
 
 
-def _eighth() -> Any:
+def eighth() -> Any:
     """An autoencoder that makes an eighth of an image's sides, as HunyuanDiT's pipeline takes for granted."""
     return vae(
         block_out_channels=(8, 8, 8, 16), down_block_types=("DownEncoderBlock2D",) * 4,
@@ -171,7 +173,7 @@ def _eighth() -> Any:
 
 def _hunyuandit() -> dict[str, Any]:
     return {
-        "transformer": denoiser("HunyuanDiT2DModel", text_len=77, text_len_t5=256), "vae": _eighth(),
+        "transformer": denoiser("HunyuanDiT2DModel", text_len=77, text_len_t5=256), "vae": eighth(),
         "text_encoder": _bert(), "tokenizer": words(), "text_encoder_2": t5(), "tokenizer_2": words(),
         "scheduler": scheduler("DDPM"), "safety_checker": None, "feature_extractor": None,
     }  # fmt: skip
@@ -192,7 +194,7 @@ _KANDINSKY_5: dict[str, Any] = {
 }  # fmt: skip
 _SECOND = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
-_SKY_REELS = _parts("SkyReelsV2Transformer3DModel", _wan_vae, _unipc)
+_SKY_REELS = _parts("SkyReelsV2Transformer3DModel", wan_vae, _unipc)
 _FORCING: dict[str, Any] = {**_ENCODED, "num_frames": 9, "base_num_frames": 9}
 
 VIDEO_PIPELINES = [
@@ -200,7 +202,7 @@ VIDEO_PIPELINES = [
     tiny_pipeline("WanVideoToVideoPipeline", _wan(), **_SIZED, video=clip_of(5), strength=0.9),
     tiny_pipeline("WanImageToVideoPipeline", _wan_of_image, **_ENCODED, image=picture),
     tiny_pipeline(
-        "WanVACEPipeline", _parts("WanVACETransformer3DModel", _wan_vae, _unipc, vace_in_channels=72), **_ENCODED
+        "WanVACEPipeline", _parts("WanVACETransformer3DModel", wan_vae, _unipc, vace_in_channels=72), **_ENCODED
     ),
     tiny_pipeline("SkyReelsV2Pipeline", _SKY_REELS, **_ENCODED),
     tiny_pipeline("SkyReelsV2ImageToVideoPipeline", _sky_reels_of_image, **_ENCODED, image=picture),
@@ -232,7 +234,7 @@ VIDEO_PIPELINES = [
         "AllegroPipeline", _parts("AllegroTransformer3DModel", _allegro_vae, _ancestral), **_VIDEO, clean_caption=False
     ),
     TinyPipeline(
-        "SanaVideoPipeline", _without_encoder("SanaVideoTransformer3DModel", _wan_vae),
+        "SanaVideoPipeline", _without_encoder("SanaVideoTransformer3DModel", wan_vae),
         {**_SIZED, **_MASKS, "frames": 5, "use_resolution_binning": False},
         left_out=("text_encoder", "tokenizer"),
     ),
@@ -241,11 +243,11 @@ VIDEO_PIPELINES = [
         {**_ENCODED, **_MASKS}, left_out=("text_encoder", "tokenizer"),
     ),
     TinyPipeline(
-        "HunyuanVideoPipeline", _without_encoder("HunyuanVideoTransformer3DModel", _hunyuan_vae), _HUNYUAN,
+        "HunyuanVideoPipeline", _without_encoder("HunyuanVideoTransformer3DModel", hunyuan_vae), _HUNYUAN,
         left_out=_SECOND,
     ),
     TinyPipeline(
-        "Kandinsky5T2VPipeline", _without_encoder("Kandinsky5Transformer3DModel", _hunyuan_vae), _KANDINSKY_5,
+        "Kandinsky5T2VPipeline", _without_encoder("Kandinsky5Transformer3DModel", hunyuan_vae), _KANDINSKY_5,
         left_out=_SECOND,
     ),
     tiny_pipeline("HunyuanDiTPipeline", _hunyuandit, prompt="a red cat", height=64, width=64,
