@@ -288,6 +288,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "so are small pipelines, and what tries them",
         "tools/support/test_pipelines.py",
         [
+            "tools.support.guided_pipelines",
             "tools.support.image_pipelines",
             "tools.support.parts",
             "tools.support.pipeline_tries",

@@ -39,6 +39,11 @@ class TriedPipeline:
         could_be_lagged: Of an async run, the calls but for the warm-up of each stream.
         lagged: How many of them were.
         exact: Why others were exact: reasons that are not meant, and how many calls had them.
+        could_be_foreseen: Of an exact run by a plan of a branch for each call of a step, the calls that are neither of
+            the first step nor the first of theirs. None where a step has one call.
+        foreseen: How many of them were.
+        wasted: How many calls were foreseen and then not made so.
+        branches_differ: The largest difference between that run and that of the unmodified pipeline.
     """
 
     denoiser: str = ""
@@ -53,6 +58,10 @@ class TriedPipeline:
     could_be_lagged: int | None = None
     lagged: int | None = None
     exact: Mapping[str, int] = field(default_factory=dict)
+    could_be_foreseen: int | None = None
+    foreseen: int | None = None
+    wasted: int | None = None
+    branches_differ: float | None = None
 
 
 def try_pipeline(tiny: TinyPipeline, folder: Path) -> TriedPipeline:
@@ -95,6 +104,14 @@ def _try(tiny: TinyPipeline, folder: Path) -> TriedPipeline:
         step = "look ahead"
         with parallelize(pipe, plan, transport="emulation", mode="lookahead", warmup=_WARMUP):
             found = replace(found, looks_ahead=is_finite(tiny.run(pipe)))
+        count = found.calls_per_step or 1
+        if count > 1:
+            step = "foresee calls"
+            options = PlanOptions(branches=count, force=True)
+            plan = plans_for(pipe, count, tiny.sizes(), options, call=tiny.arguments())
+            with parallelize(pipe, plan, transport="emulation", exact=True) as engine:
+                difference, stats = largest_difference(tiny.run(pipe), wanted), engine.stats
+            found = replace(found, foreseen=stats.foreseen_calls, wasted=stats.wasted_calls, branches_differ=difference)
     except Exception as error:
         return replace(found, failed=step, why=first_line(error))
     return found
@@ -104,10 +121,16 @@ def _with_calls(found: TriedPipeline, tiny: TinyPipeline, pipe: Any, plans: Mapp
     """What was found, and what calls the unmodified pipeline makes."""
     with step_calls(pipe, plans) as made:
         tiny.run(pipe)
-    return replace(found, calls=made.total, calls_per_step=made.per_step, could_be_lagged=made.could_be_lagged(_WARMUP))
+    return replace(
+        found,
+        calls=made.total,
+        calls_per_step=made.per_step,
+        could_be_lagged=made.could_be_lagged(_WARMUP),
+        could_be_foreseen=made.could_be_foreseen() if made.per_step > 1 else None,
+    )
 
 
 def is_supported(tried: TriedPipeline, tolerance: float = 1e-4) -> bool:
     """Whether it is exact, repeatable and looks ahead."""
-    exact = tried.difference is not None and tried.difference <= tolerance
+    exact = tried.difference is not None and max(tried.difference, tried.branches_differ or 0.0) <= tolerance
     return tried.failed is None and exact and bool(tried.repeats) and bool(tried.looks_ahead)

@@ -22,7 +22,8 @@ def page(found: Mapping[str, Any]) -> str:
     traced = [name for name, row in denoisers.items() if traces(row)]
     exact = [name for name, row in pipelines.items() if runs(row)]
     several = [row for row in pipelines.values() if (row.get("calls_per_step") or 0) > 1]
-    lagged = [row for row in several if (row["lagged"] or 0) >= 0.8 * row["could_be_lagged"]]
+    lagged = [row for row in several if _share(row, "lagged") >= 0.8]
+    foreseen = [row for row in several if _share(row, "foreseen") >= 0.8]
     return "\n".join(
         [
             "# What of diffusers runs",
@@ -32,7 +33,9 @@ def page(found: Mapping[str, Any]) -> str:
             "loaded from it: one call by a plan of two components that `parallelize` makes for it (given as `call`),",
             "exactly, twice async, and with look-ahead. **Calls per step**: how often the pipeline, with guidance on,",
             "calls its denoiser at one timestep. **Lagged**: of the calls of an async run that could have been (all",
-            "but the first of each stream) those that were; the note says why others were not. **Run at**: the commit.",
+            "but the first of each stream) those that were; the note says why others were not. **Foreseen**: in an",
+            "exact run by a plan with a branch for each call of a step, of the calls neither of the first step nor",
+            "the first of theirs those that were begun with that one. **Run at**: the commit.",
             "Differences are the largest of any number of the result. **LoRA**: one added to the denoiser is honoured",
             "exactly. Made by `python -m tools.support`, which goes on where it was stopped; the results are in",
             "`support.json`. Published sizes have a page of their own: [Built-in names](models.md).",
@@ -41,7 +44,7 @@ def page(found: Mapping[str, Any]) -> str:
             f"- denoiser classes: {len(traced)} of {len(denoisers)} trace",
             f"- pipeline classes: {len(exact)} of {len(pipelines)} run exactly, async repeatably, and with look-ahead",
             f"- of {len(several)} that call it twice or more per step, {len(lagged)} have 80 % or more of the calls",
-            "  lagged that could have been",
+            f"  lagged that could have been, and {len(foreseen)} as many foreseen",
             "",
             "## Denoisers",
             "",
@@ -54,8 +57,8 @@ def page(found: Mapping[str, Any]) -> str:
             "## Pipelines",
             "",
             "| pipeline | denoiser | exact, differs by | async repeats | look-ahead runs | calls per step | lagged "
-            "| run at | note |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| foreseen | run at | note |",
+            "|---|---|---|---|---|---|---|---|---|---|",
             *_pipeline_rows(pipelines),
             "",
         ]
@@ -69,7 +72,8 @@ def traces(row: Mapping[str, Any]) -> bool:
 
 def runs(row: Mapping[str, Any]) -> bool:
     """Whether a pipeline of the results ran in each mode."""
-    return row["failed"] is None and row["difference"] <= 1e-4 and row["repeats"] and row["looks_ahead"]
+    differs = max(row["difference"] or 0.0, row.get("branches_differ") or 0.0)
+    return row["failed"] is None and differs <= 1e-4 and row["repeats"] and row["looks_ahead"]
 
 
 def _denoiser_rows(denoisers: _FOUND, pipelines: _FOUND) -> Iterator[str]:
@@ -88,7 +92,7 @@ def _denoiser_rows(denoisers: _FOUND, pipelines: _FOUND) -> Iterator[str]:
 def _pipeline_rows(pipelines: _FOUND) -> Iterator[str]:
     for name in PIPELINES:
         if name not in pipelines:
-            yield f"| {name} | | | | | | | | not tried yet |"
+            yield f"| {name} | | | | | | | | | not tried yet |"
         else:
             row = pipelines[name]
             ahead = {True: "yes", False: "no", None: ""}
@@ -99,7 +103,8 @@ def _pipeline_rows(pipelines: _FOUND) -> Iterator[str]:
                 ahead[row["repeats"]],
                 ahead[row["looks_ahead"]],
                 str(row.get("calls_per_step") or ""),
-                _lagged(row),
+                _count(row, "lagged"),
+                _count(row, "foreseen"),
                 row.get("commit", ""),
                 _note(row),
             ]
@@ -111,11 +116,19 @@ def _difference(row: Mapping[str, Any]) -> str:
     return "" if difference is None else "0" if difference == 0 else f"{difference:.0e}"
 
 
-def _lagged(row: Mapping[str, Any]) -> str:
-    return "" if row.get("lagged") is None else f"{row['lagged']} of {row['could_be_lagged']}"
+def _count(row: Mapping[str, Any], kind: str) -> str:
+    return "" if row.get(kind) is None else f"{row[kind]} of {row[f'could_be_{kind}']}"
+
+
+def _share(row: Mapping[str, Any], kind: str) -> float:
+    """How many calls were lagged, or foreseen, of those that could have been."""
+    return (row.get(kind) or 0) / max(1, row.get(f"could_be_{kind}") or 0)
 
 
 def _note(row: Mapping[str, Any]) -> str:
     if row["failed"] is None:
-        return "; ".join(f"{count} exact: {reason}" for reason, count in row.get("exact", {}).items())
+        notes = [f"{count} exact: {reason}" for reason, count in row.get("exact", {}).items()]
+        if row.get("wasted"):
+            notes.append(f"{row['wasted']} foreseen in vain")
+        return "; ".join(notes)
     return f"fails to {row['failed']}: {escaped(row['why']).replace('|', '/')}"
