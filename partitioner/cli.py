@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from partitioner._version import __version__
 from partitioner.errors import PartitionerError, PlanError, UsageError
+from partitioner.models.guidance import GUIDANCE_STYLES
 from partitioner.process import end_at_once, interrupted
 from profiles.collector import without_collector
 
@@ -120,10 +121,15 @@ def _parser() -> argparse.ArgumentParser:
         "--scheduler", metavar="CLASS", help="sampler of diffusers, such as DDIMScheduler (default: the model's)"
     )
     size.add_argument("--no-guidance", action="store_true", help="the pipeline runs without classifier-free guidance")
+    size.add_argument(
+        "--guidance-style", choices=GUIDANCE_STYLES, metavar="STYLE",
+        help="how the pipeline does guidance: batch, two-calls, embedded or none (default: as is known of it)",
+    )  # fmt: skip
     split = parser.add_argument_group("split")
     split.add_argument(
-        "--branches", choices=("auto", "1", "2"), default="auto", help="2: split the guidance batch in halves"
-    )
+        "--branches", type=_branches, metavar="auto|N",
+        help="how many parts of the work are computed apart, exactly: the calls of a step, the rows of a call",
+    )  # fmt: skip
     split.add_argument("--mode", choices=("lookahead", "async"), help="how components overlap (default: the better)")
     split.add_argument(
         "--period", type=int, default=1, metavar="P", help="all components but the last recompute every P steps"
@@ -159,6 +165,14 @@ def _parser() -> argparse.ArgumentParser:
         "--memory-limit", type=float, metavar="GB", help="most memory to use of each device, in 1e9 bytes"
     )
     return parser
+
+
+def _branches(text: str) -> int | None:
+    """None for "auto"; ValueError for what is neither that nor a number."""
+    return None if text == "auto" else int(text)
+
+
+_branches.__name__ = "number of branches"  # argparse names it where it refuses a text
 
 
 def _inspect_parser() -> argparse.ArgumentParser:
@@ -283,6 +297,7 @@ def _requests(arguments: argparse.Namespace, untouched: bool) -> dict[str, PlanR
         frames=arguments.frames,
         batch=arguments.batch,
         guidance=not arguments.no_guidance,
+        guidance_style=arguments.guidance_style,
         dtype=arguments.dtype or costs.default_dtype,
     )
     untouched = untouched and costs.live is None and not any(spec.recorded or spec.beside for spec in specs.values())
@@ -315,7 +330,7 @@ def _options(arguments: argparse.Namespace) -> PlanOptions:
     from partitioner.planning.options import PlanOptions
 
     return PlanOptions(
-        branches=None if arguments.branches == "auto" else int(arguments.branches),
+        branches=arguments.branches,
         mode=arguments.mode,
         period=arguments.period,
         warmup=arguments.warmup,

@@ -45,7 +45,9 @@ def record_calls(module: nn.Module) -> Iterator[list[dict[str, Any]]]:
         hook.remove()
 
 
-def guess_roles(module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Role], str]:
+def guess_roles(
+    module: nn.Module, calls: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Role], str, int]:
     """Arguments to trace a module with and the role of each, from consecutive calls.
 
     What changes as a whole and is shaped as the output is the latent; what changes as one number the timestep; what
@@ -56,7 +58,7 @@ def guess_roles(module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[
         calls: Arguments of consecutive calls, of two steps at least.
 
     Returns:
-        Example arguments, the roles by path, and the roles in words.
+        Example arguments, the roles by path, the roles in words, and how often a step calls the module.
 
     Raises:
         UsageError: The calls are too few, or show no latent.
@@ -74,4 +76,4 @@ def guess_roles(module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[
     example = zeros(inputs, dtype.removeprefix("torch."))
     if "return_dict" in inspect.signature(module.forward).parameters:
         example["return_dict"] = False
-    return example, dict(roles_in(inputs)), str(seen)
+    return example, dict(roles_in(inputs)), str(seen), seen.calls_per_step

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from partitioner.errors import UsageError
+
 GuidanceStyle = Literal["batch", "two-calls", "embedded", "none"]
 GUIDANCE_STYLES: tuple[GuidanceStyle, ...] = get_args(GuidanceStyle)
 
@@ -31,3 +33,34 @@ def guidance_style(
     if config.get("guidance_embeds") or config.get("time_cond_proj_dim") is not None:
         return "embedded"
     return registered if guidance and not pipeline.get("is_distilled") else "none"
+
+
+def asked_style(name: str, known: GuidanceStyle, asked: GuidanceStyle | None) -> GuidanceStyle:
+    """The style that a user asks for, where a denoiser's calls can be of it.
+
+    Any pipeline may call its denoiser once for each half (a guider does, or a loop of one's own), or do without
+    guidance. That a call holds both halves, or takes the scale, is the pipeline's own way or not.
+
+    Args:
+        name: Of the denoiser.
+        known: What its pipeline does when it is run with guidance.
+        asked: None for what is known.
+
+    Raises:
+        UsageError: Its calls cannot be of that style.
+
+    >>> asked_style("flux", "embedded", "two-calls")
+    'two-calls'
+    >>> asked_style("wan", "two-calls", "batch")
+    Traceback (most recent call last):
+        ...
+    partitioner.errors.UsageError: --guidance-style batch: the calls of wan hold no two halves; its style is two-calls
+    """
+    if asked is None or asked == known or asked == "two-calls" or (asked == "none" and known != "embedded"):
+        return asked or known
+    why = {
+        "batch": f"the calls of {name} hold no two halves",
+        "embedded": f"{name} takes no scale of guidance as an input",
+        "none": f"{name} takes the scale of guidance as an input of every call",
+    }[asked]
+    raise UsageError(f"--guidance-style {asked}: {why}; its style is {known}")

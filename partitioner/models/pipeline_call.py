@@ -119,7 +119,7 @@ def _size_arguments(pipe: Any, taken: Mapping[str, Any], sizes: Sizes) -> dict[s
 def _texts(taken: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
     made: dict[str, Any] = {}
     texts: dict[str, Any] = {"prompt": TEXT}
-    if sizes.guidance:
+    if sizes.guided:
         texts["negative_prompt"] = "blurred"
     count = next((name for name in _COUNTS if name in taken), None)
     if sizes.batch > 1 and count is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from partitioner.errors import UsageError, first_line
+from partitioner.models.guidance import GuidanceStyle
 from partitioner.models.registry import ARCHITECTURES, load_plugins
 from partitioner.models.sizes import Sizes
 from partitioner.models.source import DENOISER_NAMES, ModelSource, may_be_stepped, pipeline_folder
@@ -44,6 +45,7 @@ def model_specs(
     frames: int | None = None,
     batch: int = 1,
     guidance: bool = True,
+    guidance_style: GuidanceStyle | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> dict[str, ModelSpec]:
     """The spec of each denoiser of a model, the first one's first; of denoisers that are made alike the same object.
@@ -55,6 +57,7 @@ def model_specs(
         frames: Of the video.
         batch: Images or videos per prompt.
         guidance: Whether classifier-free guidance is used.
+        guidance_style: How it is done.
         dtype: "float16", "bfloat16" or "float32".
 
     Returns:
@@ -68,7 +71,8 @@ def model_specs(
     ['']
     """
     asked: dict[str, Any] = {
-        "height": height, "width": width, "frames": frames, "batch": batch, "guidance": guidance
+        "height": height, "width": width, "frames": frames, "batch": batch, "guidance": guidance,
+        "guidance_style": guidance_style,
     }  # fmt: skip
     sizes = Sizes(**asked)
     source, architecture = find_model(model)
@@ -98,6 +102,7 @@ def live_specs(
     frames: int | None = None,
     batch: int = 1,
     guidance: bool = True,
+    guidance_style: GuidanceStyle | None = None,
     call: Mapping[str, Any] | None = None,
 ) -> dict[str, ModelSpec]:
     """The same of a diffusers pipeline in memory, its denoisers as they are.
@@ -109,6 +114,7 @@ def live_specs(
         frames: Of the video.
         batch: Images or videos per prompt.
         guidance: Whether classifier-free guidance is used.
+        guidance_style: How it is done.
         call: Arguments that the pipeline will be called with.
 
     Raises:
@@ -117,7 +123,8 @@ def live_specs(
     from partitioner.graph.torch_private import uncompiled
 
     asked: dict[str, Any] = {
-        "height": height, "width": width, "frames": frames, "batch": batch, "guidance": guidance
+        "height": height, "width": width, "frames": frames, "batch": batch, "guidance": guidance,
+        "guidance_style": guidance_style,
     }  # fmt: skip
     modules: dict[str, Any] = {
         name: uncompiled(value) for name, value in vars(pipeline).items() if may_be_stepped(type(uncompiled(value)))

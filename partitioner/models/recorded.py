@@ -69,7 +69,7 @@ def record(
     with _Runs(pipe, name, stand_ins) as runs:
         call, seen, calls = _first_success(runs, sizes, dict(given or {}))
         beside = _called_between(stand_ins.calls, name)
-        if not sizes.guidance:
+        if not sizes.guided:
             return Recording(seen, None, "none", call, beside)
         half, style = _without_guidance(runs, call, seen, calls, given or {})
         return Recording(seen, half, style, call, beside)
@@ -111,9 +111,8 @@ def _first_success(
     failures: list[str] = []
     state = ModuleState(runs.denoiser)
     for steps in _STEPS:
-        without = sizes if sizes.guidance else None
         for guessed in guessed_calls(runs.pipe, runs.denoiser, sizes, steps, given):
-            off = dict.fromkeys(guidance_arguments(runs.pipe), 1.0) if without is None else {}
+            off = {} if sizes.guided else dict.fromkeys(guidance_arguments(runs.pipe), 1.0)
             call = {**guessed, **off, **given}
             calls, failure = runs.run(call, 0)
             if failure is None or len(calls) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from partitioner.errors import UsageError
+from partitioner.models.guidance import GUIDANCE_STYLES, GuidanceStyle
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +18,10 @@ class Sizes:
         frames: Of the video.
         batch: Images or videos per prompt.
         guidance: Whether classifier-free guidance is used.
+        guidance_style: How it is done, see ``partitioner.models.guidance``.
 
     Raises:
-        UsageError: A size is less than 1.
+        UsageError: A size is less than 1, there is no such style, or it contradicts ``guidance``.
 
     >>> Sizes(height=0)
     Traceback (most recent call last):
@@ -32,9 +34,20 @@ class Sizes:
     frames: int | None = None
     batch: int = 1
     guidance: bool = True
+    guidance_style: GuidanceStyle | None = None
 
     def __post_init__(self) -> None:
         for option in ("height", "width", "frames", "batch"):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise UsageError(f"--{option} is {value}; expected 1 or more")
+        style = self.guidance_style
+        if style is not None and style not in GUIDANCE_STYLES:
+            raise UsageError(f"--guidance-style is {style}; expected {', '.join(GUIDANCE_STYLES[:-1])} or none")
+        if not self.guidance and style not in (None, "none"):
+            raise UsageError(f"--no-guidance and --guidance-style {style} contradict each other; leave one of them out")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the pipeline is run with guidance that calls or rows of its own are made for."""
+        return self.guidance and self.guidance_style != "none"

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from partitioner.graph.ir import Role
 from partitioner.models.build import build_denoiser
 from partitioner.models.built_in import BUILT_IN
 from partitioner.models.call_rows import CallRows, row_paths
-from partitioner.models.guidance import GuidanceStyle, guidance_style
+from partitioner.models.guidance import GuidanceStyle, asked_style, guidance_style
 from partitioner.models.inputs import Inputs, roles_in, zeros
 from partitioner.models.registry import ARCHITECTURES, Architecture, NotDescribed, Request, load_plugins, nearest_names
 from partitioner.models.samplers import config_text
@@ -161,6 +161,7 @@ def model_spec(
     frames: int | None = None,
     batch: int = 1,
     guidance: bool = True,
+    guidance_style: GuidanceStyle | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> ModelSpec:
     """The spec of a denoiser at given sizes; no weight is read.
@@ -172,6 +173,7 @@ def model_spec(
         frames: Of the video.
         batch: Images or videos per prompt.
         guidance: Whether classifier-free guidance is used.
+        guidance_style: How it is done: "batch", "two-calls", "embedded" or "none"; None for the pipeline's way.
         dtype: "float16", "bfloat16" or "float32"; None for what the architecture is registered with.
 
     Raises:
@@ -181,7 +183,7 @@ def model_spec(
     >>> spec.inputs["sample"].shape, spec.step.rows, spec.dtype
     ((2, 4, 32, 32), 2, 'float32')
     """
-    sizes = Sizes(height, width, frames, batch, guidance)
+    sizes = Sizes(height, width, frames, batch, guidance, guidance_style)
     source, architecture = find_model(model)
     spec = described_spec(source, architecture, sizes, dtype)
     if spec is not None:
@@ -208,6 +210,7 @@ def live_spec(
     frames: int | None = None,
     batch: int = 1,
     guidance: bool = True,
+    guidance_style: GuidanceStyle | None = None,
     call: Mapping[str, Any] | None = None,
 ) -> ModelSpec:
     """The spec of a denoiser in memory, for the dtype that it has.
@@ -223,6 +226,7 @@ def live_spec(
         frames: Of the video.
         batch: Images or videos per prompt.
         guidance: Whether classifier-free guidance is used.
+        guidance_style: How it is done; as for model_spec.
         call: Arguments that the pipeline will be called with, such as a control image. The call is then found by
             running, whatever its class; what is not given is guessed.
 
@@ -230,7 +234,7 @@ def live_spec(
         UsageError: No call of the pipeline can be guessed, or it cannot have that size.
     """
     load_plugins()
-    sizes = Sizes(height, width, frames, batch, guidance)
+    sizes = Sizes(height, width, frames, batch, guidance, guidance_style)
     source = live_source(denoiser, pipeline)
     spec = described_spec(source, ARCHITECTURES.get(source.class_name), sizes, denoiser.dtype, denoiser)
     if spec is not None and call is None:
@@ -298,16 +302,21 @@ def described_spec(
 
 
 def recorded_spec(source: ModelSource, recording: Recording, sizes: Sizes, dtype: str, pipe: Any) -> ModelSpec:
-    """The spec that follows from a recording. pipe: the pipeline, in memory or of stand-ins."""
+    """The spec that follows from a recording. pipe: the pipeline, in memory or of stand-ins.
+
+    Raises:
+        UsageError: Its calls cannot be of the style of guidance that is asked for.
+    """
     assert source.part is not None
     taken = inspect.signature(type(getattr(pipe, source.part)).forward).parameters
     more = {"return_dict": False} if "return_dict" in taken else {}
-    both = {**recording.seen.inputs(dtype), **more}
+    style = asked_style(source.name, recording.guidance, sizes.guidance_style)
+    recording = _in_two_calls(source.name, recording) if style != recording.guidance else recording
     step, inputs_for = _recorded_rows(recording, dtype, more, sizes)
     return ModelSpec(
         name=source.name,
         class_name=source.class_name,
-        inputs=both,
+        inputs=inputs_for(step.rows),
         step=step,
         inputs_for=inputs_for,
         dtype=dtype,
@@ -315,10 +324,21 @@ def recorded_spec(source: ModelSource, recording: Recording, sizes: Sizes, dtype
         revision=source.revision,
         scheduler=_scheduler_of(source)[0],
         scheduler_config=_scheduler_of(source)[1],
-        guidance_style=recording.guidance,
-        recorded=f"{source.class_name} as its pipeline calls it: {recording.seen}; guidance: {recording.guidance}",
+        guidance_style=style,
+        recorded=f"{source.class_name} as its pipeline calls it: {recording.seen}; guidance: {style}",
         beside=tuple(_stepped(pipe, name) for name in recording.beside),
     )
+
+
+def _in_two_calls(name: str, recording: Recording) -> Recording:
+    """What was recorded of a pipeline, had it one call more for guidance, each with the rows of one half."""
+    if recording.guidance == "batch" and recording.half is None:
+        raise UsageError(
+            f"--guidance-style two-calls: what a call of {name} with one half of guidance looks like is not known"
+        )
+    seen = recording.half or recording.seen
+    seen = replace(seen, calls_per_step=recording.seen.calls_per_step + 1)
+    return replace(recording, seen=seen, half=None, guidance="two-calls")
 
 
 def _recorded_rows(
@@ -328,16 +348,17 @@ def _recorded_rows(
     seen, half = recording.seen, recording.half
     shapes = {path: tensor.shape for path, tensor in seen.example.tensors.items()}
     other = None if half is None else {path: tensor.shape for path, tensor in half.example.tensors.items()}
-    if len(shapes[seen.latent]) == 0 or seen.in_list:
-        whole, rows = "its noisy samples are no rows of one tensor", 1
-        return CallRows(rows, (rows,), seen.calls_per_step, 1, whole), lambda _: {**seen.inputs(dtype), **more}
+    if not shapes[seen.latent] or seen.in_list:
+        whole = "its noisy samples are a list, which is not divided"
+        return CallRows(calls=seen.calls_per_step, whole=whole), lambda _: {**seen.inputs(dtype), **more}
     paths = row_paths(shapes, seen.latent, other)
     counts = range(1, seen.rows + 1) if paths.whole is None else {seen.rows} | ({half.rows} if half else set())
 
     def inputs_for(rows: int) -> Inputs:
         if half is not None and rows == half.rows:
             return {**half.inputs(dtype), **more}
-        return {**seen.with_shapes(lambda p, shape: paths.shape(p, shape, rows, seen.rows)).inputs(dtype), **more}
+        part = seen.with_shapes(lambda path, shape: paths.shape(path, shape, rows, seen.rows))
+        return {**part.inputs(dtype), **more}
 
     step = CallRows(seen.rows, counts, seen.calls_per_step, min(sizes.batch, seen.rows), paths.whole)
     return step, inputs_for
@@ -366,7 +387,8 @@ def _spec(
     if sizes.frames is not None and not architecture.video:
         raise UsageError(f"{source.name} makes images, which have no frames; leave --frames out")
     config = dict(source.config)
-    style = guidance_style(architecture.guidance_style, config, source.pipeline, sizes.guidance)
+    known = guidance_style(architecture.guidance_style, config, source.pipeline, sizes.guidance)
+    style = asked_style(source.name, known, sizes.guidance_style)
     rows = sizes.batch * (2 if style == "batch" else 1)
     height, width, frames = (
         source.sizes.get(name) if asked is None else asked

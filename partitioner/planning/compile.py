@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from partitioner.costs.model import CostModel
+from partitioner.errors import UsageError
 from partitioner.fleet import Fleet
+from partitioner.models.guidance import GuidanceStyle
 from partitioner.plan.plan import Plan
+from partitioner.planning.expected_quality import SamplingSetup
 from partitioner.planning.options import DEFAULTS, PlanOptions
 from partitioner.planning.planner import plan
 from partitioner.planning.request import PlanRequest
@@ -30,6 +33,7 @@ def compile(
     device: str = DEFAULT_DEVICE,
     costs: CostModel | None = None,
     trajectory: Sequence[Mapping[str, Any]] | None = None,
+    guidance_style: GuidanceStyle | None = None,
     options: PlanOptions = DEFAULTS,
 ) -> Plan:
     """Plan ``module(**example_inputs)`` for some devices; any nn.Module that torch.export can trace.
@@ -41,14 +45,17 @@ def compile(
         roles: Of each tensor argument, "latent", "timestep", "step" or "prompt"; see ``partitioner.trace``. None: they
             are guessed from several calls, and printed to stderr.
         devices: How many, or as for ``partition-model --devices``, or a Fleet.
-        branch_inputs: Arguments of one half of the guidance batch, where ``example_inputs`` hold both halves; two
-            branches are considered only then.
+        branch_inputs: Arguments of a call of fewer rows, such as one half of the guidance batch. Rows are divided over
+            branches unasked only where they are given; with ``PlanOptions(branches=N)`` along the first dimension of
+            the latent.
         model: What the plan calls the denoiser.
         device: The data sheet that costs are estimated from.
         costs: Costs from elsewhere, such as ``CostModel("cpu", live="cpu")``, which measures; ``device`` is not used
             then.
         trajectory: Arguments of consecutive calls of a real trajectory: staleness is measured on them with the module's
             weights (32 backward passes a call) instead of estimated from the graph.
+        guidance_style: How guidance is done; "two-calls" where a step calls the module once for each half, "batch"
+            where ``example_inputs`` hold both. None: a step calls it as often as several example calls show, or once.
         options: What else to ask for.
 
     Returns:
@@ -69,9 +76,14 @@ def compile(
     if roles is None:
         from partitioner.models.guess_roles import guess_roles
 
-        example, roles, guessed = guess_roles(module, several)
+        example, roles, guessed, calls = guess_roles(module, several)
         print(f"partitioner.compile: guessed from {len(several)} calls: {guessed}", file=sys.stderr)
     else:
-        example = dict(several[0])
-    source = FromModule(module, example, roles, model, branch_inputs, trajectory)
-    return plan(PlanRequest(source, devices, costs or CostModel(device), options)).plan
+        example, calls = dict(several[0]), 1
+    if guidance_style == "two-calls":
+        calls = max(calls, 2)
+    source = FromModule(module, example, roles, model, branch_inputs, trajectory, calls)
+    if guidance_style == "batch" and source.step.rows % 2:
+        raise UsageError(f"guidance_style is batch, and a call of {source.step.rows} rows holds no two halves")
+    sampling = SamplingSetup(guidance_style=guidance_style)
+    return plan(PlanRequest(source, devices, costs or CostModel(device), options, sampling)).plan

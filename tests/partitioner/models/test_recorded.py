@@ -13,6 +13,7 @@ import torch
 
 from partitioner.errors import UsageError
 from partitioner.graph.ir import Role
+from partitioner.models.call_rows import CallRows
 from partitioner.models.inputs import ExampleTensor, latent, prompt, timestep
 from partitioner.models.recorded import Recording, record
 from partitioner.models.sizes import Sizes
@@ -41,6 +42,24 @@ def test_a_batch_of_both_halves(tmp_path: Path) -> None:
     }
     assert recording.half is not None
     assert recording.half.inputs("float32")["hidden_states"] == latent(1, 4, 16, 24)
+
+
+def test_calls_of_any_number_of_rows_follow_from_recorded_ones(tmp_path: Path) -> None:
+    """Of two images with guidance: four rows, the two without guidance that were seen, and parts of the four."""
+    pipe = made("aura_flow", tmp_path)
+    spec, one = (live_spec(pipe.transformer, pipe, height=32, width=32, batch=batch) for batch in (2, 1))
+    assert spec.step == CallRows(4, range(1, 5), 1, 2)
+    assert one.step == CallRows(2, range(1, 3), 1, 1)
+    assert spec.inputs_for(2) == one.inputs
+    assert spec.inputs_for(1) == one.inputs_for(1)
+    assert spec.inputs_for(3)["hidden_states"] == latent(3, 4, 16, 16)
+    apart = live_spec(pipe.transformer, pipe, height=32, width=32, guidance_style="two-calls")
+    assert (apart.step, apart.guidance_style) == (CallRows(1, range(1, 2), 2, 1), "two-calls")
+    assert apart.inputs == one.inputs_for(1)
+    alone = live_spec(pipe.transformer, pipe, height=32, width=32, guidance_style="none")
+    assert (alone.step, alone.inputs) == (CallRows(1, range(1, 2), 1, 1), one.inputs_for(1))
+    with pytest.raises(UsageError, match="takes no scale of guidance as an input; its style is batch"):
+        live_spec(pipe.transformer, pipe, height=32, width=32, guidance_style="embedded")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 from partitioner.errors import UsageError
 from partitioner.graph.export import trace
 from partitioner.models.call_rows import CallRows
+from partitioner.models.guidance import GuidanceStyle
 from partitioner.models.spec import model_spec, trace_model
 from tests.support.small_models import shapes, small_denoiser
 
@@ -71,6 +72,37 @@ def test_a_step_has_calls_and_these_have_rows(model: str, sizes: dict[str, Any],
     assert spec.step == CallRows(rows, range(1, rows + 1), calls, sizes.get("batch", 1))
     with pytest.raises(UsageError, match=f"has {rows} rows, of which {rows + 1} are no part"):
         spec.example_inputs(rows=rows + 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "step"),
+    [
+        ("sd15", "batch", CallRows(6, range(1, 7), 1, 3)),
+        ("sd15", "two-calls", CallRows(3, range(1, 4), 2, 3)),
+        ("sd15", "none", CallRows(3, range(1, 4), 1, 3)),
+        ("wan", "none", CallRows(3, range(1, 4), 1, 3)),
+        ("flux", "two-calls", CallRows(3, range(1, 4), 2, 3)),  # with true_cfg_scale
+        ("flux", "embedded", CallRows(3, range(1, 4), 1, 3)),
+    ],
+)
+def test_a_style_of_guidance_may_be_asked_for(model: str, asked: GuidanceStyle, step: CallRows) -> None:
+    spec = model_spec(model, batch=3, guidance_style=asked)
+    assert (spec.guidance_style, spec.step) == (asked, step)
+    assert next(iter(spec.inputs.values())).shape[0] == step.rows
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "message"),
+    [
+        ("krea2", "batch", "the calls of krea2 hold no two halves; its style is two-calls"),
+        ("sdxl", "embedded", "sdxl takes no scale of guidance as an input; its style is batch"),
+        ("flux", "none", "flux takes the scale of guidance as an input of every call; its style is embedded"),
+        ("sdxl", "cfg", "--guidance-style is cfg; expected batch, two-calls, embedded or none"),
+    ],
+)
+def test_a_style_that_calls_cannot_have_is_refused(model: str, asked: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        model_spec(model, guidance_style=asked)
 
 
 def test_a_list_of_samples_is_not_divided() -> None:

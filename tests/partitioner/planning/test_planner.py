@@ -60,17 +60,18 @@ def fleet_of(*speeds: float, memory: float = 1e12, link: float = 100.0, latency:
 
 
 def plan_for(
-    graphs: tuple[TracedGraph, TracedGraph | None],
+    graphs: tuple[TracedGraph, *tuple[TracedGraph | None, ...]],
     fleet: Fleet | None = None,
     *,
     timer: ComponentTimer | None = None,
     driver_ms: float = 0.0,
+    calls: int = 1,
     **options: Any,
 ) -> Planning:
     costs = GivenCosts(costs_of, "toy", driver_ms=driver_ms, timer=timer)
     wanted = PlanOptions(refine=timer is not None, **options)
-    whole, half = graphs
-    source = FromGraphs(whole, () if half is None else (half,))
+    whole, *parts = graphs
+    source = FromGraphs(whole, tuple(part for part in parts if part is not None), calls)
     return plan(PlanRequest(source, fleet or fleet_of(1, 1, 1, 1), costs, wanted))
 
 
@@ -189,6 +190,74 @@ def test_unequal_devices_get_what_they_can_do(graphs: tuple[TracedGraph, TracedG
         assert share == pytest.approx(0.6 if fast else 0.2, abs=0.07)
     loads = [component.compute_ms for component in plan.predicted.components]
     assert max(loads) <= 1.15 * min(loads)
+
+
+@pytest.mark.parametrize(
+    ("count", "calls", "options", "expected"),
+    [
+        (2, 2, {}, (2, 2, 1)),
+        (3, 2, {}, (1, 1, 3)),
+        (4, 2, {}, (2, 2, 2)),
+        (4, 2, {"branches": 1}, (1, 1, 4)),
+        (2, 4, {}, (2, 2, 1)),
+        (3, 3, {}, (3, 3, 1)),
+        (4, 4, {}, (4, 4, 1)),
+    ],
+)
+def test_the_calls_of_a_step_have_branches_of_their_own(
+    graphs: tuple[TracedGraph, TracedGraph], count: int, calls: int, options: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    plan = plan_for((graphs[1],), fleet_of(*[1] * count), calls=calls, **options).plan
+    assert (plan.streams, plan.branches, plan.components) == expected
+    assert (plan.calls_per_step, plan.branch_rows, plan.rows_of_branches) == (calls, (), [1])
+
+
+def test_times_are_of_all_calls_of_a_step(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    call, driver = LAYERS + 1.0, 4.0
+    whole, apart = (
+        plan_for((graphs[1],), fleet_of(*[1] * count), calls=2, driver_ms=driver, branches=count).plan
+        for count in (1, 2)
+    )
+    figures = apart.predicted
+    assert whole.predicted.step_ms == whole.predicted.sequential_ms == figures.sequential_ms == 2 * call + driver
+    assert figures.step_ms == figures.exact_step_ms == figures.lower_bound_ms == call + driver
+    assert [component.compute_ms for component in figures.components] == [call + driver, call]
+    assert figures.macs == whole.predicted.macs == 10 * (LAYERS + 1), "one call"
+    # nothing is foreseen in the first step, which makes one call after the other
+    first = 2 * (call + driver)
+    assert apart.speedup(50) == pytest.approx(50 * (2 * call + driver) / (first + 49 * (call + driver)), rel=1e-6)
+    chain = plan_for((graphs[1],), fleet_of(1, 1, 1, 1), calls=2, branches=2).plan.predicted
+    assert chain.bytes_per_step == 2 * WIDTH * 4 == sum(component.send_bytes for component in chain.components)
+    by_turns = plan_for((graphs[1],), fleet_of(1, 1), calls=3, branches=2).plan.predicted
+    assert (by_turns.sequential_ms, by_turns.step_ms) == (3 * call, 2 * call)
+    assert [component.compute_ms for component in by_turns.components] == [2 * call, call]
+
+
+def test_streams_and_rows_are_shared_together(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    planning = plan_for(graphs, calls=2)
+    plan = planning.plan
+    assert (plan.branches, plan.streams, plan.components, plan.inputs[0].shape) == (4, 2, 1, (1, WIDTH))
+    assert plan.predicted.speedup_step == pytest.approx(4.0)
+    ways = [(c.branching.streams, c.branching.rows) for c in planning.candidates if c.components == 1]
+    assert ways == [(1, (1, 1)), (2, (2,)), (2, (1, 1))]
+    two = plan_for(graphs, fleet_of(1, 1), calls=2).plan
+    assert (two.branches, two.streams) == (2, 1), "rows need no call to be foreseen"
+
+
+def test_unequal_devices_have_rows_by_their_speed(graphs: tuple[TracedGraph, TracedGraph]) -> None:
+    shares = tuple(trace(Chain().eval(), arguments(rows), ROLES) for rows in (8, 4, 5, 3))
+    planning = plan_for(shares, fleet_of(3, 5))
+    plan = planning.plan
+    assert (plan.branches, plan.components, plan.branch_rows, plan.devices) == (2, 1, (5, 3), ("speed5", "speed3"))
+    assert plan.inputs[0].shape == (5, WIDTH)
+    assert plan.predicted.step_ms == plan.predicted.exact_step_ms == LAYERS + 1
+    assert [component.compute_ms for component in plan.predicted.components] == [LAYERS + 1, LAYERS + 1]
+    assert [component.macs for component in plan.predicted.components] == [50 * (LAYERS + 1), 30 * (LAYERS + 1)]
+    assert plan.predicted.speedup_step == pytest.approx(8 / 5)
+    assert planning.chosen.step_ms == min(c.step_ms for c in planning.candidates if c.components == 1)
+    streams = plan_for(shares, fleet_of(3, 5, 5, 3), calls=2).plan
+    assert (streams.branches, streams.streams, streams.branch_rows) == (4, 2, (5, 3))
+    assert streams.devices == ("speed5", "speed3", "speed5", "speed3")
 
 
 def test_branches_pair_devices_of_like_speed(graphs: tuple[TracedGraph, TracedGraph]) -> None:
