@@ -32,6 +32,12 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         ["runtime.driver.stream", "runtime.driver.denoiser_call"],
     ),
     (
+        "all that following rows needs is tried by following them",
+        "partitioner/graph/test_row_flow.py",
+        ["partitioner.graph.row_digit", "partitioner.graph.row_moves", "partitioner.graph.row_places",
+         "partitioner.graph.row_rules"],
+    ),
+    (
         "the driver of a denoiser is all of an engine but the start and the end",
         "runtime/test_engine_changes.py",
         ["runtime.driver.denoiser_driver"],

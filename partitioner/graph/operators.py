@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,6 +26,16 @@ def resolve(target: str) -> Any:
         return _itself
     namespace, name, overload = target.split(".")
     return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+
+
+@lru_cache(maxsize=4096)
+def is_pointwise(target: str) -> bool:
+    """Whether torch says of an operator that it computes element by element.
+
+    >>> is_pointwise("aten.silu.default"), is_pointwise("aten.softmax.int")
+    (True, False)
+    """
+    return torch.Tag.pointwise in getattr(resolve(target), "tags", ())
 
 
 def bind(argument: Argument, values: Mapping[str, Any], device: torch.device) -> Any:

@@ -1,0 +1,122 @@
+"""RowFlow: whether a denoiser keeps the rows of a batch apart, found by following them through its graph.
+
+Rows that are computed apart, on devices of their own, must not read each other, and each must be treated alike: then
+the parts of a call, put together, are the whole. Most denoisers do so; attention across images or frames does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
+
+from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.row_digit import DigitFlow, RowFault
+from partitioner.graph.row_places import Place, factors
+
+
+@dataclass(frozen=True)
+class Division:
+    """Whether the rows of a call can be divided into equal parts.
+
+    Attributes:
+        parts: into how many.
+        fault: why they cannot; None where they can.
+        alike: inputs whose rows must then all be equal, since the denoiser reads the first row for all.
+    """
+
+    parts: int
+    fault: RowFault | None = None
+    alike: tuple[str, ...] = ()
+
+
+class RowFlow:
+    """Follows the rows of a batch through a graph.
+
+    Attributes:
+        graph: of a whole call.
+
+    >>> import torch
+    >>> from partitioner import trace
+    >>> class Shared(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return x + x.mean(0, keepdim=True)
+    >>> flow = RowFlow(trace(Shared().eval(), {"x": torch.zeros(4, 8)}, {"x": "latent"}), ["x"], 4)
+    >>> flow.parts, str(flow.fault(2))
+    (1, 'mean.dim in its forward mixes rows of the batch')
+    """
+
+    def __init__(self, graph: TracedGraph, divided: Collection[str], rows: int) -> None:
+        """Follow nothing yet.
+
+        Args:
+            graph: of a whole call.
+            divided: names of the inputs whose first dimension counts the rows, or rows times something.
+            rows: how many there are.
+        """
+        self.graph = graph
+        self._divided = frozenset(divided)
+        self._rows = rows
+        self._divisions: dict[int, Division] = {}
+        self._digits: dict[tuple[int, int, frozenset[str]], RowFault | None] = {}
+
+    def division(self, parts: int) -> Division:
+        """Whether the rows can be divided into so many equal parts, first rows first.
+
+        Raises:
+            ValueError: the number of rows is no multiple of it.
+        """
+        if parts < 1 or self._rows % parts:
+            raise ValueError(f"{self._rows} rows cannot be divided into {parts} equal parts")
+        if parts not in self._divisions:
+            self._divisions[parts] = self._find(parts)
+        return self._divisions[parts]
+
+    def fault(self, parts: int) -> RowFault | None:
+        """Why the rows cannot be divided into so many equal parts; None where they can."""
+        return self.division(parts).fault
+
+    @cached_property
+    def parts(self) -> int:
+        """The largest number of equal parts, first rows first, that stay apart."""
+        return max(parts for parts in range(1, self._rows + 1) if self._rows % parts == 0 and not self.fault(parts))
+
+    def _find(self, parts: int) -> Division:
+        fault = self._fault(parts, frozenset())
+        if fault is None:
+            return Division(parts)
+        conditions = {item.name for item in self.graph.inputs if item.role < Role.STEP}
+        alike = self._divided & conditions
+        if not alike or self._fault(parts, alike) is not None:
+            return Division(parts, fault)
+        for name in sorted(alike):
+            if self._fault(parts, alike - {name}) is None:
+                alike -= {name}
+        return Division(parts, None, tuple(sorted(alike)))
+
+    def _fault(self, parts: int, alike: frozenset[str]) -> RowFault | None:
+        first: RowFault | None = None
+        for order in dict.fromkeys(permutations(factors(parts))):
+            faults = (self._digit(outer, size, alike) for outer, size in _digits(order))
+            fault = next((fault for fault in faults if fault is not None), None)
+            if fault is None:
+                return None
+            first = first or fault
+        return first
+
+    def _digit(self, outer: int, size: int, alike: frozenset[str]) -> RowFault | None:
+        digit = outer, size, alike
+        if digit not in self._digits:
+            equal = dict.fromkeys(alike, Place(0, 1, self._rows))
+            rows = dict.fromkeys(self._divided - alike, Place(0, outer, size))
+            self._digits[digit] = DigitFlow(self.graph, rows, equal, Place(0, outer, size)).fault()
+        return self._digits[digit]
+
+
+def _digits(order: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """How many blocks of rows each digit is within, and its size."""
+    outer = 1
+    for size in order:
+        yield outer, size
+        outer *= size

@@ -1,0 +1,121 @@
+"""Place: where in a tensor the rows of a batch lie, and where they go when it is reshaped, cut or put together.
+
+A batch's rows are followed one *digit* at a time: 4 rows are 2 halves of 2, and the halves are a digit of size 2.
+In a dimension of 4 rows x 5 tokens, rows outermost, they lie at ``Place(dim, outer=1, size=2)``: 1 x 2 x 10 positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+Shape = tuple[int, ...]
+Label = tuple[int, Hashable]  # of a position: whose part it is, and what it is in every part
+
+
+class Place(NamedTuple):
+    """A digit of the positions in a dimension: outer x size x inner are the dimension's size.
+
+    dim: the dimension. outer: how many blocks of all digits there are. size: how many values the digit has.
+    """
+
+    dim: int
+    outer: int
+    size: int
+
+    def holds(self, other: Place) -> bool:
+        """Whether another digit is part of this one.
+
+        >>> Place(0, 1, 4).holds(Place(0, 2, 2)), Place(0, 1, 4).holds(Place(0, 4, 2))
+        (True, False)
+        """
+        if self.dim != other.dim or other.outer % self.outer:
+            return False
+        return self.size % (other.outer // self.outer * other.size) == 0
+
+
+def reshaped(places: Sequence[Place], shape: Shape, new: Shape) -> tuple[Place, ...]:
+    """Where digits are when a tensor is given another shape; one that is cut is in several pieces, or in none.
+
+    >>> reshaped([Place(0, 1, 2)], (4, 5, 3), (20, 3)), reshaped([Place(0, 1, 6)], (6, 2), (3, 4))
+    ((Place(dim=0, outer=1, size=2),), (Place(dim=0, outer=1, size=3),))
+    """
+    runs: list[tuple[int, int]] = []  # first position and size, in units of the flattened tensor's parts
+    for before, size in sorted((math.prod(shape[: p.dim]) * p.outer, p.size) for p in places):
+        if runs and runs[-1][0] * runs[-1][1] == before:
+            runs[-1] = (runs[-1][0], runs[-1][1] * size)
+        else:
+            runs.append((before, size))
+    found = []
+    for begin, size in runs:
+        start = 1
+        for dim, length in enumerate(new):
+            low, high = max(begin, start), min(begin * size, start * length)
+            steps = (begin, low), (start, low), (low, high), (high, begin * size), (high, start * length)
+            if low < high and all(large % small == 0 for small, large in steps):
+                found.append(Place(dim, low // start, high // low))
+            start *= length
+    return tuple(found)
+
+
+def whole(shape: Shape) -> tuple[Place, ...]:
+    """All that a tensor of that shape has, as places."""
+    return tuple(Place(dim, 1, size) for dim, size in enumerate(shape) if size > 1)
+
+
+def labels(place: Place, length: int) -> list[Label]:
+    """The label of each position of a dimension: its digit, and where it is within that part.
+
+    >>> labels(Place(0, 1, 2), 4)
+    [(0, (0, 0)), (0, (0, 1)), (1, (0, 0)), (1, (0, 1))]
+    """
+    inner = length // (place.outer * place.size)
+    return [(i // inner % place.size, (i // (inner * place.size), i % inner)) for i in range(length)]
+
+
+def regular(dim: int, size: int, found: Sequence[Label]) -> Place | None:
+    """The digit that positions with these labels are, if all parts have the same at the same places; else None.
+
+    >>> regular(0, 2, [(0, "a"), (0, "b"), (1, "a"), (1, "b")])
+    Place(dim=0, outer=1, size=2)
+    >>> regular(0, 2, [(1, "a"), (0, "a")]) is regular(0, 2, [(0, "a"), (1, "b")]) is None
+    True
+    """
+    numbers = [number for number, _ in found]
+    inner = next((i for i, number in enumerate(numbers) if number != numbers[0]), len(numbers))
+    if not found or len(found) % (inner * size):
+        return None
+    place = Place(dim, len(found) // (inner * size), size)
+    first: dict[Hashable, Hashable] = {}
+    for (number, what), (wanted, where) in zip(found, labels(place, len(found)), strict=True):
+        if number != wanted or first.setdefault(where, what) != what:
+            return None
+    return place
+
+
+def taken(place: Place, length: int, index: Sequence[int]) -> tuple[Place | None, list[Label]]:
+    """Where a digit is when positions of its dimension are taken: also the labels of what was taken.
+
+    >>> taken(Place(0, 1, 2), 4, [0, 2])[0], taken(Place(0, 1, 2), 4, [2, 0])[0]
+    (Place(dim=0, outer=1, size=2), None)
+    """
+    if list(index) == list(range(length)):
+        return place, []
+    every = labels(place, length)
+    found = [every[i] for i in index]
+    return regular(place.dim, place.size, found), found
+
+
+def factors(number: int) -> Iterator[int]:
+    """The prime factors of a number, smallest first.
+
+    >>> list(factors(12))
+    [2, 2, 3]
+    """
+    divisor = 2
+    while number > 1:
+        while number % divisor == 0:
+            yield divisor
+            number //= divisor
+        divisor += 1

@@ -1,0 +1,490 @@
+"""Which dimension of an operator's output each dimension of its operands becomes, by which rows are followed.
+
+    linear(x, w, b)    x (0, 1, None)   w (2, None)   b (2,)      None: positions that are summed over or mixed
+    softmax(x, dim=1)  x (0, None, 2)   and dimension 1 of the output differs from position to position
+
+Operators that only move positions of a dimension (slices, chunks, repeats) are in ``row_moves``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from partitioner.graph.ir import Argument, Node, Ref, TensorMeta
+from partitioner.graph.operator_classes import ATTENTION, CONV, CONV_TRANSPOSE, operator_name
+from partitioner.graph.row_places import Shape
+
+Slot = int | str | tuple[int, int]  # of an operand: its position, its name, or its place in a list at a position
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node with the shapes of what it reads.
+
+    Attributes:
+        node: the node.
+        name: of its operator, without namespace, overload and the mark of one that writes in place.
+        operands: names of the values that it reads, by slot.
+        shapes: their shapes.
+        masks: slots of those that are of booleans.
+        outputs: shapes of what it returns.
+    """
+
+    node: Node
+    name: str
+    operands: Mapping[Slot, str]
+    shapes: Mapping[Slot, Shape]
+    masks: frozenset[Slot]
+    outputs: tuple[Shape, ...]
+
+    def given(self, position: int, name: str, default: Argument = None) -> Any:
+        """A literal argument, by position or name."""
+        if position < len(self.node.args):
+            return self.node.args[position]
+        return dict(self.node.kwargs).get(name, default)
+
+    def dim(self, position: int, default: Argument = None) -> int:
+        """The argument "dim", counted from the first dimension of operand 0."""
+        return int(self.given(position, "dim", default)) % max(1, len(self.shapes[0]))
+
+
+def call_of(node: Node, meta_of: Callable[[str], TensorMeta]) -> Call:
+    """A node as a Call. meta_of: gives what a value is."""
+    operands: dict[Slot, str] = {}
+    entries: list[tuple[int | str, Argument]] = [*enumerate(node.args), *node.kwargs]
+    for slot, argument in entries:
+        if isinstance(argument, Ref):
+            operands[slot] = argument.name
+        elif isinstance(argument, tuple) and isinstance(slot, int):
+            operands |= {(slot, i): item.name for i, item in enumerate(argument) if isinstance(item, Ref)}
+    metas = {slot: meta_of(name) for slot, name in operands.items()}
+    shapes = {slot: meta.shape for slot, meta in metas.items()}
+    masks = frozenset(slot for slot, meta in metas.items() if meta.dtype == "bool")
+    name = operator_name(node.target)
+    plain = name.removesuffix("_") if writes(name) else name
+    return Call(node, plain, operands, shapes, masks, tuple(meta.shape for meta in node.outputs))
+
+
+def writes(name: str) -> bool:
+    """Whether an operator of that name writes to its first operand in place."""
+    return name.endswith("_") and not name.startswith("__")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where operands' dimensions go in one output.
+
+    Attributes:
+        dims: of each operand that the output depends on, the output's dimension for each of its own, or None.
+        varies: dimensions of the output along which it differs whatever the operands are.
+        forms: whether of the other operands only shape or dtype counts.
+    """
+
+    dims: Mapping[Slot, Sequence[int | None]]
+    varies: frozenset[int] = frozenset()
+    forms: bool = False
+
+
+Rule = Callable[[Call], Pattern | list[Pattern]]
+
+
+def patterns(call: Call) -> list[Pattern] | None:
+    """A pattern for each output of a call; None where the operator is not known."""
+    rule = _RULES.get(call.name)
+    if rule is None and (call.name in _EACH or _pointwise(call.node.target)):
+        rule = _each
+    if rule is None:
+        rule = next((rule for form, rule in _FORMS if form.fullmatch(call.name)), None)
+    if rule is None and not call.operands:
+        rule = _made
+    if rule is None:
+        return None
+    found = rule(call)
+    return found if isinstance(found, list) else [found] * len(call.outputs)
+
+
+def _pointwise(target: str) -> bool:
+    from partitioner.graph.operators import is_pointwise
+
+    return is_pointwise(target)
+
+
+def _aligned(shape: Shape, ndim: int) -> tuple[int, ...]:
+    return tuple(range(ndim - len(shape), ndim))
+
+
+def _each(call: Call) -> Pattern:
+    """Element by element, with broadcasting."""
+    ndim = len(call.outputs[0])
+    return Pattern({slot: _aligned(shape, ndim) for slot, shape in call.shapes.items()})
+
+
+def _first(call: Call) -> Pattern:
+    """Element by element of operand 0; of others only shape or dtype count."""
+    return Pattern({0: _aligned(call.shapes[0], len(call.outputs[0]))}, forms=True)
+
+
+def _filled(call: Call) -> Pattern:
+    return Pattern({}, forms=True)
+
+
+def _made(call: Call) -> Pattern:
+    return Pattern({}, frozenset(range(len(call.outputs[0]))))
+
+
+def _within(call: Call, dims: Sequence[int] | None, others: Sequence[int | None] = ()) -> Pattern:
+    """What mixes positions of some dimensions of operand 0, and leaves the shape's others as they are.
+
+    dims: None for all. others: of each further operand, where its one dimension goes.
+    """
+    ndim = len(call.shapes[0])
+    mixed = set(range(ndim)) if dims is None else {dim % max(1, ndim) for dim in dims}
+    own = [None if dim in mixed else dim for dim in range(ndim)]
+    weights = {slot: [_place(others, k)] * len(shape) for k, (slot, shape) in enumerate(_after_first(call))}
+    return Pattern({0: own, **weights}, frozenset(mixed))
+
+
+def _after_first(call: Call) -> list[tuple[Slot, Shape]]:
+    return [(slot, shape) for slot, shape in call.shapes.items() if slot != 0]
+
+
+def _place(others: Sequence[int | None], index: int) -> int | None:
+    return others[index] if index < len(others) else None
+
+
+def _dims(value: Any) -> list[int] | None:
+    """A "dim" argument as a list; None for all dimensions."""
+    if value is None or isinstance(value, bool) or value == ():
+        return None
+    return list(value) if isinstance(value, tuple) else [value]
+
+
+def _along(position: int, default: Any = -1) -> Rule:
+    return lambda call: _within(call, _dims(call.given(position, "dim", default)))
+
+
+def _reduced(position: int) -> Rule:
+    """A reduction over the dimensions that the argument at that position names."""
+
+    def rule(call: Call) -> Pattern:
+        if isinstance(call.given(1, "dim"), Ref):
+            return _each(call)  # max.other
+        ndim, dims = len(call.shapes[0]), _dims(call.given(position, "dim"))
+        gone = set(range(ndim)) if dims is None else {dim % max(1, ndim) for dim in dims}
+        kept = [dim for dim in range(ndim) if dim not in gone]
+        same = len(call.outputs[0]) == ndim  # keepdim
+        where: dict[int, int] = {dim: dim if same else kept.index(dim) for dim in kept}
+        return Pattern({0: [where.get(dim) for dim in range(ndim)]})
+
+    return rule
+
+
+def _linear(call: Call) -> Pattern:
+    last = len(call.outputs[0]) - 1
+    weight = (last, None) if len(call.shapes[1]) == 2 else (None,)
+    return Pattern({0: [*range(len(call.shapes[0]) - 1), None], 1: weight, 2: (last,)})
+
+
+def _product(first: int) -> Rule:
+    """A matrix product of the operands at ``first`` and the next position; others are added."""
+
+    def rule(call: Call) -> Pattern:
+        ndim, one, other = len(call.outputs[0]), call.shapes[first], call.shapes[first + 1]
+        found: dict[Slot, Sequence[int | None]] = {
+            slot: _aligned(shape, ndim) for slot, shape in call.shapes.items() if slot not in (first, first + 1)
+        }
+        left, right = len(one) > 1, len(other) > 1
+        batch = ndim - left - right
+        found[first] = [*_aligned(one[:-2], batch), *([batch] if left else []), None]
+        found[first + 1] = [*_aligned(other[:-2], batch), None, *([ndim - 1] if right else [])]
+        return Pattern(found)
+
+    return rule
+
+
+def _outer(call: Call) -> Pattern:
+    return Pattern({0: (0,), 1: (1,)})
+
+
+def _einsum(call: Call) -> Pattern:
+    text = str(call.node.args[0]).replace(" ", "")
+    left, arrow, right = text.partition("->")
+    terms = left.split(",")
+    if not arrow:
+        once = sorted(c for c in set(left) - set(",.") if left.count(c) == 1)
+        right = ("..." if "." in left else "") + "".join(once)
+    spread = len(call.outputs[0]) - len(right.replace("...", ""))
+    names = _letters(right, spread)
+    found: dict[Slot, Sequence[int | None]] = {}
+    for index, term in enumerate(terms):
+        shape = call.shapes[1, index]
+        own = _letters(term, len(shape) - len(term.replace("...", "")))
+        found[1, index] = [names.index(c) if c in names and own.count(c) == 1 else None for c in own]
+    repeated = {names.index(c) for term in terms for c in names if term.count(c) > 1}
+    return Pattern(found, frozenset(repeated))
+
+
+def _letters(term: str, spread: int) -> list[str]:
+    """The dimensions of a term of an einsum, those of "..." numbered from the last."""
+    front, dots, back = term.partition("...")
+    return [*front, *([str(spread - i) for i in range(spread)] if dots else []), *back]
+
+
+def _conv(call: Call) -> Pattern:
+    """Convolutions and pools: the leading dimension is a batch's where there are enough dimensions."""
+    ndim = len(call.shapes[0])
+    batched = ndim == len(call.shapes[1])
+    found: dict[Slot, Sequence[int | None]] = {slot: [None] * len(shape) for slot, shape in call.shapes.items()}
+    if batched:
+        found[0] = [0, *[None] * (ndim - 1)]
+    return Pattern(found, frozenset(range(int(batched), ndim)))
+
+
+def _leading(trailing: int) -> Rule:
+    return lambda call: _within(call, range(len(call.shapes[0]) - trailing, len(call.shapes[0])))
+
+
+def _pool(call: Call) -> list[Pattern]:
+    (dims,) = re.findall(r"\d", call.name)
+    return [_leading(int(dims))(call)] * len(call.outputs)  # type: ignore[list-item]
+
+
+def _attention(call: Call) -> Pattern:
+    ndim = len(call.outputs[0])
+    batch, (query, key, value) = ndim - 2, (call.shapes[0], call.shapes[1], call.shapes[2])
+    found: dict[Slot, Sequence[int | None]] = {
+        0: [*_aligned(query[:-2], batch), ndim - 2, None],
+        1: [*_aligned(key[:-2], batch), None, None],
+        2: [*_aligned(value[:-2], batch), None, ndim - 1],
+    }
+    for slot, shape in call.shapes.items():
+        if slot in (3, "attn_mask"):
+            found[slot] = [*_aligned(shape[:-2], batch), ndim - 2, None] if len(shape) > 1 else [None]
+    return Pattern(found)
+
+
+def _normalised(call: Call) -> Pattern:
+    ndim, count = len(call.shapes[0]), len(call.given(1, "normalized_shape"))
+    return _within(call, range(ndim - count, ndim))
+
+
+def _per_channel(call: Call) -> Pattern:
+    """Batch norm, and instance norm by statistics that were kept."""
+    if not call.given(5, "training"):
+        ndim = len(call.shapes[0])
+        return Pattern({0: range(ndim), **{slot: (1,) for slot, _ in _after_first(call)}})
+    return _within(call, range(2, len(call.shapes[0])) if call.name == "instance_norm" else None, [1] * 4)
+
+
+def _permuted(call: Call) -> Pattern:
+    ndim = len(call.shapes[0])
+    order = list(range(ndim))
+    if call.name == "permute":
+        order = [dim % ndim for dim in call.given(1, "dims")]
+    elif call.name in ("transpose", "swapaxes", "swapdims"):
+        one, other = (call.given(i, name) % ndim for i, name in ((1, "dim0"), (2, "dim1")))
+        order[one], order[other] = other, one
+    elif call.name in ("mT", "mH"):
+        order[-2:] = order[:-3:-1]
+    elif call.name == "movedim":
+        source, target = (_dims(call.given(i, "")) or [] for i in (1, 2))
+        moved = {to % ndim: of % ndim for of, to in zip(source, target, strict=True)}
+        rest = iter(dim for dim in range(ndim) if dim not in moved.values())
+        order = [moved[dim] if dim in moved else next(rest) for dim in range(ndim)]
+    else:  # t, numpy_T
+        order.reverse()
+    return Pattern({0: [order.index(dim) for dim in range(ndim)]})
+
+
+def _padded(call: Call) -> Pattern:
+    sizes, ndim = call.given(1, "pad"), len(call.shapes[0])
+    return _within(call, [ndim - 1 - i // 2 for i, size in enumerate(sizes) if size])
+
+
+def _embedding(call: Call) -> Pattern:
+    ndim = len(call.outputs[0])
+    return Pattern({0: (None, ndim - 1), 1: range(ndim - 1)})
+
+
+def _gathered(call: Call) -> Pattern:
+    dim, ndim = call.dim(1), len(call.shapes[0])
+    own = [None if d == dim else d for d in range(ndim)]
+    index: Slot = 2 if 2 in call.shapes else 1
+    if call.name == "take_along_dim":
+        dim = call.dim(2)
+        own = [None if d == dim else d for d in range(ndim)]
+    return Pattern({0: own, index: range(len(call.shapes[index]))})
+
+
+def _scattered(call: Call) -> Pattern:
+    dim = call.dim(1)
+    same = [None if d == dim else d for d in range(len(call.shapes[0]))]
+    return Pattern({slot: same[: len(shape)] for slot, shape in call.shapes.items()}, frozenset({dim}))
+
+
+def _stored(call: Call) -> Pattern:
+    """index_copy and the like: a list of numbers says at which positions of a dimension something is put."""
+    dim = call.dim(1)
+    same = [None if d == dim else d for d in range(len(call.shapes[0]))]
+    return Pattern({0: same, 2: [None], 3: same[: len(call.shapes.get(3, ()))]}, frozenset({dim}))
+
+
+def _selected(call: Call) -> Pattern:
+    dim = call.dim(1)
+    return Pattern({0: [None if d == dim else d for d in range(len(call.shapes[0]))], 2: [dim]})
+
+
+def _crossed(call: Call) -> Pattern:
+    ndim, shape = len(call.outputs[0]), call.outputs[0]
+    first = shape.index(3) if call.name == "cross" else ndim - 1
+    dim = call.given(2, "dim")
+    dim = first if dim is None else dim % ndim
+    dims = {slot: [None if d == dim else d for d in _aligned(own, ndim)] for slot, own in call.shapes.items()}
+    return Pattern(dims, frozenset({dim}))
+
+
+def _indexed_dims(call: Call) -> tuple[list[int | None], int, int]:
+    """Where dimensions of x go in x[indices], where the dimensions of the indices begin, and how many there are."""
+    indices = call.node.args[1]
+    at = [dim for dim, item in enumerate(indices) if isinstance(item, Ref)]
+    width = max(len(call.shapes[1, dim]) for dim in at)
+    begin = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
+    where, free = [], iter(d for d in range(99) if not begin <= d < begin + width)
+    for dim in range(len(call.shapes[0])):
+        where.append(None if dim in at else next(free))
+    return where, begin, width
+
+
+def _indexed(call: Call) -> Pattern:
+    where, begin, width = _indexed_dims(call)
+    found: dict[Slot, Sequence[int | None]] = {0: where}
+    for slot, shape in call.shapes.items():
+        if slot != 0:
+            found[slot] = [begin + dim for dim in _aligned(shape, width)]
+    return Pattern(found)
+
+
+def _put(call: Call) -> Pattern:
+    """index_put: values stand at x[indices], whose dimensions that are not indexed are x's own."""
+    if len(call.masks - {0, 2}) == 1 and len(call.operands) == 3:
+        return _masked(call)
+    where, _, width = _indexed_dims(call)
+    back = {to: dim for dim, to in enumerate(where) if to is not None}
+    ndim = len(back) + width
+    found: dict[Slot, Sequence[int | None]] = {slot: [None] * len(shape) for slot, shape in call.shapes.items()}
+    found[0] = [None if to is None else dim for dim, to in enumerate(where)]
+    found[2] = [back.get(dim) for dim in _aligned(call.shapes[2], ndim)]
+    return Pattern(found, frozenset(dim for dim, to in enumerate(where) if to is None))
+
+
+def _masked(call: Call) -> Pattern:
+    """index_put by one mask: of each value one dimension counts what the mask chooses."""
+    ((slot, shape),) = ((slot, shape) for slot, shape in call.shapes.items() if slot not in (0, 2))
+    assert isinstance(slot, tuple)
+    first, ndim = slot[1], len(call.shapes[0])
+    own: list[int | None] = [*range(first), None, *range(first + len(shape), ndim)]
+    values = [own[dim] for dim in _aligned(call.shapes[2], len(own))]
+    chosen = frozenset(range(first, first + len(shape))) if None in values and _chooses(call, values) else frozenset()
+    return Pattern({0: range(ndim), slot: range(first, first + len(shape)), 2: values}, chosen)
+
+
+def _chooses(call: Call, values: Sequence[int | None]) -> bool:
+    """Whether there is another value for each position that a mask chooses."""
+    return call.shapes[2][values.index(None)] > 1
+
+
+def _grid(call: Call) -> list[Pattern]:
+    """meshgrid."""
+    crossed = call.given(1, "indexing", "ij") == "xy"
+    where = [1, 0, *range(2, len(call.outputs))] if crossed else list(range(len(call.outputs)))
+    return [Pattern({(0, k): [where[k]] * len(call.shapes[0, k])}) for k in range(len(call.outputs))]
+
+
+def _sampled(call: Call) -> Pattern:
+    ndim = len(call.outputs[0])
+    return Pattern({0: [0, 1, *[None] * (ndim - 2)], 1: [0, *range(2, ndim), None]})
+
+
+def _window(call: Call) -> Pattern:
+    """Tensor.unfold."""
+    ndim = len(call.shapes[0])
+    dim = int(call.given(1, "dimension")) % ndim
+    return Pattern({0: [None if d == dim else d for d in range(ndim)]}, frozenset({dim, ndim}))
+
+
+def _diagonal(call: Call) -> Pattern:
+    ndim = len(call.shapes[0])
+    gone = {int(call.given(2, "dim1", 0)) % ndim, int(call.given(3, "dim2", 1)) % ndim}
+    left = iter(range(ndim))
+    return Pattern({0: [None if d in gone else next(left) for d in range(ndim)]}, frozenset({ndim - 2}))
+
+
+def _spread(call: Call) -> Pattern:
+    """diag_embed: the last dimension becomes two."""
+    ndim = len(call.outputs[0])
+    new = {int(call.given(2, "dim1", -2)) % ndim, int(call.given(3, "dim2", -1)) % ndim}
+    rest = [d for d in range(ndim) if d not in new]
+    return Pattern({0: [*rest, None]}, frozenset(new))
+
+
+def _more(call: Call) -> Pattern:
+    """One more dimension behind the others."""
+    ndim = len(call.shapes[0])
+    return Pattern({0: range(ndim)}, frozenset({ndim}))
+
+
+def _fewer(call: Call) -> Pattern:
+    """The last dimension becomes part of each element."""
+    return Pattern({0: [*range(len(call.shapes[0]) - 1), None]})
+
+
+def _bucketed(call: Call) -> Pattern:
+    return Pattern({0: range(len(call.shapes[0])), 1: (None,)} if 0 in call.shapes else {1: (None,)})
+
+
+_EACH = {
+    "to", "contiguous", "_to_copy", "copy", "lift_fresh_copy", "detach", "alias", "float", "half", "bool",
+    "dropout", "feature_dropout", "alpha_dropout", "polar", "complex", "real", "imag", "isnan", "floor_divide",
+    "hardswish", "__and__", "__or__", "__xor__", "fill", "expand", "broadcast_to", "where", "log_sigmoid",
+    "conj", "resolve_conj", "resolve_neg", "isfinite", "isinf", "true_divide", "greater", "less",
+    "logical_not", "clip",
+}  # fmt: skip
+_RULES: dict[str, Rule] = {
+    "linear": _linear, "matmul": _product(0), "mm": _product(0), "bmm": _product(0), "mv": _product(0),
+    "addmm": _product(1), "baddbmm": _product(1), "outer": _outer, "einsum": _einsum, "layer_norm": _normalised,
+    "rms_norm": _normalised, "batch_norm": _per_channel, "instance_norm": _per_channel, "t": _permuted,
+    "group_norm": lambda call: _within(call, range(1, len(call.shapes[0]))), "permute": _permuted,
+    "transpose": _permuted, "swapaxes": _permuted, "swapdims": _permuted, "movedim": _permuted, "numpy_T": _permuted,
+    "mT": _permuted, "mH": _permuted, "pad": _padded, "constant_pad_nd": _padded, "embedding": _embedding,
+    "gather": _gathered, "take_along_dim": _gathered, "scatter": _scattered, "scatter_add": _scattered,
+    "index": _indexed, "index_put": _put, "meshgrid": _grid, "grid_sampler": _sampled, "unfold": _window,
+    "diag_embed": _spread,
+    "diagonal": _diagonal, "one_hot": _more, "view_as_real": _more, "view_as_complex": _fewer, "bucketize": _bucketed,
+    "pixel_shuffle": _leading(3), "pixel_unshuffle": _leading(3), "tril": _leading(2), "triu": _leading(2),
+    "topk": _along(2), "fft_fftshift": _along(1, None), "fft_ifftshift": _along(1, None), "glu": _along(1),
+    "type_as": _first, "expand_as": _first, "cross": _crossed, "linalg_cross": _crossed,
+    "index_copy": _stored, "index_add": _stored, "index_fill": _stored,
+    "index_select": _selected,
+    "linalg_vector_norm": _reduced(2), "norm": _reduced(2),
+    **dict.fromkeys(CONV | CONV_TRANSPOSE, _conv), **dict.fromkeys(ATTENTION, _attention),
+    **dict.fromkeys(("softmax", "log_softmax", "_softmax", "cumsum", "cumprod", "sort", "argsort"), _along(1)),
+    **dict.fromkeys((
+        "mean", "sum", "amax", "amin", "prod", "std", "var", "any", "all", "argmax", "argmin", "max", "min", "median",
+        "logsumexp", "count_nonzero", "nansum", "nanmean", "std_mean", "var_mean", "aminmax",
+    ), _reduced(1)),
+    **dict.fromkeys((
+        "zeros", "ones", "full", "empty", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones",
+        "new_full", "new_empty", "empty_strided", "scalar_tensor", "zero",
+    ), _filled),
+}  # fmt: skip
+_FORMS: list[tuple[re.Pattern[str], Rule]] = [
+    (re.compile(r"(adaptive_)?(avg|max)_pool\dd"), _pool),
+    (re.compile(r"_?upsample_.*"), lambda call: _within(call, range(2, len(call.shapes[0])))),
+    (re.compile(r"(reflection|replication)_pad\dd"), _padded),
+    (re.compile(r"fft_i?r?fft2"), _along(2, (-2, -1))),
+    (re.compile(r"fft_i?r?fftn"), _along(2, None)),
+    (re.compile(r"fft_i?[rh]?fft"), _along(2, -1)),
+]
