@@ -34,8 +34,12 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     (
         "all that following rows needs is tried by following them",
         "partitioner/graph/test_row_flow.py",
-        ["partitioner.graph.row_digit", "partitioner.graph.row_moves", "partitioner.graph.row_places",
-         "partitioner.graph.row_rules"],
+        [
+            "partitioner.graph.row_digit",
+            "partitioner.graph.row_moves",
+            "partitioner.graph.row_places",
+            "partitioner.graph.row_rules",
+        ],
     ),
     (
         "the driver of a denoiser is all of an engine but the start and the end",
