@@ -2,11 +2,11 @@
 
 Each value of the graph is one of
 
-    Rows    every part of the rows is in it, at a Place
-    Same    the same for all parts; places along which its positions are all equal (as after expand) are noted
-    Part    of one part alone, as after x[0]; its key says what it is of that part, whichever it is
-    Pieces  of some parts, position by position, as while a tensor is written to one row after the other
-    Lost    parts are mixed, or treated otherwise, or it is not known
+    AllParts    every part of the rows is in it, at a RowPlace
+    SameRows    the same for all parts; places along which its positions are all equal (as after expand) are noted
+    OnePart     of one part alone, as after x[0]; its key says what it is of that part, whichever it is
+    PartPieces  of some parts, position by position, as while a tensor is written to one row after the other
+    LostRows    parts are mixed, or treated otherwise, or it is not known
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from partitioner.graph.ir import CONSTANT, Argument, Input, Node, Parameter, Ref, TensorMeta, TracedGraph
-from partitioner.graph.row_moves import JOINS, RESHAPES, Move, equal_places, known_numbers, moves
-from partitioner.graph.row_places import Label, Place, Shape, labels, regular, reshaped, taken, whole
-from partitioner.graph.row_rules import Call, Pattern, Slot, call_of, patterns, writes
+from partitioner.graph.row_moves import JOINS, RESHAPES, RowMove, equal_places, known_numbers, moves
+from partitioner.graph.row_places import Extents, RowLabel, RowPlace, labels, regular, reshaped, taken, whole
+from partitioner.graph.row_rules import NodeCall, OperandSlot, RowPattern, call_of, patterns, writes
 
 MIXED, UNLIKE, UNKNOWN = "mixes rows of the batch", "treats rows of the batch differently", "is not known to keep rows"
 OVERWRITES = frozenset({"copy", "fill", "zero"})
@@ -49,28 +49,28 @@ class RowFault:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class AllParts:
     """Every part is in it, at a place."""
 
     key: int
-    place: Place
+    place: RowPlace
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[RowPlace, ...]:
         """Its place alone."""
         return (self.place,)
 
 
 @dataclass(frozen=True, slots=True)
-class Same:
+class SameRows:
     """The same for all parts; along some places all is equal."""
 
     key: int
-    places: tuple[Place, ...] = ()
+    places: tuple[RowPlace, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class OnePart:
     """Of one part alone."""
 
     key: int
@@ -78,29 +78,31 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
-    """Positions of a dimension of one part each, in another order than a Place has; None: of all parts alike."""
+class PartPieces:
+    """Positions of a dimension of one part each, in another order than a RowPlace has; None: of all parts alike."""
 
     key: int
     dim: int
-    labels: tuple[Label | None, ...]
+    labels: tuple[RowLabel | None, ...]
     origin: str  # key of the node that gave them this order
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """Rows do not stay apart in it."""
+class LostRows:
+    """The parts do not stay apart in it."""
 
     fault: RowFault
 
 
-Value = Rows | Same | Part | Pieces | Lost
+RowValue = AllParts | SameRows | OnePart | PartPieces | LostRows
 
 
 class DigitFlow:
     """Follows one digit of the rows through a graph."""
 
-    def __init__(self, graph: TracedGraph, rows: Mapping[str, Place], equal: Mapping[str, Place], digit: Place) -> None:
+    def __init__(
+        self, graph: TracedGraph, rows: Mapping[str, RowPlace], equal: Mapping[str, RowPlace], digit: RowPlace
+    ) -> None:
         """Follow nothing yet.
 
         Args:
@@ -113,14 +115,14 @@ class DigitFlow:
         self._place = digit
         self._size = digit.size
         self._numbers: dict[Hashable, int] = {}
-        self._values: dict[str, tuple[Value, ...]] = {}
+        self._values: dict[str, tuple[RowValue, ...]] = {}
         self._metas: dict[str, TensorMeta] = {}
         items: tuple[Input | Parameter, ...] = (*graph.inputs, *graph.parameters)
         for item in items:
             self._metas[item.name] = item.meta
             key = self._number(item.name)
-            value: Value = Same(key, (equal[item.name],) if item.name in equal else ())
-            self._values[item.name] = (Rows(key, rows[item.name]) if item.name in rows else value,)
+            value: RowValue = SameRows(key, (equal[item.name],) if item.name in equal else ())
+            self._values[item.name] = (AllParts(key, rows[item.name]) if item.name in rows else value,)
         self._storage = _storages(graph)
 
     def fault(self) -> RowFault | None:
@@ -133,17 +135,17 @@ class DigitFlow:
                 self._write(node)
         for name in self._graph.result_values:
             for value in self._values[name]:
-                if isinstance(value, Lost):
+                if isinstance(value, LostRows):
                     return value.fault
-                if isinstance(value, Pieces):
+                if isinstance(value, PartPieces):
                     return self._disorder(value)
-                if isinstance(value, Part) or not _holds(value.places, self._place):
+                if isinstance(value, OnePart) or not _holds(value.places, self._place):
                     key = self._graph.node_by_name[name].key if name in self._graph.node_by_name else name
-                    return RowFault(key, UNKNOWN if isinstance(value, Same) else MIXED)
+                    return RowFault(key, UNKNOWN if isinstance(value, SameRows) else MIXED)
         return None
 
-    def _disorder(self, value: Pieces) -> RowFault:
-        """What is wrong with positions that are not in the order of a Place."""
+    def _disorder(self, value: PartPieces) -> RowFault:
+        """What is wrong with positions that are not in the order of a RowPlace."""
         numbers = [None if label is None else label[0] for label in value.labels]
         length = len(numbers)
         natural = length % self._size == 0 and numbers == [i * self._size // length for i in range(length)]
@@ -151,17 +153,17 @@ class DigitFlow:
 
     # --- one node
 
-    def _value_of(self, node: Node) -> tuple[Value, ...]:
+    def _value_of(self, node: Node) -> tuple[RowValue, ...]:
         if node.target == "operator.getitem":
             return (self._values[node.args[0].name][node.args[1]],)
         if node.target == CONSTANT:
-            return (Same(self._number((node.target, node.args[0])), equal_places(node.args[0])),)
+            return (SameRows(self._number((node.target, node.args[0])), equal_places(node.args[0])),)
         call = call_of(node, self._metas.__getitem__)
         values = {slot: self._values[name][0] for slot, name in call.operands.items()}
         overwrites = writes(_name(node)) and call.name in OVERWRITES
         if overwrites:  # what was there before does not matter
             del values[0]
-        lost = next((value for value in values.values() if isinstance(value, Lost)), None)
+        lost = next((value for value in values.values() if isinstance(value, LostRows)), None)
         if lost is not None:
             return (lost,) * len(call.outputs)
         key = self._number((node.target, self._canonical(node.args[overwrites:]), self._canonical(node.kwargs)))
@@ -169,26 +171,26 @@ class DigitFlow:
         if call.name in JOINS:
             return (self._put_together(call, values, key),)
         steps = moves(call, self._known)
-        if steps is not None and not isinstance(values[0], Part):
+        if steps is not None and not isinstance(values[0], OnePart):
             return tuple(self._moved(call, values[0], step, key) for step, key in zip(steps, keys, strict=True))
-        parts = {value.number for value in values.values() if isinstance(value, Part)}
+        parts = {value.number for value in values.values() if isinstance(value, OnePart)}
         if parts:
-            if len(parts) > 1 or any(isinstance(value, Rows | Pieces) for value in values.values()):
+            if len(parts) > 1 or any(isinstance(value, AllParts | PartPieces) for value in values.values()):
                 return (self._lost(node, MIXED),) * len(keys)
-            if all(not pattern.dims and pattern.forms for pattern in patterns(call) or [Pattern({})]):
-                return tuple(Same(key, whole(shape)) for key, shape in zip(keys, call.outputs, strict=True))
-            return tuple(Part(key, min(parts)) for key in keys)
+            if all(not pattern.dims and pattern.forms for pattern in patterns(call) or [RowPattern({})]):
+                return tuple(SameRows(key, whole(shape)) for key, shape in zip(keys, call.outputs, strict=True))
+            return tuple(OnePart(key, min(parts)) for key in keys)
         if call.name in RESHAPES:
             return (self._reshaped(call, values[0], key),)
         found = patterns(call)
         if found is None:
-            if any(isinstance(value, Rows | Pieces) for value in values.values()):
+            if any(isinstance(value, AllParts | PartPieces) for value in values.values()):
                 return (self._lost(node, UNKNOWN),) * len(keys)
-            return tuple(Same(key) for key in keys)
+            return tuple(SameRows(key) for key in keys)
         return tuple(self._joined(call, values, *each) for each in zip(found, call.outputs, keys, strict=True))
 
-    def _lost(self, node: Node, what: str) -> Lost:
-        return Lost(RowFault(node.key, what))
+    def _lost(self, node: Node, what: str) -> LostRows:
+        return LostRows(RowFault(node.key, what))
 
     def _number(self, what: Hashable) -> int:
         """The number of what can be told apart: the same for the same."""
@@ -210,32 +212,34 @@ class DigitFlow:
 
     # --- kinds of operators
 
-    def _joined(self, call: Call, values: Mapping[Slot, Value], pattern: Pattern, shape: Shape, key: int) -> Value:
+    def _joined(
+        self, call: NodeCall, values: Mapping[OperandSlot, RowValue], pattern: RowPattern, shape: Extents, key: int
+    ) -> RowValue:
         """What an operator makes whose operands' dimensions go where a pattern says."""
-        equal: list[list[Place]] = []  # of each operand: places in the output along which it is equal
-        rows: list[Place] = []
-        orders: set[tuple[tuple[Label | None, ...], str]] = set()  # of the positions of Pieces
+        equal: list[list[RowPlace]] = []  # of each operand: places in the output along which it is equal
+        rows: list[RowPlace] = []
+        orders: set[tuple[tuple[RowLabel | None, ...], str]] = set()  # of the positions of PartPieces
         uneven = set(pattern.varies)
         for slot, value in values.items():
             if slot not in pattern.dims:
-                if pattern.forms or isinstance(value, Same):
+                if pattern.forms or isinstance(value, SameRows):
                     continue
                 return self._lost(call.node, UNKNOWN)
             own, dims = call.shapes[slot], pattern.dims[slot]
             where = {d: to for d, to in enumerate(dims) if to is not None and own[d] == shape[to] and own[d] > 1}
             uneven |= {to for d, to in enumerate(dims) if to is not None and own[d] not in (1, shape[to])}
-            if isinstance(value, Same):
-                free = [Place(d, 1, size) for d, size in enumerate(shape) if d not in where.values() and size > 1]
+            if isinstance(value, SameRows):
+                free = [RowPlace(d, 1, size) for d, size in enumerate(shape) if d not in where.values() and size > 1]
                 equal.append(free + [p._replace(dim=where[p.dim]) for p in value.places if p.dim in where])
                 continue
-            assert isinstance(value, Rows | Pieces)
-            dim = value.place.dim if isinstance(value, Rows) else value.dim
+            assert isinstance(value, AllParts | PartPieces)
+            dim = value.place.dim if isinstance(value, AllParts) else value.dim
             if dim not in where:
                 return self._lost(call.node, MIXED)
-            if isinstance(value, Rows):
+            if isinstance(value, AllParts):
                 rows.append(value.place._replace(dim=where[dim]))
             else:
-                rows.append(Place(where[dim], 1, shape[where[dim]]))
+                rows.append(RowPlace(where[dim], 1, shape[where[dim]]))
                 orders.add((value.labels, value.origin))
         if rows:
             at = rows[0]
@@ -244,72 +248,72 @@ class DigitFlow:
             if at.dim in uneven or not all(_holds(places, at) for places in equal):
                 return self._lost(call.node, UNLIKE)
             if not orders:
-                return Rows(key, at)
-            mixed = any(isinstance(value, Rows) for value in values.values())
-            return self._lost(call.node, UNKNOWN) if mixed else Pieces(key, at.dim, *orders.pop())
+                return AllParts(key, at)
+            mixed = any(isinstance(value, AllParts) for value in values.values())
+            return self._lost(call.node, UNKNOWN) if mixed else PartPieces(key, at.dim, *orders.pop())
         every = [place for places in equal for place in places] if equal else whole(shape)
         kept = (p for p in every if p.dim not in uneven and all(_holds(places, p) for places in equal))
-        return Same(key, tuple(dict.fromkeys(kept)))
+        return SameRows(key, tuple(dict.fromkeys(kept)))
 
-    def _reshaped(self, call: Call, value: Value, key: int) -> Value:
+    def _reshaped(self, call: NodeCall, value: RowValue, key: int) -> RowValue:
         own, shape = call.shapes[0], call.outputs[0]
-        if isinstance(value, Same):
-            return Same(key, reshaped(value.places, own, shape))
-        assert isinstance(value, Rows | Pieces)
-        place = value.place if isinstance(value, Rows) else Place(value.dim, 1, own[value.dim])
+        if isinstance(value, SameRows):
+            return SameRows(key, reshaped(value.places, own, shape))
+        assert isinstance(value, AllParts | PartPieces)
+        place = value.place if isinstance(value, AllParts) else RowPlace(value.dim, 1, own[value.dim])
         found = reshaped([place], own, shape)
         if len(found) != 1 or found[0].size != place.size:
             return self._lost(call.node, UNKNOWN)
-        if isinstance(value, Rows):
-            return Rows(key, found[0])
+        if isinstance(value, AllParts):
+            return AllParts(key, found[0])
         exact = shape[found[0].dim] == place.size
         return replace(value, key=key, dim=found[0].dim) if exact else self._lost(call.node, UNKNOWN)
 
-    def _moved(self, call: Call, value: Value, move: Move, key: int) -> Value:
+    def _moved(self, call: NodeCall, value: RowValue, move: RowMove, key: int) -> RowValue:
         """What an operator makes that takes positions of a dimension."""
         shape = (1,) * move.leading + call.shapes[0]
         gone = move.takes[-1][0] if move.dropped else len(shape)
-        if isinstance(value, Rows | Pieces):
-            at = value.place.dim if isinstance(value, Rows) else value.dim
+        if isinstance(value, AllParts | PartPieces):
+            at = value.place.dim if isinstance(value, AllParts) else value.dim
             at += move.leading
             for dim, index in move.takes:
                 if dim == at and (move.dropped or len(index) != shape[dim] or list(index) != list(range(len(index)))):
                     if len(move.takes) > 1:
                         return self._lost(call.node, UNKNOWN)
-                    every = value.labels if isinstance(value, Pieces) else labels(value.place, shape[dim])
+                    every = value.labels if isinstance(value, PartPieces) else labels(value.place, shape[dim])
                     return self._of_positions(
                         call.node, value.key, dim, [every[i] for i in index], dropped=move.dropped
                     )
             at -= at > gone
             return (
                 replace(value, key=key, dim=at)
-                if isinstance(value, Pieces)
-                else Rows(key, value.place._replace(dim=at))
+                if isinstance(value, PartPieces)
+                else AllParts(key, value.place._replace(dim=at))
             )
-        assert isinstance(value, Same)
+        assert isinstance(value, SameRows)
         equal = [p._replace(dim=p.dim + move.leading) for p in value.places]
         for dim, index in move.takes:
             equal = [*_equal_after(equal, dim, shape[dim], index)]
             shape = (*shape[:dim], len(index), *shape[dim + 1 :])
-        return Same(key, tuple(p._replace(dim=p.dim - (p.dim > gone)) for p in equal if p.dim != gone))
+        return SameRows(key, tuple(p._replace(dim=p.dim - (p.dim > gone)) for p in equal if p.dim != gone))
 
     def _of_positions(
-        self, node: Node, key: int, dim: int, found: Sequence[Label | None], *, dropped: bool = False
-    ) -> Value:
+        self, node: Node, key: int, dim: int, found: Sequence[RowLabel | None], *, dropped: bool = False
+    ) -> RowValue:
         """A value whose positions along a dimension have these labels. key: of what it was taken of."""
         numbers = {label[0] for label in found if label is not None}
         whats = tuple(label[1] for label in found if label is not None)
         if not numbers:
-            return Same(self._number(("take", key, dim, len(found), dropped)))
+            return SameRows(self._number(("take", key, dim, len(found), dropped)))
         if len(numbers) == 1 and len(whats) == len(found):
-            return Part(self._number(("take", key, dim, whats, dropped)), numbers.pop())
+            return OnePart(self._number(("take", key, dim, whats, dropped)), numbers.pop())
         place = regular(dim, self._size, [label for label in found if label is not None])
         now = self._number(("take", key, dim, dropped))
         if place is not None and len(whats) == len(found):
-            return Rows(self._number((now, whats)), place)
-        return Pieces(now, dim, tuple(found), node.key)
+            return AllParts(self._number((now, whats)), place)
+        return PartPieces(now, dim, tuple(found), node.key)
 
-    def _put_together(self, call: Call, values: Mapping[Slot, Value], key: int) -> Value:
+    def _put_together(self, call: NodeCall, values: Mapping[OperandSlot, RowValue], key: int) -> RowValue:
         """What cat and stack make."""
         ndim, stacked = len(call.outputs[0]), call.name == "stack"
         dim = int(call.given(1, "dim", 0)) % ndim
@@ -320,28 +324,28 @@ class DigitFlow:
                        for d in range(ndim - stacked)]
                 for slot in slots
             }  # fmt: skip
-            return self._joined(call, values, Pattern(dims, frozenset({dim})), call.outputs[0], key)
-        found: list[Label] = []
+            return self._joined(call, values, RowPattern(dims, frozenset({dim})), call.outputs[0], key)
+        found: list[RowLabel] = []
         for slot in slots:
             value, length = values[slot], 1 if stacked else call.shapes[slot][dim]
             if not self._lies(value, dim, stacked=stacked):
-                return self._lost(call.node, UNLIKE if isinstance(value, Same) else MIXED)
-            if isinstance(value, Part):
+                return self._lost(call.node, UNLIKE if isinstance(value, SameRows) else MIXED)
+            if isinstance(value, OnePart):
                 found += [(value.number, (value.key, i)) for i in range(length)]
                 continue
-            assert isinstance(value, Rows | Pieces)
-            every = value.labels if isinstance(value, Pieces) else labels(value.place, length)
+            assert isinstance(value, AllParts | PartPieces)
+            every = value.labels if isinstance(value, PartPieces) else labels(value.place, length)
             if None in every:
                 return self._lost(call.node, UNLIKE)
             found += [(label[0], (value.key, label[1])) for label in every if label is not None]
         value = self._of_positions(call.node, key, dim, found)
-        return value if isinstance(value, Rows | Pieces) else self._lost(call.node, MIXED)
+        return value if isinstance(value, AllParts | PartPieces) else self._lost(call.node, MIXED)
 
-    def _lies(self, value: Value, dim: int, *, stacked: bool) -> bool:
+    def _lies(self, value: RowValue, dim: int, *, stacked: bool) -> bool:
         """Whether parts lie along the dimension that values are put together in."""
-        if isinstance(value, Part):
+        if isinstance(value, OnePart):
             return True
-        return not stacked and dim == (value.place.dim if isinstance(value, Rows) else getattr(value, "dim", -1))
+        return not stacked and dim == (value.place.dim if isinstance(value, AllParts) else getattr(value, "dim", -1))
 
     # --- storage that is written to in place
 
@@ -356,66 +360,72 @@ class DigitFlow:
             if view.name in self._values:
                 self._values[view.name] = self._seen(view)
 
-    def _seen(self, view: Node) -> tuple[Value, ...]:
+    def _seen(self, view: Node) -> tuple[RowValue, ...]:
         """What a view shows of what its storage is."""
         if writes(_name(view)):
             return self._values[view.args[0].name]
         return self._value_of(view)
 
     def _owner_after(
-        self, owner: Node, views: Sequence[Node], node: Node, former: Value, written: Value, key: int
-    ) -> Value:
-        if isinstance(written, Lost) or isinstance(former, Lost):
-            return written if isinstance(written, Lost) else former
+        self, owner: Node, views: Sequence[Node], node: Node, former: RowValue, written: RowValue, key: int
+    ) -> RowValue:
+        if isinstance(written, LostRows) or isinstance(former, LostRows):
+            return written if isinstance(written, LostRows) else former
         chain = _chain(owner, views, node.args[0].name)
-        if isinstance(written, Part | Pieces) or isinstance(former, Pieces):
+        if isinstance(written, OnePart | PartPieces) or isinstance(former, PartPieces):
             return self._after_piece(owner, chain, node, former, written)
-        if isinstance(former, Part):
-            return Part(key, former.number) if isinstance(written, Same) else self._lost(node, MIXED)
-        if isinstance(former, Rows):
+        if isinstance(former, OnePart):
+            return OnePart(key, former.number) if isinstance(written, SameRows) else self._lost(node, MIXED)
+        if isinstance(former, AllParts):
             seen = self._through(chain, owner, former)
-            if isinstance(seen, Rows) and (
-                (isinstance(written, Rows) and written.place == seen.place)
-                or (isinstance(written, Same) and _holds(written.places, seen.place))
+            if isinstance(seen, AllParts) and (
+                (isinstance(written, AllParts) and written.place == seen.place)
+                or (isinstance(written, SameRows) and _holds(written.places, seen.place))
             ):
-                return Rows(key, former.place)
-            return self._lost(node, MIXED if isinstance(written, Rows | Part) else UNLIKE)
-        if isinstance(written, Rows):
+                return AllParts(key, former.place)
+            return self._lost(node, MIXED if isinstance(written, AllParts | OnePart) else UNLIKE)
+        if isinstance(written, AllParts):
             for place in _digits_within(former.places, self._size):
-                seen = self._through(chain, owner, Rows(key, place))
-                if isinstance(seen, Rows) and seen.place == written.place:
-                    return Rows(key, place)
+                seen = self._through(chain, owner, AllParts(key, place))
+                if isinstance(seen, AllParts) and seen.place == written.place:
+                    return AllParts(key, place)
             return self._lost(node, UNKNOWN)
         kept = []
         for place in former.places:
-            seen = self._through(chain, owner, Same(key, (place,)))
-            if isinstance(seen, Same) and any(p.size == place.size and _holds(written.places, p) for p in seen.places):
+            seen = self._through(chain, owner, SameRows(key, (place,)))
+            if isinstance(seen, SameRows) and any(
+                p.size == place.size and _holds(written.places, p) for p in seen.places
+            ):
                 kept.append(place)
-        return Same(key, tuple(kept))
+        return SameRows(key, tuple(kept))
 
-    def _after_piece(self, owner: Node, chain: Sequence[Node], node: Node, former: Value, written: Value) -> Value:
+    def _after_piece(
+        self, owner: Node, chain: Sequence[Node], node: Node, former: RowValue, written: RowValue
+    ) -> RowValue:
         """What a storage is after something of one part was written to some positions of a dimension."""
-        key = self._number(("write", node.target, _key(former) if isinstance(former, Part) else 0, _key(written)))
-        if isinstance(former, Part):
-            fits = isinstance(written, Part) and written.number == former.number
+        key = self._number(("write", node.target, _key(former) if isinstance(former, OnePart) else 0, _key(written)))
+        if isinstance(former, OnePart):
+            fits = isinstance(written, OnePart) and written.number == former.number
             return (
-                Part(self._number((key, *map(self._path, chain))), former.number) if fits else self._lost(node, MIXED)
+                OnePart(self._number((key, *map(self._path, chain))), former.number)
+                if fits
+                else self._lost(node, MIXED)
             )
         steps = moves(call_of(chain[0], self._metas.__getitem__), self._known) if len(chain) == 1 else None
-        if not steps or len(steps) > 1 or len(steps[0].takes) > 1 or not isinstance(written, Part | Rows):
+        if not steps or len(steps) > 1 or len(steps[0].takes) > 1 or not isinstance(written, OnePart | AllParts):
             return self._lost(node, UNKNOWN)
         ((dim, index),) = steps[0].takes
         length = self._metas[owner.name].shape[dim]
-        every: list[Label | None]
-        if isinstance(former, Pieces) and former.dim == dim:
+        every: list[RowLabel | None]
+        if isinstance(former, PartPieces) and former.dim == dim:
             every = list(former.labels)
-        elif isinstance(former, Rows) and former.place.dim == dim:
+        elif isinstance(former, AllParts) and former.place.dim == dim:
             every = [(number, (former.key, what)) for number, what in labels(former.place, length)]
-        elif isinstance(former, Same) and _holds(former.places, Place(dim, 1, length)):
+        elif isinstance(former, SameRows) and _holds(former.places, RowPlace(dim, 1, length)):
             every = [None] * length
         else:
             return self._lost(node, UNKNOWN)
-        if isinstance(written, Rows):
+        if isinstance(written, AllParts):
             return self._lost(node, UNKNOWN)
         for k, i in enumerate(index):
             every[i] = (written.number, (written.key, steps[0].dropped, k))
@@ -424,7 +434,7 @@ class DigitFlow:
     def _path(self, view: Node) -> Hashable:
         return view.target, self._canonical(view.args[1:])
 
-    def _through(self, chain: Sequence[Node], owner: Node, value: Value) -> Value:
+    def _through(self, chain: Sequence[Node], owner: Node, value: RowValue) -> RowValue:
         """What a chain of views shows of a storage, if that is ``value``."""
         before = {node.name: self._values.get(node.name) for node in (owner, *chain)}
         self._values[owner.name] = (value,)
@@ -437,25 +447,25 @@ class DigitFlow:
         return shown
 
 
-def _key(value: Value) -> Hashable:
-    return value.fault.key if isinstance(value, Lost) else value.key
+def _key(value: RowValue) -> Hashable:
+    return value.fault.key if isinstance(value, LostRows) else value.key
 
 
 def _name(node: Node) -> str:
     return node.target.split(".")[1]
 
 
-def _holds(places: Sequence[Place], place: Place) -> bool:
+def _holds(places: Sequence[RowPlace], place: RowPlace) -> bool:
     return any(each.holds(place) for each in places)
 
 
-def _equal_after(equal: Sequence[Place], dim: int, length: int, index: Sequence[int]) -> Iterator[Place]:
+def _equal_after(equal: Sequence[RowPlace], dim: int, length: int, index: Sequence[int]) -> Iterator[RowPlace]:
     """Places along which all is equal, after positions of a dimension were taken."""
     for place in equal:
         if place.dim != dim:
             yield place
         elif place.size == length:
-            yield Place(dim, 1, len(index))
+            yield RowPlace(dim, 1, len(index))
         else:
             kept = taken(place, length, index)[0]
             if kept is not None:
@@ -465,23 +475,23 @@ def _equal_after(equal: Sequence[Place], dim: int, length: int, index: Sequence[
         yield blocks._replace(dim=dim)
 
 
-def _equal_blocks(length: int, index: Sequence[int]) -> Place | None:
+def _equal_blocks(length: int, index: Sequence[int]) -> RowPlace | None:
     """The digit of a dimension along which the same positions were taken again: by repeat or repeat_interleave."""
     if isinstance(index, range) or len(index) <= length or not length or len(index) % length:
         return None
     times = len(index) // length
     if list(index) == list(range(length)) * times:
-        return Place(0, 1, times)
+        return RowPlace(0, 1, times)
     if list(index) == [i // times for i in range(len(index))]:
-        return Place(0, length, times)
+        return RowPlace(0, length, times)
     return None
 
 
-def _digits_within(places: Sequence[Place], size: int) -> Iterator[Place]:
+def _digits_within(places: Sequence[RowPlace], size: int) -> Iterator[RowPlace]:
     """The digits of a size along which all is equal."""
     for place in places:
         for outer in _divisors(place.size // size) if place.size % size == 0 else ():
-            yield Place(place.dim, place.outer * outer, size)
+            yield RowPlace(place.dim, place.outer * outer, size)
 
 
 @lru_cache(maxsize=1024)

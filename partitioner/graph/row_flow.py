@@ -13,11 +13,11 @@ from itertools import permutations
 
 from partitioner.graph.ir import Role, TracedGraph
 from partitioner.graph.row_digit import DigitFlow, RowFault
-from partitioner.graph.row_places import Place, factors
+from partitioner.graph.row_places import RowPlace, factors
 
 
 @dataclass(frozen=True)
-class Division:
+class RowDivision:
     """Whether the rows of a call can be divided into equal parts.
 
     Attributes:
@@ -58,10 +58,10 @@ class RowFlow:
         self.graph = graph
         self._divided = frozenset(divided)
         self._rows = rows
-        self._divisions: dict[int, Division] = {}
+        self._divisions: dict[int, RowDivision] = {}
         self._digits: dict[tuple[int, int, frozenset[str]], RowFault | None] = {}
 
-    def division(self, parts: int) -> Division:
+    def division(self, parts: int) -> RowDivision:
         """Whether the rows can be divided into so many equal parts, first rows first.
 
         Raises:
@@ -82,18 +82,18 @@ class RowFlow:
         """The largest number of equal parts, first rows first, that stay apart."""
         return max(parts for parts in range(1, self._rows + 1) if self._rows % parts == 0 and not self.fault(parts))
 
-    def _find(self, parts: int) -> Division:
+    def _find(self, parts: int) -> RowDivision:
         fault = self._fault(parts, frozenset())
         if fault is None:
-            return Division(parts)
+            return RowDivision(parts)
         conditions = {item.name for item in self.graph.inputs if item.role < Role.STEP}
         alike = self._divided & conditions
         if not alike or self._fault(parts, alike) is not None:
-            return Division(parts, fault)
+            return RowDivision(parts, fault)
         for name in sorted(alike):
             if self._fault(parts, alike - {name}) is None:
                 alike -= {name}
-        return Division(parts, None, tuple(sorted(alike)))
+        return RowDivision(parts, None, tuple(sorted(alike)))
 
     def _fault(self, parts: int, alike: frozenset[str]) -> RowFault | None:
         first: RowFault | None = None
@@ -108,9 +108,9 @@ class RowFlow:
     def _digit(self, outer: int, size: int, alike: frozenset[str]) -> RowFault | None:
         digit = outer, size, alike
         if digit not in self._digits:
-            equal = dict.fromkeys(alike, Place(0, 1, self._rows))
-            rows = dict.fromkeys(self._divided - alike, Place(0, outer, size))
-            self._digits[digit] = DigitFlow(self.graph, rows, equal, Place(0, outer, size)).fault()
+            equal = dict.fromkeys(alike, RowPlace(0, 1, self._rows))
+            rows = dict.fromkeys(self._divided - alike, RowPlace(0, outer, size))
+            self._digits[digit] = DigitFlow(self.graph, rows, equal, RowPlace(0, outer, size)).fault()
         return self._digits[digit]
 
 

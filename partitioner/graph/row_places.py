@@ -1,7 +1,7 @@
-"""Place: where in a tensor the rows of a batch lie, and where they go when it is reshaped, cut or put together.
+"""RowPlace: where in a tensor the rows of a batch lie, and where they go when it is reshaped, cut or put together.
 
 A batch's rows are followed one *digit* at a time: 4 rows are 2 halves of 2, and the halves are a digit of size 2.
-In a dimension of 4 rows x 5 tokens, rows outermost, they lie at ``Place(dim, outer=1, size=2)``: 1 x 2 x 10 positions.
+In a dimension of 4 rows x 5 tokens, rows outermost, they lie at ``RowPlace(dim, outer=1, size=2)``: 1 x 2 x 10.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
-Shape = tuple[int, ...]
-Label = tuple[int, Hashable]  # of a position: whose part it is, and what it is in every part
+Extents = tuple[int, ...]
+RowLabel = tuple[int, Hashable]  # of a position: whose part it is, and what it is in every part
 
 
-class Place(NamedTuple):
+class RowPlace(NamedTuple):
     """A digit of the positions in a dimension: outer x size x inner are the dimension's size.
 
     dim: the dimension. outer: how many blocks of all digits there are. size: how many values the digit has.
@@ -24,10 +24,10 @@ class Place(NamedTuple):
     outer: int
     size: int
 
-    def holds(self, other: Place) -> bool:
+    def holds(self, other: RowPlace) -> bool:
         """Whether another digit is part of this one.
 
-        >>> Place(0, 1, 4).holds(Place(0, 2, 2)), Place(0, 1, 4).holds(Place(0, 4, 2))
+        >>> RowPlace(0, 1, 4).holds(RowPlace(0, 2, 2)), RowPlace(0, 1, 4).holds(RowPlace(0, 4, 2))
         (True, False)
         """
         if self.dim != other.dim or other.outer % self.outer:
@@ -35,11 +35,13 @@ class Place(NamedTuple):
         return self.size % (other.outer // self.outer * other.size) == 0
 
 
-def reshaped(places: Sequence[Place], shape: Shape, new: Shape) -> tuple[Place, ...]:
+def reshaped(places: Sequence[RowPlace], shape: Extents, new: Extents) -> tuple[RowPlace, ...]:
     """Where digits are when a tensor is given another shape; one that is cut is in several pieces, or in none.
 
-    >>> reshaped([Place(0, 1, 2)], (4, 5, 3), (20, 3)), reshaped([Place(0, 1, 6)], (6, 2), (3, 4))
-    ((Place(dim=0, outer=1, size=2),), (Place(dim=0, outer=1, size=3),))
+    >>> reshaped([RowPlace(0, 1, 2)], (4, 5, 3), (20, 3))
+    (RowPlace(dim=0, outer=1, size=2),)
+    >>> reshaped([RowPlace(0, 1, 6)], (6, 2), (3, 4))
+    (RowPlace(dim=0, outer=1, size=3), RowPlace(dim=1, outer=1, size=2))
     """
     runs: list[tuple[int, int]] = []  # first position and size, in units of the flattened tensor's parts
     for before, size in sorted((math.prod(shape[: p.dim]) * p.outer, p.size) for p in places):
@@ -54,31 +56,31 @@ def reshaped(places: Sequence[Place], shape: Shape, new: Shape) -> tuple[Place, 
             low, high = max(begin, start), min(begin * size, start * length)
             steps = (begin, low), (start, low), (low, high), (high, begin * size), (high, start * length)
             if low < high and all(large % small == 0 for small, large in steps):
-                found.append(Place(dim, low // start, high // low))
+                found.append(RowPlace(dim, low // start, high // low))
             start *= length
     return tuple(found)
 
 
-def whole(shape: Shape) -> tuple[Place, ...]:
+def whole(shape: Extents) -> tuple[RowPlace, ...]:
     """All that a tensor of that shape has, as places."""
-    return tuple(Place(dim, 1, size) for dim, size in enumerate(shape) if size > 1)
+    return tuple(RowPlace(dim, 1, size) for dim, size in enumerate(shape) if size > 1)
 
 
-def labels(place: Place, length: int) -> list[Label]:
+def labels(place: RowPlace, length: int) -> list[RowLabel]:
     """The label of each position of a dimension: its digit, and where it is within that part.
 
-    >>> labels(Place(0, 1, 2), 4)
+    >>> labels(RowPlace(0, 1, 2), 4)
     [(0, (0, 0)), (0, (0, 1)), (1, (0, 0)), (1, (0, 1))]
     """
     inner = length // (place.outer * place.size)
     return [(i // inner % place.size, (i // (inner * place.size), i % inner)) for i in range(length)]
 
 
-def regular(dim: int, size: int, found: Sequence[Label]) -> Place | None:
+def regular(dim: int, size: int, found: Sequence[RowLabel]) -> RowPlace | None:
     """The digit that positions with these labels are, if all parts have the same at the same places; else None.
 
     >>> regular(0, 2, [(0, "a"), (0, "b"), (1, "a"), (1, "b")])
-    Place(dim=0, outer=1, size=2)
+    RowPlace(dim=0, outer=1, size=2)
     >>> regular(0, 2, [(1, "a"), (0, "a")]) is regular(0, 2, [(0, "a"), (1, "b")]) is None
     True
     """
@@ -86,7 +88,7 @@ def regular(dim: int, size: int, found: Sequence[Label]) -> Place | None:
     inner = next((i for i, number in enumerate(numbers) if number != numbers[0]), len(numbers))
     if not found or len(found) % (inner * size):
         return None
-    place = Place(dim, len(found) // (inner * size), size)
+    place = RowPlace(dim, len(found) // (inner * size), size)
     first: dict[Hashable, Hashable] = {}
     for (number, what), (wanted, where) in zip(found, labels(place, len(found)), strict=True):
         if number != wanted or first.setdefault(where, what) != what:
@@ -94,11 +96,11 @@ def regular(dim: int, size: int, found: Sequence[Label]) -> Place | None:
     return place
 
 
-def taken(place: Place, length: int, index: Sequence[int]) -> tuple[Place | None, list[Label]]:
+def taken(place: RowPlace, length: int, index: Sequence[int]) -> tuple[RowPlace | None, list[RowLabel]]:
     """Where a digit is when positions of its dimension are taken: also the labels of what was taken.
 
-    >>> taken(Place(0, 1, 2), 4, [0, 2])[0], taken(Place(0, 1, 2), 4, [2, 0])[0]
-    (Place(dim=0, outer=1, size=2), None)
+    >>> taken(RowPlace(0, 1, 2), 4, [0, 2])[0], taken(RowPlace(0, 1, 2), 4, [2, 0])[0]
+    (RowPlace(dim=0, outer=1, size=2), None)
     """
     if list(index) == list(range(length)):
         return place, []

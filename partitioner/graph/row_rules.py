@@ -15,13 +15,13 @@ from typing import Any
 
 from partitioner.graph.ir import Argument, Node, Ref, TensorMeta
 from partitioner.graph.operator_classes import ATTENTION, CONV, CONV_TRANSPOSE, operator_name
-from partitioner.graph.row_places import Shape
+from partitioner.graph.row_places import Extents
 
-Slot = int | str | tuple[int, int]  # of an operand: its position, its name, or its place in a list at a position
+OperandSlot = int | str | tuple[int, int]  # of an operand: its position, its name, or its place in a list at a position
 
 
 @dataclass(frozen=True)
-class Call:
+class NodeCall:
     """A node with the shapes of what it reads.
 
     Attributes:
@@ -35,10 +35,10 @@ class Call:
 
     node: Node
     name: str
-    operands: Mapping[Slot, str]
-    shapes: Mapping[Slot, Shape]
-    masks: frozenset[Slot]
-    outputs: tuple[Shape, ...]
+    operands: Mapping[OperandSlot, str]
+    shapes: Mapping[OperandSlot, Extents]
+    masks: frozenset[OperandSlot]
+    outputs: tuple[Extents, ...]
 
     def given(self, position: int, name: str, default: Argument = None) -> Any:
         """A literal argument, by position or name."""
@@ -51,9 +51,9 @@ class Call:
         return int(self.given(position, "dim", default)) % max(1, len(self.shapes[0]))
 
 
-def call_of(node: Node, meta_of: Callable[[str], TensorMeta]) -> Call:
-    """A node as a Call. meta_of: gives what a value is."""
-    operands: dict[Slot, str] = {}
+def call_of(node: Node, meta_of: Callable[[str], TensorMeta]) -> NodeCall:
+    """A node as a NodeCall. meta_of: gives what a value is."""
+    operands: dict[OperandSlot, str] = {}
     entries: list[tuple[int | str, Argument]] = [*enumerate(node.args), *node.kwargs]
     for slot, argument in entries:
         if isinstance(argument, Ref):
@@ -65,7 +65,7 @@ def call_of(node: Node, meta_of: Callable[[str], TensorMeta]) -> Call:
     masks = frozenset(slot for slot, meta in metas.items() if meta.dtype == "bool")
     name = operator_name(node.target)
     plain = name.removesuffix("_") if writes(name) else name
-    return Call(node, plain, operands, shapes, masks, tuple(meta.shape for meta in node.outputs))
+    return NodeCall(node, plain, operands, shapes, masks, tuple(meta.shape for meta in node.outputs))
 
 
 def writes(name: str) -> bool:
@@ -74,7 +74,7 @@ def writes(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Pattern:
+class RowPattern:
     """Where operands' dimensions go in one output.
 
     Attributes:
@@ -83,15 +83,15 @@ class Pattern:
         forms: whether of the other operands only shape or dtype counts.
     """
 
-    dims: Mapping[Slot, Sequence[int | None]]
+    dims: Mapping[OperandSlot, Sequence[int | None]]
     varies: frozenset[int] = frozenset()
     forms: bool = False
 
 
-Rule = Callable[[Call], Pattern | list[Pattern]]
+RowRule = Callable[[NodeCall], RowPattern | list[RowPattern]]
 
 
-def patterns(call: Call) -> list[Pattern] | None:
+def patterns(call: NodeCall) -> list[RowPattern] | None:
     """A pattern for each output of a call; None where the operator is not known."""
     rule = _RULES.get(call.name)
     if rule is None and (call.name in _EACH or _pointwise(call.node.target)):
@@ -112,30 +112,30 @@ def _pointwise(target: str) -> bool:
     return is_pointwise(target)
 
 
-def _aligned(shape: Shape, ndim: int) -> tuple[int, ...]:
+def _aligned(shape: Extents, ndim: int) -> tuple[int, ...]:
     return tuple(range(ndim - len(shape), ndim))
 
 
-def _each(call: Call) -> Pattern:
+def _each(call: NodeCall) -> RowPattern:
     """Element by element, with broadcasting."""
     ndim = len(call.outputs[0])
-    return Pattern({slot: _aligned(shape, ndim) for slot, shape in call.shapes.items()})
+    return RowPattern({slot: _aligned(shape, ndim) for slot, shape in call.shapes.items()})
 
 
-def _first(call: Call) -> Pattern:
+def _first(call: NodeCall) -> RowPattern:
     """Element by element of operand 0; of others only shape or dtype count."""
-    return Pattern({0: _aligned(call.shapes[0], len(call.outputs[0]))}, forms=True)
+    return RowPattern({0: _aligned(call.shapes[0], len(call.outputs[0]))}, forms=True)
 
 
-def _filled(call: Call) -> Pattern:
-    return Pattern({}, forms=True)
+def _filled(call: NodeCall) -> RowPattern:
+    return RowPattern({}, forms=True)
 
 
-def _made(call: Call) -> Pattern:
-    return Pattern({}, frozenset(range(len(call.outputs[0]))))
+def _made(call: NodeCall) -> RowPattern:
+    return RowPattern({}, frozenset(range(len(call.outputs[0]))))
 
 
-def _within(call: Call, dims: Sequence[int] | None, others: Sequence[int | None] = ()) -> Pattern:
+def _within(call: NodeCall, dims: Sequence[int] | None, others: Sequence[int | None] = ()) -> RowPattern:
     """What mixes positions of some dimensions of operand 0, and leaves the shape's others as they are.
 
     dims: None for all. others: of each further operand, where its one dimension goes.
@@ -144,10 +144,10 @@ def _within(call: Call, dims: Sequence[int] | None, others: Sequence[int | None]
     mixed = set(range(ndim)) if dims is None else {dim % max(1, ndim) for dim in dims}
     own = [None if dim in mixed else dim for dim in range(ndim)]
     weights = {slot: [_place(others, k)] * len(shape) for k, (slot, shape) in enumerate(_after_first(call))}
-    return Pattern({0: own, **weights}, frozenset(mixed))
+    return RowPattern({0: own, **weights}, frozenset(mixed))
 
 
-def _after_first(call: Call) -> list[tuple[Slot, Shape]]:
+def _after_first(call: NodeCall) -> list[tuple[OperandSlot, Extents]]:
     return [(slot, shape) for slot, shape in call.shapes.items() if slot != 0]
 
 
@@ -162,14 +162,14 @@ def _dims(value: Any) -> list[int] | None:
     return list(value) if isinstance(value, tuple) else [value]
 
 
-def _along(position: int, default: Any = -1) -> Rule:
+def _along(position: int, default: Any = -1) -> RowRule:
     return lambda call: _within(call, _dims(call.given(position, "dim", default)))
 
 
-def _reduced(position: int) -> Rule:
+def _reduced(position: int) -> RowRule:
     """A reduction over the dimensions that the argument at that position names."""
 
-    def rule(call: Call) -> Pattern:
+    def rule(call: NodeCall) -> RowPattern:
         if isinstance(call.given(1, "dim"), Ref):
             return _each(call)  # max.other
         ndim, dims = len(call.shapes[0]), _dims(call.given(position, "dim"))
@@ -177,39 +177,39 @@ def _reduced(position: int) -> Rule:
         kept = [dim for dim in range(ndim) if dim not in gone]
         same = len(call.outputs[0]) == ndim  # keepdim
         where: dict[int, int] = {dim: dim if same else kept.index(dim) for dim in kept}
-        return Pattern({0: [where.get(dim) for dim in range(ndim)]})
+        return RowPattern({0: [where.get(dim) for dim in range(ndim)]})
 
     return rule
 
 
-def _linear(call: Call) -> Pattern:
+def _linear(call: NodeCall) -> RowPattern:
     last = len(call.outputs[0]) - 1
     weight = (last, None) if len(call.shapes[1]) == 2 else (None,)
-    return Pattern({0: [*range(len(call.shapes[0]) - 1), None], 1: weight, 2: (last,)})
+    return RowPattern({0: [*range(len(call.shapes[0]) - 1), None], 1: weight, 2: (last,)})
 
 
-def _product(first: int) -> Rule:
+def _product(first: int) -> RowRule:
     """A matrix product of the operands at ``first`` and the next position; others are added."""
 
-    def rule(call: Call) -> Pattern:
+    def rule(call: NodeCall) -> RowPattern:
         ndim, one, other = len(call.outputs[0]), call.shapes[first], call.shapes[first + 1]
-        found: dict[Slot, Sequence[int | None]] = {
+        found: dict[OperandSlot, Sequence[int | None]] = {
             slot: _aligned(shape, ndim) for slot, shape in call.shapes.items() if slot not in (first, first + 1)
         }
         left, right = len(one) > 1, len(other) > 1
         batch = ndim - left - right
         found[first] = [*_aligned(one[:-2], batch), *([batch] if left else []), None]
         found[first + 1] = [*_aligned(other[:-2], batch), None, *([ndim - 1] if right else [])]
-        return Pattern(found)
+        return RowPattern(found)
 
     return rule
 
 
-def _outer(call: Call) -> Pattern:
-    return Pattern({0: (0,), 1: (1,)})
+def _outer(call: NodeCall) -> RowPattern:
+    return RowPattern({0: (0,), 1: (1,)})
 
 
-def _einsum(call: Call) -> Pattern:
+def _einsum(call: NodeCall) -> RowPattern:
     text = str(call.node.args[0]).replace(" ", "")
     left, arrow, right = text.partition("->")
     terms = left.split(",")
@@ -218,13 +218,13 @@ def _einsum(call: Call) -> Pattern:
         right = ("..." if "." in left else "") + "".join(once)
     spread = len(call.outputs[0]) - len(right.replace("...", ""))
     names = _letters(right, spread)
-    found: dict[Slot, Sequence[int | None]] = {}
+    found: dict[OperandSlot, Sequence[int | None]] = {}
     for index, term in enumerate(terms):
         shape = call.shapes[1, index]
         own = _letters(term, len(shape) - len(term.replace("...", "")))
         found[1, index] = [names.index(c) if c in names and own.count(c) == 1 else None for c in own]
     repeated = {names.index(c) for term in terms for c in names if term.count(c) > 1}
-    return Pattern(found, frozenset(repeated))
+    return RowPattern(found, frozenset(repeated))
 
 
 def _letters(term: str, spread: int) -> list[str]:
@@ -233,29 +233,29 @@ def _letters(term: str, spread: int) -> list[str]:
     return [*front, *([str(spread - i) for i in range(spread)] if dots else []), *back]
 
 
-def _conv(call: Call) -> Pattern:
+def _conv(call: NodeCall) -> RowPattern:
     """Convolutions and pools: the leading dimension is a batch's where there are enough dimensions."""
     ndim = len(call.shapes[0])
     batched = ndim == len(call.shapes[1])
-    found: dict[Slot, Sequence[int | None]] = {slot: [None] * len(shape) for slot, shape in call.shapes.items()}
+    found: dict[OperandSlot, Sequence[int | None]] = {slot: [None] * len(shape) for slot, shape in call.shapes.items()}
     if batched:
         found[0] = [0, *[None] * (ndim - 1)]
-    return Pattern(found, frozenset(range(int(batched), ndim)))
+    return RowPattern(found, frozenset(range(int(batched), ndim)))
 
 
-def _leading(trailing: int) -> Rule:
+def _leading(trailing: int) -> RowRule:
     return lambda call: _within(call, range(len(call.shapes[0]) - trailing, len(call.shapes[0])))
 
 
-def _pool(call: Call) -> list[Pattern]:
+def _pool(call: NodeCall) -> list[RowPattern]:
     (dims,) = re.findall(r"\d", call.name)
     return [_leading(int(dims))(call)] * len(call.outputs)  # type: ignore[list-item]
 
 
-def _attention(call: Call) -> Pattern:
+def _attention(call: NodeCall) -> RowPattern:
     ndim = len(call.outputs[0])
     batch, (query, key, value) = ndim - 2, (call.shapes[0], call.shapes[1], call.shapes[2])
-    found: dict[Slot, Sequence[int | None]] = {
+    found: dict[OperandSlot, Sequence[int | None]] = {
         0: [*_aligned(query[:-2], batch), ndim - 2, None],
         1: [*_aligned(key[:-2], batch), None, None],
         2: [*_aligned(value[:-2], batch), None, ndim - 1],
@@ -263,23 +263,23 @@ def _attention(call: Call) -> Pattern:
     for slot, shape in call.shapes.items():
         if slot in (3, "attn_mask"):
             found[slot] = [*_aligned(shape[:-2], batch), ndim - 2, None] if len(shape) > 1 else [None]
-    return Pattern(found)
+    return RowPattern(found)
 
 
-def _normalised(call: Call) -> Pattern:
+def _normalised(call: NodeCall) -> RowPattern:
     ndim, count = len(call.shapes[0]), len(call.given(1, "normalized_shape"))
     return _within(call, range(ndim - count, ndim))
 
 
-def _per_channel(call: Call) -> Pattern:
+def _per_channel(call: NodeCall) -> RowPattern:
     """Batch norm, and instance norm by statistics that were kept."""
     if not call.given(5, "training"):
         ndim = len(call.shapes[0])
-        return Pattern({0: range(ndim), **{slot: (1,) for slot, _ in _after_first(call)}})
+        return RowPattern({0: range(ndim), **{slot: (1,) for slot, _ in _after_first(call)}})
     return _within(call, range(2, len(call.shapes[0])) if call.name == "instance_norm" else None, [1] * 4)
 
 
-def _permuted(call: Call) -> Pattern:
+def _permuted(call: NodeCall) -> RowPattern:
     ndim = len(call.shapes[0])
     order = list(range(ndim))
     if call.name == "permute":
@@ -296,57 +296,57 @@ def _permuted(call: Call) -> Pattern:
         order = [moved[dim] if dim in moved else next(rest) for dim in range(ndim)]
     else:  # t, numpy_T
         order.reverse()
-    return Pattern({0: [order.index(dim) for dim in range(ndim)]})
+    return RowPattern({0: [order.index(dim) for dim in range(ndim)]})
 
 
-def _padded(call: Call) -> Pattern:
+def _padded(call: NodeCall) -> RowPattern:
     sizes, ndim = call.given(1, "pad"), len(call.shapes[0])
     return _within(call, [ndim - 1 - i // 2 for i, size in enumerate(sizes) if size])
 
 
-def _embedding(call: Call) -> Pattern:
+def _embedding(call: NodeCall) -> RowPattern:
     ndim = len(call.outputs[0])
-    return Pattern({0: (None, ndim - 1), 1: range(ndim - 1)})
+    return RowPattern({0: (None, ndim - 1), 1: range(ndim - 1)})
 
 
-def _gathered(call: Call) -> Pattern:
+def _gathered(call: NodeCall) -> RowPattern:
     dim, ndim = call.dim(1), len(call.shapes[0])
     own = [None if d == dim else d for d in range(ndim)]
-    index: Slot = 2 if 2 in call.shapes else 1
+    index: OperandSlot = 2 if 2 in call.shapes else 1
     if call.name == "take_along_dim":
         dim = call.dim(2)
         own = [None if d == dim else d for d in range(ndim)]
-    return Pattern({0: own, index: range(len(call.shapes[index]))})
+    return RowPattern({0: own, index: range(len(call.shapes[index]))})
 
 
-def _scattered(call: Call) -> Pattern:
+def _scattered(call: NodeCall) -> RowPattern:
     dim = call.dim(1)
     same = [None if d == dim else d for d in range(len(call.shapes[0]))]
-    return Pattern({slot: same[: len(shape)] for slot, shape in call.shapes.items()}, frozenset({dim}))
+    return RowPattern({slot: same[: len(shape)] for slot, shape in call.shapes.items()}, frozenset({dim}))
 
 
-def _stored(call: Call) -> Pattern:
+def _stored(call: NodeCall) -> RowPattern:
     """index_copy and the like: a list of numbers says at which positions of a dimension something is put."""
     dim = call.dim(1)
     same = [None if d == dim else d for d in range(len(call.shapes[0]))]
-    return Pattern({0: same, 2: [None], 3: same[: len(call.shapes.get(3, ()))]}, frozenset({dim}))
+    return RowPattern({0: same, 2: [None], 3: same[: len(call.shapes.get(3, ()))]}, frozenset({dim}))
 
 
-def _selected(call: Call) -> Pattern:
+def _selected(call: NodeCall) -> RowPattern:
     dim = call.dim(1)
-    return Pattern({0: [None if d == dim else d for d in range(len(call.shapes[0]))], 2: [dim]})
+    return RowPattern({0: [None if d == dim else d for d in range(len(call.shapes[0]))], 2: [dim]})
 
 
-def _crossed(call: Call) -> Pattern:
+def _crossed(call: NodeCall) -> RowPattern:
     ndim, shape = len(call.outputs[0]), call.outputs[0]
     first = shape.index(3) if call.name == "cross" else ndim - 1
     dim = call.given(2, "dim")
     dim = first if dim is None else dim % ndim
     dims = {slot: [None if d == dim else d for d in _aligned(own, ndim)] for slot, own in call.shapes.items()}
-    return Pattern(dims, frozenset({dim}))
+    return RowPattern(dims, frozenset({dim}))
 
 
-def _indexed_dims(call: Call) -> tuple[list[int | None], int, int]:
+def _indexed_dims(call: NodeCall) -> tuple[list[int | None], int, int]:
     """Where dimensions of x go in x[indices], where the dimensions of the indices begin, and how many there are."""
     indices = call.node.args[1]
     at = [dim for dim, item in enumerate(indices) if isinstance(item, Ref)]
@@ -358,29 +358,29 @@ def _indexed_dims(call: Call) -> tuple[list[int | None], int, int]:
     return where, begin, width
 
 
-def _indexed(call: Call) -> Pattern:
+def _indexed(call: NodeCall) -> RowPattern:
     where, begin, width = _indexed_dims(call)
-    found: dict[Slot, Sequence[int | None]] = {0: where}
+    found: dict[OperandSlot, Sequence[int | None]] = {0: where}
     for slot, shape in call.shapes.items():
         if slot != 0:
             found[slot] = [begin + dim for dim in _aligned(shape, width)]
-    return Pattern(found)
+    return RowPattern(found)
 
 
-def _put(call: Call) -> Pattern:
+def _put(call: NodeCall) -> RowPattern:
     """index_put: values stand at x[indices], whose dimensions that are not indexed are x's own."""
     if len(call.masks - {0, 2}) == 1 and len(call.operands) == 3:
         return _masked(call)
     where, _, width = _indexed_dims(call)
     back = {to: dim for dim, to in enumerate(where) if to is not None}
     ndim = len(back) + width
-    found: dict[Slot, Sequence[int | None]] = {slot: [None] * len(shape) for slot, shape in call.shapes.items()}
+    found: dict[OperandSlot, Sequence[int | None]] = {slot: [None] * len(shape) for slot, shape in call.shapes.items()}
     found[0] = [None if to is None else dim for dim, to in enumerate(where)]
     found[2] = [back.get(dim) for dim in _aligned(call.shapes[2], ndim)]
-    return Pattern(found, frozenset(dim for dim, to in enumerate(where) if to is None))
+    return RowPattern(found, frozenset(dim for dim, to in enumerate(where) if to is None))
 
 
-def _masked(call: Call) -> Pattern:
+def _masked(call: NodeCall) -> RowPattern:
     """index_put by one mask: of each value one dimension counts what the mask chooses."""
     ((slot, shape),) = ((slot, shape) for slot, shape in call.shapes.items() if slot not in (0, 2))
     assert isinstance(slot, tuple)
@@ -388,61 +388,61 @@ def _masked(call: Call) -> Pattern:
     own: list[int | None] = [*range(first), None, *range(first + len(shape), ndim)]
     values = [own[dim] for dim in _aligned(call.shapes[2], len(own))]
     chosen = frozenset(range(first, first + len(shape))) if None in values and _chooses(call, values) else frozenset()
-    return Pattern({0: range(ndim), slot: range(first, first + len(shape)), 2: values}, chosen)
+    return RowPattern({0: range(ndim), slot: range(first, first + len(shape)), 2: values}, chosen)
 
 
-def _chooses(call: Call, values: Sequence[int | None]) -> bool:
+def _chooses(call: NodeCall, values: Sequence[int | None]) -> bool:
     """Whether there is another value for each position that a mask chooses."""
     return call.shapes[2][values.index(None)] > 1
 
 
-def _grid(call: Call) -> list[Pattern]:
+def _grid(call: NodeCall) -> list[RowPattern]:
     """meshgrid."""
     crossed = call.given(1, "indexing", "ij") == "xy"
     where = [1, 0, *range(2, len(call.outputs))] if crossed else list(range(len(call.outputs)))
-    return [Pattern({(0, k): [where[k]] * len(call.shapes[0, k])}) for k in range(len(call.outputs))]
+    return [RowPattern({(0, k): [where[k]] * len(call.shapes[0, k])}) for k in range(len(call.outputs))]
 
 
-def _sampled(call: Call) -> Pattern:
+def _sampled(call: NodeCall) -> RowPattern:
     ndim = len(call.outputs[0])
-    return Pattern({0: [0, 1, *[None] * (ndim - 2)], 1: [0, *range(2, ndim), None]})
+    return RowPattern({0: [0, 1, *[None] * (ndim - 2)], 1: [0, *range(2, ndim), None]})
 
 
-def _window(call: Call) -> Pattern:
+def _window(call: NodeCall) -> RowPattern:
     """Tensor.unfold."""
     ndim = len(call.shapes[0])
     dim = int(call.given(1, "dimension")) % ndim
-    return Pattern({0: [None if d == dim else d for d in range(ndim)]}, frozenset({dim, ndim}))
+    return RowPattern({0: [None if d == dim else d for d in range(ndim)]}, frozenset({dim, ndim}))
 
 
-def _diagonal(call: Call) -> Pattern:
+def _diagonal(call: NodeCall) -> RowPattern:
     ndim = len(call.shapes[0])
     gone = {int(call.given(2, "dim1", 0)) % ndim, int(call.given(3, "dim2", 1)) % ndim}
     left = iter(range(ndim))
-    return Pattern({0: [None if d in gone else next(left) for d in range(ndim)]}, frozenset({ndim - 2}))
+    return RowPattern({0: [None if d in gone else next(left) for d in range(ndim)]}, frozenset({ndim - 2}))
 
 
-def _spread(call: Call) -> Pattern:
+def _spread(call: NodeCall) -> RowPattern:
     """diag_embed: the last dimension becomes two."""
     ndim = len(call.outputs[0])
     new = {int(call.given(2, "dim1", -2)) % ndim, int(call.given(3, "dim2", -1)) % ndim}
     rest = [d for d in range(ndim) if d not in new]
-    return Pattern({0: [*rest, None]}, frozenset(new))
+    return RowPattern({0: [*rest, None]}, frozenset(new))
 
 
-def _more(call: Call) -> Pattern:
+def _more(call: NodeCall) -> RowPattern:
     """One more dimension behind the others."""
     ndim = len(call.shapes[0])
-    return Pattern({0: range(ndim)}, frozenset({ndim}))
+    return RowPattern({0: range(ndim)}, frozenset({ndim}))
 
 
-def _fewer(call: Call) -> Pattern:
+def _fewer(call: NodeCall) -> RowPattern:
     """The last dimension becomes part of each element."""
-    return Pattern({0: [*range(len(call.shapes[0]) - 1), None]})
+    return RowPattern({0: [*range(len(call.shapes[0]) - 1), None]})
 
 
-def _bucketed(call: Call) -> Pattern:
-    return Pattern({0: range(len(call.shapes[0])), 1: (None,)} if 0 in call.shapes else {1: (None,)})
+def _bucketed(call: NodeCall) -> RowPattern:
+    return RowPattern({0: range(len(call.shapes[0])), 1: (None,)} if 0 in call.shapes else {1: (None,)})
 
 
 _EACH = {
@@ -452,7 +452,7 @@ _EACH = {
     "conj", "resolve_conj", "resolve_neg", "isfinite", "isinf", "true_divide", "greater", "less",
     "logical_not", "clip",
 }  # fmt: skip
-_RULES: dict[str, Rule] = {
+_RULES: dict[str, RowRule] = {
     "linear": _linear, "matmul": _product(0), "mm": _product(0), "bmm": _product(0), "mv": _product(0),
     "addmm": _product(1), "baddbmm": _product(1), "outer": _outer, "einsum": _einsum, "layer_norm": _normalised,
     "rms_norm": _normalised, "batch_norm": _per_channel, "instance_norm": _per_channel, "t": _permuted,
@@ -480,7 +480,7 @@ _RULES: dict[str, Rule] = {
         "new_full", "new_empty", "empty_strided", "scalar_tensor", "zero",
     ), _filled),
 }  # fmt: skip
-_FORMS: list[tuple[re.Pattern[str], Rule]] = [
+_FORMS: list[tuple[re.Pattern[str], RowRule]] = [
     (re.compile(r"(adaptive_)?(avg|max)_pool\dd"), _pool),
     (re.compile(r"_?upsample_.*"), lambda call: _within(call, range(2, len(call.shapes[0])))),
     (re.compile(r"(reflection|replication)_pad\dd"), _padded),
