@@ -59,7 +59,7 @@ def parallelize(
         devices: one per rank, such as ["cuda:0", "cuda:1"], or how many. Default: as many as the plan has ranks; cuda
             devices in order, beginning with the pipeline's, if it is on one, else cpu.
         sizes: what to make a plan for, as keyword arguments of ``partitioner.models.model_spec``: height, width,
-            frames, batch, guidance.
+            frames, batch, guidance, guidance_style.
         call: what the pipeline will be called with, for a plan made now: arguments that cannot be guessed, such as
             {"image_embeds": embeds}. How it then calls its denoiser is found by running a copy without weights.
         overrides: single fields of EngineOptions, such as exact=True.

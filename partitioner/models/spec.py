@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -352,7 +352,11 @@ def _recorded_rows(
         whole = "its noisy samples are a list, which is not divided"
         return CallRows(calls=seen.calls_per_step, whole=whole), lambda _: {**seen.inputs(dtype), **more}
     paths = row_paths(shapes, seen.latent, other)
-    counts = range(1, seen.rows + 1) if paths.whole is None else {seen.rows} | ({half.rows} if half else set())
+    # each image and part of guidance has a row, or as many as it has frames, which belong together
+    each, rest = divmod(seen.rows, sizes.batch * (1 if half is None else seen.rows // half.rows))
+    counts: Collection[int] = {seen.rows} if half is None else {half.rows, seen.rows}
+    if paths.whole is None and not rest:
+        counts = range(each, seen.rows + 1, each)
 
     def inputs_for(rows: int) -> Inputs:
         if half is not None and rows == half.rows:

@@ -310,6 +310,11 @@ class Plan(PlanRecord):
         return self.components * self.branches
 
     @property
+    def calls_of_branch(self) -> int:
+        """How many of a step's calls the busiest branch computes."""
+        return math.ceil(self.calls_per_step / self.streams)
+
+    @property
     def rows_of_branches(self) -> list[int]:
         """Rows of a call of each branch of one stream, as the plan was made for; 1 where the samples are a list."""
         latent = next(item for item in self.inputs if item.role == "latent")
@@ -325,7 +330,7 @@ class Plan(PlanRecord):
             self.mode,
             self.warmup,
             sequential_ms=figures.sequential_ms,
-            first_step_ms=figures.exact_step_ms * self.calls_per_step / math.ceil(self.calls_per_step / self.streams),
+            first_step_ms=figures.exact_step_ms * self.calls_per_step / self.calls_of_branch,
             exact_step_ms=figures.exact_step_ms,
             step_ms=figures.step_ms,
             config=config,

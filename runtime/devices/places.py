@@ -68,7 +68,7 @@ def needed_bytes(
         places: rank -> its place.
         held_on: by denoiser, the driver's device that holds its parameters already; None where it has none.
         one_process: whether all ranks on that device use those parameters as they are; else the driver's does alone.
-        graphs: whether ranks on GPUs also need buffers of CUDA graphs, for what a step sends and receives.
+        graphs: whether ranks on GPUs also need buffers of CUDA graphs, for what a call sends and receives.
     """
     needed: dict[Place, int] = {}
     for rank, place in enumerate(places):
@@ -78,7 +78,7 @@ def needed_bytes(
             there = place == Place("", str(held), None) and (rank == 0 or one_process)
             needed[place] = needed.get(place, 0) + predicted.memory_bytes - there * predicted.parameter_bytes
             if graphs and place.device.startswith("cuda"):
-                needed[place] += predicted.receive_bytes + predicted.send_bytes
+                needed[place] += (predicted.receive_bytes + predicted.send_bytes) // plan.calls_of_branch
     return needed
 
 

@@ -13,7 +13,7 @@ class EngineConfig:
 
     Attributes:
         devices: number of devices.
-        branches: groups of devices that compute the halves of the guidance batch apart; 1 or 2.
+        branches: groups of devices that compute parts of a step apart, such as the halves of a guidance batch.
         split: "chain" for the split that look-ahead needs, every component one run of nodes; "free" for the best
             split for async mode, which may be a fold.
         predictor: "lookahead" for look-ahead; else async mode, with this predictor for lagged boundary tensors.
@@ -37,9 +37,9 @@ def parse_config(text: str) -> EngineConfig:
     EngineConfig(devices=4, branches=1, split='free', predictor='hold', period=1)
     """
     parts = text.strip().split(":")
-    allowed = (None, ("1", "2"), ("chain", "free"), ("lookahead", "hold", "linear", "adaptive"), None)
+    allowed = (None, None, ("chain", "free"), ("lookahead", "hold", "linear", "adaptive"), None)
     fits = len(parts) <= len(allowed) and all(a is None or p in a for p, a in zip(parts, allowed, strict=False))
-    if not fits or any(not parts[i].isdigit() or int(parts[i]) < 1 for i in (0, 4) if i < len(parts)):
+    if not fits or any(not parts[i].isdigit() or int(parts[i]) < 1 for i in (0, 1, 4) if i < len(parts)):
         raise UsageError(f"--ways {text!r}: expected DEVICES[:BRANCHES[:chain|free[:PREDICTOR[:PERIOD]]]]")
     devices, branches, split, predictor, period = (*parts, *[""] * (5 - len(parts)))
     return EngineConfig(

@@ -13,7 +13,7 @@ from partitioner.errors import UsageError, first_line
 from partitioner.models.spec import live_spec
 from partitioner.plan.plan import Plan
 from partitioner.planning.options import PlanOptions
-from partitioner.planning.planner import plan
+from partitioner.planning.planner import Planning, plan
 from partitioner.planning.request import PlanRequest
 from partitioner.planning.sources import FromSpec
 from partitioner.search.mode import Mode
@@ -104,13 +104,18 @@ class MeasuredPipeline:
             mode = "async"
         key = (config.devices, config.branches, config.period, mode)
         if key not in self._plans:
-            denoiser = getattr(self.pipe, denoiser_name(self.pipe))
-            spec = live_spec(denoiser, self.pipe, batch=self.chunk)
-            options = PlanOptions(branches=config.branches, mode=mode, period=config.period, force=True)
-            made = plan(PlanRequest(FromSpec(spec), config.devices, CostModel("cpu"), options))
+            # as many branches as for one sample: that several are made at once is only to measure sooner
+            branches = config.branches or self._planned(config, mode, 1, None).plan.branches
+            made = self._planned(config, mode, self.chunk, branches)
             split = made.chosen.split
             self._plans[key] = made.plan, "one" if split is None else split.form
         return self._plans[key]
+
+    def _planned(self, config: EngineConfig, mode: Mode | None, batch: int, branches: int | None) -> Planning:
+        """A plan for calls of so many samples."""
+        spec = live_spec(getattr(self.pipe, denoiser_name(self.pipe)), self.pipe, batch=batch)
+        options = PlanOptions(branches=branches, mode=mode, period=config.period, force=True)
+        return plan(PlanRequest(FromSpec(spec), config.devices, CostModel("cpu"), options))
 
 
 def shipped_pipeline(name: str, samples: int, chunk: int, guidance: float | None) -> MeasuredPipeline:

@@ -75,6 +75,18 @@ def test_a_step_has_calls_and_these_have_rows(model: str, sizes: dict[str, Any],
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "chroma", "cosmos-predict2-2b", "flux2-klein-4b", "hunyuan-image", "hunyuan-video-1.5", "kandinsky5-lite",
+        "krea2", "lumina2", "qwen-image", "wan", "wan22-t2v-a14b",
+    ],
+)  # fmt: skip
+def test_guidance_in_two_calls_is_known_of_names(name: str) -> None:
+    spec = model_spec(name)
+    assert (spec.guidance_style, spec.step) == ("two-calls", CallRows(1, range(1, 2), calls=2))
+
+
+@pytest.mark.parametrize(
     ("model", "asked", "step"),
     [
         ("sd15", "batch", CallRows(6, range(1, 7), 1, 3)),
