@@ -244,7 +244,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "runtime/worker/test_worker.py",
         ["runtime.worker.commands", "runtime.worker.run_segment"],
     ),
-    ("the command is run on a small denoiser", "tools/bench/test_bench.py", ["tools.bench.*"]),
+    ("the commands are run on small denoisers", "tools/bench/test_bench.py", ["tools.bench.*"]),
     (
         "the denoisers of recorded profiles, traced and compared with these",
         "profiles/test_recorded.py",
@@ -320,6 +320,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         ["tools.trace_once"],
     ),
     ("they are run by all tests of pipelines", "runtime/test_pipeline.py", ["tools.small_pipelines"]),
+    ("modular pipelines are measured", "tools/bench/test_guidance.py", ["tools.modular_pipelines"]),
 ]
 
 MODULES = [module for module, path in FILES.items() if path.name != "__init__.py"]

@@ -24,35 +24,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
-
-import torch
+from typing import get_args
 
 from partitioner.errors import PartitionerError
 from partitioner.plan.fields import PredictorName
 from runtime.errors import EngineError
+from tools.bench.environment import environment
 from tools.bench.results import bench
 from tools.bench.settings import BenchSettings
 from tools.bench.table import table
 from tools.denoisers import DENOISERS
-
-
-def environment() -> dict[str, Any]:
-    """The machine, the versions and the command, for the document."""
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "command": " ".join([Path(sys.executable).name, "-m", "tools.bench", *sys.argv[1:]]),
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (EngineError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 5
-    document = {"environment": environment(), "results": results}
+    document = {"environment": environment("tools.bench"), "results": results}
     print(json.dumps(document, indent=1) if options.json else table(document))
     return 0
 

@@ -47,7 +47,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     check(options)
     torch.set_num_threads(options.threads)
     if options.denoiser:
-        pipeline = shipped_pipeline(options.denoiser, options.samples, options.chunk, options.guidance_scale)
+        pipeline = shipped_pipeline(
+            options.denoiser, options.samples, options.chunk, options.guidance_scale, two_calls=options.two_calls
+        )
     else:
         pipeline = users_pipeline(options.pipeline, options.prompt, options.samples, options.guidance_scale)
     metrics = metrics_for(pipeline)
@@ -67,7 +69,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "diffusers": importlib.metadata.version("diffusers"),
-            "guidance_scale": pipeline.arguments.get("guidance_scale"),
+            "guidance_scale": pipeline.guidance_scale,
         },
         "command": options.command,
         "denoiser": pipeline.name,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 
 from partitioner.costs.model import CostModel
 from partitioner.errors import UsageError, first_line
@@ -19,6 +20,7 @@ from partitioner.planning.sources import FromSpec
 from partitioner.search.mode import Mode
 from runtime.denoiser import denoiser_name
 from runtime.loading import load_pipeline
+from tools.modular_pipelines import modular_pipeline
 from tools.pictures.pipelines import TRAINED, call_arguments
 from tools.pictures.shapes import Pictures, draw_labels
 from tools.quality.engine_config import EngineConfig
@@ -35,6 +37,7 @@ class MeasuredPipeline:
         chunk: samples per call of the pipeline.
         arguments: keyword arguments of every call.
         own_scheduler: the one that it came with.
+        guidance_scale: of every call; None for the pipeline's own.
         labels: (samples, 4), what the classifier should recognise; None where the prompts are a user's.
     """
 
@@ -46,6 +49,7 @@ class MeasuredPipeline:
         self.prompts = prompts
         self.chunk = min(chunk, len(prompts))
         self.arguments = arguments | ({} if guidance is None else {"guidance_scale": guidance})
+        self.guidance_scale = guidance
         self.labels: torch.Tensor | None = None
         self._plans: dict[tuple[Any, ...], tuple[Plan, str]] = {}
         self.own_scheduler = pipe.scheduler
@@ -92,7 +96,7 @@ class MeasuredPipeline:
             generators = [torch.Generator().manual_seed(number) for number in numbers]
             prompts = [self.prompts[number] for number in numbers]
             result = self.pipe(
-                prompts, num_inference_steps=steps, generator=generators, output_type="pt", **self.arguments
+                prompt=prompts, num_inference_steps=steps, generator=generators, output_type="pt", **self.arguments
             )
             made.append(result.images.float())
         return torch.cat(made)
@@ -113,24 +117,62 @@ class MeasuredPipeline:
 
     def _planned(self, config: EngineConfig, mode: Mode | None, batch: int, branches: int | None) -> Planning:
         """A plan for calls of so many samples."""
-        spec = live_spec(getattr(self.pipe, denoiser_name(self.pipe)), self.pipe, batch=batch)
+        denoiser = getattr(self.pipe, denoiser_name(self.pipe))
+        if isinstance(self.pipe, DiffusionPipeline):
+            spec = live_spec(denoiser, self.pipe, batch=batch)
+        else:  # a modular pipeline's call says nothing of its arguments
+            spec = live_spec(denoiser, self.pipe, call={"prompt": list(self.prompts[:batch]), **self.arguments})
         options = PlanOptions(branches=branches, mode=mode, period=config.period, force=True)
         return plan(PlanRequest(FromSpec(spec), config.devices, CostModel("cpu"), options))
 
 
-def shipped_pipeline(name: str, samples: int, chunk: int, guidance: float | None) -> MeasuredPipeline:
-    """A pipeline of tools/trained with random prompts of the words that it was trained with."""
+def shipped_pipeline(
+    name: str, samples: int, chunk: int, guidance: float | None, *, two_calls: bool = False
+) -> MeasuredPipeline:
+    """A pipeline of tools/trained with random prompts of the words that it was trained with.
+
+    Args:
+        name: of its denoiser.
+        samples: how many pictures are made.
+        chunk: how many in one call of the pipeline.
+        guidance: scale; None for 3.
+        two_calls: have guidance make two calls of the denoiser instead of one of both halves, by diffusers' modular
+            pipeline.
+
+    Raises:
+        UsageError: no modular pipeline of diffusers runs this denoiser.
+    """
+    scale = 3.0 if guidance is None else guidance
     labels = draw_labels(samples, torch.Generator().manual_seed(1))
+    pipe = load_pipeline(TRAINED / name, torch.float32)
     pipeline = MeasuredPipeline(
-        load_pipeline(TRAINED / name, torch.float32),
+        two_call_pipeline(pipe, scale) if two_calls else pipe,
         name,
         Pictures(torch.empty(0), labels).captions,
         chunk=chunk,
-        guidance=3.0 if guidance is None else guidance,
+        guidance=None if two_calls else scale,
         **call_arguments(name),
     )
+    pipeline.guidance_scale = scale
     pipeline.labels = labels
     return pipeline
+
+
+def two_call_pipeline(pipe: Any, guidance: float) -> Any:
+    """The modular pipeline of a StableDiffusion3Pipeline's parts, whose guidance makes two calls of the denoiser.
+
+    Raises:
+        UsageError: it is a pipeline of another class.
+    """
+    from diffusers.guiders import ClassifierFreeGuidance
+    from diffusers.modular_pipelines import StableDiffusion3AutoBlocks
+
+    if type(pipe) is not StableDiffusion3Pipeline:
+        raise UsageError(f"--two-calls is for mmdit: nothing here runs a {type(pipe).__name__} with guidance so")
+    parts = {name: part for name, part in pipe.components.items() if part is not None}
+    return modular_pipeline(
+        StableDiffusion3AutoBlocks(), **parts, guider=ClassifierFreeGuidance(guidance_scale=guidance)
+    )
 
 
 def users_pipeline(folder: str, prompts: Sequence[str], samples: int, guidance: float | None) -> MeasuredPipeline:

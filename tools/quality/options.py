@@ -45,6 +45,11 @@ def option_parser(description: str) -> argparse.ArgumentParser:
         help="default: 3 with --denoiser, the pipeline's own with --pipeline",
     )
     parser.add_argument(
+        "--two-calls",
+        action="store_true",
+        help="with --denoiser mmdit: guidance calls the denoiser twice at each timestep, not once with both halves",
+    )
+    parser.add_argument(
         "--samples", type=int, default=256, metavar="N", help="pictures per row (default: 256); Fréchet from 1000 on"
     )
     parser.add_argument(
@@ -84,6 +89,8 @@ def check(options: argparse.Namespace) -> None:
     for option in ("warmup", "samples", "chunk", "threads"):
         if getattr(options, option) < 1:
             raise UsageError(f"--{option} is {getattr(options, option)}; expected 1 or more")
+    if options.two_calls and options.denoiser is None:
+        raise UsageError("--two-calls is for --denoiser mmdit; a pipeline of your own calls its denoiser as it does")
     if options.plot:
         try:
             import matplotlib.figure  # noqa: F401

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from partitioner.costs.model import CostModel
 from partitioner.models.spec import model_spec
@@ -16,8 +17,13 @@ from partitioner.planning.planner import plan
 from partitioner.planning.request import PlanRequest
 from partitioner.planning.sources import FromSpec
 from profiles.quality_profile import QualityProfile
+from runtime import parallelize
+from runtime.options import EngineOptions
 from tests.support.pipelines import saved
 from tools.quality.__main__ import main
+from tools.quality.engine_config import parse_config
+from tools.quality.measured_pipeline import shipped_pipeline
+from tools.quality.samplers import SamplingCase
 
 KEYS = {
     "devices", "branches", "components", "period", "split", "predictor", "scheduler", "steps", "warmup", "samples",
@@ -104,3 +110,33 @@ def test_a_plot_without_its_library_is_refused_before_anything_is_measured(
 def test_bad_options_are_refused(options: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--pipeline", str(folder), *options]) == 2
     assert "tools.quality:" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_guidance_in_two_calls_has_the_figures_of_one_stream_after_the_other() -> None:
+    pipeline = shipped_pipeline("mmdit", 2, 2, None, two_calls=True)
+    pipeline.use(SamplingCase(None, 8))
+    one, _ = pipeline.plan(parse_config("2:1:chain"))
+    two = one.model_copy(
+        update={
+            "branches": 2, "streams": 2, "devices": one.devices * 2,
+            "predicted": one.predicted.model_copy(update={"components": one.predicted.components * 2}),
+        }
+    )  # fmt: skip
+    assert (one.components, two.ranks) == (2, 4)
+    for mode in ("lookahead", "async"):
+        made = []
+        for run in (one, two):
+            options = EngineOptions(transport="emulation", mode=mode, warmup=2, keep_weights=True)
+            with parallelize(pipeline.pipe, run, options) as engine:
+                made.append(pipeline.generate(8))
+                stats = engine.stats
+        assert torch.equal(*made)
+        assert (stats.foreseen_calls, stats.wasted_calls) == (7, 0)
+        assert stats.mode == mode
+
+
+def test_two_calls_are_for_what_calls_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--denoiser", "unet", "--two-calls", "--samples", "1"]) == 2
+    assert main(["--pipeline", "nowhere", "--prompt", "a", "--two-calls"]) == 2
+    assert capsys.readouterr().err.count("--two-calls is for") == 2
