@@ -36,6 +36,11 @@ def load(options: argparse.Namespace, dtype: torch.dtype) -> Any:
     local = Path(options.pipeline)
     if not local.exists() and options.pipeline.count("/") != 1:
         raise UsageError(f"--pipeline {options.pipeline} is neither a folder nor a file nor a hub id (owner/name)")
+    if (local / "modular_model_index.json").is_file():
+        raise UsageError(
+            f"--pipeline {options.pipeline} holds a modular pipeline, whose blocks say what it takes and gives: run it "
+            "from Python, with runtime.parallelize(pipe, devices=N)"
+        )
     if local.is_dir() and not (local / "model_index.json").is_file():
         what = "only a model's config.json" if (local / "config.json").is_file() else "no model_index.json"
         raise UsageError(

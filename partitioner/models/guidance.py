@@ -64,3 +64,19 @@ def asked_style(name: str, known: GuidanceStyle, asked: GuidanceStyle | None) ->
         "none": f"{name} takes the scale of guidance as an input of every call",
     }[asked]
     raise UsageError(f"--guidance-style {asked}: {why}; its style is {known}")
+
+
+def guider_style(parts: Mapping[str, Any]) -> GuidanceStyle | None:
+    """The style of a pipeline that leaves guidance to one of its parts, a guider: a call for each condition.
+
+    Args:
+        parts: Of the pipeline, by name.
+
+    Returns:
+        None where there is no guider, or one that has a single condition.
+
+    >>> guider_style({"unet": object()}) is None
+    True
+    """
+    guiders = [part for part in parts.values() if hasattr(part, "prepare_inputs") and hasattr(part, "num_conditions")]
+    return "two-calls" if any(guider.num_conditions > 1 for guider in guiders) else None

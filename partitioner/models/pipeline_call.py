@@ -1,4 +1,7 @@
-"""guessed_calls: the arguments to call a diffusers pipeline with, read from the signature of its ``__call__``."""
+"""guessed_calls: the arguments to call a diffusers pipeline with, read from the signature of its ``__call__``.
+
+A modular pipeline's blocks declare them instead.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,19 @@ def missing_arguments(pipe: Any, call: Mapping[str, Any]) -> list[str]:
 
 
 def _parameters(pipe: Any) -> dict[str, inspect.Parameter]:
+    """What a pipeline's call takes, by its signature or, where it is made of blocks, as these declare it."""
     found = inspect.signature(type(pipe).__call__).parameters
+    declared = getattr(getattr(pipe, "blocks", None), "inputs", None)
+    if isinstance(declared, list):
+        return {
+            item.name: inspect.Parameter(
+                item.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if item.required else item.default,
+            )
+            for item in declared
+            if item.name is not None
+        }
     return {name: p for name, p in found.items() if name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 

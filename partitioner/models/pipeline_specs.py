@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from partitioner.errors import UsageError, first_line
-from partitioner.models.guidance import GuidanceStyle
+from partitioner.models.guidance import GuidanceStyle, guider_style
 from partitioner.models.registry import ARCHITECTURES, load_plugins
 from partitioner.models.sizes import Sizes
 from partitioner.models.source import DENOISER_NAMES, ModelSource, may_be_stepped, pipeline_folder
@@ -122,6 +122,8 @@ def live_specs(
     """
     from partitioner.graph.torch_private import uncompiled
 
+    if guidance:
+        guidance_style = guidance_style or guider_style(vars(pipeline))
     asked: dict[str, Any] = {
         "height": height, "width": width, "frames": frames, "batch": batch, "guidance": guidance,
         "guidance_style": guidance_style,

@@ -98,6 +98,11 @@ def _from_files(name: str, find: Reader, model: str) -> ModelSource:
     index_file = find("model_index.json")
     if index_file is None:
         config_file = find("config.json")
+        if config_file is None and find("modular_model_index.json") is not None:
+            raise UsageError(
+                f"{model} holds a modular pipeline, whose parts may lie anywhere: load it in Python, and give it to "
+                "runtime.parallelize(pipe, devices=N), which plans it"
+            )
         if config_file is None:
             raise UsageError(f"{model} holds neither a model_index.json (a pipeline) nor a config.json (a model)")
         return _from_config(name, config_file)

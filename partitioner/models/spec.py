@@ -19,7 +19,7 @@ from partitioner.graph.ir import Role
 from partitioner.models.build import build_denoiser
 from partitioner.models.built_in import BUILT_IN
 from partitioner.models.call_rows import CallRows, row_paths
-from partitioner.models.guidance import GuidanceStyle, asked_style, guidance_style
+from partitioner.models.guidance import GuidanceStyle, asked_style, guidance_style, guider_style
 from partitioner.models.inputs import Inputs, roles_in, zeros
 from partitioner.models.registry import ARCHITECTURES, Architecture, NotDescribed, Request, load_plugins, nearest_names
 from partitioner.models.samplers import config_text
@@ -234,6 +234,8 @@ def live_spec(
         UsageError: No call of the pipeline can be guessed, or it cannot have that size.
     """
     load_plugins()
+    if guidance:
+        guidance_style = guidance_style or guider_style(vars(pipeline))
     sizes = Sizes(height, width, frames, batch, guidance, guidance_style)
     source = live_source(denoiser, pipeline)
     spec = described_spec(source, ARCHITECTURES.get(source.class_name), sizes, denoiser.dtype, denoiser)

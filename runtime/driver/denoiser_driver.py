@@ -159,7 +159,11 @@ class DenoiserDriver:
         self._distribution.recover()  # first: whoever looks for changes reads parameters
         self._follow_changes(thorough=False)
         number = self._number_of(form.timestep, caller)
-        begun = self._foresight.made(caller, self.context_name.get(), tensors, form, number)
+
+        def is_present(graphs: CallGraphs) -> bool:
+            return not self._graphs.turns or self._graphs_of(tensors, form).branches == graphs.branches
+
+        begun = self._foresight.made(caller, self.context_name.get(), tensors, form, number, is_present)
         others: list[BegunCall] = []
         if begun is None:
             call, stream = self._stream_of(caller, tensors, form, number)
@@ -229,8 +233,8 @@ class DenoiserDriver:
         if change.turned:
             unused = self._graphs.turn(before, change.state)
             if unused:
+                self._end_trajectories()
                 self._distribution.drop(unused)
-                self._streams.end_all()
             if change.written:
                 self._graphs.renew()
                 self._outdate(change.written)

@@ -23,6 +23,7 @@ from runtime.driver.readback import is_late
 from runtime.driver.steps import SameBits, Steps, stepwise_inputs, versions_of
 from runtime.driver.stream import Stream
 from runtime.driver.streams import Streams
+from runtime.driver.traced_graphs import CallGraphs
 from runtime.stats import CallTimes
 
 MOST_MISSES = 2  # steps in a row whose calls were not as foreseen; then no more are foreseen in the generation
@@ -75,7 +76,13 @@ class Foresight:
         return not all(doubts)
 
     def made(
-        self, caller: Caller, context_name: str, tensors: Tensors, form: CallForm, number: float | None
+        self,
+        caller: Caller,
+        context_name: str,
+        tensors: Tensors,
+        form: CallForm,
+        number: float | None,
+        is_present: Callable[[CallGraphs], bool],
     ) -> BegunCall | None:
         """The foreseen call that a caller now makes; None where this is another.
 
@@ -85,10 +92,13 @@ class Foresight:
             tensors: its inputs by path.
             form: what else its arguments are.
             number: its timestep, where that is known.
+            is_present: says whether graphs are those of the denoiser as it is now: by turns it may be something else.
         """
         for begun in list(self._foreseen):
             if begun.stream.is_over:
                 self._give_up(begun)
+                continue
+            if not is_present(begun.call.graphs):
                 continue
             given = DenoiserCall(caller, context_name, begun.call.graphs, tensors, form, number)
             if not _is_of_stream(begun, given):

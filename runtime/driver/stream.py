@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.driver.call_arguments import Tensors
+from runtime.driver.call_arguments import Tensors, graph_signature
 from runtime.driver.callers import Caller
 from runtime.driver.continuity import Moves
 from runtime.driver.denoiser_call import DenoiserCall, timesteps_of
@@ -53,6 +53,10 @@ class Stream:
         return (
             TIMESTEP if not self._position.follows(call.timestep) or (skips and not self.is_of(call.caller)) else None
         )
+
+    def is_of_other_denoiser(self, call: DenoiserCall) -> bool:
+        """Whether a call is as the stream's, and only the denoiser is another by now, or something else by turns."""
+        return self._graph is not call.graph and graph_signature(self._graph) == graph_signature(call.graph)
 
     def carries_other_prompts(self, tensors: Tensors) -> bool:
         """Whether a call of the same graph carries conditions other than the stream's. tensors: its inputs by path."""

@@ -186,6 +186,8 @@ class Streams:
             same = [stream for stream in own if stream.context_name == call.context_name]
             if known.starts(call.timestep):
                 return known, WARM_UP
+            if any(stream.is_of_other_denoiser(call) for stream in own):
+                return known, DENOISER
             if same:
                 return known, same[-1].difference(call) or LATENT
             return known, DENOISER if known.is_cut else NEW_PROMPT

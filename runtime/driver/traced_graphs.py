@@ -111,6 +111,11 @@ class TracedGraphs:
         kept = {built.table for graphs in (self._graphs, *self._turns.values()) for built in graphs.values()}
         return [built.table for graphs in old for built in graphs.values() if built.table not in kept]
 
+    @property
+    def turns(self) -> bool:
+        """Whether the denoiser is this and that by turns."""
+        return bool(self._turns)
+
     def forget(self) -> None:
         """Trace the denoiser anew for every call from now on: it was changed.
 

@@ -262,6 +262,24 @@ def test_hooks_put_on_for_every_second_call_make_two_trajectories(exact: bool, m
             assert len(traced) == 4
 
 
+def test_a_foreseen_call_is_not_taken_for_one_in_another_state() -> None:
+    """The order of a step's calls changes, which differ in nothing but the denoiser's hooks."""
+    plain, run = toy(), toy()
+    trajectory = Trajectory(calls=6)
+    plan = toy_plan(run, 1, branches=2, streams=2)
+    with Engine(run, plan, EngineOptions(transport="emulation")) as engine, torch.no_grad():
+        for call in range(6):
+            made: list[torch.Tensor] = []
+            expected: list[torch.Tensor] = []
+            for denoiser, through, into in ((run, engine, made), (plain, plain, expected)):
+                steps = Pass(denoiser, through)
+                into += steps.step(trajectory.inputs(call))
+                if call == 3:
+                    into += [through(**trajectory.inputs(call))[0]]
+            assert equal(made, expected), call
+        assert engine.stats.foreseen_calls > 0
+
+
 class Attending(nn.Module):
     """Two layers, each of which attends."""
 
