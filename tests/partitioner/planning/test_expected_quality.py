@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from partitioner.models.samplers import refusal_of
+from partitioner.planning.branching import Branching
 from partitioner.planning.candidates import Candidate
 from partitioner.planning.choose import advice_on, choose
 from partitioner.planning.expected_quality import Advice, QualityAdvisor, SamplingSetup
@@ -19,7 +20,8 @@ from partitioner.search.mode import Mode
 from profiles.quality_profile import QualityProfile
 from tests.support.quality_rows import profile_of
 
-SPLIT: Any = SimpleNamespace(evaluation=SimpleNamespace(sequential_ms=2.0))
+ONE = Branching((1,))
+EVALUATIONS: Any = (SimpleNamespace(sequential_ms=2.0),)
 
 
 def advisor(sampling: SamplingSetup = SamplingSetup(), **psnr_db: float) -> QualityAdvisor:  # noqa: B008
@@ -46,7 +48,7 @@ def test_one_component_is_exact_and_the_unmeasured_is_not_known() -> None:
 def test_the_best_predictor_at_the_hops_is_taken() -> None:
     assert advisor(hold=33.0, linear=48.0, adaptive=41.0).async_predictor(2) == "linear"
     assert advisor(hold=33.0).async_predictor(3) == "adaptive"
-    chosen = Candidate(1, 2, 1, "async")
+    chosen = Candidate(ONE, 2, 1, "async")
     assert default_predictor(chosen, advisor(hold=40.0, adaptive=35.0)) == "hold"
     assert default_predictor(chosen, None) == "adaptive"
     assert default_predictor(replace(chosen, mode="lookahead"), advisor(linear=40.0)) == "hold"
@@ -54,7 +56,7 @@ def test_the_best_predictor_at_the_hops_is_taken() -> None:
 
 @pytest.mark.parametrize(("measured", "mode"), [({"lookahead": 30.0, "hold": 35.0}, "async"), ({}, "lookahead")])
 def test_the_mode_that_came_closer_is_chosen(measured: dict[str, Any], mode: str) -> None:
-    both = [Candidate(1, 2, 1, m, step_ms=1.0, split=SPLIT) for m in ("lookahead", "async")]  # type: ignore[arg-type]
+    both = [Candidate(ONE, 2, 1, m, step_ms=1.0, evaluations=EVALUATIONS) for m in ("lookahead", "async")]  # type: ignore[arg-type]
     chosen = choose(both, *_nothing(2), 2.0, PlanOptions(force=True), advisor(**measured))
     assert chosen.mode == mode
 
@@ -63,7 +65,7 @@ def test_the_mode_that_came_closer_is_chosen(measured: dict[str, Any], mode: str
     ("scheduler", "mode"), [("EulerAncestralDiscreteScheduler", "async"), ("EulerDiscreteScheduler", "lookahead")]
 )
 def test_a_sampler_that_adds_noise_is_planned_without_look_ahead(scheduler: str, mode: str) -> None:
-    both = [Candidate(1, 2, 1, m, step_ms=1.0, split=SPLIT) for m in ("lookahead", "async")]  # type: ignore[arg-type]
+    both = [Candidate(ONE, 2, 1, m, step_ms=1.0, evaluations=EVALUATIONS) for m in ("lookahead", "async")]  # type: ignore[arg-type]
     asked = advisor(SamplingSetup(50, scheduler), lookahead=50.0)
     assert choose(both, *_nothing(2), 2.0, PlanOptions(force=True), asked).mode == mode
 
@@ -71,9 +73,9 @@ def test_a_sampler_that_adds_noise_is_planned_without_look_ahead(scheduler: str,
 def test_what_fewer_steps_were_seen_to_beat_is_passed_over() -> None:
     """Three devices that fewer steps beat, or nearly, lose to two that they do not; where that is not known, three are
     taken, and of two that are doubted the better."""
-    ways = [Candidate(1, 3, 1, "lookahead", step_ms=0.7, split=SPLIT)]
-    ways += [Candidate(1, 2, 1, "lookahead", step_ms=1.1, split=SPLIT)]
-    ways += [Candidate(1, 3, 1, "async", step_ms=0.7, split=SPLIT)]  # of which nothing is known
+    ways = [Candidate(ONE, 3, 1, "lookahead", step_ms=0.7, evaluations=EVALUATIONS)]
+    ways += [Candidate(ONE, 2, 1, "lookahead", step_ms=1.1, evaluations=EVALUATIONS)]
+    ways += [Candidate(ONE, 3, 1, "async", step_ms=0.7, evaluations=EVALUATIONS)]  # of which nothing is known
     rows = [("lookahead", 3, 33.0, 2.4), ("lookahead", 2, 54.0, 1.7), ("fewer_steps", 1, 45.0, 1.5)]
     rows += [("fewer_steps", 1, 38.0, 3.0)]
     ddim, any_sampler = SamplingSetup(50, "DDIMScheduler"), SamplingSetup(50)
@@ -93,7 +95,7 @@ def recommended(scheduler: str, steps: int, devices: int) -> tuple[Candidate, Ad
     """In one branch, with the shipped measurements."""
     counts = [count for count in (2, 3, 4, 8) if count <= devices]
     modes: tuple[Mode, ...] = ("lookahead", "async")
-    ways = [Candidate(1, k, 1, mode, step_ms=2.04 / k, split=SPLIT) for k in counts for mode in modes]
+    ways = [Candidate(ONE, k, 1, mode, step_ms=2.04 / k, evaluations=EVALUATIONS) for k in counts for mode in modes]
     asked = QualityAdvisor(QualityProfile.load(), SamplingSetup(steps, scheduler))
     chosen = choose(ways, *_nothing(devices), 2.0, PlanOptions(force=True), asked)
     advice = advice_on(chosen, asked, PlanOptions(force=True), 2.0)

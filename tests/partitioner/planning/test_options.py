@@ -13,7 +13,7 @@ from partitioner.planning.options import PlanOptions, default_warmup
 @pytest.mark.parametrize(
     "options",
     [
-        {"branches": 3},
+        {"branches": 0},
         {"period": 0},
         {"period": 65},
         {"warmup": 0},
