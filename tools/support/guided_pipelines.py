@@ -90,6 +90,45 @@ def _hunyuan_image_vae() -> Any:
     )  # fmt: skip
 
 
+def _ltx2() -> dict[str, Any]:
+    coder = made(
+        "AutoencoderKLLTX2Video", latent_channels=4, block_out_channels=(8,), decoder_block_out_channels=(8,),
+        layers_per_block=(1,), decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(True,), patch_size=1,
+        decoder_spatio_temporal_scaling=(True,), decoder_inject_noise=(False, False), downsample_type=("spatial",),
+        upsample_residual=(False,), upsample_factor=(1,), timestep_conditioning=False, patch_size_t=1,
+    )  # fmt: skip
+    audio = made(
+        "AutoencoderKLLTX2Audio", base_channels=4, output_channels=2, ch_mult=(1,), num_res_blocks=1, in_channels=2,
+        resolution=32, latent_channels=2, norm_type="pixel", causality_axis="height", mid_block_add_attention=False,
+        mel_bins=8,
+    )  # fmt: skip
+    return {
+        "transformer": denoiser("LTX2VideoTransformer3DModel", cross_attention_dim=24), "vae": coder,
+        "audio_vae": audio, "scheduler": flow(), "connectors": _connectors(), "vocoder": _vocoder(),
+    }  # fmt: skip
+
+
+def _connectors() -> Any:
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors
+
+    return LTX2TextConnectors(
+        caption_channels=24, text_proj_in_factor=2, video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=12, video_connector_num_layers=1, connector_rope_base_seq_len=32,
+        video_connector_num_learnable_registers=None, audio_connector_num_learnable_registers=None,
+        audio_connector_num_attention_heads=2, audio_connector_attention_head_dim=12, audio_connector_num_layers=1,
+        rope_double_precision=False,
+    ).eval()  # fmt: skip
+
+
+def _vocoder() -> Any:
+    from diffusers.pipelines.ltx2 import LTX2Vocoder
+
+    return LTX2Vocoder(
+        in_channels=16, hidden_channels=8, out_channels=2, upsample_kernel_sizes=[4, 4], upsample_factors=[2, 2],
+        resnet_kernel_sizes=[3], resnet_dilations=[[1, 3, 5]],
+    ).eval()  # fmt: skip
+
+
 def _hunyuan_parts(channels: int, **config: Any) -> Callable[[], dict[str, Any]]:
     return _parts(
         "HunyuanVideoTransformer3DModel",
@@ -215,6 +254,13 @@ GUIDED_PIPELINES = [
     ),
     TinyPipeline(
         "HunyuanSkyreelsImageToVideoPipeline", _hunyuan_parts(8), _TRUE_VIDEO, left_out=_TWO_ENCODERS,
+    ),
+    TinyPipeline(
+        "LTX2Pipeline",
+        _ltx2,
+        {**_VIDEO, **_texts(1, 7, 48), "prompt_attention_mask": ones(1, 7), "negative_prompt_attention_mask": ones(1, 7),
+         "spatio_temporal_guidance_blocks": [1]},
+        left_out=(*_ENCODERS, "processor", "prompt_enhancer", "duration_head"),
     ),
     TinyPipeline(
         "LucyEditPipeline", _parts("WanTransformer3DModel", wan_vae, config={"in_channels": 8}, transformer_2=None),

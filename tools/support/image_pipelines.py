@@ -154,7 +154,10 @@ _Z_IMAGE: dict[str, Any] = {
 _CHROMA: dict[str, Any] = {"negative_prompt": "a dog"}
 
 IMAGE_PIPELINES = [
-    tiny_pipeline("StableDiffusion3Pipeline", _sd3, **_SIZED),
+    tiny_pipeline(
+        "StableDiffusion3Pipeline", _sd3, **_SIZED, skip_guidance_layers=[1], skip_layer_guidance_start=0.0,
+        skip_layer_guidance_stop=1.0,
+    ),
     tiny_pipeline("StableDiffusion3Img2ImgPipeline", _sd3, **_IMAGE),
     tiny_pipeline("StableDiffusion3InpaintPipeline", lambda: _sd3(16), **_INPAINT),
     tiny_pipeline("StableDiffusion3PAGPipeline", _sd3, **_SIZED, pag_scale=1.0),

@@ -46,8 +46,10 @@ class TinyPipeline:
         """Make the pipeline from seed 0 and save it; the folder it is in."""
         import diffusers
 
+        others = self._others()
         with seeded(0):
-            pipe = getattr(diffusers, self.class_name)(**self._others(), **self.parts())
+            pipe = getattr(diffusers, self.class_name)(**others, **self.parts())
+        pipe.register_to_config(**{name: (None, None) for name in others})
         target = folder / self.class_name
         pipe.save_pretrained(target)
         return target
@@ -62,7 +64,8 @@ class TinyPipeline:
 
     def _others(self) -> dict[str, Any]:
         """The parts that are not saved."""
-        return {**dict.fromkeys(self.left_out), **self.unsaved()}
+        with seeded(0):
+            return {**dict.fromkeys(self.left_out), **self.unsaved()}
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of a call, but for the number of steps, the generator and the kind of output."""

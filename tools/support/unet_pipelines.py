@@ -56,6 +56,13 @@ def _xs() -> dict[str, Any]:
     return {**parts, "controlnet": beside}
 
 
+def _panorama() -> dict[str, Any]:
+    """With attention to half of a view's sides only: views are of 64 x 64, whatever the autoencoder makes of pixels."""
+    return _sd(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D")
+    )
+
+
 def _lcm() -> dict[str, Any]:
     return {**_sd(time_cond_proj_dim=32), "scheduler": scheduler("LCM", beta_schedule="scaled_linear")}
 
@@ -128,7 +135,7 @@ UNET_PIPELINES = [
     ),
     tiny_pipeline("StableDiffusionControlNetXSPipeline", _xs, **_SIZED, image=picture),
     tiny_pipeline("StableDiffusionAdapterPipeline", _adapter, **_SIZED, image=picture),
-    tiny_pipeline("StableDiffusionPanoramaPipeline", _sd, **_SIZED),
+    tiny_pipeline("StableDiffusionPanoramaPipeline", _panorama, **_TEXT, height=512, width=576),  # two views
     tiny_pipeline("StableDiffusionSAGPipeline", _sd, **_SIZED),
     tiny_pipeline(
         "StableDiffusionLDM3DPipeline",

@@ -144,6 +144,31 @@ def _prior_and_decoder() -> dict[str, Any]:
     return {**_kandinsky22(), **{f"prior_{name}": part for name, part in prior.items()}}
 
 
+def _unclip() -> dict[str, Any]:
+    decoder = made(
+        "UNet2DConditionModel", sample_size=16, in_channels=3, out_channels=6, block_out_channels=(32, 64),
+        layers_per_block=1, down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), attention_head_dim=4, norm_num_groups=8,
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn", resnet_time_scale_shift="scale_shift", cross_attention_dim=16,
+        class_embed_type="identity",
+    )  # fmt: skip
+    parts: dict[str, Any] = {"decoder": decoder}
+    for name in ("super_res_first", "super_res_last"):
+        parts[name] = denoiser("UNet2DModel", in_channels=6, sample_size=32)
+    for name, kind in (("prior", "sample"), ("decoder", "epsilon"), ("super_res", "epsilon")):
+        variance = "fixed_small_log" if kind == "sample" or name == "super_res" else "learned_range"
+        parts[f"{name}_scheduler"] = scheduler("UnCLIP", variance_type=variance, prediction_type=kind)
+    return {**parts, **{name: _prior()[name] for name in ("prior", "text_encoder", "tokenizer")}}
+
+
+def _text_projection() -> dict[str, Any]:
+    """UnCLIP's, which a saved pipeline does not find again: diffusers names it as if it were one of its own models."""
+    from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
+
+    made_of = {"clip_embeddings_dim": 16, "time_embed_dim": 128, "cross_attention_dim": 16}
+    return {"text_proj": UnCLIPTextProjModel(clip_extra_context_tokens=2, **made_of).eval()}
+
+
 def _deepfloyd(in_channels: int = 3, **config: Any) -> dict[str, Any]:
     unet = made(
         "UNet2DConditionModel", sample_size=16, in_channels=in_channels, out_channels=6, block_out_channels=(32, 64),
@@ -218,6 +243,10 @@ UNET_VIDEO_PIPELINES = [
     tiny_pipeline("KandinskyV22PriorPipeline", _prior, "pt", **_TEXT),
     tiny_pipeline(
         "KandinskyV22CombinedPipeline", _prior_and_decoder, **_TEXT, height=64, width=64, prior_num_inference_steps=4
+    ),
+    TinyPipeline(
+        "UnCLIPPipeline", _unclip, {**_TEXT, "prior_num_inference_steps": 6, "super_res_num_inference_steps": 6}, "np",
+        unsaved=_text_projection, steps="decoder_num_inference_steps",
     ),
     tiny_pipeline("Kandinsky3Pipeline", _kandinsky3, **_TEXT, height=64, width=64),
     tiny_pipeline("IFPipeline", _deepfloyd, "np", **_TEXT, height=16, width=16),
