@@ -258,8 +258,8 @@ GUIDED_PIPELINES = [
     TinyPipeline(
         "LTX2Pipeline",
         _ltx2,
-        {**_VIDEO, **_texts(1, 7, 48), "prompt_attention_mask": ones(1, 7), "negative_prompt_attention_mask": ones(1, 7),
-         "spatio_temporal_guidance_blocks": [1]},
+        {**_VIDEO, **_texts(1, 7, 48), "spatio_temporal_guidance_blocks": [1], "prompt_attention_mask": ones(1, 7),
+         "negative_prompt_attention_mask": ones(1, 7)},
         left_out=(*_ENCODERS, "processor", "prompt_enhancer", "duration_head"),
     ),
     TinyPipeline(

@@ -49,7 +49,7 @@ class TinyPipeline:
         others = self._others()
         with seeded(0):
             pipe = getattr(diffusers, self.class_name)(**others, **self.parts())
-        pipe.register_to_config(**{name: (None, None) for name in others})
+        pipe.register_to_config(**dict.fromkeys(others, (None, None)))
         target = folder / self.class_name
         pipe.save_pretrained(target)
         return target
