@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from runtime.driver.call_arguments import Tensors, graph_signature
 from runtime.driver.callers import Caller
 from runtime.driver.continuity import Moves
@@ -20,6 +22,7 @@ class Stream:
         caller: who made the last of them.
         context_name: the cache context of all of them.
         generation: that they are part of.
+        timesteps: the scheduler's at the last of them.
         group: of the groups of branches that the plan has for streams, the one that computes its calls.
         has_ended: whether no call can come any more.
     """
@@ -32,7 +35,7 @@ class Stream:
         self.context_name = call.context_name
         self.has_ended = False
         self._graph, self._branches = call.graph, call.branches
-        self._timesteps = call.timesteps
+        self.timesteps = call.timesteps
         self._prompts = PromptInputs(call.graph, call.tensors)
         scheduler = call.caller.scheduler() if call.caller.scheduler is not None else None
         self._position = Position(call.timestep, scheduler) if call.timestep is not None else None
@@ -80,10 +83,12 @@ class Stream:
 
         Any share may be the first: some samplers begin with nearly nothing but noise. Then the timestep must tell.
         """
-        first = (
-            self._moves.worst is None and self._position is not None and self._position.is_next(call.timestep or 0.0)
-        )
-        return (first and self.is_of(call.caller)) or not self._moves.is_foreign(unexplained)
+        first = self._moves.worst is None and self.is_next(call)
+        return (first and self.is_sure_of(call)) or not self._moves.is_foreign(unexplained)
+
+    def is_sure_of(self, call: DenoiserCall) -> bool:
+        """Whether a call that may be the next one need not show it by its latent: no other run can have made it."""
+        return self.is_of(call.caller) and call.timesteps is self.timesteps
 
     def is_of(self, caller: Caller) -> bool:
         """Whether this caller has made all its calls so far."""
@@ -91,8 +96,12 @@ class Stream:
 
     @property
     def is_over(self) -> bool:
-        """Whether no call can come: its caller is gone, or has begun anew."""
-        return self.caller.is_gone or timesteps_of(self.caller) is not self._timesteps
+        """Whether no call can come: its caller is gone, or has set other timesteps.
+
+        A pipeline may put the scheduler's state back at each step, as those do that make a panorama of several views:
+        that is a copy of the same timesteps.
+        """
+        return self.caller.is_gone or not _are_same(timesteps_of(self.caller), self.timesteps)
 
     def take(self, call: DenoiserCall, unexplained: float | None) -> None:
         """Take its next call. unexplained: of its latent; None: that is looked at when the next call comes."""
@@ -100,6 +109,7 @@ class Stream:
             self._moves.look_later(call.latent)
         self._goes_round |= not self.caller.is_same(call.caller)
         self.caller = call.caller
+        self.timesteps = self.generation.timesteps = call.timesteps
         self._share = unexplained
         if self._position is not None and call.timestep is not None:
             self._position.move(call.timestep)
@@ -110,3 +120,10 @@ class Stream:
         self._moves.add(call.latent, output, self._share)
         self.has_ended = self._position is not None and self._position.is_last
         self.generation.open -= self.has_ended
+
+
+def _are_same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether timesteps are the same, or a copy; values are looked at only where it is another tensor."""
+    if one is None or other is None or one is other:
+        return one is other
+    return one.shape == other.shape and one.device == other.device and torch.equal(one, other)

@@ -141,7 +141,7 @@ class Streams:
         strays = [stream for stream in able if stream.was_foreign]
         self._end(strays)
         able = [stream for stream in able if stream not in strays]
-        if len(able) == 1 and is_late(call.latent) and able[0].is_next(call) and able[0].is_of(call.caller):
+        if len(able) == 1 and is_late(call.latent) and able[0].is_next(call) and able[0].is_sure_of(call):
             self._open.remove(able[0])
             able[0].take(call, None)
             return able[0]
@@ -164,6 +164,7 @@ class Streams:
         """A new stream, in place of the one of its caller that was not used for longest, if that has too many."""
         own = [stream for stream in self._open if stream.caller.may_be(call.caller)]
         generation, cause = self._generation(call, own)
+        own = [stream for stream in own if not stream.has_ended]
         self._end(own[: max(0, len(own) - OPEN + 1)])
         if self._free:
             number, base = self._free.pop()
@@ -202,6 +203,7 @@ class Streams:
             self._plan,
         )
         self.generations.begin(generation)
+        self._end([stream for stream in own if stream.timesteps is not call.timesteps])  # of a run before
         return generation, WARM_UP
 
     def _end(self, streams: list[Stream]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import threading
 import time
@@ -16,7 +17,7 @@ import torch
 from runtime.driver.streams import OPEN
 from runtime.engine import Engine
 from runtime.options import EngineOptions
-from tests.support.engines import equal
+from tests.support.engines import WIDTH, equal
 from tests.support.toy_plans import DENOISER, KINDS
 from tests.support.toy_sampling import PROMPT, ToyPipeline, ToyScheduler, sampled
 
@@ -90,6 +91,46 @@ def test_streams_of_one_step_have_their_conditions(engine: Engine, alone: Callab
     pipe.scheduler.set_timesteps(STEPS)
     latents = [sampled(engine, pipe.scheduler, 0, prompt) for prompt in (PROMPT, -PROMPT)]
     assert equal(taking_turns(latents, [0, 1] * STEPS), [alone(0), alone(0, STEPS, -PROMPT)])
+
+
+class PanoramaPipeline(ToyPipeline):
+    """Makes views one after the other, and gives the scheduler the view's own state for each, a copy."""
+
+    def views(self, seeds: Sequence[int]) -> list[torch.Tensor]:
+        self.scheduler.set_timesteps(STEPS)
+        states = [copy.deepcopy(vars(self.scheduler))] * len(seeds)
+        latents = [sampled(self.call, self.scheduler, seed, PROMPT) for seed in seeds]
+        last = [next(each) for each in latents]
+        for _ in range(STEPS):
+            for view, each in enumerate(latents):
+                vars(self.scheduler).update(states[view])
+                last[view] = next(each)
+                states[view] = copy.deepcopy(vars(self.scheduler))
+        return last
+
+
+def test_a_scheduler_whose_state_is_put_back_goes_on(engine: Engine, alone: Callable[..., torch.Tensor]) -> None:
+    assert equal(PanoramaPipeline(engine, DENOISER).views([0, 1]), [alone(0), alone(1)])
+    assert (engine.stats.exact_steps, engine.stats.async_steps) == (4, 2 * STEPS - 4)
+
+
+class ImagePipeline(ToyPipeline):
+    """Begins at the second timestep."""
+
+    def from_image(self, seed: int) -> None:
+        self.scheduler.set_timesteps(STEPS)
+        latent = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(seed))
+        for timestep in self.scheduler.timesteps[1:]:
+            latent = self.scheduler.step(self.call(x=latent, t=timestep, context=PROMPT)[0], latent)
+
+
+def test_a_run_with_equal_timesteps_is_another_wherever_it_begins(engine: Engine) -> None:
+    """An interrupted run has made its first call, and the next one's is at the timestep that comes after that."""
+    pipe = ImagePipeline(engine, DENOISER)
+    interrupted = pipe.latents(0, STEPS)
+    assert next(interrupted).shape == next(interrupted).shape
+    pipe.from_image(1)
+    assert engine.stats.exact_steps == 1 + 2
 
 
 @pytest.mark.parametrize("transport", ["emulation", "threads"])
