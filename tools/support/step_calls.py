@@ -80,7 +80,7 @@ def step_calls(pipe: Any, plans: Mapping[str, Plan]) -> Iterator[StepCalls]:
 def _timestep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> Any:
     """A call's timestep, as what can be compared: equal for calls of more and of fewer rows."""
     value = flatten_arguments(bind_arguments(module, args, kwargs)).values.get(path)
-    return value.unique().tolist() if isinstance(value, torch.Tensor) else value
+    return sorted(set(value.flatten().tolist())) if isinstance(value, torch.Tensor) else value
 
 
 def _per_step(timesteps: list[Any]) -> int:
