@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
@@ -28,6 +28,7 @@ from partitioner.models.stand_ins import OutsideCall, StandIns
 
 _log = logging.getLogger("partitioner")
 _STEPS = (3, 2, 12)  # few, exactly two as some distilled models ask for, and enough for one of two denoisers by turns
+_NO_GUIDANCE: GuidanceStyle = "none"
 _MOST_CALLS = 100  # after which a pipeline without a number of steps is stopped
 
 
@@ -42,6 +43,7 @@ class Recording:
             "embedded": its scale is an argument of the denoiser; "none": none was seen.
         call: What the pipeline was called with.
         beside: Other modules that the pipeline called between the denoiser's calls, such as a ControlNet.
+        one: The arguments of calls for one image, where those of ``seen`` are for several and there is no half.
     """
 
     seen: SeenRoles
@@ -49,6 +51,7 @@ class Recording:
     guidance: GuidanceStyle
     call: Mapping[str, Any]
     beside: tuple[str, ...] = ()
+    one: SeenRoles | None = None
 
 
 def record(
@@ -69,10 +72,19 @@ def record(
     with _Runs(pipe, name, stand_ins) as runs:
         call, seen, calls = _first_success(runs, sizes, dict(given or {}))
         beside = _called_between(stand_ins.calls, name)
-        if not sizes.guided:
-            return Recording(seen, None, "none", call, beside)
-        half, style = _without_guidance(runs, call, seen, calls, given or {})
-        return Recording(seen, half, style, call, beside)
+        half, style = _without_guidance(runs, call, seen, calls, given or {}) if sizes.guided else (None, _NO_GUIDANCE)
+        one = _of_one_image(runs, sizes, seen, given or {}) if half is None and sizes.batch > 1 else None
+        return Recording(seen, half, style, call, beside, one)
+
+
+def _of_one_image(runs: _Runs, sizes: Sizes, seen: SeenRoles, given: Mapping[str, Any]) -> SeenRoles | None:
+    """What calls for one image look like, where theirs are the rows of a call for several; None where they are not."""
+    try:
+        _, one, _ = _first_success(runs, replace(sizes, batch=1), dict(given))
+    except UsageError:
+        return None
+    alike = one.example.tensors.keys() == seen.example.tensors.keys() and one.latent == seen.latent
+    return one if alike and one.rows * sizes.batch == seen.rows and _is_half(one, seen) else None
 
 
 def is_denoiser(pipe: Any, name: str, stand_ins: StandIns, call: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from partitioner.errors import UsageError
 from partitioner.graph.ir import Role
 from partitioner.models.build import build_denoiser
 from partitioner.models.built_in import BUILT_IN
-from partitioner.models.call_rows import CallRows, row_paths
+from partitioner.models.call_rows import CallRows, RowPaths, row_paths
 from partitioner.models.guidance import GuidanceStyle, asked_style, guidance_style, guider_style
 from partitioner.models.inputs import Inputs, roles_in, zeros
 from partitioner.models.registry import ARCHITECTURES, Architecture, NotDescribed, Request, load_plugins, nearest_names
@@ -340,31 +340,33 @@ def _in_two_calls(name: str, recording: Recording) -> Recording:
         )
     seen = recording.half or recording.seen
     seen = replace(seen, calls_per_step=recording.seen.calls_per_step + 1)
-    return replace(recording, seen=seen, half=None, guidance="two-calls")
+    one = None if recording.half is not None else recording.one
+    return replace(recording, seen=seen, half=None, guidance="two-calls", one=one)
 
 
 def _recorded_rows(
     recording: Recording, dtype: str, more: Inputs, sizes: Sizes
 ) -> tuple[CallRows, Callable[[int], Inputs]]:
     """The rows of recorded calls, and the arguments of a call of fewer: those without guidance, or a part of these."""
-    seen, half = recording.seen, recording.half
+    seen, part = recording.seen, recording.half or recording.one
     shapes = {path: tensor.shape for path, tensor in seen.example.tensors.items()}
-    other = None if half is None else {path: tensor.shape for path, tensor in half.example.tensors.items()}
     if not shapes[seen.latent] or seen.in_list:
         whole = "its noisy samples are a list, which is not divided"
         return CallRows(calls=seen.calls_per_step, whole=whole), lambda _: {**seen.inputs(dtype), **more}
-    paths = row_paths(shapes, seen.latent, other)
+    other = None if part is None else {path: tensor.shape for path, tensor in part.example.tensors.items()}
+    paths = row_paths(shapes, seen.latent, other) if seen.rows > 1 else RowPaths()
     # each image and part of guidance has a row, or as many as it has frames, which belong together
-    each, rest = divmod(seen.rows, sizes.batch * (1 if half is None else seen.rows // half.rows))
-    counts: Collection[int] = {seen.rows} if half is None else {half.rows, seen.rows}
+    guided = 1 if recording.half is None else seen.rows // recording.half.rows
+    each, rest = divmod(seen.rows, sizes.batch * guided)
+    counts: Collection[int] = {seen.rows} if part is None else {part.rows, seen.rows}
     if paths.whole is None and not rest:
         counts = range(each, seen.rows + 1, each)
 
     def inputs_for(rows: int) -> Inputs:
-        if half is not None and rows == half.rows:
-            return {**half.inputs(dtype), **more}
-        part = seen.with_shapes(lambda path, shape: paths.shape(path, shape, rows, seen.rows))
-        return {**part.inputs(dtype), **more}
+        if part is not None and rows == part.rows:
+            return {**part.inputs(dtype), **more}
+        fewer = seen.with_shapes(lambda path, shape: paths.shape(path, shape, rows, seen.rows))
+        return {**fewer.inputs(dtype), **more}
 
     step = CallRows(seen.rows, counts, seen.calls_per_step, min(sizes.batch, seen.rows), paths.whole)
     return step, inputs_for

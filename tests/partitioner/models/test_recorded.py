@@ -62,6 +62,17 @@ def test_calls_of_any_number_of_rows_follow_from_recorded_ones(tmp_path: Path) -
         live_spec(pipe.transformer, pipe, height=32, width=32, guidance_style="embedded")
 
 
+def test_a_call_for_one_image_says_which_inputs_go_with_the_rows(tmp_path: Path) -> None:
+    """Flux has ids of tokens, in as many rows as there are tokens, whatever the number of images is."""
+    pipe = pipelines.MAKERS["flux"](tmp_path)
+    described, recorded = (
+        live_spec(pipe.transformer, pipe, height=32, width=32, batch=4, call=call) for call in (None, {})
+    )
+    assert recorded.step == described.step == CallRows(4, range(1, 5), 1, 4)
+    for rows in (1, 2, 4):
+        assert shown(recorded.inputs_for(rows)) == shown(described.inputs_for(rows))
+
+
 @pytest.mark.slow
 def test_guidance_in_two_calls(tmp_path: Path) -> None:
     recording = recording_of(made("cogview_4", tmp_path), Sizes(height=32, width=32))
