@@ -98,12 +98,16 @@ RowValue = AllParts | SameRows | OnePart | PartPieces | LostRows
 
 
 class DigitFlow:
-    """Follows one digit of the rows through a graph."""
+    """What each value of a graph has of one digit of the rows.
+
+    Attributes:
+        fault: where the rows do not stay apart; None where they do.
+    """
 
     def __init__(
         self, graph: TracedGraph, rows: Mapping[str, RowPlace], equal: Mapping[str, RowPlace], digit: RowPlace
     ) -> None:
-        """Follow nothing yet.
+        """Follow them.
 
         Args:
             graph: of a whole call.
@@ -124,8 +128,13 @@ class DigitFlow:
             value: RowValue = SameRows(key, (equal[item.name],) if item.name in equal else ())
             self._values[item.name] = (AllParts(key, rows[item.name]) if item.name in rows else value,)
         self._storage = _storages(graph)
+        self.fault = self._follow()
 
-    def fault(self) -> RowFault | None:
+    def values(self, name: str) -> tuple[RowValue, ...]:
+        """What is known of a value, or of each output of a node."""
+        return self._values[name]
+
+    def _follow(self) -> RowFault | None:
         """Where the rows do not stay apart, if anywhere that the results depend on."""
         for node in self._graph.nodes:
             if len(node.outputs) == 1:

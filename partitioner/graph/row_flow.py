@@ -13,6 +13,7 @@ from itertools import permutations
 
 from partitioner.graph.ir import Role, TracedGraph
 from partitioner.graph.row_digit import DigitFlow, RowFault
+from partitioner.graph.row_parts import part_fault
 from partitioner.graph.row_places import RowPlace, factors
 
 
@@ -59,7 +60,8 @@ class RowFlow:
         self._divided = frozenset(divided)
         self._rows = rows
         self._divisions: dict[int, RowDivision] = {}
-        self._digits: dict[tuple[int, int, frozenset[str]], RowFault | None] = {}
+        self._followed: dict[tuple[int, int, frozenset[str]], DigitFlow] = {}
+        self._orders: dict[tuple[int, frozenset[str]], tuple[int, ...]] = {}  # of digits by which parts stay apart
 
     def division(self, parts: int) -> RowDivision:
         """Whether the rows can be divided into so many equal parts, first rows first.
@@ -98,20 +100,53 @@ class RowFlow:
     def _fault(self, parts: int, alike: frozenset[str]) -> RowFault | None:
         first: RowFault | None = None
         for order in dict.fromkeys(permutations(factors(parts))):
-            faults = (self._digit(outer, size, alike) for outer, size in _digits(order))
-            fault = next((fault for fault in faults if fault is not None), None)
+            flows = (self._digit(outer, size, alike) for outer, size in _digits(order))
+            fault = next((flow.fault for flow in flows if flow.fault is not None), None)
             if fault is None:
+                self._orders[parts, alike] = order
                 return None
             first = first or fault
         return first
 
-    def _digit(self, outer: int, size: int, alike: frozenset[str]) -> RowFault | None:
+    def _digit(self, outer: int, size: int, alike: frozenset[str]) -> DigitFlow:
         digit = outer, size, alike
-        if digit not in self._digits:
+        if digit not in self._followed:
             equal = dict.fromkeys(alike, RowPlace(0, 1, self._rows))
             rows = dict.fromkeys(self._divided - alike, RowPlace(0, outer, size))
-            self._digits[digit] = DigitFlow(self.graph, rows, equal, RowPlace(0, outer, size)).fault()
-        return self._digits[digit]
+            self._followed[digit] = DigitFlow(self.graph, rows, equal, RowPlace(0, outer, size))
+        return self._followed[digit]
+
+    def part_fault(self, part: TracedGraph, parts: int) -> RowFault | None:
+        """Why a call of some rows does not compute what the whole call does of them; None where it does.
+
+        A denoiser can keep two halves apart and take the rows of one for two halves again: it was told how many there
+        are.
+
+        Args:
+            part: the graph of a call of one of so many equal parts, or of several.
+            parts: into how many the rows are divided.
+        """
+        division = self.division(parts)
+        if division.fault is not None:
+            return division.fault
+        alike = frozenset(division.alike)
+        flows = [self._digit(*digit, alike) for digit in _digits(self._orders[parts, alike])]
+        fault = part_fault(self.graph, part, flows, self._rows)
+        if fault is not None or len(part.nodes) == len(self.graph.nodes):
+            return fault
+        return self._other_order(part)
+
+    def _other_order(self, part: TracedGraph) -> RowFault | None:
+        """Where a part falls into parts that the whole does not fall into, or the other way round; None if nowhere."""
+        shapes = {item.name: (item.meta.shape, self.graph.input_by_name[item.name].meta.shape) for item in part.inputs}
+        rows = next(own[0] * self._rows // all_[0] for name, (own, all_) in shapes.items() if name in self._divided)
+        flow = RowFlow(part, self._divided, rows)
+        for parts in range(2, rows + 1):
+            if rows % parts == 0:
+                its, own = flow.fault(parts), self.fault(parts * self._rows // rows)
+                if (its is None) != (own is None):
+                    return its or own
+        return None
 
 
 def _digits(order: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -31,6 +31,7 @@ from partitioner.plan.differences import boundaries_of, differences_of, is_modif
 from partitioner.plan.fields import (
     ARRAY,
     KEY_REGEX,
+    ArgumentPath,
     ClassName,
     Label,
     ModelName,
@@ -65,6 +66,7 @@ _IN_FILE_IF_SAID = (
     "branch_rows",
     "calls_per_step",
     "images",
+    "alike",
 )
 MAX_PLAN_BYTES = 4 << 20  # the largest known denoiser, 16,000 nodes, needs 2 MiB
 
@@ -102,7 +104,8 @@ class Plan(PlanRecord):
     stream b // (branches // streams). branch_rows: of each branch of one stream, its share of a call's rows; empty
     where all have as many. calls_per_step: how often the pipeline calls the denoiser at one timestep. In the file only
     where they are not 1, () and 1. images: of a call, each of which has as many rows as guidance has parts in one
-    batch; in the file where there are several.
+    batch; in the file where there are several. alike: inputs whose rows are all equal in the calls whose rows branches
+    share, since the denoiser reads the first for all; in the file where there are any.
     periods: every how many steps each component recomputes, the last one in every step; period is the largest. warmup:
     exact first steps.
     devices: names, entry r is rank r's.
@@ -125,6 +128,7 @@ class Plan(PlanRecord):
     branch_rows: Annotated[tuple[Size, ...], Field(max_length=4096), *ARRAY] = ()
     calls_per_step: Annotated[int, Field(ge=1, le=64)] = 1
     images: Size = 1
+    alike: Annotated[tuple[ArgumentPath, ...], Field(max_length=1024), *ARRAY] = ()
     period: Size
     periods: Annotated[tuple[Size, ...], Field(max_length=4096), *ARRAY]
     warmup: Annotated[int, Field(ge=1, le=2**31)]
@@ -235,6 +239,7 @@ class Plan(PlanRecord):
         branch_rows: Sequence[int] = (),
         calls_per_step: int = 1,
         images: int = 1,
+        alike: Sequence[str] = (),
         periods: Sequence[int] | None = None,
         warmup: int = 1,
         mode: Mode = "lookahead",
@@ -265,6 +270,7 @@ class Plan(PlanRecord):
                 branch_rows=tuple(branch_rows),
                 calls_per_step=calls_per_step,
                 images=images,
+                alike=tuple(alike),
                 period=max(periods, default=1),
                 periods=periods,
                 warmup=warmup,

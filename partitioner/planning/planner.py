@@ -37,6 +37,7 @@ from partitioner.planning.options import PlanOptions, Progress, default_warmup
 from partitioner.planning.predicted import predicted_figures
 from partitioner.planning.remeasure import Refinement, refine_split
 from partitioner.planning.request import PlanRequest
+from partitioner.planning.rows_apart import RowsApart
 from partitioner.search.problem import Problem
 from partitioner.search.solver import Solver
 
@@ -101,6 +102,8 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
     with clock.measure("trace"):
         graphs = source.trace({step.rows, *(rows for branching in branchings for rows in branching.rows)}, progress)
         edge_errors = source.edge_errors(graphs[step.rows], progress)
+    apart = RowsApart(graphs, step.rows)
+    branchings = apart.kept(branchings)
     whole = graphs[step.rows]
     options = _allowed(options, whole, progress)
     with clock.measure("cost"):
@@ -114,6 +117,9 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
             graphs |= source.trace(more, progress)
         with clock.measure("cost"):
             costs |= {rows: model(graphs[rows]) for rows in more}
+    uneven = apart.kept(uneven)
+    if options.branches is not None and not [*branchings, *uneven]:
+        apart.refuse(options.branches)
     if edge_errors is None and advisor is not None:
         edge_errors = advisor.edge_errors(whole)
     with clock.measure("solve"):
@@ -150,6 +156,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
         branch_rows=() if chosen.branching.is_even else chosen.branching.rows,
         calls_per_step=step.calls,
         images=step.images,
+        alike=apart.alike(chosen.branching),
         periods=chosen.periods,
         warmup=options.warmup or default_warmup(chosen.components),
         mode=chosen.mode,
