@@ -27,7 +27,7 @@ from partitioner.graph.row_digit import (
 from partitioner.graph.row_moves import JOINS, RESHAPES
 
 _SIZED = RESHAPES | JOINS | {
-    "expand", "broadcast_to", "repeat", "tile", "zeros", "ones", "empty", "new_zeros", "new_ones", "new_empty",
+    "expand", "broadcast_to", "repeat", "tile", "repeat_interleave", "zeros", "ones", "empty", "new_zeros", "new_ones", "new_empty",
     "empty_strided",
 }  # fmt: skip
 _FILLED = {"full", "new_full"}
