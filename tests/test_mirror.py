@@ -37,6 +37,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         [
             "partitioner.graph.row_digit",
             "partitioner.graph.row_moves",
+            "partitioner.graph.row_parts",
             "partitioner.graph.row_places",
             "partitioner.graph.row_rules",
         ],

@@ -132,9 +132,7 @@ class RowFlow:
         alike = frozenset(division.alike)
         flows = [self._digit(*digit, alike) for digit in _digits(self._orders[parts, alike])]
         fault = part_fault(self.graph, part, flows, self._rows)
-        if fault is not None or len(part.nodes) == len(self.graph.nodes):
-            return fault
-        return self._other_order(part)
+        return fault or (None if len(part.nodes) == len(self.graph.nodes) else self._other_order(part))
 
     def _other_order(self, part: TracedGraph) -> RowFault | None:
         """Where a part falls into parts that the whole does not fall into, or the other way round; None if nowhere."""

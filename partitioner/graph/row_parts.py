@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy
+
 from partitioner.graph.ir import CONSTANT, Argument, Node, TracedGraph
 from partitioner.graph.operator_classes import operator_name
 from partitioner.graph.row_digit import (
@@ -27,9 +29,11 @@ from partitioner.graph.row_digit import (
 from partitioner.graph.row_moves import JOINS, RESHAPES
 
 _SIZED = RESHAPES | JOINS | {
-    "expand", "broadcast_to", "repeat", "tile", "repeat_interleave", "zeros", "ones", "empty", "new_zeros", "new_ones", "new_empty",
-    "empty_strided",
+    "expand", "broadcast_to", "repeat", "tile", "repeat_interleave", "zeros", "ones", "empty", "new_zeros", "new_ones",
+    "new_empty", "empty_strided",
 }  # fmt: skip
+# of a layout that a part has already, as one row is always contiguous
+_COPIES = {"contiguous", "clone", "to", "_to_copy", "type_as", "lift_fresh_copy", "alias", "detach"}
 _FILLED = {"full", "new_full"}
 _TAKEN = {"slice", "select", "narrow", "split", "split_with_sizes", "chunk"}
 
@@ -43,16 +47,28 @@ def part_fault(whole: TracedGraph, part: TracedGraph, flows: Sequence[DigitFlow]
         flows: of each digit of the rows by which parts are counted, in the whole.
         rows: of the whole call.
     """
-    if len(whole.nodes) != len(part.nodes) or any(
-        one.target != other.target for one, other in zip(whole.nodes, part.nodes, strict=True)
-    ):
+    pairs = _paired(whole, part)
+    if pairs is None:
         return _row_by_row(whole, part, flows)
-    shares = [(one.meta.shape, other.meta.shape) for one, other in zip(whole.inputs, part.inputs, strict=True)]
-    share = next((b[0], a[0]) for a, b in shares if a and a[0] % rows == 0 and a[0] != b[0]) if shares else (1, 1)
-    for one, other in zip(whole.nodes, part.nodes, strict=True):
-        if not _does_alike(whole, one, other, flows, share):
+    shapes = [(item.meta.shape, part.input_by_name[item.name].meta.shape) for item in whole.inputs]
+    share = next(((its[0], own[0]) for own, its in shapes if own and own[0] % rows == 0 and own != its), (1, 1))
+    for one, other in pairs:
+        if not _does_alike(one, other, flows, share):
             return RowFault(one.key, UNLIKE)
     return None
+
+
+def _paired(whole: TracedGraph, part: TracedGraph) -> list[tuple[Node, Node]] | None:
+    """The operators of two graphs, which come in the same order; None where they do not. Copies do not count."""
+    ones, others = ([n for n in graph.nodes if operator_name(n.target) not in _COPIES] for graph in (whole, part))
+    if len(ones) != len(others) or any(_kind(a) != _kind(b) for a, b in zip(ones, others, strict=True)):
+        return None
+    return list(zip(ones, others, strict=True))
+
+
+def _kind(node: Node) -> tuple[str, str]:
+    """Module and operator; a number and several equal ones are constants both."""
+    return node.module, "constant" if node.target in (CONSTANT, "aten.full.default") else node.target
 
 
 def _row_by_row(whole: TracedGraph, part: TracedGraph, flows: Sequence[DigitFlow]) -> RowFault | None:
@@ -69,7 +85,7 @@ def _row_by_row(whole: TracedGraph, part: TracedGraph, flows: Sequence[DigitFlow
     return RowFault(missing.key, UNLIKE)
 
 
-def _does_alike(whole: TracedGraph, one: Node, other: Node, flows: Sequence[DigitFlow], share: tuple[int, int]) -> bool:
+def _does_alike(one: Node, other: Node, flows: Sequence[DigitFlow], share: tuple[int, int]) -> bool:
     for index, (meta, own) in enumerate(zip(one.outputs, other.outputs, strict=True)):
         values = [flow.values(one.name)[index] for flow in flows]
         if any(isinstance(value, OnePart | PartPieces) for value in values):
@@ -95,7 +111,9 @@ def _is_equal_along(values: Sequence[RowValue], dim: int) -> bool:
 def _has_same_numbers(one: Node, other: Node, flows: Sequence[DigitFlow]) -> bool:
     """Whether two calls of an operator have the same arguments, but for sizes and positions that count rows."""
     name = operator_name(one.target)
-    if one.target == CONSTANT or name in _SIZED:
+    if "constant" in _kind(one):
+        return _number_of(one) == _number_of(other)
+    if name in _SIZED:
         return True
     mine, its = _literals(one), _literals(other)
     if mine == its:
@@ -113,6 +131,20 @@ def _has_same_numbers(one: Node, other: Node, flows: Sequence[DigitFlow]) -> boo
         ]
         return dim is None or any(place.dim == dim for place in places)
     return False
+
+
+def _number_of(node: Node) -> object:
+    """The number that all elements of a constant are; where they are not, all of them."""
+    if node.target != CONSTANT:
+        return node.args[1]
+    data = node.args[0]
+    if data.meta.dtype not in _DTYPES:
+        return data
+    numbers = set(numpy.frombuffer(data.values, data.meta.dtype).tolist())
+    return numbers.pop() if len(numbers) == 1 else data
+
+
+_DTYPES = {"int64", "int32", "float32", "float64", "bool", "uint8"}
 
 
 def _literals(node: Node) -> list[Argument]:
