@@ -75,8 +75,9 @@ def guider_style(parts: Mapping[str, Any]) -> GuidanceStyle | None:
     Returns:
         None where there is no guider, or one that has a single condition.
 
-    >>> guider_style({"unet": object()}) is None
-    True
+    >>> from diffusers import ClassifierFreeGuidance
+    >>> guider_style({"guider": ClassifierFreeGuidance(7.0)}), guider_style({"guider": ClassifierFreeGuidance(1.0)})
+    ('two-calls', None)
     """
     guiders = [part for part in parts.values() if hasattr(part, "prepare_inputs") and hasattr(part, "num_conditions")]
     return "two-calls" if any(guider.num_conditions > 1 for guider in guiders) else None

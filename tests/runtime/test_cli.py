@@ -294,6 +294,14 @@ def test_a_pipeline_that_is_not_there_is_refused(run: Run, tmp_path: Path, pipel
     assert message in refused(result, 2)
 
 
+def test_a_modular_pipeline_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "modular_model_index.json").write_text("{}")
+    arguments = ["--prompt", "a", "--output", str(tmp_path / "a.png")]
+    told = refused(run("stable_diffusion", *arguments, pipeline=str(tmp_path)), 2)
+    assert "holds a modular pipeline" in told
+    assert "runtime.parallelize(pipe, devices=N)" in told
+
+
 @pytest.mark.parametrize(("index", "message"), [("[]", "holds no JSON object"), ("{", "cannot be loaded")])
 def test_a_broken_index_of_a_pipeline_is_refused(run: Run, tmp_path: Path, index: str, message: str) -> None:
     (tmp_path / "model_index.json").write_text(index)

@@ -39,6 +39,27 @@ class Embeds:
         """Never called."""
 
 
+def test_what_a_modular_pipelines_blocks_declare_is_what_its_call_takes() -> None:
+    class Modular:
+        blocks = SimpleNamespace(
+            inputs=[
+                SimpleNamespace(name="prompt", default=None, required=True),
+                SimpleNamespace(name="num_inference_steps", default=50, required=False),
+                SimpleNamespace(name="height", default=None, required=False),
+                SimpleNamespace(name=None, default=None, required=False),
+                SimpleNamespace(name="latents", default=None, required=True),
+            ]
+        )
+
+        def __call__(self, state: Any = None, output: Any = None, **inputs: Any) -> None:
+            """Never called."""
+
+    call = next(guessed_calls(Modular(), None, Sizes(height=32), 3, {}))
+    assert (call["num_inference_steps"], call["height"]) == (3, 32)
+    assert "prompt" in call
+    assert missing_arguments(Modular(), call) == ["latents"]
+
+
 def test_what_must_be_given_is_and_more_is_tried_afterwards() -> None:
     denoiser = SimpleNamespace(config={"sample_size": 16})
     first, second = guessed_calls(Edits(), denoiser, Sizes(batch=2), 3, {})

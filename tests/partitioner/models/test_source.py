@@ -40,6 +40,9 @@ def test_a_folder_gives_its_schedulers_configuration(tmp_path: Path) -> None:
 def test_folders_that_hold_no_known_denoiser_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"neither a model_index\.json.*nor a config\.json"):
         model_spec(str(tmp_path))
+    (tmp_path / "modular_model_index.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"holds a modular pipeline.*runtime\.parallelize\(pipe, devices=N\)"):
+        model_spec(str(tmp_path))
     config = tmp_path / "config.json"
     for text, message in (
         ("{x}", "is not JSON"),
