@@ -34,6 +34,8 @@ class SeenTensor:
         name: Equal for tensors of equal values.
         number: The one number that all its entries are that are not 0, as of a timestep; None where there are several.
         given: Whether another module gave it as it is.
+        pair: The lesser and the larger of the two numbers that its entries are, as of a timestep where part of the
+            sample is given, with some little noise; None where they are not two.
     """
 
     shape: tuple[int, ...]
@@ -41,6 +43,7 @@ class SeenTensor:
     name: bytes
     number: float | None = None
     given: bool = False
+    pair: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,30 @@ def see(
 def _look_at(tensor: torch.Tensor, given: Collection[bytes]) -> SeenTensor:
     name = digest_of(tensor)
     return SeenTensor(
-        tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name, _number_of(tensor), name in given
-    )
+        tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name, _number_of(tensor), name in given,
+        _pair_of(tensor),
+    )  # fmt: skip
+
+
+def _values_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Its entries; None where there are none, or they are not known."""
+    if isinstance(tensor, FakeTensor) or tensor.numel() == 0 or tensor.is_complex():
+        return None
+    return tensor.detach().flatten().to(torch.float64)
+
+
+def _pair_of(tensor: torch.Tensor) -> tuple[float, float] | None:
+    values = _values_of(tensor)
+    if values is None:
+        return None
+    least, largest = values.min(), values.max()
+    return (float(least), float(largest)) if bool(((values == least) | (values == largest)).all()) else None
 
 
 def _number_of(tensor: torch.Tensor) -> float | None:
-    if isinstance(tensor, FakeTensor) or tensor.numel() == 0 or tensor.is_complex():
+    values = _values_of(tensor)
+    if values is None:
         return None
-    values = tensor.detach().flatten().to(torch.float64)
     others = values[values != 0]
     if len(others) == 0:
         return 0.0
@@ -198,7 +217,9 @@ def roles_of(calls: Sequence[SeenCall], others: Sequence[SeenCall] | None = None
         path for path in changing
         if any(len(_names(path, stream)) > 1 for stream in places)
     }  # fmt: skip
-    times = [path for path in calls[0].tensors if path in changes - driven and _is_time(path, calls)]
+    stepwise = [path for path in calls[0].tensors if path in changes - driven]
+    times = [path for path in stepwise if _is_time(path, calls)]
+    times = times or [path for path in stepwise if _is_time_of_parts(path, calls)][:1]
     first = next(iter(times), None)
     example = _most_common(calls)
 
@@ -265,6 +286,13 @@ def _is_time(path: str, calls: Sequence[SeenCall]) -> bool:
     """Whether a tensor is one number in each call, and not the same in all: masks hold the number 1 in every call."""
     numbers = _numbers(path, calls)
     return None not in numbers and len(set(numbers)) > 1
+
+
+def _is_time_of_parts(path: str, calls: Sequence[SeenCall]) -> bool:
+    """Whether a tensor holds two numbers in each call: one that stays, of what is given, and another that does not."""
+    pairs = [call.tensors[path].pair for call in calls if path in call.tensors]
+    known = [pair for pair in pairs if pair is not None]
+    return len(known) == len(pairs) and len({least for least, _ in known}) == 1 and len({most for _, most in known}) > 1
 
 
 def _names(path: str, calls: Sequence[SeenCall]) -> set[bytes]:

@@ -10,6 +10,7 @@ import torch
 from partitioner.graph.ir import Role, TracedGraph
 from runtime.driver.call_arguments import CallForm, Tensors
 from runtime.driver.callers import Caller
+from runtime.driver.timestep_reader import timestep_number
 from runtime.driver.traced_graphs import CallGraphs
 
 
@@ -49,7 +50,7 @@ class DenoiserCall:
         path = self._first(Role.TIMESTEP)
         if self.number is not None and path is not None:
             return self.number
-        return float(self.tensors[path].flatten()[0]) if path is not None else None
+        return timestep_number(self.tensors[path]) if path is not None else None
 
     @cached_property
     def latent(self) -> torch.Tensor:

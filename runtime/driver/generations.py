@@ -94,7 +94,7 @@ class Generation:
 
     def starts(self, timestep: float | None) -> bool:
         """Whether a stream that starts at this timestep is one more of the generation's own beginning."""
-        return timestep == self.first and self._last == self.first
+        return timestep is not None and timestep == self.first == self._last
 
     def is_over(self, timestep: float | None) -> bool:
         """Whether a stream that starts at this timestep shows that another generation has begun."""

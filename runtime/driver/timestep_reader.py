@@ -34,7 +34,8 @@ class TimestepReader:
         """The timestep of a call.
 
         Args:
-            timestep: as it was passed: a number, or a tensor whose first element counts.
+            timestep: as it was passed: a number, or a tensor whose largest number counts: parts of a sample that are
+                given, such as the first frame of a video, have less noise than what is made, or none.
             scheduler: of the caller; None where there is none.
         """
         self._compare()
@@ -42,7 +43,7 @@ class TimestepReader:
             return float(timestep)
         timesteps = getattr(scheduler, "timesteps", None)
         if not isinstance(timesteps, torch.Tensor) or timesteps.dim() != 1 or len(timesteps) == 0:
-            return _read(timestep)
+            return timestep_number(timestep)
         numbers = self._numbers_of(timesteps)
         place = _place_in(timesteps, timestep)
         if place is not None:
@@ -53,9 +54,9 @@ class TimestepReader:
             assert self._made_of is not None
             ratio, offset = self._made_of
             number = numbers[step] * ratio + offset
-            self._given = number, Readback(timestep.flatten()[:1])
+            self._given = number, Readback(timestep.max().reshape(1))
             return number
-        number = _read(timestep)
+        number = timestep_number(timestep)
         self._made_of = next((made for n in numbers for made in MADE_OF if near(n * made[0] + made[1], number)), None)
         return number
 
@@ -85,5 +86,10 @@ def _place_in(timesteps: torch.Tensor, timestep: torch.Tensor) -> int | None:
     return place if rest == 0 and 0 <= place < len(timesteps) else None
 
 
-def _read(timestep: torch.Tensor) -> float:
-    return float(timestep.flatten()[0])
+def timestep_number(timestep: torch.Tensor) -> float:
+    """The number of a timestep; waits for it.
+
+    >>> timestep_number(torch.tensor([[0.0, 0.0], [700.0, 700.0]]))
+    700.0
+    """
+    return float(timestep.max())

@@ -54,6 +54,13 @@ def test_one_timestep_for_each_token_of_which_some_are_zero() -> None:
     assert found.roles == {"x": Role.LATENT, "t": Role.TIMESTEP}
 
 
+def test_one_timestep_for_each_frame_of_which_some_are_always_the_same() -> None:
+    """As where the first frame of a video is given, with some little noise."""
+    found = roles(lambda step, x: [{"x": x, "t": torch.tensor([[0.01, 1.0 - step / 4, 1.0 - step / 4]])}])
+    assert found.roles == {"x": Role.LATENT, "t": Role.TIMESTEP}
+    assert roles(lambda step, x: [{"x": x, "t": torch.tensor([step, step + 1])}]).roles["t"] is Role.STEP
+
+
 def test_two_calls_per_step_have_prompts_that_differ() -> None:
     masks = [torch.tensor([[1, 1, 0]]), torch.tensor([[1, 0, 0]])]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from runtime.driver.generations import Generation
 from runtime.engine import Engine
 from runtime.options import EngineOptions
 from runtime.stats import Stats
@@ -135,3 +136,9 @@ def test_a_denoiser_that_was_changed_within_a_generation_is_counted(engines: Cal
     engine._first._streams.end_all()
     run(engine, FALLING[4:], latent=lambda step: LATENT * 0.9 ** (4 + step))
     assert closed(engine).exact_reasons == {"warm-up": 2, "changed denoiser": 2}
+
+
+def test_calls_without_a_timestep_are_no_warm_up_for_ever() -> None:
+    generation = Generation(cast(Any, None), None, None, False, 1, 2, KINDS["folded"].plan)
+    generation.count(None, "warm-up", range(1), 2)
+    assert not generation.starts(None)

@@ -17,13 +17,13 @@ TIMESTEPS = [900.0, 600.0, 300.0, 0.0]
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What was waited for, where all values are late."""
     found = []
-    read = timestep_reader._read
+    read = timestep_reader.timestep_number
 
     def counted(timestep: torch.Tensor) -> float:
         found.append(read(timestep))
         return found[-1]
 
-    monkeypatch.setattr(timestep_reader, "_read", counted)
+    monkeypatch.setattr(timestep_reader, "timestep_number", counted)
     monkeypatch.setattr(timestep_reader, "is_late", lambda tensor: True)
     return found
 
@@ -79,3 +79,15 @@ def test_all_else_is_read(reads: list[float]) -> None:
     assert reader.number(uneven, SimpleNamespace(timesteps=uneven)) == 900.0, "no single one of them"
     assert reader.number(torch.tensor(600.0), SimpleNamespace(timesteps="none")) == 600.0
     assert reads == [7.0, 900.0, 600.0]
+
+
+def test_of_several_numbers_the_largest_counts(reads: list[float]) -> None:
+    """As where the first frame of a video is given: it has no noise at any step, or always the same little."""
+    scheduler, reader = SimpleNamespace(timesteps=torch.tensor(TIMESTEPS), step_index=None), TimestepReader()
+    got = []
+    for call, t in enumerate(scheduler.timesteps):
+        got.append(reader.number(torch.stack([torch.zeros(()), t, t])[None], scheduler))
+        scheduler.step_index = call + 1
+    assert got == TIMESTEPS
+    assert len(reads) == 1, "the first"
+    assert not reader.was_wrong
