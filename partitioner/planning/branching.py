@@ -100,24 +100,25 @@ def uneven_branchings(step: CallRows, fleet: Fleet, asked: int | None = None) ->
     for streams in _stream_counts(step.calls):
         if asked is not None and asked % streams:
             continue
-        most = min(step.rows, len(fleet) // streams)
+        most = min(step.rows // step.unit, len(fleet) // streams)
         parts = most if asked is None else asked // streams
         if not 2 <= parts <= most:
             continue
         devices, _ = grouped(fleet, streams)
         fastest = sorted(devices.speeds, reverse=True)[:parts]
-        rows = tuple(rows for rows in _shares(step.rows, fastest, 0 if asked is None else 1) if rows)
+        shares = _shares(step.rows // step.unit, fastest, 0 if asked is None else 1)
+        rows = tuple(step.unit * share for share in shares if share)
         if len(set(rows)) > 1 and set(rows) <= set(step.counts):
             yield Branching(rows, streams, step.calls)
 
 
-def _shares(rows: int, speeds: Sequence[float], least: int) -> list[int]:
-    """Rows of each device: one after the other goes to the device that is done with it first.
+def _shares(units: int, speeds: Sequence[float], least: int) -> list[int]:
+    """Of so many units, those of each device: one after the other goes to the device that is done with it first.
 
     least: of each device. Speeds decrease, and so do the shares.
     """
     shares = [least] * len(speeds)
-    for _ in range(rows - sum(shares)):
+    for _ in range(units - sum(shares)):
         soonest = min(range(len(speeds)), key=lambda d: ((shares[d] + 1) / speeds[d], d))
         shares[soonest] += 1
     return shares
@@ -144,7 +145,9 @@ def check_asked(name: str, step: CallRows, devices: int, asked: int | None) -> N
     """
     if asked is None or asked == 1:
         return
-    parts = [1] if step.whole is not None else range(1, step.rows + 1)
+    units = range(1, step.rows // step.unit + 1)
+    any_share = all(step.unit * units_of in step.counts for units_of in units)
+    parts = [n for n in units if any_share or (step.rows % n == 0 and step.rows // n in step.counts)]
     possible = sorted({streams * part for streams in _stream_counts(step.calls) for part in parts})
     if asked not in possible:
         calls = "one call" if step.calls == 1 else f"{step.calls} calls"

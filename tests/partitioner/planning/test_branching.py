@@ -46,6 +46,8 @@ def test_every_even_way_is_listed(step: CallRows, devices: int, expected: list[t
         (step_of(4), (9, 9, 1), 3, [(2, 1, 1)]),
         (step_of(6, calls=2), (2, 1, 2, 1), None, [(2, 2, 1, 1), (4, 2)]),
         (CallRows(8, (8, 4)), (3, 5), None, []),
+        (CallRows(12, (4, 8, 12)), (1, 2.1), None, [(8, 4)]),  # four frames of each image belong together
+        (CallRows(12, (4, 8, 12)), (1, 1, 1, 1), 2, [(8, 4)]),
     ],
 )
 def test_rows_go_with_the_speed_of_devices(
@@ -67,6 +69,7 @@ def test_streams_take_turns_with_the_groups_of_branches() -> None:
         (step_of(1, calls=4), 3, "a step of toy makes 4 calls of one row; use --branches auto or 1, 2, 4"),
         (step_of(1), 2, "toy has one branch: a step of toy makes one call of one row, which cannot be divided; use"),
         (CallRows(2, (2,), whole="they are tied"), 2, "one call of 2 rows, which cannot be divided; they are tied"),
+        (CallRows(8, (8, 4), whole="tied"), 4, "one call of 8 rows; tied; use --branches auto or 1, 2"),
         (step_of(8), 5, "5 branches need 5 devices at least, and there are 4"),
     ],
 )
@@ -75,4 +78,5 @@ def test_what_cannot_be_shared_so_is_refused(step: CallRows, asked: int, message
         check_asked("toy", step, 4, asked)
     assert message in str(caught.value)
     check_asked("toy", step, 4, 1)
+    check_asked("toy", CallRows(8, (8, 4), whole="tied"), 4, 2)
     check_asked("toy", step, 4, None)
