@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from partitioner.graph.container_group import PLAIN, Group, Items, differ
-from partitioner.graph.containers import MISSING
+from partitioner.graph.containers import MISSING, Container
 from partitioner.graph.module_form import ModuleForm
 from partitioner.graph.reachable import FoundContainer, Reachable
 
@@ -140,9 +140,11 @@ class ModuleState:
             now = {id(place.container.held) for place in local}
             local += [place for place in group.places[path] if id(place.container.held) not in now]
         group.take(path, local)
-        beside = [place for place in again.places if not place.is_local]
-        if beside:
-            self._beside.take("", [*self._beside.places[""], *beside])
+        beside = {_key_of(place.container): place for place in again.places if not place.is_local}
+        known = set(map(_key_of, (place.container for place in self._beside.places[""]))) if beside else set()
+        if beside.keys() - known:
+            new = [place for key, place in beside.items() if key not in known]
+            self._beside.take("", [*self._beside.places[""], *new])
         self._found.caches += again.caches
 
     def bring_to(self, device: torch.device) -> None:
@@ -168,6 +170,10 @@ class ModuleState:
     def _all_saved(self) -> Iterator[tuple[FoundContainer, Items]]:
         for group in (*self._groups, self._beside):
             yield from group.all()
+
+
+def _key_of(container: Container) -> tuple[object, ...]:
+    return type(container), id(container.held), *(getattr(container, "names", None) or ())
 
 
 def _differences_in(place: FoundContainer, saved: Items) -> Iterator[Difference]:

@@ -131,7 +131,7 @@ class Reachable:
     _seen: dict[int, tuple[Any, str, bool]] = field(default_factory=dict)
     _classes: dict[int, type] = field(default_factory=dict)  # those that were looked into
     _queue: deque[tuple[Any, str, str, bool]] = field(default_factory=deque)  # what is yet to be looked into
-    _submodules: dict[int, tuple[Any, str, bool]] = field(default_factory=dict)  # seen by every walk of one module
+    _passed: dict[int, tuple[Any, str, bool]] = field(default_factory=dict)  # what no walk of one module looks into
     _is_local: bool = True  # whether what is found now is
 
     @classmethod
@@ -145,15 +145,8 @@ class Reachable:
         with found._beside():
             for hooks in hooks_of_all_modules():
                 found._visit(hooks, "", "hook of all modules")
-        while found._queue:
-            found._walk()
-            with found._beside():
-                for value, path, label in found._outside:
-                    if not isinstance(value, (type, types.ModuleType)):
-                        found._all(found._named(value).items(), path, label + ".")
-        found.places += [
-            FoundContainer(found._named(value), path, f"{label}.") for value, path, label in found._outside
-        ]
+        found._walk()
+        found._read_outside()
         found.places.append(FoundContainer(FunctionsContainer(nn.functional), "", "function torch.nn.functional."))
         for module_name, held, name in _SETTINGS:
             if hasattr(sys.modules.get(module_name), held):
@@ -174,28 +167,35 @@ class Reachable:
             What was found: of what is not local only what is new. None where only a walk from all modules tells.
         """
         found = Reachable(_classes=self._classes)
-        if not self._submodules:
-            self._submodules.update((id(child), (child, "", True)) for child in submodules.values())
-        found._seen = dict(self._submodules)
+        if not self._passed:
+            self._passed.update((key, seen) for key, seen in self._seen.items() if not seen[2])
+            self._passed.update((id(child), (child, "", True)) for child in submodules.values())
+        found._seen = dict(self._passed)
         found._module(submodules[path], path, "", ignored)
         found._walk()
-        known = {id(value) for value, *_ in self._outside}
-        hidden = [module for name, module in found.modules.items() if self.modules.get(name) is not module]
-        if hidden or any(id(value) not in known for value, *_ in found._outside):
+        self._passed.update((key, seen) for key, seen in found._seen.items() if not seen[2])
+        if any(self.modules.get(name) is not module for name, module in found.modules.items()):
             return None
-        if found._names - self._names and self._outside:
-            found._names = self._names = self._names | found._names
+        known = {id(value) for value, *_ in self._outside}
+        new = [item for item in found._outside if id(item[0]) not in known]
+        if new or (self._outside and found._names - self._names):
+            found._names, found._outside = self._names | found._names, [*self._outside, *new]
             found._seen = {**self._seen, **found._seen}
-            found._read_outside(self._outside)
-            found._walk()
+            found._read_outside()
+            self._names, self._outside = found._names, found._outside
         return found
 
-    def _read_outside(self, outside: list[tuple[Any, str, str]]) -> None:
+    def _read_outside(self) -> None:
         """Of what is no part of the denoiser take what code that is part of it names."""
+        before = -1
+        while before != (before := len(self._seen)):
+            with self._beside():
+                for value, path, label in self._outside:
+                    if not isinstance(value, (type, types.ModuleType)):  # of these, values that are replaced count only
+                        self._all(self._named(value).items(), path, label + ".")
+            self._walk()
         with self._beside():
-            for value, path, label in outside:
-                if not isinstance(value, (type, types.ModuleType)):  # of these, values that are replaced count only
-                    self._all(self._named(value).items(), path, label + ".")
+            for value, path, label in self._outside:
                 self._add(self._named(value), path, f"{label}.")
 
     def _walk(self) -> None:

@@ -73,6 +73,7 @@ class DenoiserChanges:
         self._numbers = count()
         self._now: _State
         self._known: list[_State]
+        self._quiet: set[tuple[_State, _State]]  # from one to the other, and nothing was written
         self._sums: dict[int, int | None]  # by id, of tensors that were doubtful
         self._take()
 
@@ -135,7 +136,7 @@ class DenoiserChanges:
             if self._values.which() or any(self._sums.get(id(tensor)) != checksum(tensor) for tensor in doubtful):
                 past = self._past(differences, gradients)
                 return replace(past, written=[*past.written, *written]) if past is not None else None
-            self._quiet.add((self._now, known))
+            self._quiet = {pair for pair in self._quiet if set(pair) <= set(self._known)} | {(self._now, known)}
         self._known = [*(state for state in self._known if state is not known), known][-KEPT:]
         self._now = known
         return DenoiserChange(differences, written, known.number, turned=True, is_known=known is not now)
@@ -155,7 +156,7 @@ class DenoiserChanges:
         self._forms = {id(tensor): _form(tensor) for tensor in self._state.tensors}
         self._now = _State(next(self._numbers), {}, self._gradients_now())
         self._known = [self._now]
-        self._quiet: set[tuple[_State, _State]] = set()  # from one to the other, and nothing was written
+        self._quiet = set()
         self._sums = {}
         self.settle()
 

@@ -149,3 +149,48 @@ def test_tensors_beside_the_parts_of_modules_are_brought_to_a_device_and_put_bac
     state.restore()
     assert module.kept[0] is here
     assert module.pair is pair
+
+
+def put_on(module: Any, scale: float) -> Any:
+    def scaled(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * scale * len(CHANGES)
+
+    return module.register_forward_hook(scaled)
+
+
+def test_modules_whose_hooks_change_are_followed_and_their_forms_tell_what_they_are() -> None:
+    module = denoiser()
+    state = ModuleState(module)
+    inner = next(path for path, child in module.named_modules() if isinstance(child, nn.Linear))
+    forms = []
+    for scale in (0.5, 2.0, 0.5):
+        handle = put_on(module.get_submodule(inner), scale)
+        assert state.changed()
+        found = state.follow()
+        assert found is not None
+        assert {difference.module for difference in found} == {inner}
+        assert not state.changed()
+        forms.append(state.forms[inner])
+        handle.remove()
+        assert state.follow() is not None
+        assert state.forms[inner] == state.former[inner]
+    assert forms[0] == forms[2] != forms[1]
+    places = len(state._beside.places[""])
+    put_on(module.get_submodule(inner), 0.5)
+    assert state.follow() is not None
+    assert len(state._beside.places[""]) == places, "what is beside modules is taken once"
+
+
+def test_another_parameter_or_submodule_is_not_followed() -> None:
+    module = denoiser()
+    state = ModuleState(module)
+    inner = next(child for child in module.modules() if isinstance(child, nn.Linear))
+    inner.weight = nn.Parameter(inner.weight.detach().clone())
+    assert state.follow() is None
+    assert state.changed(), "and nothing is taken for known"
+    state = ModuleState(module)
+    inner.more = nn.Linear(1, 1)
+    assert state.follow() is None
+    state = ModuleState(module)
+    inner.scale = torch.ones(1)
+    assert state.follow() is None, "a tensor that nothing had"
