@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from partitioner.tables import size_text
+
 Document = Mapping[str, Any]
 
 _NUMBERS = ("no", "one", "two", "three", "four")
@@ -72,4 +74,4 @@ def weights_text(document: Document) -> list[str]:
         return []
     held = [sum(c["parameter_bytes"] for c in components if c["branch"] == branch) for branch in range(branches)]
     over = "" if len(components) == branches else f" over its {len(components) // branches} components"
-    return [f"each branch holds all weights{over}: {held[-1] / 1e9:.4g} GB in one, {sum(held) / 1e9:.4g} GB in all"]
+    return [f"each branch holds all weights{over}: {size_text(held[-1])} in one, {size_text(sum(held))} in all"]

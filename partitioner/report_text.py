@@ -7,7 +7,7 @@ from itertools import groupby
 from partitioner.branch_text import Document, branches_text, weights_text
 from partitioner.planning.expected_quality import MARGIN_DB
 from partitioner.simulator.speed_of_light import SpeedOfLight
-from partitioner.tables import table_text
+from partitioner.tables import size_text, table_text
 
 _STYLES = {
     "batch": "both halves in one call",
@@ -49,7 +49,7 @@ def report_text(document: Document) -> str:
         f"{remark}",
         *_speed_of_light(document, remark),
         f"lower bound      {document['lower_bound_ms']:.4g} {ms}; slowest component {document['gap']:.2%} above it",
-        f"sent             {_size(document['bytes_per_step'])} per step; staleness {document['staleness']:.4g}",
+        f"sent             {size_text(document['bytes_per_step'])} per step; staleness {document['staleness']:.4g}",
         f"denoiser         {document['macs'] / 1e12:.4g} T multiply-accumulates per call",
         *_quality(document),
         *_idle(document),
@@ -89,7 +89,7 @@ def _beside(document: Document) -> list[str]:
     if not modules:
         return []
     shown = ", ".join(
-        f"{m['name']} ({m['class_name']}, {m['parameters'] / 1e6:.1f} M parameters, {_size(m['parameter_bytes'])})"
+        f"{m['name']} ({m['class_name']}, {m['parameters'] / 1e6:.1f} M parameters, {size_text(m['parameter_bytes'])})"
         for m in modules
     )
     return [
@@ -189,7 +189,7 @@ def _component_table(document: Document, ms: str) -> str:
         [
             str(c["rank"]), str(c["branch"]), str(c["component"]), c["device"], _short(c["modules"]),
             f"{c['compute_ms']:.4g}", f"{c['compute_ms'] / total:.1%}", f"{c['parameters'] / 1e6:.1f} M",
-            _size(c["memory_bytes"]), _size(c["receive_bytes"]), _size(c["send_bytes"]),
+            size_text(c["memory_bytes"]), size_text(c["receive_bytes"]), size_text(c["send_bytes"]),
         ]
         for c in document["components"]
     ]  # fmt: skip
@@ -199,9 +199,9 @@ def _component_table(document: Document, ms: str) -> str:
 def _baseline_table(document: Document, ms: str) -> str:
     rows = []
     for name, figures in document["baselines"].items():
-        sent = _size(figures["bytes_per_step"])
+        sent = size_text(figures["bytes_per_step"])
         if "broadcast_bytes_per_step" in figures:
-            sent += f" (its code broadcasts {_size(figures['broadcast_bytes_per_step'])})"
+            sent += f" (its code broadcasts {size_text(figures['broadcast_bytes_per_step'])})"
         rows.append([name.replace("_", " "), f"{figures['step_ms']:.4g}", sent, f"{figures['staleness']:.4g}"])
     return table_text(["compared with", f"step {ms}", "sent per step", "staleness"], rows, left={0, 2})
 
@@ -215,8 +215,8 @@ def _candidate_table(document: Document, ms: str) -> str:
         figures = ["-", "-", "-", "-", c["reason"]]
         if not c["reason"]:
             figures = [
-                f"{c['step_ms']:.4g}", f"{c['staleness']:.4g}", _size(c["bytes_per_step"]), _size(c["memory_bytes"]),
-                _remark(c),
+                f"{c['step_ms']:.4g}", f"{c['staleness']:.4g}", size_text(c["bytes_per_step"]),
+                size_text(c["memory_bytes"]), _remark(c),
             ]  # fmt: skip
         rows.append([name, _mode(c, c["components"]), *figures])
     return table_text(headers, rows, left={0, 1, 6})
@@ -243,11 +243,3 @@ def _short(modules: str, parts: int = 4) -> str:
     words = (word if word in ("..", "+") else ".".join(word.split(".")[:parts]) for word in modules.split(" "))
     text = " ".join(words)
     return text if len(text) <= 76 else f"{text[:73]}..."
-
-
-def _size(size_bytes: float) -> str:
-    """Bytes in decimal units: '8.3 MB'."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.1f} {unit}"
-    return f"{size_bytes:.0f} B"

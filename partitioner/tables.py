@@ -1,4 +1,4 @@
-"""table_text: rows of text in aligned columns, for every command that prints a table."""
+"""table_text, size_text: rows of text in aligned columns, and bytes in words, for every command that prints a table."""
 
 from __future__ import annotations
 
@@ -43,3 +43,15 @@ def table_text(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: C
     console = Console(file=written, width=ENOUGH, force_terminal=sys.stdout.isatty(), highlight=False)
     console.print(table, crop=False, soft_wrap=True)
     return "\n".join(line.rstrip() for line in written.getvalue().rstrip("\n").split("\n"))
+
+
+def size_text(size_bytes: float) -> str:
+    """Bytes in decimal units.
+
+    >>> size_text(8_340_000), size_text(12)
+    ('8.3 MB', '12 B')
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.1f} {unit}"
+    return f"{size_bytes:.0f} B"

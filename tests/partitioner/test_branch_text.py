@@ -54,6 +54,6 @@ def test_branches_are_told_in_a_sentence(changed: dict[str, Any], expected: list
 def test_weights_are_held_by_each_branch() -> None:
     document = describe(toy_plan(), None)
     assert weights_text(document) == [
-        "each branch holds all weights over its 2 components: 0.012 GB in one, 0.024 GB in all"
+        "each branch holds all weights over its 2 components: 12.0 MB in one, 24.0 MB in all"
     ]
     assert weights_text(document | {"branches": 1}) == []

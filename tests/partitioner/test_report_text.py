@@ -37,7 +37,7 @@ rank  branch  component  device  modules         ms  share  parameters  memory  
    1       0          0  a       conv_in .. mid   2  25.0%       3.0 M  9.0 MB  16 B  16 B
    2       1          1  b       up.0 .. relu.0   2  25.0%       3.0 M  9.0 MB  16 B  16 B
    3       1          0  b       conv_in .. mid   2  25.0%       3.0 M  9.0 MB  16 B  16 B
-each branch holds all weights over its 2 components: 0.012 GB in one, 0.024 GB in all
+each branch holds all weights over its 2 components: 12.0 MB in one, 24.0 MB in all
 
 predicted step   2 ms, sequential 8 ms: speed-up 4.00 x
 trajectory       speed-up 3.64 x over 50 steps with warm-up
