@@ -6,8 +6,9 @@ the parts of a call, put together, are the whole. Most denoisers do so; attentio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations
 
@@ -153,3 +154,21 @@ def _digits(order: Sequence[int]) -> Iterator[tuple[int, int]]:
     for size in order:
         yield outer, size
         outer *= size
+
+
+def divide(whole: TracedGraph, parts: Sequence[TracedGraph]) -> RowDivision:
+    """Whether calls of some rows each compute together what a call of all rows does.
+
+    Args:
+        whole: the graph of the whole call.
+        parts: the graph of the call of each part, first rows first.
+    """
+    latent = next(item.name for item in whole.inputs if item.role is Role.LATENT)
+    rows = whole.input_by_name[latent].meta.shape[0]
+    shapes = {item.name: item.meta.shape for item in parts[0].inputs}
+    divided = [item.name for item in whole.inputs if shapes[item.name] != item.meta.shape]
+    count = rows // math.gcd(*(part.input_by_name[latent].meta.shape[0] for part in parts))
+    flow = RowFlow(whole, divided, rows)
+    different = {part.input_by_name[latent].meta.shape: part for part in parts}
+    faults = (flow.part_fault(part, count) for part in different.values())
+    return replace(flow.division(count), fault=next((fault for fault in faults if fault is not None), None))

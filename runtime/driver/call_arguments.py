@@ -48,6 +48,7 @@ class CallReader:
         self._planned = {item.path: item for item in plan.inputs}
         self._latent = next(item for item in plan.inputs if item.role == "latent")
         self._timesteps = [item for item in plan.inputs if item.role == "timestep"]
+        self._together: set[frozenset[tuple[str, torch.Size]]] = set()  # shapes of calls whose rows stay together
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], CallForm]:
         """Read a call's arguments.
@@ -150,7 +151,17 @@ class CallReader:
 
     def by_branch(self, tensors: Tensors) -> list[dict[str, torch.Tensor]]:
         """The inputs of each branch of a stream, by path; one branch takes all rows where they cannot be shared out."""
+        if _shapes(tensors) in self._together:
+            return [dict(tensors)]
         return self._split(tensors, self._plan.branch_rows or [1] * (self._plan.branches // self._plan.streams))
+
+    def keep_together(self, tensors: Tensors) -> None:
+        """Have one branch take all rows of such calls from now on."""
+        self._together.add(_shapes(tensors))
+
+    def share_again(self) -> None:
+        """Share the rows of all calls among branches again."""
+        self._together.clear()
 
     def parts(self, tensors: Tensors, count: int) -> list[dict[str, torch.Tensor]]:
         """Split the inputs into ``count`` parts of equally many rows; one part where that is not possible."""
@@ -187,6 +198,10 @@ class CallReader:
     def _dtype(self) -> torch.dtype:
         """The denoiser's floating dtype."""
         return next((t.dtype for t in self._denoiser.parameters() if t.is_floating_point()), torch.float32)
+
+
+def _shapes(tensors: Tensors) -> frozenset[tuple[str, torch.Size]]:
+    return frozenset((path, tensor.shape) for path, tensor in tensors.items())
 
 
 def call_signature(tensors: Tensors, form: CallForm) -> CallSignature:

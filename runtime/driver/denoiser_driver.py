@@ -34,6 +34,7 @@ from runtime.driver.denoiser_changes import TAKEN_OVER, DenoiserChanges
 from runtime.driver.dispatch import Dispatcher
 from runtime.driver.distribution import Distribution
 from runtime.driver.foresight import BegunCall, Foresight
+from runtime.driver.shared_rows import SharedRows
 from runtime.driver.stream import Stream
 from runtime.driver.streams import Streams
 from runtime.driver.timestep_reader import TimestepReader
@@ -109,6 +110,7 @@ class DenoiserDriver:
         self._weights = Weights(denoiser)
         self._timesteps = TimestepReader()
         self._graphs = TracedGraphs(denoiser, plan, self._calls, shared.tables, traced)
+        self._rows = SharedRows(denoiser, plan, shared.warned)
         self._planned = self._graphs.planned()
 
     @property
@@ -228,6 +230,9 @@ class DenoiserDriver:
         change = self._changes.found(thorough=thorough)
         if change is None:
             return False
+        if change.differences:
+            self._rows.forget()
+            self._calls.share_again()
         if change.differences and not change.is_known:
             _LOGGER.info("the denoiser was changed, and is traced again: %s", listed(change.differences))
         if change.turned:
@@ -256,6 +261,11 @@ class DenoiserDriver:
         """The graphs of such a call, which every rank has."""
         branches = self._calls.by_branch(tensors)
         built = tuple(self._graph_of(rows, form) for rows in branches)
+        if len(branches) > 1 and not self._rows.are_shared(
+            tensors, [each.graph for each in built], lambda: self._graphs.graph_of(tensors, form).graph
+        ):
+            self._calls.keep_together(tensors)
+            return self._graphs_of(tensors, form)
         part = self._graph_of_part(built[0], branches[0], form) if len(set(map(id, built))) == 1 else None
         return CallGraphs(built, part, self._options.microbatches)
 
@@ -277,6 +287,8 @@ class DenoiserDriver:
         if len(parts) == 1:
             return None
         part = self._graph_of(parts[0], form)
+        if not self._rows.keeps_parts(whole.graph, part.graph, len(parts)):
+            return None
         return part if can_join(whole.specs[0].wires, part.specs[0].wires, len(parts)) else None
 
     def end(self) -> None:
