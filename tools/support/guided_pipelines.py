@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tools.support.image_pipelines import embedding, flow, flux2_vae, ones, qwen_vae, shifted_vae
-from tools.support.parts import clip_of, denoiser, made, picture, picture_mask, scheduler
+from tools.support.parts import clip_of, denoiser, made, picture, picture_mask, scheduler, vision
 from tools.support.tiny_pipeline import TinyPipeline
 from tools.support.video_pipelines import eighth, hunyuan_vae, wan_vae
 
@@ -150,6 +150,15 @@ _TRUE_VIDEO: dict[str, Any] = {
     "prompt_attention_mask": ones(1, 7), "negative_prompt_attention_mask": ones(1, 7),
 }  # fmt: skip
 _VIDEO: dict[str, Any] = {**_SIZED, "num_frames": 5, **_texts(1, 7, 24)}
+_LTX2: dict[str, Any] = {
+    **_VIDEO, **_texts(1, 7, 48), "spatio_temporal_guidance_blocks": [1], "prompt_attention_mask": ones(1, 7),
+    "negative_prompt_attention_mask": ones(1, 7),
+}  # fmt: skip
+_LTX2_ENCODERS = (*_ENCODERS, "processor", "prompt_enhancer", "duration_head")
+_SEEN: dict[str, Any] = {
+    "image_encoder": lambda: vision(16, "CLIPVisionModel")["image_encoder"],
+    "image_processor": lambda: vision(16)["feature_extractor"],
+}
 
 GUIDED_PIPELINES = [
     TinyPipeline(
@@ -255,12 +264,14 @@ GUIDED_PIPELINES = [
     TinyPipeline(
         "HunyuanSkyreelsImageToVideoPipeline", _hunyuan_parts(8), _TRUE_VIDEO, left_out=_TWO_ENCODERS,
     ),
+    TinyPipeline("LTX2Pipeline", _ltx2, _LTX2, left_out=_LTX2_ENCODERS),
     TinyPipeline(
-        "LTX2Pipeline",
-        _ltx2,
-        {**_VIDEO, **_texts(1, 7, 48), "spatio_temporal_guidance_blocks": [1], "prompt_attention_mask": ones(1, 7),
-         "negative_prompt_attention_mask": ones(1, 7)},
-        left_out=(*_ENCODERS, "processor", "prompt_enhancer", "duration_head"),
+        "LTX2ImageToVideoPipeline", _ltx2, {**_LTX2, "image": picture, "image_crf": 0}, left_out=_LTX2_ENCODERS,
+    ),
+    TinyPipeline(
+        "ChronoEditPipeline",
+        _parts("ChronoEditTransformer3DModel", wan_vae, config={"in_channels": 12, "image_dim": 16}, **_SEEN),
+        {**_VIDEO, "image": picture}, left_out=_ENCODERS,
     ),
     TinyPipeline(
         "LucyEditPipeline", _parts("WanTransformer3DModel", wan_vae, config={"in_channels": 8}, transformer_2=None),
