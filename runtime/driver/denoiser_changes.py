@@ -166,6 +166,8 @@ class DenoiserChanges:
 
     def _constants_among(self, written: Sequence[torch.Tensor]) -> list[Difference]:
         """Tensors that are neither parameters nor buffers: what they hold may be a constant of the graph."""
+        if not written:
+            return []
         given = {id(tensor) for tensor in (*self._denoiser.parameters(), *self._denoiser.buffers())}
         loose = [tensor for tensor in written if id(tensor) not in given]
         return [Difference("", f"a tensor of shape {list(tensor.shape)} beside parameters", False) for tensor in loose]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from partitioner import compile
 from partitioner.planning.options import PlanOptions
+from runtime.driver.denoiser_changes import KEPT
 from runtime.driver.traced_graphs import TracedGraphs
 from runtime.engine import Engine
 from runtime.errors import InputError, PlanMismatch
@@ -260,6 +262,28 @@ def test_hooks_put_on_for_every_second_call_make_two_trajectories(exact: bool, m
             again = Pass(run, engine).step(trajectory.inputs(6))
             assert equal(again, Pass(plain, plain).step(trajectory.inputs(6))), "a write reaches both"
             assert len(traced) == 4
+
+
+@pytest.mark.slow
+def test_the_graphs_of_what_a_denoiser_was_long_ago_are_dropped() -> None:
+    plain, run = toy(), toy()
+    inputs = Trajectory(calls=1).inputs(0)
+    with Engine(run, toy_plan(run, 2), EngineOptions(transport="emulation")) as engine, torch.no_grad():
+        for scale in (*range(2, KEPT + 3), 2):
+            made = []
+            for denoiser, call in ((plain, plain), (run, engine)):
+                handle = denoiser.up[0].register_forward_hook(partial(scaled, scale))
+                made.append(call(**inputs)[0])
+                handle.remove()
+            assert torch.equal(*made), scale
+            assert torch.equal(engine(**inputs)[0], plain(**inputs)[0])
+        for worker in engine._ranks.workers:
+            assert len(worker._components) == KEPT
+        assert len(engine._first._distribution._preambles) == KEPT
+
+
+def scaled(scale: float, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+    return output * scale
 
 
 def test_a_foreseen_call_is_not_taken_for_one_in_another_state() -> None:
