@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from partitioner.errors import UsageError
 from partitioner.plan.plan import Plan
 from partitioner.planning.options import PlanOptions
 from runtime import parallelize
@@ -44,6 +45,7 @@ class TriedPipeline:
         foreseen: How many of them were.
         wasted: How many calls were foreseen and then not made so.
         branches_differ: The largest difference between that run and that of the unmodified pipeline.
+        no_streams: Why such a plan has no branches for calls of a step, if so.
     """
 
     denoiser: str = ""
@@ -62,6 +64,7 @@ class TriedPipeline:
     foreseen: int | None = None
     wasted: int | None = None
     branches_differ: float | None = None
+    no_streams: str = ""
 
 
 def try_pipeline(tiny: TinyPipeline, folder: Path) -> TriedPipeline:
@@ -104,14 +107,9 @@ def _try(tiny: TinyPipeline, folder: Path) -> TriedPipeline:
         step = "look ahead"
         with parallelize(pipe, plan, transport="emulation", mode="lookahead", warmup=_WARMUP):
             found = replace(found, looks_ahead=is_finite(tiny.run(pipe)))
-        count = found.calls_per_step or 1
-        if count > 1:
-            step = "foresee calls"
-            options = PlanOptions(branches=count, force=True)
-            plan = plans_for(pipe, count, tiny.sizes(), options, call=tiny.arguments())
-            with parallelize(pipe, plan, transport="emulation", exact=True) as engine:
-                difference, stats = largest_difference(tiny.run(pipe), wanted), engine.stats
-            found = replace(found, foreseen=stats.foreseen_calls, wasted=stats.wasted_calls, branches_differ=difference)
+        step = "foresee calls"
+        if (found.calls_per_step or 1) > 1:
+            found = _with_branches(found, tiny, pipe, wanted)
     except Exception as error:
         return replace(found, failed=step, why=first_line(error))
     return found
@@ -128,6 +126,22 @@ def _with_calls(found: TriedPipeline, tiny: TinyPipeline, pipe: Any, plans: Mapp
         could_be_lagged=made.could_be_lagged(_WARMUP),
         could_be_foreseen=made.could_be_foreseen() if made.per_step > 1 else None,
     )
+
+
+def _with_branches(found: TriedPipeline, tiny: TinyPipeline, pipe: Any, wanted: Any) -> TriedPipeline:
+    """What was found, and how many calls are foreseen by a plan of a branch for each call of a step."""
+    count = found.calls_per_step or 1
+    options = PlanOptions(branches=count, force=True)
+    try:
+        plan = plans_for(pipe, count, tiny.sizes(), options, call=tiny.arguments())
+    except UsageError as error:
+        return replace(found, no_streams=first_line(error))
+    with parallelize(pipe, plan, transport="emulation", exact=True) as engine:
+        difference, stats = largest_difference(tiny.run(pipe), wanted), engine.stats
+    found = replace(found, branches_differ=difference)
+    if all(own.streams == 1 for own in plan.values()):
+        return replace(found, no_streams="branches are rows of a call, not calls of a step")
+    return replace(found, foreseen=stats.foreseen_calls, wasted=stats.wasted_calls)
 
 
 def is_supported(tried: TriedPipeline, tolerance: float = 1e-4) -> bool:

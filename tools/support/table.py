@@ -130,5 +130,7 @@ def _note(row: Mapping[str, Any]) -> str:
         notes = [f"{count} exact: {reason}" for reason, count in row.get("exact", {}).items()]
         if row.get("wasted"):
             notes.append(f"{row['wasted']} foreseen in vain")
+        if row.get("no_streams"):
+            notes.append(f"none foreseen: {escaped(row['no_streams'])}".replace("|", "/"))
         return "; ".join(notes)
     return f"fails to {row['failed']}: {escaped(row['why']).replace('|', '/')}"

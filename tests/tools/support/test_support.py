@@ -24,6 +24,7 @@ PIPELINE = {
     "denoiser": "UNet2DModel", "failed": None, "why": "", "difference": 2e-6, "repeats": True, "looks_ahead": True,
     "moves": 0.1, "calls": 12, "calls_per_step": 2, "could_be_lagged": 10, "lagged": 7, "exact": {"another prompt": 3},
     "commit": "0123abc", "could_be_foreseen": 5, "foreseen": 4, "wasted": 1, "branches_differ": 0.0,
+    "no_streams": "no | way",
 }  # fmt: skip
 
 
@@ -80,7 +81,7 @@ def test_the_page_says_what_fails_and_what_was_not_tried() -> None:
     assert "| UNet2DModel | 7 | 0 | exact | 1 of 1 |  |" in text
     assert "| UVit2DModel |  |  | takes none |  | fails to trace: `TraceError: no / 'way'` |" in text
     assert "| DDIMPipeline | UNet2DModel | 2e-06 | yes | yes | 2 | 7 of 10 | 4 of 5 | 0123abc |" in text
-    assert "| 3 exact: another prompt; 1 foreseen in vain |" in text
+    assert "| 3 exact: another prompt; 1 foreseen in vain; none foreseen: `no / way` |" in text
     assert "| DDPMPipeline | | | | | | | | | not tried yet |" in text
     assert "of 1 that call it twice or more per step, 0 have 80 %" in text
     assert "lagged that could have been, and 1 as many foreseen" in text
