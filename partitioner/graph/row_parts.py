@@ -10,7 +10,7 @@ divided where the rows are, and else the same, by the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy
 
@@ -47,7 +47,8 @@ def part_fault(whole: TracedGraph, part: TracedGraph, flows: Sequence[DigitFlow]
         flows: of each digit of the rows by which parts are counted, in the whole.
         rows: of the whole call.
     """
-    pairs = _paired(whole, part)
+    # torch itself reshapes a single row here and there; what comes of it shows in the next operator's shape
+    pairs = _paired(whole, part, _COPIES) or _paired(whole, part, _COPIES | RESHAPES)
     if pairs is None:
         return _row_by_row(whole, part, flows)
     shapes = [(item.meta.shape, part.input_by_name[item.name].meta.shape) for item in whole.inputs]
@@ -58,9 +59,9 @@ def part_fault(whole: TracedGraph, part: TracedGraph, flows: Sequence[DigitFlow]
     return None
 
 
-def _paired(whole: TracedGraph, part: TracedGraph) -> list[tuple[Node, Node]] | None:
-    """The operators of two graphs, which come in the same order; None where they do not. Copies do not count."""
-    ones, others = ([n for n in graph.nodes if operator_name(n.target) not in _COPIES] for graph in (whole, part))
+def _paired(whole: TracedGraph, part: TracedGraph, but: Set[str]) -> list[tuple[Node, Node]] | None:
+    """The operators of two graphs, but for some, which come in the same order; None where they do not."""
+    ones, others = ([n for n in graph.nodes if operator_name(n.target) not in but] for graph in (whole, part))
     if len(ones) != len(others) or any(_kind(a) != _kind(b) for a, b in zip(ones, others, strict=True)):
         return None
     return list(zip(ones, others, strict=True))
