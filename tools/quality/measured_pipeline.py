@@ -152,6 +152,7 @@ def shipped_pipeline(
         chunk=chunk,
         guidance=None if two_calls else scale,
         **call_arguments(name),
+        **({"negative_prompt": ""} if two_calls else {}),  # without one, both calls have the prompt
     )
     pipeline.guidance_scale = scale
     pipeline.labels = labels

@@ -116,6 +116,8 @@ def test_bad_options_are_refused(options: list[str], folder: Path, capsys: pytes
 def test_guidance_in_two_calls_has_the_figures_of_one_stream_after_the_other() -> None:
     pipeline = shipped_pipeline("mmdit", 2, 2, None, two_calls=True)
     pipeline.use(SamplingCase(None, 8))
+    in_one_call = shipped_pipeline("mmdit", 2, 2, None)
+    assert torch.allclose(pipeline.generate(8), in_one_call.generate(8), atol=1e-4)
     one, _ = pipeline.plan(parse_config("2:1:chain"))
     two = one.model_copy(
         update={
