@@ -136,12 +136,11 @@ def _with_branches(found: TriedPipeline, tiny: TinyPipeline, pipe: Any, wanted: 
         plan = plans_for(pipe, count, tiny.sizes(), options, call=tiny.arguments())
     except UsageError as error:
         return replace(found, no_streams=first_line(error))
-    with parallelize(pipe, plan, transport="emulation", exact=True) as engine:
-        difference, stats = largest_difference(tiny.run(pipe), wanted), engine.stats
-    found = replace(found, branches_differ=difference)
     if all(own.streams == 1 for own in plan.values()):
         return replace(found, no_streams="branches are rows of a call, not calls of a step")
-    return replace(found, foreseen=stats.foreseen_calls, wasted=stats.wasted_calls)
+    with parallelize(pipe, plan, transport="emulation", exact=True) as engine:
+        difference, stats = largest_difference(tiny.run(pipe), wanted), engine.stats
+    return replace(found, foreseen=stats.foreseen_calls, wasted=stats.wasted_calls, branches_differ=difference)
 
 
 def is_supported(tried: TriedPipeline, tolerance: float = 1e-4) -> bool:
