@@ -34,6 +34,7 @@ class SeenTensor:
         name: Equal for tensors of equal values.
         number: The one number that all its entries are that are not 0, as of a timestep; None where there are several.
         given: Whether another module gave it as it is.
+        row: As name, of the first row; of the tensor where it has no rows.
         pair: The lesser and the larger of the two numbers that its entries are, as of a timestep where part of the
             sample is given, with some little noise; None where they are not two.
     """
@@ -44,6 +45,7 @@ class SeenTensor:
     number: float | None = None
     given: bool = False
     pair: tuple[float, float] | None = None
+    row: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _look_at(tensor: torch.Tensor, given: Collection[bytes]) -> SeenTensor:
     name = digest_of(tensor)
     return SeenTensor(
         tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name, _number_of(tensor), name in given,
-        _pair_of(tensor),
+        _pair_of(tensor), digest_of(tensor[:1]) if tensor.dim() else name,
     )  # fmt: skip
 
 
@@ -277,8 +279,8 @@ def _latent(driven: set[str], calls: Sequence[SeenCall]) -> str:
 
 
 def _steps(calls: Sequence[SeenCall], latent: str) -> list[list[SeenCall]]:
-    """The calls of each step: those in a row that have the same latent."""
-    grouped = itertools.groupby(calls, key=lambda call: call.tensors[latent].name if latent in call.tensors else b"")
+    """The calls of each step: those in a row that have the same latent, be it for more rows or for fewer."""
+    grouped = itertools.groupby(calls, key=lambda call: call.tensors[latent].row if latent in call.tensors else b"")
     return [list(step) for _, step in grouped]
 
 

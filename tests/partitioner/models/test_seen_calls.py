@@ -75,6 +75,18 @@ def test_two_calls_per_step_have_prompts_that_differ() -> None:
     assert without.roles == found.roles
 
 
+def test_calls_of_a_step_may_have_more_rows_or_fewer() -> None:
+    """As where one call holds both halves of guidance, and another skips layers for one of them."""
+
+    def both(step: int, x: torch.Tensor) -> list[dict[str, Any]]:
+        whole = {"x": torch.cat([x, x]), "t": torch.tensor([9 - step] * 2), "text": torch.cat([NONE, TEXT])}
+        return [whole, {"x": x, "t": torch.tensor([9 - step]), "text": TEXT}]
+
+    found = roles(both)
+    assert (found.steps, found.calls_per_step) == (3, 2)
+    assert found.roles == {"x": Role.LATENT, "t": Role.TIMESTEP, "text": Role.PROMPT}
+
+
 def test_what_follows_the_outputs_or_the_step_and_is_no_latent_is_a_step_s() -> None:
     def call(step: int, x: torch.Tensor) -> list[dict[str, Any]]:
         return [{"extra": {"residual": x[..., :1] * 2, "weights": torch.tensor([1.0, step])}, "x": x, "t": -step}]
