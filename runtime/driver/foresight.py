@@ -161,6 +161,7 @@ class Foresight:
         steps.missed = steps.hit = False
         if steps.misses >= MOST_MISSES and not steps.gave_up:
             steps.gave_up = True
+            generation.unforeseen.clear()  # it is said here
             self._warn(
                 f"{MOST_MISSES} steps in a row made other denoiser calls than were foreseen at the first of them: from "
                 "here on this generation's calls are computed when they are made, one after the other. engine.stats "

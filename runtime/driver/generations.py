@@ -145,7 +145,8 @@ class Generation:
                 f"begun with the first call of their step {self.foreseen} were, so that branches waited for each "
                 f"other: {why}. Make a plan without branches for streams: partition-model with --branches 1."
             )
-        if self.used and len(self.used) < self.plan.branches and (is_over or self._last != self.first):
+        is_complete = self._last != self.first or (is_over and self.plan.streams == 1)  # a step at least
+        if self.used and len(self.used) < self.plan.branches and is_complete:
             found["idle"] = self._idle()
         return found
 
