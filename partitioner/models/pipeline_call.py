@@ -6,6 +6,7 @@ A modular pipeline's blocks declare them instead.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ TEXT = "a photograph of a red lighthouse on a rocky coast at dusk, with waves an
 _SIDE = 512  # of an image, in pixels, where the pipeline does not say
 _FRAMES = 16
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
+_OF_STEPS = ("timesteps", "sigmas")  # lists that have nothing to do with the number of prompts
 _GUIDANCE = (
     "guidance_scale", "max_guidance_scale", "min_guidance_scale", "true_cfg_scale", "guidance_scale_2",
     "audio_guidance_scale", "prior_guidance_scale", "decoder_guidance_scale",
@@ -56,7 +58,7 @@ def guessed_calls(
     unknown = [name for name in given if name not in taken]
     if unknown and not open_ended:
         raise UsageError(f"the call of a {type(pipe).__name__} takes no {unknown[0]}; it takes {', '.join(taken)}")
-    texts = {name: text for name, text in _texts(taken, sizes).items() if f"{name}_embeds" not in given}
+    texts = {name: text for name, text in _texts(taken, sizes, given).items() if f"{name}_embeds" not in given}
     always = {**_run_arguments(taken, steps), **_size_arguments(pipe, taken, sizes), **texts, **given}
     for name in taken:  # embeddings stand for their text, which a call refuses beside them
         if f"{name}_embeds" in given and taken[name].default is inspect.Parameter.empty:
@@ -79,6 +81,41 @@ def guessed_calls(
     if "output_type" in taken and "output_type" not in given:  # some know no "latent"
         for call in tried:
             yield {name: value for name, value in call.items() if name != "output_type"}
+
+
+def images_of(call: Mapping[str, Any]) -> int:
+    """How many images or videos a pipeline is called for: those per prompt, of every prompt.
+
+    >>> images_of({"prompt": ["a lighthouse", "a boat"], "num_images_per_prompt": 3})
+    6
+    """
+    counts = [count for name in _COUNTS if isinstance(count := call.get(name), int)]
+    return math.prod(counts) * _prompts_of(call)
+
+
+def of_one_image(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a pipeline's call, for one image of its first prompt.
+
+    >>> of_one_image({"prompt": ["a lighthouse", "a boat"], "num_images_per_prompt": 3, "guidance_scale": 4.0})
+    {'prompt': ['a lighthouse'], 'num_images_per_prompt': 1, 'guidance_scale': 4.0}
+    """
+    prompts = _prompts_of(given)
+
+    def first(value: Any) -> Any:
+        many = isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) > 0
+        return value[:1] if many and len(value) == prompts > 1 else value
+
+    one = {name: 1 if name in _COUNTS else first(value) for name, value in given.items()}
+    return {**given, **{name: value for name, value in one.items() if name not in _OF_STEPS}}
+
+
+def _prompts_of(call: Mapping[str, Any]) -> int:
+    """How many prompts, or classes, a call has."""
+    for name in ("prompt", "prompt_embeds", "class_labels"):
+        value = call.get(name)
+        if isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) > 0:
+            return max(1, len(value))
+    return 1
 
 
 def missing_arguments(pipe: Any, call: Mapping[str, Any]) -> list[str]:
@@ -131,7 +168,7 @@ def _size_arguments(pipe: Any, taken: Mapping[str, Any], sizes: Sizes) -> dict[s
     return made
 
 
-def _texts(taken: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
+def _texts(taken: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     texts: dict[str, Any] = {"prompt": TEXT}
     if sizes.guided:
@@ -139,7 +176,10 @@ def _texts(taken: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
     count = next((name for name in _COUNTS if name in taken), None)
     if sizes.batch > 1 and count is not None:
         made[count] = sizes.batch
-    elif sizes.batch > 1:
+    prompt = given.get("prompt")
+    if isinstance(prompt, (list, tuple)):  # the texts must be of one kind, and as many
+        texts = {name: [text] * len(prompt) for name, text in texts.items()}
+    elif sizes.batch > 1 and count is None and not isinstance(prompt, str):
         texts = {name: [text] * sizes.batch for name, text in texts.items()}
     return made | {name: text for name, text in texts.items() if name in taken}
 

@@ -21,7 +21,13 @@ from partitioner.graph.ir import Role
 from partitioner.graph.module_state import ModuleState
 from partitioner.graph.stateless import listed
 from partitioner.models.guidance import GuidanceStyle
-from partitioner.models.pipeline_call import guessed_calls, guidance_arguments, missing_arguments
+from partitioner.models.pipeline_call import (
+    guessed_calls,
+    guidance_arguments,
+    images_of,
+    missing_arguments,
+    of_one_image,
+)
 from partitioner.models.seen_calls import SeenCall, SeenRoles, roles_of, see
 from partitioner.models.sizes import Sizes
 from partitioner.models.stand_ins import OutsideCall, StandIns
@@ -44,6 +50,7 @@ class Recording:
         call: What the pipeline was called with.
         beside: Other modules that the pipeline called between the denoiser's calls, such as a ControlNet.
         one: The arguments of calls for one image, where those of ``seen`` are for several and there is no half.
+        images: Images or videos that the pipeline was called for.
     """
 
     seen: SeenRoles
@@ -52,6 +59,7 @@ class Recording:
     call: Mapping[str, Any]
     beside: tuple[str, ...] = ()
     one: SeenRoles | None = None
+    images: int = 1
 
 
 def record(
@@ -72,19 +80,22 @@ def record(
     with _Runs(pipe, name, stand_ins) as runs:
         call, seen, calls = _first_success(runs, sizes, dict(given or {}))
         beside = _called_between(stand_ins.calls, name)
-        half, style = _without_guidance(runs, call, seen, calls, given or {}) if sizes.guided else (None, _NO_GUIDANCE)
-        one = _of_one_image(runs, sizes, seen, given or {}) if half is None and sizes.batch > 1 else None
-        return Recording(seen, half, style, call, beside, one)
+        half, style = _without_guidance(runs, call, seen, calls) if sizes.guided else (None, _NO_GUIDANCE)
+        images = images_of(call)
+        one = _of_one_image(runs, sizes, seen, given or {}, images) if half is None and images > 1 else None
+        return Recording(seen, half, style, call, beside, one, images)
 
 
-def _of_one_image(runs: _Runs, sizes: Sizes, seen: SeenRoles, given: Mapping[str, Any]) -> SeenRoles | None:
+def _of_one_image(
+    runs: _Runs, sizes: Sizes, seen: SeenRoles, given: Mapping[str, Any], images: int
+) -> SeenRoles | None:
     """What calls for one image look like, where theirs are the rows of a call for several; None where they are not."""
     try:
-        _, one, _ = _first_success(runs, replace(sizes, batch=1), dict(given))
+        _, one, _ = _first_success(runs, replace(sizes, batch=1), of_one_image(given))
     except UsageError:
         return None
     alike = one.example.tensors.keys() == seen.example.tensors.keys() and one.latent == seen.latent
-    return one if alike and one.rows * sizes.batch == seen.rows and _is_half(one, seen) else None
+    return one if alike and one.rows * images == seen.rows and _is_half(one, seen) else None
 
 
 def is_denoiser(pipe: Any, name: str, stand_ins: StandIns, call: Mapping[str, Any]) -> bool:
@@ -154,10 +165,10 @@ def _shown(call: Mapping[str, Any]) -> list[str]:
 
 
 def _without_guidance(
-    runs: _Runs, call: Mapping[str, Any], seen: SeenRoles, calls: list[SeenCall], given: Mapping[str, Any]
+    runs: _Runs, call: Mapping[str, Any], seen: SeenRoles, calls: list[SeenCall]
 ) -> tuple[SeenRoles | None, GuidanceStyle]:
     """What calls look like without guidance, if with it they hold its parts in a batch; and the style of guidance."""
-    names = [name for name in guidance_arguments(runs.pipe) if name not in given]
+    names = guidance_arguments(runs.pipe)
     style: GuidanceStyle = "two-calls" if seen.calls_per_step > 1 else "none"
     for scale in (1.0, 0.0) if names else ():
         others, _ = runs.run({**call, **dict.fromkeys(names, scale)}, 0)

@@ -314,7 +314,7 @@ def recorded_spec(source: ModelSource, recording: Recording, sizes: Sizes, dtype
     more = {"return_dict": False} if "return_dict" in taken else {}
     style = asked_style(source.name, recording.guidance, sizes.guidance_style)
     recording = _in_two_calls(source.name, recording) if style != recording.guidance else recording
-    step, inputs_for = _recorded_rows(recording, dtype, more, sizes)
+    step, inputs_for = _recorded_rows(recording, dtype, more)
     return ModelSpec(
         name=source.name,
         class_name=source.class_name,
@@ -344,9 +344,7 @@ def _in_two_calls(name: str, recording: Recording) -> Recording:
     return replace(recording, seen=seen, half=None, guidance="two-calls", one=one)
 
 
-def _recorded_rows(
-    recording: Recording, dtype: str, more: Inputs, sizes: Sizes
-) -> tuple[CallRows, Callable[[int], Inputs]]:
+def _recorded_rows(recording: Recording, dtype: str, more: Inputs) -> tuple[CallRows, Callable[[int], Inputs]]:
     """The rows of recorded calls, and the arguments of a call of fewer: those without guidance, or a part of these."""
     seen, part = recording.seen, recording.half or recording.one
     shapes = {path: tensor.shape for path, tensor in seen.example.tensors.items()}
@@ -357,7 +355,7 @@ def _recorded_rows(
     paths = row_paths(shapes, seen.latent, other) if seen.rows > 1 else RowPaths()
     # each image and part of guidance has a row, or as many as it has frames, which belong together
     guided = 1 if recording.half is None else seen.rows // recording.half.rows
-    each, rest = divmod(seen.rows, sizes.batch * guided)
+    each, rest = divmod(seen.rows, recording.images * guided)
     counts: Collection[int] = {seen.rows} if part is None else {part.rows, seen.rows}
     if paths.whole is None and not rest:
         counts = range(each, seen.rows + 1, each)
@@ -368,7 +366,7 @@ def _recorded_rows(
         fewer = seen.with_shapes(lambda path, shape: paths.shape(path, shape, rows, seen.rows))
         return {**fewer.inputs(dtype), **more}
 
-    step = CallRows(seen.rows, counts, seen.calls_per_step, min(sizes.batch, seen.rows), paths.whole)
+    step = CallRows(seen.rows, counts, seen.calls_per_step, min(recording.images, seen.rows), paths.whole)
     return step, inputs_for
 
 

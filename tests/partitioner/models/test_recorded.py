@@ -73,6 +73,22 @@ def test_a_call_for_one_image_says_which_inputs_go_with_the_rows(tmp_path: Path)
         assert shown(recorded.inputs_for(rows)) == shown(described.inputs_for(rows))
 
 
+def test_the_rows_of_images_that_a_given_call_names_are_divided(tmp_path: Path) -> None:
+    """By their number for each prompt and by the number of prompts, whatever scale of guidance is given."""
+    pipe = made("aura_flow", tmp_path)
+    call = {"prompt": ["a lighthouse", "a boat"], "num_images_per_prompt": 2, "guidance_scale": 5.0}
+    spec = live_spec(pipe.transformer, pipe, height=32, width=32, call=call)
+    assert (spec.step, spec.guidance_style) == (CallRows(8, range(1, 9), 1, 4), "batch")
+    off = live_spec(pipe.transformer, pipe, height=32, width=32, call={**call, "guidance_scale": 1.0})
+    assert (off.step, off.guidance_style) == (CallRows(4, range(1, 5), 1, 4), "none")
+
+
+@pytest.mark.parametrize("call", [{"num_images_per_prompt": 2}, {"prompt": ["a lighthouse", "a boat"]}])
+def test_ids_of_tokens_do_not_go_with_the_images_that_a_given_call_names(tmp_path: Path, call: dict[str, Any]) -> None:
+    pipe = pipelines.MAKERS["flux"](tmp_path)
+    assert live_spec(pipe.transformer, pipe, height=32, width=32, call=call).step == CallRows(2, range(1, 3), 1, 2)
+
+
 @pytest.mark.slow
 def test_guidance_in_two_calls(tmp_path: Path) -> None:
     recording = recording_of(made("cogview_4", tmp_path), Sizes(height=32, width=32))
