@@ -112,7 +112,7 @@ def of_one_image(given: Mapping[str, Any]) -> dict[str, Any]:
 def _prompts_of(call: Mapping[str, Any]) -> int:
     """How many prompts, or classes, a call has."""
     for name in ("prompt", "prompt_embeds", "class_labels"):
-        value = call.get(name)
+        value: Any = call.get(name)
         if isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) > 0:
             return max(1, len(value))
     return 1

@@ -37,7 +37,11 @@ def split_rows(
         return [dict(tensors)]
     parts: list[dict[str, torch.Tensor]] = [{} for _ in shares]
     for path, tensor in tensors.items():
-        split = path == latent or _goes_with_rows(tensor.shape, shape, planned.get(path), planned[latent])
+        was = planned.get(path)
+        split = path == latent or (
+            not (was and _counts_tokens(path, tensors, planned, latent))
+            and _goes_with_rows(tensor.shape, shape, was, planned[latent])
+        )
         if split is None:
             return [dict(tensors)]
         sizes = [share * len(tensor) // whole for share in shares] if split else []
@@ -45,6 +49,21 @@ def split_rows(
         for part, piece in zip(parts, pieces, strict=True):
             part[path] = piece
     return parts
+
+
+def _counts_tokens(path: str, tensors: Mapping[str, torch.Tensor], planned: Shapes, latent: str) -> bool:
+    """Whether an input has a value, or a few, for each of another input's tokens, as ids of text do.
+
+    Its length is then one of the other's, in the plan's call as in this one. It may be a multiple of the rows, too.
+    """
+    size, was = tensors[path].shape, planned[path]
+    if len(size) not in (1, 2) or (was[0], size[0]) == (planned[latent][0], len(tensors[latent])):
+        return False
+    return any(
+        (was[0], size[0]) in zip(planned[other][1:], tensor.shape[1:], strict=False)
+        for other, tensor in tensors.items()
+        if other != path and other in planned
+    )
 
 
 def _goes_with_rows(

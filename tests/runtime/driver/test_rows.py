@@ -50,6 +50,22 @@ def test_what_goes_with_the_rows(
         assert [part["x"].shape[0] for part in parts] == [latent[0] // 2] * 2
 
 
+@pytest.mark.parametrize(
+    ("planned", "rows", "tokens"),
+    [
+        ((1, 16), 2, 32),  # twice the rows, and twice the text
+        ((2, 16), 2, 16),  # the rows of one branch of the plan, now shared by two
+        ((2, 16), 4, 32),
+    ],
+)
+def test_ids_of_another_inputs_tokens_do_not_go_with_the_rows(planned: tuple[int, int], rows: int, tokens: int) -> None:
+    rows_were, tokens_were = planned
+    known = {"x": (rows_were, 64, 8), "text": (rows_were, tokens_were, 6), "ids": (tokens_were, 3)}
+    tensors = {"x": torch.zeros(rows, 64, 8), "text": torch.zeros(rows, tokens, 6), "ids": torch.zeros(tokens, 3)}
+    for part in split_rows(tensors, "x", known, [1, 1]):
+        assert [len(part[path]) for path in ("x", "text", "ids")] == [rows // 2, rows // 2, tokens]
+
+
 def test_rows_that_do_not_divide_stay_together() -> None:
     tensors = {"x": torch.zeros(3, 4)}
     assert [part["x"].shape for part in split_rows(tensors, "x", {"x": (1, 4)}, [1, 1])] == [(3, 4)]
