@@ -8,6 +8,7 @@ of them were, or a rank did nothing, a warning says so once, with the reason and
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -165,10 +166,12 @@ class Generation:
                 "--guidance-style, or --branches 1."
             )
         else:
+            possible = math.gcd(self.rows, each)
+            fewer = plan.streams * (possible if possible < each else 1)  # rows may stay together for other reasons
             why = (
                 f"calls of {self.rows} {'rows' if self.rows > 1 else 'row'} cannot be shared evenly by {each} branches "
                 "of the plan, so that one of these computes all rows. Make a plan of fewer branches for such calls: "
-                f"partition-model with --branches {plan.streams}."
+                f"partition-model with --branches {fewer}."
             )
         return f"rank {', '.join(map(str, ranks))} did nothing in a generation: {why}"
 
