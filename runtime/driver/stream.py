@@ -99,9 +99,12 @@ class Stream:
         """Whether no call can come: its caller is gone, or has set other timesteps.
 
         A pipeline may put the scheduler's state back at each step, as those do that make a panorama of several views:
-        that is a copy of the same timesteps.
+        that is a copy of the same timesteps. Where calls have other timesteps, a copy is a new run.
         """
-        return self.caller.is_gone or not _are_same(timesteps_of(self.caller), self.timesteps)
+        now = timesteps_of(self.caller)
+        is_known = self._position is not None and self._position.is_known
+        goes_on = now is self.timesteps or (is_known and _are_same(now, self.timesteps))
+        return self.caller.is_gone or not goes_on
 
     def take(self, call: DenoiserCall, unexplained: float | None) -> None:
         """Take its next call. unexplained: of its latent; None: that is looked at when the next call comes."""
@@ -124,6 +127,6 @@ class Stream:
 
 def _are_same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     """Whether timesteps are the same, or a copy; values are looked at only where it is another tensor."""
-    if one is None or other is None or one is other:
-        return one is other
+    if one is None or other is None:
+        return False
     return one.shape == other.shape and one.device == other.device and torch.equal(one, other)
