@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import nn
+
 from runtime.engine import Engine
 from runtime.ranks import torchrun_driver
 from tests.support.engines import equal
 from tests.support.traces import is_gone, rank_processes
-from tests.support.trouble import call_until_it_fails, engine_for, fragile, plan_for, soon, trajectory
+from tests.support.trouble import call_until_it_fails, engine_for, fragile, inputs, plan_for, soon, trajectory
 
 
 def say(**words: Any) -> None:
@@ -39,11 +42,28 @@ def main() -> None:
             say(pids=[os.getpid(), agent(), *rank_processes(agent())])
             os.kill(os.getpid(), signal.SIGKILL)
     sound()
+    streams(denoiser)
     fault(engine_for(denoiser, plan), lambda rank: os.kill(rank, signal.SIGKILL))
     fault(engine_for(denoiser, plan), lambda rank: os.kill(rank, signal.SIGSTOP))
     sound()
     fault(engine_for(denoiser, plan), lambda _: os.kill(agent(), signal.SIGTERM))
     sys.exit(5)
+
+
+def streams(denoiser: nn.Module) -> None:
+    """Two calls per step, each on a branch of its own."""
+
+    def calls(called: Callable[..., Any]) -> list[torch.Tensor]:
+        made = []
+        for call in range(6):
+            first = inputs(call)
+            for context in (first["context"], -inputs(0)["context"]):
+                made.append(called(**{**first, "context": context})[0])
+        return made
+
+    plan = plan_for(denoiser, 1, branches=2, streams=2, calls_per_step=2)
+    with torch.no_grad(), engine_for(denoiser, plan, exact=True) as engine:
+        say(fault="none", equal=equal(calls(engine), calls(denoiser)), foreseen=engine.stats.foreseen_calls)
 
 
 def agent() -> int:

@@ -24,8 +24,9 @@ def test_ranks_that_die_or_stall_are_named_and_the_next_start_works(tmp_path: Pa
         assert first.returncode == 1, err
         no_out, err = second.communicate(timeout=120)
         assert (second.returncode, no_out) == (1, ""), err
-    sound, dead, stopped, sound_again, ended = map(json.loads, out.splitlines())
+    sound, streams, dead, stopped, sound_again, ended = map(json.loads, out.splitlines())
     assert sound == sound_again == {"fault": "none", "equal": True}
+    assert streams == {"fault": "none", "equal": True, "foreseen": 5}
     for told, error in ((dead, "RankDied"), (stopped, "RankStalled"), (ended, "RankDied")):
         assert (told["error"], told["rank"], told["gone"]) == (error, 1, True)
         assert told["seconds"] < 2 + DEADLINE_S * (error == "RankStalled")
