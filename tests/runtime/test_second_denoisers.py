@@ -20,6 +20,7 @@ from runtime.errors import EngineError, InputError, PlanMismatch
 from runtime.second_denoisers import second_denoisers
 from tests.support.engines import Trajectory, toy, toy_plan
 from tests.support.toy_sampling import ToyScheduler
+from tests.support.trouble import wait_until
 from tools.support.pipelines import PIPELINES
 from tools.support.tries import largest_difference
 
@@ -60,7 +61,8 @@ def test_one_plan_runs_both(transport: str, caplog: Any) -> None:
         assert same(pipe(3, 7), expected)
         stats = engine.stats
         assert (stats.steps, stats.uncovered_calls) == (7, {})
-        assert [report.steps for report in stats.ranks] == [7, 7]
+        # a process may still have to count what it has just sent
+        wait_until(lambda: [report.steps for report in engine.stats.ranks] == [7, 7])
         held = sum(report.parameter_bytes for report in stats.ranks)
         assert held == 2 * sum(tensor.nbytes for tensor in pipe.transformer.parameters()), "each rank has its share"
     assert not warnings(caplog)
@@ -191,7 +193,7 @@ def test_a_folder_with_a_prior_and_a_decoder_gives_a_file_that_runs_both(
     wanted = tiny.run(pipe)
     with parallelize(pipe, file, transport="emulation", exact=True) as engine:
         assert largest_difference(tiny.run(pipe), wanted) < 1e-4
-        assert engine.stats.steps == 8
+        assert engine.stats.steps == 4 + 6  # the prior's and the decoder's
     picture = str(tmp_path / "a.png")
     command = [file, "--pipeline", str(folder), "--prompt", "a red cat", "--steps", "2", *size, "--output", picture]
     assert runtime.cli.main([*command, "--transport", "emulation", "--json"]) == 0
