@@ -329,7 +329,10 @@ class TracedGraph:
 
     def computes_as(self, other: TracedGraph) -> bool:
         """Whether another graph, of the same parameters, computes the same to the last bit."""
-        return self.fingerprint == other.fingerprint and self.constants == other.constants
+        same = self.fingerprint == other.fingerprint and self.constants == other.constants
+        # torch.matmul computes by whether a parameter requires a gradient, even where none is wanted
+        gradients = [{p.path: p.requires_grad for p in graph.parameters} for graph in (self, other)]
+        return same and gradients[0] == gradients[1]
 
     def to_networkx(self, costs: _Costs | None = None, placement: Mapping[str, int] | None = None) -> networkx.DiGraph:
         """The graph as a networkx.DiGraph, for analysis and drawing: a DAG of inputs and operators by value name.

@@ -82,11 +82,11 @@ def commit() -> str:
     try:
         number, changed = (
             subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-            for words in (("rev-parse", "--short=9", "HEAD"), ("status", "--porcelain", "--", "*.py"))
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "*.py"))
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return number + ("+" if changed else "")
+    return number[:9] + ("+" if changed else "")
 
 
 def try_one(kind: str, name: str) -> dict[str, Any]:
