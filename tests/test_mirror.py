@@ -50,7 +50,13 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     (
         "their docstrings' examples say it all",
         "test_doctests.py",
-        ["partitioner.models.guidance", "partitioner.models.sizes", "partitioner.tables", "profiles.collector"],
+        [
+            "partitioner.models.guidance",
+            "partitioner.models.sizes",
+            "partitioner.tables",
+            "profiles.collector",
+            "runtime.driver.warn_once",
+        ],
     ),
     (
         "what AsyncDiff does is compared with what this project's splits do",

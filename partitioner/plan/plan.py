@@ -174,7 +174,7 @@ class Plan(PlanRecord):
                 f"branches is {self.branches}, expected a multiple of streams, which is {self.streams}: each stream "
                 "has as many branches"
             )
-        each = self.branches // self.streams
+        each = self.branches_per_stream
         if len(self.branch_rows) not in (0, each):
             raise ValueError(
                 f"branch_rows has {len(self.branch_rows)} entries, expected none or {each}: one for each branch of a "
@@ -316,6 +316,11 @@ class Plan(PlanRecord):
         return self.components * self.branches
 
     @property
+    def branches_per_stream(self) -> int:
+        """How many branches share the rows of one call; those of stream s begin with branch s times as many."""
+        return self.branches // self.streams
+
+    @property
     def calls_of_branch(self) -> int:
         """How many of a step's calls the busiest branch computes."""
         return math.ceil(self.calls_per_step / self.streams)
@@ -325,7 +330,7 @@ class Plan(PlanRecord):
         """Rows of a call of each branch of one stream, as the plan was made for; 1 where the samples are a list."""
         latent = next(item for item in self.inputs if item.role == "latent")
         each = latent.shape[0] if latent.shape and "." not in latent.path else 1
-        return list(self.branch_rows) or [each] * (self.branches // self.streams)
+        return list(self.branch_rows) or [each] * self.branches_per_stream
 
     def speedup(self, steps: int, scheduler: str | None = None, config: str = "") -> float:
         """Predicted; see ``trajectory_speedup``."""

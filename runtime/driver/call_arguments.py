@@ -153,7 +153,7 @@ class CallReader:
         """The inputs of each branch of a stream, by path; one branch takes all rows where they cannot be shared out."""
         if _shapes(tensors) in self._together:
             return [dict(tensors)]
-        return self._split(tensors, self._plan.branch_rows or [1] * (self._plan.branches // self._plan.streams))
+        return self._split(tensors, self._plan.branch_rows or [1] * self._plan.branches_per_stream)
 
     def keep_together(self, tensors: Tensors) -> None:
         """Have one branch take all rows of such calls from now on."""

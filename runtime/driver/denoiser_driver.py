@@ -199,7 +199,7 @@ class DenoiserDriver:
         """Have the ranks begin a call. stream: that has taken its inputs."""
         trajectory = stream.trajectory
         mode, reason = trajectory.mode_now, trajectory.reason
-        first_branch = stream.group * self.plan.branches // self.plan.streams
+        first_branch = stream.group * self.plan.branches_per_stream
         running = self._dispatcher.begin(trajectory, call.tensors, call.graphs, first_branch)
         return BegunCall(call, stream, running, mode, reason)
 

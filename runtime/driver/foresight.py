@@ -9,7 +9,6 @@ of its calls.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,11 +23,10 @@ from runtime.driver.steps import SameBits, Steps, stepwise_inputs, versions_of
 from runtime.driver.stream import Stream
 from runtime.driver.streams import Streams
 from runtime.driver.traced_graphs import CallGraphs
+from runtime.driver.warn_once import warn_once
 from runtime.stats import CallTimes
 
 MOST_MISSES = 2  # steps in a row whose calls were not as foreseen; then no more are foreseen in the generation
-
-_LOGGER = logging.getLogger("runtime")
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +160,11 @@ class Foresight:
         if steps.misses >= MOST_MISSES and not steps.gave_up:
             steps.gave_up = True
             generation.unforeseen.clear()  # it is said here
-            self._warn(
+            warn_once(
+                self._warned,
                 f"{MOST_MISSES} steps in a row made other denoiser calls than were foreseen at the first of them: from "
                 "here on this generation's calls are computed when they are made, one after the other. engine.stats "
-                "counts what was computed in vain as wasted_calls."
+                "counts what was computed in vain as wasted_calls.",
             )
 
     def _is_as_foreseen(self, begun: BegunCall, given: DenoiserCall) -> bool:
@@ -186,11 +185,6 @@ class Foresight:
         self._times.wasted += 1
         begun.stream.trajectory.done(begun.running.runs)
         self._streams.give_up(begun.stream)
-
-    def _warn(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            _LOGGER.warning(message)
 
 
 def _is_of_stream(begun: BegunCall, given: DenoiserCall) -> bool:

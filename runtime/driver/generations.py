@@ -7,7 +7,6 @@ of them were, or a rank did nothing, a warning says so once, with the reason and
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Collection
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from partitioner.plan.plan import Plan
 from runtime.driver.callers import Caller
 from runtime.driver.trajectory import ASTRAY, LAST_CALLS, MODE, ONE_COMPONENT, WARM_UP
+from runtime.driver.warn_once import warn_once
 
 NEW_SIZE, NEW_PROMPT = "another size", "another prompt"
 TIMESTEP, LATENT, DENOISER = "timestep out of order", "latent of no step's making", "changed denoiser"
@@ -23,7 +23,6 @@ MEANT = {WARM_UP, LAST_CALLS, MODE, ONE_COMPONENT}  # why a call is exact that i
 
 KEPT = 16  # generations of one thread that no pipeline makes
 
-_LOGGER = logging.getLogger("runtime")
 _WHY = {  # why trajectories began anew in mid-generation, and the way out
     NEW_SIZE: (
         "their sizes, numbers of rows or arguments were others than those of the calls before",
@@ -158,7 +157,7 @@ class Generation:
         ranks = [
             rank for branch in branches for rank in range(branch * self.components, (branch + 1) * self.components)
         ]
-        each = plan.branches // plan.streams
+        each = plan.branches_per_stream
         if {branch // each for branch in self.used} != set(range(plan.streams)):
             why = (
                 f"a step's calls were of fewer streams than the {plan.streams} that the plan has branches for: "
@@ -238,6 +237,4 @@ class Generations:
                 "by its name in the pipeline."
             )
         for kind, sentence in lessons.items():
-            if kind not in self._warned:
-                self._warned.add(kind)
-                _LOGGER.warning(sentence)
+            warn_once(self._warned, sentence, kind)

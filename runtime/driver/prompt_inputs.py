@@ -37,7 +37,7 @@ class PromptInputs:
     def __init__(self, graph: TracedGraph, tensors: Tensors) -> None:
         names = [item.name for item in graph.inputs if item.role <= Role.PROMPT]
         self._seen = {
-            name: _Seen(tensors[name], _version(tensors[name]), tensors[name].detach().clone()) for name in names
+            name: _Seen(tensors[name], version_of(tensors[name]), tensors[name].detach().clone()) for name in names
         }
         self._compared: dict[str, Readback] = {}  # whether they were others at the call before
 
@@ -50,7 +50,7 @@ class PromptInputs:
         changed = []
         for name, known in self._seen.items():
             tensor = tensors[name]
-            version = _version(tensor)
+            version = version_of(tensor)
             if known.tensor is tensor and known.version == version:
                 if version != -1:
                     continue
@@ -78,7 +78,7 @@ class PromptInputs:
         return True
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version_of(tensor: torch.Tensor) -> int:
     """How often a tensor was written to; -1 for an inference tensor, which does not count, so that values must tell."""
     return -1 if tensor.is_inference() else tensor._version
 

@@ -17,6 +17,8 @@ from partitioner.graph.ir import TracedGraph
 from partitioner.graph.row_flow import divide
 from partitioner.plan.plan import Plan
 from runtime.driver.call_arguments import Tensors
+from runtime.driver.prompt_inputs import version_of
+from runtime.driver.warn_once import warn_once
 
 _LOGGER = logging.getLogger("runtime")
 _OF_TORCH = {"torch", "builtins", "functools", "types", "typing", "collections"}
@@ -36,7 +38,7 @@ class SharedRows:
         self._denoiser = denoiser
         self._plan = plan
         self._warned = warned
-        self._equal: dict[str, tuple[torch.Tensor, int | None]] = {}  # inputs whose rows are equal, and their version
+        self._equal: dict[str, tuple[torch.Tensor, int]] = {}  # inputs whose rows are equal, and their version
         self.forget()
 
     def forget(self) -> None:
@@ -56,12 +58,11 @@ class SharedRows:
         why = self._unlike(tensors) or self._looked_up(
             parts, lambda: self._found(parts, whole) if self._is_doubtful(parts[0]) else ""
         )
-        if why and why not in self._warned:
-            self._warned.add(why)
-            _LOGGER.warning(
-                "%s: all rows of such calls go to one branch, and the ranks of the others have nothing to do; make a "
-                "plan with one branch (--branches 1)",
-                why,
+        if why:
+            warn_once(
+                self._warned,
+                f"{why}: all rows of such calls go to one branch, and the ranks of the others have nothing to do; make "
+                "a plan with one branch (--branches 1)",
             )
         return not why
 
@@ -75,9 +76,9 @@ class SharedRows:
             tensor = tensors.get(path)
             if tensor is None:
                 continue
-            version = None if tensor.is_inference() else tensor._version  # an inference tensor counts no writes
+            version = version_of(tensor)
             known, former = self._equal.get(path, (None, None))
-            if known is not tensor or version is None or version != former:
+            if known is not tensor or version == -1 or version != former:
                 if len(tensor) > 1 and not torch.equal(tensor, tensor[:1].expand_as(tensor)):
                     return f"the rows of {path} differ, and the denoiser reads the first for all"
                 self._equal[path] = (tensor, version)

@@ -16,6 +16,7 @@ import torch
 from partitioner.graph.ir import Role
 from runtime.driver.call_arguments import Tensors, layout_of
 from runtime.driver.denoiser_call import DenoiserCall
+from runtime.driver.prompt_inputs import version_of
 from runtime.driver.readback import Readback, is_late
 from runtime.driver.stream import Stream
 
@@ -186,4 +187,4 @@ def stepwise_inputs(call: DenoiserCall) -> dict[str, Role]:
 
 def versions_of(tensors: Tensors) -> dict[str, int]:
     """How often each tensor was written to, by path; inference tensors do not tell."""
-    return {path: tensor._version for path, tensor in tensors.items() if not tensor.is_inference()}
+    return {path: version_of(tensor) for path, tensor in tensors.items()}

@@ -88,7 +88,7 @@ class Streams:
             self._open.append(stream)
         self._calls += 1
         generation = stream.generation
-        first = stream.group * self._plan.branches // self._plan.streams
+        first = stream.group * self._plan.branches_per_stream
         generation.count(call.timestep, reason, range(first, first + call.branches), call.latent.shape[0])
         stream.done(call, output)
         if stream.has_ended:

@@ -22,7 +22,6 @@ the calls that a component then computes, in this order; ``.`` is nothing:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,12 +34,11 @@ from runtime.driver.call_arguments import Tensors
 from runtime.driver.correction import Correction
 from runtime.driver.forecast import Forecast, forecast_of
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
+from runtime.driver.warn_once import warn_once
 
 # why a call is exact; runtime.driver.generations has more
 WARM_UP, LAST_CALLS, ASTRAY = "warm-up", "last calls of the sampler", "latent not as predicted"
 MODE, ONE_COMPONENT = "exact mode", "branches of one component"
-
-_LOGGER = logging.getLogger("runtime")
 
 
 @dataclass(frozen=True)
@@ -234,9 +232,7 @@ class Trajectory:
 
     def _warn(self, message: str) -> None:
         """Log a warning, once."""
-        if message not in self.warned:
-            self.warned.add(message)
-            _LOGGER.warning(message)
+        warn_once(self.warned, message)
 
     def runs(self, *, announced: bool = True) -> list[ComponentRun]:
         """What to run at this call.

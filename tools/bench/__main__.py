@@ -23,17 +23,14 @@ is printed beside. The memory of the ranks of the async plan is measured afterwa
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from partitioner.errors import PartitionerError
 from partitioner.plan.fields import PredictorName
-from runtime.errors import EngineError
-from tools.bench.environment import environment
+from tools.bench.command import at_least, run, say
 from tools.bench.results import bench
 from tools.bench.settings import BenchSettings
 from tools.bench.table import table
@@ -45,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
 
     def add_count(name: str, default: int, text: str) -> None:
-        parser.add_argument(name, type=_positive, default=default, metavar="N", help=f"{text} (default: {default})")
+        parser.add_argument(name, type=at_least(1), default=default, metavar="N", help=f"{text} (default: {default})")
 
     parser.add_argument("--denoiser", action="append", choices=tuple(DENOISERS), help="may be repeated (default: all)")
     add_count("--microbatches", 1, "parts of an exact call's batch")
@@ -64,27 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     options = parser.parse_args(arguments)
     settings = BenchSettings(**{each.name: getattr(options, each.name) for each in fields(BenchSettings)})
-    try:
-        results = [
-            bench(name, DENOISERS[name](), settings, lambda text: print(text, file=sys.stderr, flush=True))
-            for name in options.denoiser or DENOISERS
-        ]
-    except PartitionerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (EngineError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 5
-    document = {"environment": environment("tools.bench"), "results": results}
-    print(json.dumps(document, indent=1) if options.json else table(document))
-    return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return number
+    return run(
+        "tools.bench",
+        lambda: [bench(name, DENOISERS[name](), settings, say) for name in options.denoiser or DENOISERS],
+        table,
+        as_json=options.json,
+    )
 
 
 if __name__ == "__main__":

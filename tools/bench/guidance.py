@@ -14,17 +14,14 @@ leave out the first one of a generation, of which nothing is foreseen. Other wor
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from partitioner.errors import PartitionerError
 from partitioner.tables import table_text
-from runtime.errors import EngineError
-from tools.bench.environment import environment
+from tools.bench.command import at_least, run, say
 from tools.bench.guidance_rounds import measure_guidance
 from tools.bench.guided_pipelines import GUIDED_PIPELINES, TINY
 
@@ -35,27 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pipeline", action="append", choices=tuple(GUIDED_PIPELINES), help="may be repeated (default: all)"
     )
-    parser.add_argument("--steps", type=_count, default=10, metavar="N", help="of a generation (default: 10)")
-    parser.add_argument("--rounds", type=_count, default=5, metavar="N", help="of measurements (default: 5)")
+    parser.add_argument("--steps", type=at_least(2), default=10, metavar="N", help="of a generation (default: 10)")
+    parser.add_argument("--rounds", type=at_least(2), default=5, metavar="N", help="of measurements (default: 5)")
     parser.add_argument("--tiny", action="store_true", help="denoisers of a few ms, to try this out")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    try:
+
+    def measure() -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
         for name in options.pipeline or GUIDED_PIPELINES:
             guided = GUIDED_PIPELINES[name]
             size = TINY if options.tiny else guided.size
-            rows += measure_guidance(name, size, guided, options.steps, options.rounds, _say)
-    except PartitionerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (EngineError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 5
-    document = {"environment": environment("tools.bench.guidance"), "results": rows}
-    print(json.dumps(document, indent=1) if options.json else table(rows))
-    return 0
+            rows += measure_guidance(name, size, guided, options.steps, options.rounds, say)
+        return rows
+
+    return run("tools.bench.guidance", measure, lambda made: table(made["results"]), as_json=options.json)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -79,17 +71,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     return table_text(heads, cells, left={0, 1})
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError(f"expected 2 or more, got {text}")
-    return number
 
 
 if __name__ == "__main__":

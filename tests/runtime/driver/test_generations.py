@@ -126,7 +126,7 @@ def test_rows_that_branches_cannot_share_are_told(engines: Callable[..., Engine]
 @pytest.mark.parametrize(("rows", "branches"), [(1, 2), (2, 4), (4, 2), (6, 4)])
 def test_of_fewer_branches_those_that_can_share_the_rows_are_told(rows: int, branches: int) -> None:
     """Of a plan of two streams, each of which has four branches."""
-    plan = cast(Any, SimpleNamespace(branches=8, streams=2))
+    plan = cast(Any, SimpleNamespace(branches=8, streams=2, branches_per_stream=4))
     generation = Generation(cast(Any, None), None, None, False, 1, 1, plan)
     generation.count(900.0, None, [0], rows)
     generation.count(900.0, None, [4], rows)
