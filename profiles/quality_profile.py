@@ -10,10 +10,10 @@ from typing import Annotated, Self
 
 from pydantic import FailFast, Field, model_validator
 
-from profiles.json_files import canonical_bytes, read_json, write_atomic
+from profiles.json_files import JsonFileError, canonical_bytes, read_json, write_atomic
 from profiles.records import Record, Text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 said nothing of guidance
 MAX_BYTES = 4_000_000
 SHIPPED = Path(__file__).parent / "quality.json"
 FEWER_STEPS = "fewer_steps"
@@ -28,6 +28,9 @@ class QualityRow(Record):
 
     Attributes:
         denoiser: Name of the denoiser; scheduler: the sampler, a class of diffusers.
+        scheduler_config: Its settings, as ``partitioner.models.samplers.settings_text`` writes them; "": not known.
+        guidance_scale: Of the pipeline's calls; 1 where these had no second half, because it did no guidance or its
+            denoiser takes the scale as an input.
         steps: Steps of the sequential run; warmup: exact steps at the start of the distributed one.
         components: Components of a branch; split: the form of the split, as the solver calls it.
         predictor: "lookahead", or what async mode predicted boundary tensors with; "fewer_steps" for a sequential run
@@ -46,6 +49,8 @@ class QualityRow(Record):
     samples: Annotated[int, Field(ge=1)]
     psnr_db: Finite
     speedup: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    scheduler_config: Annotated[str, Field(max_length=65536)] = ""
 
 
 class MeasuredDrift(Record):
@@ -90,9 +95,16 @@ class QualityProfile(Record):
         """Read a profile from a file, by default the shipped one.
 
         Raises:
-            JsonFileError: And no other error, for a file that is not a quality profile.
+            JsonFileError: And no other error, for a file that is not a quality profile of this version.
         """
         document = read_json(path, MAX_BYTES)
+        if isinstance(document, dict) and document.get("schema_version") != SCHEMA_VERSION:
+            version = str(document.get("schema_version"))[:40]
+            raise JsonFileError(
+                f"{path} is no quality profile of schema version {SCHEMA_VERSION}, whose rows say which guidance scale "
+                f"they were measured at, but of version {version}: measure again, with python -m tools.quality "
+                "--pipeline FOLDER --calibrate FILE"
+            )
         return cls.from_document(document, path, "quality profile")
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:

@@ -146,7 +146,7 @@ def live_specs(
 
     load_plugins()
     sizes, stand_ins = Sizes(**asked), StandIns()
-    sources = [live_source(modules[name], pipeline) for name in names]
+    sources = [live_source(modules[name], pipeline, call) for name in names]
     described = None
     if call is None:
         described = described_spec(sources[0], ARCHITECTURES.get(sources[0].class_name), sizes, first.dtype, first)

@@ -35,6 +35,26 @@ def config_text(config: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True, default=str)
 
 
+def settings_text(scheduler: str, config: str) -> str:
+    """What a configuration sets that the scheduler class would not do by itself, as text; "" where it is not known.
+
+    So configurations are alike that differ only in settings which the class does not take, or which leave its defaults.
+
+    >>> settings_text("DDIMScheduler", config_text({"beta_end": 0.012, "clip_sample": True, "skip_prk_steps": True}))
+    '{"beta_end": 0.012}'
+    """
+    if not config:
+        return ""
+    import diffusers
+
+    taken = inspect.signature(getattr(diffusers, scheduler, object).__init__).parameters
+    settings: dict[str, Any] = json.loads(config)
+    return json.dumps(
+        {name: value for name, value in settings.items() if name in taken and value != taken[name].default},
+        sort_keys=True,
+    )
+
+
 @lru_cache(maxsize=1024)
 def sampler_of(scheduler: str, steps: int, config: str = "") -> Sampler | None:
     """What the scheduler class of that name does in so many steps.

@@ -11,6 +11,7 @@ from typing import Any
 
 from partitioner.errors import UsageError, first_line
 from partitioner.models.built_in import BUILT_IN, built_in
+from partitioner.models.guidance_scale import scale_of_call
 from profiles.json_files import JsonFileError, read_json
 
 _WEIGHTS = [f"*.{end}" for end in ("safetensors", "bin", "pt", "pth", "ckpt", "gguf", "onnx*", "msgpack", "h5")]
@@ -35,6 +36,7 @@ class ModelSource:
         revision: The commit on the hub; None for what is not from there.
         sizes: Default height, width and frames, where they are not those of its class.
         steps: Of one generation, by the pipeline's default; None where that is not known.
+        guidance_scale: The pipeline's default; None where that is not known.
         part: What its pipeline calls it; None where that is not known.
         place: The folder or hub id of its pipeline; None where that is not known.
         samplers: Configurations of the pipeline's schedulers, by its names for them; empty where they are not known.
@@ -49,6 +51,7 @@ class ModelSource:
     revision: str | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     steps: int | None = None
+    guidance_scale: float | None = None
     part: str | None = None
     place: str | None = None
     samplers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -70,8 +73,9 @@ def find_source(model: str) -> ModelSource | None:
         known = built_in(model)
         config = _complete(known.class_name, known.config)
         return ModelSource(
-            model, known.class_name, config, known.pipeline, known.vae, sizes=known.sizes, steps=known.steps
-        )
+            model, known.class_name, config, known.pipeline, known.vae,
+            sizes=known.sizes, steps=known.steps, guidance_scale=known.guidance_scale,
+        )  # fmt: skip
     folder = Path(model)
     if folder.is_dir():
         return _from_files(folder.resolve().name, _folder_reader(folder), model)
@@ -92,6 +96,20 @@ def diffusers_class(class_name: str) -> Any:
     if not (inspect.isclass(cls) and issubclass(cls, diffusers.ModelMixin)):
         raise UsageError(f"diffusers {diffusers.__version__} has no model class {class_name}; a newer one may have it")
     return cls
+
+
+def default_scale(pipeline: object) -> float | None:
+    """The guidance scale that a pipeline class of diffusers has by default; None where it has none, or is not there.
+
+    >>> default_scale("StableDiffusion3Pipeline")
+    7.0
+    """
+    import diffusers
+
+    try:
+        return scale_of_call(getattr(diffusers, str(pipeline)).__call__)
+    except Exception:  # whatever importing a pipeline raises that needs another package
+        return None
 
 
 def _from_files(name: str, find: Reader, model: str) -> ModelSource:
@@ -120,10 +138,13 @@ def _from_files(name: str, find: Reader, model: str) -> ModelSource:
         if SCHEDULER_NAME.fullmatch(name) and (file := find(f"{name}/scheduler_config.json")) is not None
     }  # fmt: skip
 
+    scale = default_scale(index.get("_class_name"))
+
     def source_of(part: str) -> ModelSource:
         config_file = find(f"{part}/config.json")
         assert config_file is not None
-        return replace(_from_config(name, config_file, index, vae), part=part, place=model, samplers=samplers)
+        source = _from_config(name, config_file, index, vae)
+        return replace(source, part=part, place=model, samplers=samplers, guidance_scale=scale)
 
     return replace(source_of(parts[0]), others=tuple(map(source_of, parts[1:])))
 

@@ -20,6 +20,7 @@ from partitioner.models.build import build_denoiser
 from partitioner.models.built_in import BUILT_IN
 from partitioner.models.call_rows import CallRows, RowPaths, row_paths
 from partitioner.models.guidance import GuidanceStyle, asked_style, guidance_style, guider_style
+from partitioner.models.guidance_scale import live_scale
 from partitioner.models.inputs import Inputs, roles_in, zeros
 from partitioner.models.registry import ARCHITECTURES, Architecture, NotDescribed, Request, load_plugins, nearest_names
 from partitioner.models.samplers import config_text
@@ -72,6 +73,7 @@ class ModelSpec:
         scheduler_config: How that class is configured, see ``partitioner.models.samplers``; "" where it is not known.
         steps: Of one generation, by the pipeline's default; None where that is not known.
         guidance_style: How guidance is done, see ``guidance_style``.
+        guidance_scale: The pipeline's, by default or as it will be called; None where that is not known.
         recorded: What a call of the pipeline showed, in words; None where a description gave the inputs.
         beside: What the pipeline calls at each step beside its denoisers.
     """
@@ -90,6 +92,7 @@ class ModelSpec:
     recorded: str | None = None
     beside: tuple[SteppedModule, ...] = ()
     scheduler_config: str = ""
+    guidance_scale: float | None = None
 
     def load(self) -> None:
         """Import what building and tracing need, which takes seconds; else the first ``trace_model`` does it."""
@@ -237,7 +240,7 @@ def live_spec(
     if guidance:
         guidance_style = guidance_style or guider_style(vars(pipeline))
     sizes = Sizes(height, width, frames, batch, guidance, guidance_style)
-    source = live_source(denoiser, pipeline)
+    source = live_source(denoiser, pipeline, call)
     spec = described_spec(source, ARCHITECTURES.get(source.class_name), sizes, denoiser.dtype, denoiser)
     if spec is not None and call is None:
         return spec
@@ -252,8 +255,8 @@ def live_spec(
     return recorded_spec(source, recording, sizes, dtype_name(denoiser.dtype), pipeline)
 
 
-def live_source(denoiser: Any, pipeline: Any) -> ModelSource:
-    """The source of a denoiser in memory, a module of a pipeline."""
+def live_source(denoiser: Any, pipeline: Any, call: Mapping[str, Any] | None = None) -> ModelSource:
+    """The source of a denoiser in memory, a module of a pipeline. call: arguments that this will be called with."""
     from partitioner.graph.torch_private import uncompiled
 
     class_name = type(denoiser).__name__
@@ -267,6 +270,7 @@ def live_source(denoiser: Any, pipeline: Any) -> ModelSource:
         config=dict(denoiser.config),
         pipeline={"_class_name": type(pipeline).__name__, **dict(pipeline.config), **entries},
         vae=dict(vae.config) if vae is not None else {},
+        guidance_scale=live_scale(pipeline, call),
         samplers={key: dict(getattr(value, "config", {})) for key, value in samplers.items()},
         part=next(
             (name for name, value in vars(pipeline).items() if value is denoiser or uncompiled(value) is denoiser), None
@@ -327,6 +331,7 @@ def recorded_spec(source: ModelSource, recording: Recording, sizes: Sizes, dtype
         scheduler=_scheduler_of(source)[0],
         scheduler_config=_scheduler_of(source)[1],
         guidance_style=style,
+        guidance_scale=source.guidance_scale,
         recorded=f"{source.class_name} as its pipeline calls it: {recording.seen}; guidance: {style}",
         beside=tuple(_stepped(pipe, name) for name in recording.beside),
     )
@@ -420,6 +425,7 @@ def _spec(
         scheduler_config=_scheduler_of(source)[1],
         steps=source.steps,
         guidance_style=style,
+        guidance_scale=source.guidance_scale,
     )
 
 

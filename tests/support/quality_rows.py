@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from profiles.quality_profile import QualityProfile, QualityRow
+from profiles.quality_profile import SCHEMA_VERSION, QualityProfile, QualityRow
 
 
 def profile_of(measured: Iterable[tuple[str, int, float, float]]) -> QualityProfile:
@@ -12,8 +12,8 @@ def profile_of(measured: Iterable[tuple[str, int, float, float]]) -> QualityProf
     rows = tuple(
         QualityRow(
             denoiser="unet", scheduler="DDIMScheduler", steps=50, components=components, split="contiguous",
-            predictor=predictor, warmup=4, samples=8, psnr_db=psnr_db, speedup=speedup,
+            predictor=predictor, warmup=4, samples=8, psnr_db=psnr_db, speedup=speedup, guidance_scale=3.0,
         )
         for predictor, components, psnr_db, speedup in measured
     )  # fmt: skip
-    return QualityProfile(schema_version=1, date="", commands=(), versions={}, rows=rows)
+    return QualityProfile(schema_version=SCHEMA_VERSION, date="", commands=(), versions={}, rows=rows)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from profiles.quality_profile import FEWER_STEPS, MeasuredDrift, QualityProfile, QualityRow
+from partitioner.errors import UsageError
+from profiles.quality_profile import FEWER_STEPS, SCHEMA_VERSION, MeasuredDrift, QualityProfile, QualityRow
 from tools.quality.result_row import by_case
 
 
@@ -19,7 +20,15 @@ def calibrate(file: Path, document: dict[str, Any], drift: MeasuredDrift | None)
         file: the profile.
         document: as the command prints it with ``--json``.
         drift: measured edge errors, which replace those of the same denoiser; None adds none.
+
+    Raises:
+        UsageError: the guidance scale is not known, so that nobody would know what the rows hold for.
     """
+    if any(row["guidance_scale"] is None for row in document["rows"]):
+        raise UsageError(
+            f"--calibrate: the call of {document['denoiser']}'s pipeline does not say its guidance scale; give "
+            "--guidance-scale"
+        )
     kept = QualityProfile.load(file) if file.exists() else None
     fields = set(QualityRow.model_fields)
     rows = {_key(row): row for row in (kept.rows if kept else ())}
@@ -38,7 +47,7 @@ def calibrate(file: Path, document: dict[str, Any], drift: MeasuredDrift | None)
         drifts[drift.denoiser] = drift
     environment = document["environment"]
     QualityProfile(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         date=environment["date"],
         commands=(*(kept.commands if kept else ()), document["command"]),
         versions={name: environment[name] for name in ("python", "torch", "diffusers")},
@@ -49,4 +58,5 @@ def calibrate(file: Path, document: dict[str, Any], drift: MeasuredDrift | None)
 
 def _key(row: QualityRow) -> tuple[Any, ...]:
     speedup = row.speedup if row.predictor == FEWER_STEPS else 0.0
-    return row.denoiser, row.scheduler, row.steps, row.predictor, row.components, row.split, speedup
+    sampling = row.scheduler, row.scheduler_config, row.steps, row.guidance_scale
+    return row.denoiser, *sampling, row.predictor, row.components, row.split, speedup

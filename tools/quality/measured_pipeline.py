@@ -11,6 +11,8 @@ from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 
 from partitioner.costs.model import CostModel
 from partitioner.errors import UsageError, first_line
+from partitioner.models.guidance_scale import live_scale, scale_in_effect
+from partitioner.models.samplers import config_text, settings_text
 from partitioner.models.spec import live_spec
 from partitioner.plan.plan import Plan
 from partitioner.planning.options import PlanOptions
@@ -37,7 +39,7 @@ class MeasuredPipeline:
         chunk: samples per call of the pipeline.
         arguments: keyword arguments of every call.
         own_scheduler: the one that it came with.
-        guidance_scale: of every call; None for the pipeline's own.
+        guidance_scale: in effect in every call; None where it is not known.
         labels: (samples, 4), what the classifier should recognise; None where the prompts are a user's.
     """
 
@@ -78,6 +80,11 @@ class MeasuredPipeline:
     def sampler(self) -> str:
         """Class of the pipeline's scheduler."""
         return type(self.pipe.scheduler).__name__
+
+    @property
+    def sampler_settings(self) -> str:
+        """How that scheduler is configured, see ``partitioner.models.samplers``."""
+        return settings_text(self.sampler, config_text(self.pipe.scheduler.config))
 
     @torch.no_grad()
     def generate(self, steps: int, samples: int | None = None) -> torch.Tensor:
@@ -154,7 +161,7 @@ def shipped_pipeline(
         **call_arguments(name),
         **({"negative_prompt": ""} if two_calls else {}),  # without one, both calls have the prompt
     )
-    pipeline.guidance_scale = scale
+    pipeline.guidance_scale = scale_in_effect("batch", scale)
     pipeline.labels = labels
     return pipeline
 
@@ -189,4 +196,7 @@ def users_pipeline(folder: str, prompts: Sequence[str], samples: int, guidance: 
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"--pipeline {folder} cannot be loaded: {first_line(error)}") from error
     named = [prompts[number % len(prompts)] for number in range(samples)]
-    return MeasuredPipeline(pipe, Path(folder).name, named, chunk=1, guidance=guidance)
+    pipeline = MeasuredPipeline(pipe, Path(folder).name, named, chunk=1, guidance=guidance)
+    spec = live_spec(getattr(pipe, denoiser_name(pipe)), pipe)
+    pipeline.guidance_scale = scale_in_effect(spec.guidance_style, live_scale(pipe, pipeline.arguments))
+    return pipeline

@@ -14,7 +14,8 @@ class ResultRow:
         branches, components, period, split: of the plan; "one" for the split of a single component.
         predictor: "sequential" for the reference, "fewer_steps" for the baseline, "exact", "lookahead", or the
             predictor of async mode.
-        scheduler: class of the sampler.
+        scheduler: class of the sampler; scheduler_config: its settings, see ``partitioner.models.samplers``.
+        guidance_scale: in effect, see ``partitioner.models.guidance_scale``; None where it is not known.
         warmup: exact first steps.
         psnr_db, ssim: against the sequential output of the same seeds and all steps.
         agreement: share of pictures in which the classifier recognises what the prompt says.
@@ -43,6 +44,8 @@ class ResultRow:
     lpips: float | None
     speedup: float
     speedup_source: str
+    guidance_scale: float | None
+    scheduler_config: str
 
 
 def by_case(document: dict[str, Any]) -> list[list[dict[str, Any]]]:

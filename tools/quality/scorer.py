@@ -63,6 +63,8 @@ class PictureScorer:
             lpips=perceptual,
             speedup=round(speedup, 3),
             speedup_source="simulated",
+            guidance_scale=self.pipeline.guidance_scale,
+            scheduler_config=self.pipeline.sampler_settings,
             **run,
         )
 

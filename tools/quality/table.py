@@ -9,9 +9,9 @@ from partitioner.tables import table_text
 from tools.quality.result_row import ResultRow
 
 COLUMNS = {
-    "scheduler": "", "steps": "", "devices": "", "branches": "", "components": "", "split": "", "predictor": "",
-    "warmup": "", "psnr_db": ".2f", "ssim": ".4f", "agreement": "", "frechet": "", "frechet_noise": "",
-    "speedup": ".2f",
+    "scheduler": "", "steps": "", "guidance_scale": "g", "devices": "", "branches": "", "components": "",
+    "split": "", "predictor": "", "warmup": "", "psnr_db": ".2f", "ssim": ".4f", "agreement": "", "frechet": "",
+    "frechet_noise": "", "speedup": ".2f",
 }  # fmt: skip
 LEFT = ("scheduler", "split", "predictor")
 
@@ -24,7 +24,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def progress_line(row: ResultRow) -> str:
     """What was run, its PSNR and its speed-up."""
+    guidance = "" if row.guidance_scale is None else f" guidance {row.guidance_scale:g},"
     return (
-        f"{row.scheduler}, {row.steps} steps, {row.devices} devices, {row.branches} x {row.components} {row.split}, "
-        f"{row.predictor}: PSNR {row.psnr_db:.2f} dB, speed-up {row.speedup:.2f}"
+        f"{row.scheduler}, {row.steps} steps,{guidance} {row.devices} devices, {row.branches} x {row.components} "
+        f"{row.split}, {row.predictor}: PSNR {row.psnr_db:.2f} dB, speed-up {row.speedup:.2f}"
     )

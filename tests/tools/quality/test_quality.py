@@ -28,6 +28,7 @@ from tools.quality.samplers import SamplingCase
 KEYS = {
     "devices", "branches", "components", "period", "split", "predictor", "scheduler", "steps", "warmup", "samples",
     "psnr_db", "ssim", "agreement", "frechet", "frechet_noise", "speedup", "speedup_source",
+    "guidance_scale", "scheduler_config",
 }  # fmt: skip
 
 
