@@ -6,7 +6,8 @@
 Pictures are compared with the sequential output of the same seeds. Runs the engine's own code in one process
 (emulation, which equals the ranks bit for bit). Every speed-up that the engine reaches has a row of the baseline beside
 it: fewer sequential steps in the same time. Speed-ups are simulated: from the plan's predicted times of a step and of
-an exact step, with the warm-up counted.
+an exact step, with the warm-up counted. Beside every PSNR stands the noise floor of float16 and bfloat16: how far the
+sequential output in that dtype is from the one in float32, which is what all else is measured in.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rows, strips = [], []
     for case in wanted:
         start, reference = time.perf_counter(), None
-        for row, pixels in measure(pipeline, case, configs, options.warmup, metrics):
+        for row, pixels in measure(pipeline, case, configs, options.warmup, metrics, options.noise_floor):
             print(f"{time.perf_counter() - start:6.0f} s  {progress_line(row)}", file=sys.stderr)
             rows.append(asdict(row))
             reference = pixels if reference is None else reference

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,18 @@ class MeasuredPipeline:
     """
 
     def __init__(
-        self, pipe: Any, name: str, prompts: Sequence[str], *, chunk: int, guidance: float | None, **arguments: Any
+        self,
+        pipe: Any,
+        name: str,
+        prompts: Sequence[str],
+        *,
+        chunk: int,
+        guidance: float | None,
+        load: Callable[[torch.dtype], Any] | None = None,
+        **arguments: Any,
     ) -> None:
         self.pipe = pipe
+        self._load = load
         self.name = name
         self.prompts = prompts
         self.chunk = min(chunk, len(prompts))
@@ -75,6 +85,20 @@ class MeasuredPipeline:
                 f"{'a flow' if predicts_flow(self.own_scheduler) else 'no flow'}"
             )
         self.pipe.scheduler = getattr(diffusers, name).from_config(self.own_scheduler.config, **options)
+
+    def in_dtype(self, dtype: torch.dtype) -> MeasuredPipeline:
+        """The same prompts and seeds with the pipeline loaded once more, in another dtype, with its own scheduler.
+
+        Raises:
+            UsageError: it cannot be loaded so.
+        """
+        if self._load is None:
+            raise UsageError(f"{self.name} was handed over loaded, and cannot be loaded again in {dtype}")
+        other = copy.copy(self)
+        other.pipe = self._load(dtype)
+        other.own_scheduler = other.pipe.scheduler
+        other.pipe.set_progress_bar_config(disable=True)
+        return other
 
     @property
     def sampler(self) -> str:
@@ -151,13 +175,18 @@ def shipped_pipeline(
     """
     scale = 3.0 if guidance is None else guidance
     labels = draw_labels(samples, torch.Generator().manual_seed(1))
-    pipe = load_pipeline(TRAINED / name, torch.float32)
+
+    def load(dtype: torch.dtype) -> Any:
+        pipe = load_pipeline(TRAINED / name, dtype)
+        return two_call_pipeline(pipe, scale) if two_calls else pipe
+
     pipeline = MeasuredPipeline(
-        two_call_pipeline(pipe, scale) if two_calls else pipe,
+        load(torch.float32),
         name,
         Pictures(torch.empty(0), labels).captions,
         chunk=chunk,
         guidance=None if two_calls else scale,
+        load=load,
         **call_arguments(name),
         **({"negative_prompt": ""} if two_calls else {}),  # without one, both calls have the prompt
     )
@@ -191,12 +220,16 @@ def users_pipeline(folder: str, prompts: Sequence[str], samples: int, guidance: 
     """
     if not prompts:
         raise UsageError("--pipeline needs --prompt, once or several times")
-    try:
-        pipe = load_pipeline(folder, torch.float32)
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(f"--pipeline {folder} cannot be loaded: {first_line(error)}") from error
+
+    def load(dtype: torch.dtype) -> Any:
+        try:
+            return load_pipeline(folder, dtype)
+        except (OSError, ValueError, ImportError) as error:
+            raise UsageError(f"--pipeline {folder} cannot be loaded: {first_line(error)}") from error
+
     named = [prompts[number % len(prompts)] for number in range(samples)]
-    pipeline = MeasuredPipeline(pipe, Path(folder).name, named, chunk=1, guidance=guidance)
+    pipe = load(torch.float32)
+    pipeline = MeasuredPipeline(pipe, Path(folder).name, named, chunk=1, guidance=guidance, load=load)
     spec = live_spec(getattr(pipe, denoiser_name(pipe)), pipe)
     pipeline.guidance_scale = scale_in_effect(spec.guidance_style, live_scale(pipe, pipeline.arguments))
     return pipeline

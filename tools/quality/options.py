@@ -53,6 +53,14 @@ def option_parser(description: str) -> argparse.ArgumentParser:
         "--samples", type=int, default=256, metavar="N", help="pictures per row (default: 256); Fréchet from 1000 on"
     )
     parser.add_argument(
+        "--noise-floor",
+        type=int,
+        default=4,
+        metavar="N",
+        help="samples also made sequentially in float16 and bfloat16: how near they come to float32 is the noise floor "
+        "printed beside every PSNR (default: 4; 0: not measured)",
+    )
+    parser.add_argument(
         "--chunk",
         type=int,
         default=64,
@@ -89,6 +97,8 @@ def check(options: argparse.Namespace) -> None:
     for option in ("warmup", "samples", "chunk", "threads"):
         if getattr(options, option) < 1:
             raise UsageError(f"--{option} is {getattr(options, option)}; expected 1 or more")
+    if options.noise_floor < 0:
+        raise UsageError(f"--noise-floor is {options.noise_floor}; expected 0 or more samples")
     if options.two_calls and options.denoiser is None:
         raise UsageError("--two-calls is for --denoiser mmdit; a pipeline of your own calls its denoiser as it does")
     if options.plot:

@@ -24,6 +24,8 @@ class ResultRow:
         lpips: LPIPS distance from the sequential output.
         speedup: over one device, with the warm-up counted.
         speedup_source: "simulated": from the times of a step that the plan predicts.
+        floor_float16_db, floor_bfloat16_db: PSNR of the sequential output in that dtype against the one in float32,
+            for the case; None where it was not measured.
     """
 
     devices: int
@@ -46,6 +48,8 @@ class ResultRow:
     speedup_source: str
     guidance_scale: float | None
     scheduler_config: str
+    floor_float16_db: float | None = None
+    floor_bfloat16_db: float | None = None
 
 
 def by_case(document: dict[str, Any]) -> list[list[dict[str, Any]]]:

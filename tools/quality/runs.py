@@ -11,6 +11,7 @@ from runtime.pipeline import parallelize
 from tools.quality.engine_config import EngineConfig
 from tools.quality.measured_pipeline import MeasuredPipeline
 from tools.quality.metrics import PictureMetrics
+from tools.quality.noise_floor import noise_floors
 from tools.quality.result_row import ResultRow
 from tools.quality.samplers import SamplingCase
 from tools.quality.scorer import PictureScorer
@@ -22,15 +23,18 @@ def measure(
     configs: Sequence[EngineConfig],
     warmup: int,
     metrics: PictureMetrics,
+    floor_samples: int,
 ) -> Iterator[tuple[ResultRow, torch.Tensor]]:
     """The rows of a case, each with its pictures (samples, 3, height, width) in [0, 1].
+
+    floor_samples: of how many samples the noise floor of half precision is measured.
 
     First the sequential output, which the others are compared with; then the engine in each configuration; then, for
     every speed-up that was reached, the baseline: as many fewer sequential steps as take the same time.
     """
     pipeline.use(case)
     reference = pipeline.generate(case.steps)
-    scorer = PictureScorer(pipeline, case, reference, metrics)
+    scorer = PictureScorer(pipeline, case, reference, metrics, noise_floors(pipeline, case, reference[:floor_samples]))
     yield scorer.sequential_row(case.steps, reference), reference
     speedups = []  # not rounded, as those of rows are
     for config in configs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,12 +21,18 @@ from tools.quality.samplers import SamplingCase
 
 @dataclass
 class PictureScorer:
-    """Scores pictures of one case. reference: its sequential output, (samples, 3, height, width) in [0, 1]."""
+    """Scores pictures of one case.
+
+    Attributes:
+        reference: its sequential output, (samples, 3, height, width) in [0, 1].
+        floors: the fields of ResultRow that hold the case's noise floors.
+    """
 
     pipeline: MeasuredPipeline
     case: SamplingCase
     reference: torch.Tensor
     metrics: PictureMetrics
+    floors: Mapping[str, float | None]
 
     @cached_property
     def _reference_features(self) -> torch.Tensor:
@@ -65,6 +72,8 @@ class PictureScorer:
             speedup_source="simulated",
             guidance_scale=self.pipeline.guidance_scale,
             scheduler_config=self.pipeline.sampler_settings,
+            floor_float16_db=self.floors.get("floor_float16_db"),
+            floor_bfloat16_db=self.floors.get("floor_bfloat16_db"),
             **run,
         )
 

@@ -32,7 +32,7 @@ def test_lpips_is_the_median_over_the_pictures(pipeline: MeasuredPipeline, monke
     monkeypatch.setitem(sys.modules, "lpips", fake)
     metrics = metrics_for(pipeline)
     reference = torch.full((2, 3, 16, 16), 0.5)
-    row = PictureScorer(pipeline, SamplingCase(None, 8), reference, metrics).sequential_row(8, reference + 0.25)
+    row = PictureScorer(pipeline, SamplingCase(None, 8), reference, metrics, {}).sequential_row(8, reference + 0.25)
     assert row.lpips == pytest.approx(0.5)  # pictures in [-1, 1] differ by twice as much
     assert row.agreement is None
 

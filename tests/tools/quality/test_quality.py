@@ -28,7 +28,7 @@ from tools.quality.samplers import SamplingCase
 KEYS = {
     "devices", "branches", "components", "period", "split", "predictor", "scheduler", "steps", "warmup", "samples",
     "psnr_db", "ssim", "agreement", "frechet", "frechet_noise", "speedup", "speedup_source",
-    "guidance_scale", "scheduler_config",
+    "guidance_scale", "scheduler_config", "floor_float16_db", "floor_bfloat16_db",
 }  # fmt: skip
 
 
@@ -63,6 +63,8 @@ def test_rows_of_a_users_pipeline(folder: Path, tmp_path: Path, capsys: pytest.C
     assert list(by_name) == ["sequential", "exact", "hold", "lookahead", "fewer_steps"]
     assert by_name["sequential"]["psnr_db"] == 100.0
     assert by_name["exact"]["psnr_db"] > 90
+    assert {row["floor_float16_db"] for row in document["rows"]} == {by_name["exact"]["floor_float16_db"]}
+    assert 20 < by_name["exact"]["floor_bfloat16_db"] < by_name["exact"]["floor_float16_db"] < 90
     assert by_name["lookahead"]["psnr_db"] > by_name["fewer_steps"]["psnr_db"]
     assert 1 < by_name["hold"]["speedup"] < 2
     assert (tmp_path / "samples.png").stat().st_size > 0
@@ -107,7 +109,7 @@ def test_a_plot_without_its_library_is_refused_before_anything_is_measured(
     assert "pip install matplotlib" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--samples", "0"], ["--ways", "many"], []])
+@pytest.mark.parametrize("options", [["--samples", "0"], ["--noise-floor", "-1"], ["--ways", "many"], []])
 def test_bad_options_are_refused(options: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--pipeline", str(folder), *options]) == 2
     assert "tools.quality:" in capsys.readouterr().err
