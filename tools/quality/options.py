@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from partitioner.errors import UsageError
-from tools.pictures.pipelines import DENOISERS
+from profiles.quality_profile import SHIPPED
+from tools.pictures.pipelines import DENOISERS, HELD_OUT
 from tools.quality.samplers import SCHEDULERS
 
 
@@ -16,7 +17,12 @@ def option_parser(description: str) -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.quality", description=description)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--denoiser", choices=DENOISERS, help="a pipeline that the repository ships, in tools/trained")
+    what.add_argument(
+        "--denoiser",
+        choices=DENOISERS + HELD_OUT,
+        help=f"a pipeline that the repository ships, in tools/trained; no choice of the engine was made on "
+        f"{' and '.join(HELD_OUT)}, which are held out",
+    )
     what.add_argument("--pipeline", metavar="FOLDER", help="a diffusers text-to-image pipeline of your own")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="for --pipeline; may be repeated")
     parser.add_argument(
@@ -92,7 +98,8 @@ def check(options: argparse.Namespace) -> None:
     """Refuse what could only fail after something was measured.
 
     Raises:
-        UsageError: a number is below 1, or --plot is given and matplotlib is not installed.
+        UsageError: a number is below 1, a held-out denoiser's rows would go to the profile that planning reads, or --plot
+            is given and matplotlib is not installed.
     """
     for option in ("warmup", "samples", "chunk", "threads"):
         if getattr(options, option) < 1:
@@ -101,6 +108,11 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError(f"--noise-floor is {options.noise_floor}; expected 0 or more samples")
     if options.two_calls and options.denoiser is None:
         raise UsageError("--two-calls is for --denoiser mmdit; a pipeline of your own calls its denoiser as it does")
+    if options.denoiser in HELD_OUT and options.calibrate and options.calibrate.resolve() == SHIPPED.resolve():
+        raise UsageError(
+            f"--calibrate {options.calibrate}: {options.denoiser} is held out, so the shipped profile is to know nothing "
+            "of it; expected another file"
+        )
     if options.plot:
         try:
             import matplotlib.figure  # noqa: F401
