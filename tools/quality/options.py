@@ -98,8 +98,8 @@ def check(options: argparse.Namespace) -> None:
     """Refuse what could only fail after something was measured.
 
     Raises:
-        UsageError: a number is below 1, a held-out denoiser's rows would go to the profile that planning reads, or --plot
-            is given and matplotlib is not installed.
+        UsageError: a number is below 1, rows of a held-out denoiser would go to the shipped profile, or --plot is given
+            and matplotlib is not installed.
     """
     for option in ("warmup", "samples", "chunk", "threads"):
         if getattr(options, option) < 1:
@@ -110,8 +110,8 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError("--two-calls is for --denoiser mmdit; a pipeline of your own calls its denoiser as it does")
     if options.denoiser in HELD_OUT and options.calibrate and options.calibrate.resolve() == SHIPPED.resolve():
         raise UsageError(
-            f"--calibrate {options.calibrate}: {options.denoiser} is held out, so the shipped profile is to know nothing "
-            "of it; expected another file"
+            f"--calibrate {options.calibrate} is the shipped profile, which is to know nothing of {options.denoiser}: "
+            "it is held out; expected another file"
         )
     if options.plot:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tools.pictures.shapes import BACKGROUNDS, CHOICES, COLOURS, PLACES, SHAPES, SIZE, WORDS, caption, draw, draw_labels
-from tools.pictures.tokenizers import TOKENS, clip_tokenizer, t5_tokenizer
+from tools.pictures.tokenizers import TOKENS, clip_tokenizer, gemma_tokenizer, t5_tokenizer
 
 
 def test_a_picture_shows_its_colour_in_its_place_on_its_background() -> None:
@@ -40,7 +40,7 @@ def test_every_choice_is_drawn_and_named() -> None:
 
 
 def test_every_word_is_one_token_and_a_caption_fits() -> None:
-    for tokenizer in (clip_tokenizer(), t5_tokenizer()):
+    for tokenizer in (clip_tokenizer(), t5_tokenizer(), gemma_tokenizer()):
         assert [word for word in WORDS if len(tokenizer.tokenize(word)) != 1] == []
         found = tokenizer(caption([3, 5, 1, 0])).input_ids
         assert len(set(found)) >= 7

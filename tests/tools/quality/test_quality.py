@@ -16,10 +16,11 @@ from partitioner.planning.options import PlanOptions
 from partitioner.planning.planner import plan
 from partitioner.planning.request import PlanRequest
 from partitioner.planning.sources import FromSpec
-from profiles.quality_profile import QualityProfile
+from profiles.quality_profile import SHIPPED, QualityProfile
 from runtime import parallelize
 from runtime.options import EngineOptions
 from tests.support.pipelines import saved
+from tools.pictures.pipelines import HELD_OUT
 from tools.quality.__main__ import main
 from tools.quality.engine_config import parse_config
 from tools.quality.measured_pipeline import shipped_pipeline
@@ -113,6 +114,14 @@ def test_a_plot_without_its_library_is_refused_before_anything_is_measured(
 def test_bad_options_are_refused(options: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--pipeline", str(folder), *options]) == 2
     assert "tools.quality:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", HELD_OUT)
+def test_the_shipped_profile_is_not_told_of_held_out_denoisers(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = SHIPPED.read_bytes()
+    assert main(["--denoiser", kind, "--samples", "1", "--calibrate", str(SHIPPED)]) == 2
+    assert f"nothing of {kind}: it is held out" in capsys.readouterr().err
+    assert SHIPPED.read_bytes() == before
 
 
 @pytest.mark.slow
