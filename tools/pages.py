@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
 
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "torchao", "bitsandbytes")
 
@@ -37,6 +40,20 @@ def environment(module: str, command: Sequence[str]) -> dict[str, str]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread each",
         "command": f"`{shlex.join(['python', '-m', module, *command])}`",
     }
+
+
+@cache
+def commit() -> str:
+    """The commit that is checked out, in short, with "+" where sources were changed since; empty if unknown."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        number, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "*.py"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return number[:9] + ("+" if changed else "")
 
 
 def be_quiet() -> None:

@@ -44,10 +44,13 @@ class Classifier(nn.Module):
         return [head(features) for head in self.heads]
 
     @torch.no_grad()
+    def recognised(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Of each picture, whether all four of its labels (count, 4) are recognised."""
+        return (torch.stack([logits.argmax(1) for logits in self(pixels)], 1) == labels).all(1)
+
     def agreement(self, pixels: torch.Tensor, labels: torch.Tensor) -> float:
         """Share of pictures in which all four labels (count, 4) are recognised."""
-        right = torch.stack([logits.argmax(1) for logits in self(pixels)], 1) == labels
-        return float(right.all(1).float().mean())
+        return float(self.recognised(pixels, labels).float().mean())
 
     def save(self, file: Path = FILE) -> None:
         save_file({name: t.half().contiguous() for name, t in self.state_dict().items()}, file)

@@ -110,7 +110,6 @@ class MeasuredPipeline:
         """How that scheduler is configured, see ``partitioner.models.samplers``."""
         return settings_text(self.sampler, config_text(self.pipe.scheduler.config))
 
-    @torch.no_grad()
     def generate(self, steps: int, samples: int | None = None) -> torch.Tensor:
         """Pictures (samples, 3, height, width) in [0, 1].
 
@@ -120,12 +119,16 @@ class MeasuredPipeline:
             steps: denoising steps.
             samples: how many; all by default.
         """
+        return self.pictures_of(range(samples or len(self.prompts)), steps)
+
+    @torch.no_grad()
+    def pictures_of(self, numbers: Sequence[int], steps: int) -> torch.Tensor:
+        """As ``generate``, of the samples of these numbers."""
         made = []
-        count = samples or len(self.prompts)
-        for first in range(0, count, self.chunk):
-            numbers = range(first, min(first + self.chunk, count))
-            generators = [torch.Generator().manual_seed(number) for number in numbers]
-            prompts = [self.prompts[number] for number in numbers]
+        for first in range(0, len(numbers), self.chunk):
+            some = numbers[first : first + self.chunk]
+            generators = [torch.Generator().manual_seed(number) for number in some]
+            prompts = [self.prompts[number] for number in some]
             result = self.pipe(
                 prompt=prompts, num_inference_steps=steps, generator=generators, output_type="pt", **self.arguments
             )

@@ -33,13 +33,17 @@ def metrics_for(pipeline: MeasuredPipeline) -> PictureMetrics:
     """The classifier for a shipped pipeline; for any other pipeline LPIPS, if it is installed."""
     if pipeline.labels is not None:
         classifier = Classifier.load()
-        generator = torch.Generator().manual_seed(2)
-        with torch.no_grad():
-            drawn = draw(draw_labels(4 * FEWEST_FOR_FRECHET, generator), generator).pixels
-            features = classifier.features(drawn)
-        return PictureMetrics(classifier, features if len(pipeline.prompts) >= FEWEST_FOR_FRECHET else None)
+        enough = len(pipeline.prompts) >= FEWEST_FOR_FRECHET
+        return PictureMetrics(classifier, drawn_features(classifier) if enough else None)
     try:
         import lpips  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         return PictureMetrics()
     return PictureMetrics(lpips=lpips.LPIPS(net="alex", verbose=False))
+
+
+@torch.no_grad()
+def drawn_features(classifier: Classifier) -> torch.Tensor:
+    """The classifier's features of drawn pictures, (count, width), with which made ones are compared."""
+    generator = torch.Generator().manual_seed(2)
+    return classifier.features(draw(draw_labels(4 * FEWEST_FOR_FRECHET, generator), generator).pixels)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tools.pages import be_quiet
+from tools.pages import be_quiet, commit
 from tools.support.adapters import try_lora
 from tools.support.denoisers import DENOISERS
 from tools.support.pipeline_tries import try_pipeline
@@ -73,20 +71,6 @@ def try_all(tasks: Sequence[tuple[str, str]], jobs: int) -> Iterator[tuple[str, 
         waiting = {pool.submit(try_one, kind, name): (kind, name) for kind, name in tasks}
         for future in as_completed(waiting):
             yield (*waiting[future], future.result())
-
-
-@cache
-def commit() -> str:
-    """The commit that is checked out, in short, with "+" where sources were changed since; empty if unknown."""
-    git = ("git", "-C", str(Path(__file__).parent))
-    try:
-        number, changed = (
-            subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "*.py"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return number[:9] + ("+" if changed else "")
 
 
 def try_one(kind: str, name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.sources import ROOT
+from tools.pages import commit
 from tools.support import __main__ as command
 from tools.support import results
 from tools.support.denoisers import DENOISERS
@@ -68,7 +69,7 @@ def test_results_of_other_versions_are_not_used(tmp_path: Path) -> None:
 
 def test_a_row_says_the_commit_that_it_was_run_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "try_pipeline", lambda *_: TriedPipeline())
-    assert results.try_one("pipelines", "DDIMPipeline")["commit"] == results.commit()
+    assert results.try_one("pipelines", "DDIMPipeline")["commit"] == commit()
 
 
 def test_the_page_says_what_fails_and_what_was_not_tried() -> None:

@@ -1,0 +1,136 @@
+"""tools.quality.cells: cells in order, kept in a file, not measured again; their summary and page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from partitioner.errors import UsageError
+from tools.quality import cells as command
+from tools.quality.cells_cases import Case, Way, cases_of, key_of, parse_way, ways_of
+from tools.quality.cells_file import is_done, read_results, write_results
+from tools.quality.cells_page import document_page
+from tools.quality.cells_summary import is_met, summary, targets, worst
+
+SCORE = {
+    "psnr_db": 50.0, "worst_db": 44.0, "agreement": 0.8, "agreement_noise": 0.0, "frechet": 3.0, "frechet_noise": 0.1,
+}  # fmt: skip
+CELL: dict[str, Any] = {
+    "denoiser": "unet", "sampler": "ddim", "guidance": 7.5, "steps": 20, "branches": 1, "components": 2,
+    "quality": "good", "samples": 64, "chunk": 4, "engine": SCORE, "fewer": {**SCORE, "psnr_db": 40.0},
+    "sequential": {**SCORE, "psnr_db": 100.0}, "speedup": 1.65, "planned_speedup": 1.7, "fewer_steps": 12.0,
+    "exact": 0.2, "lookahead": 0.8, "lagged": 0.0, "reasons": {"warm-up": 0.2}, "note": None, "bound_db": 30.0,
+    "below_bound": 0.0, "behind_fewer": 0.0, "seconds": 1.0, "commit": "abc",
+}  # fmt: skip
+LOST = {
+    **CELL, "sampler": "lcm", "steps": 4, "engine": {**SCORE, "psnr_db": 20.0, "agreement": 0.5, "frechet": 9.0},
+    "lagged": 0.5, "note": "it adds noise", "below_bound": 0.5, "behind_fewer": 0.75,
+}  # fmt: skip
+
+
+def results_of(*cells: dict[str, Any]) -> dict[str, Any]:
+    keyed = {f"{cell.get('sampler')} {number}": cell for number, cell in enumerate(cells)}
+    return {"versions": "torch 2.13", "commands": ["python -m x"], "date": "2026-01-01", "cells": keyed}
+
+
+def test_cases_come_breadth_first_with_the_samplers_that_suit() -> None:
+    cases = cases_of(["unet", "mmdit"], ["ddim", "flow", "lcm"], [7.5, 3], [20, 28])
+    scales = list(dict.fromkeys(case.guidance for case in cases))
+    assert scales == [4.5, 7.5, 3]
+    assert {case.denoiser for case in cases if case.guidance == 4.5} == {"mmdit"}
+    assert [case for case in cases if case.guidance == 3] == [
+        Case("unet", "ddim", 3, 20), Case("mmdit", "flow", 3, 20), Case("unet", "ddim", 3, 28),
+        Case("mmdit", "flow", 3, 28), Case("unet", "lcm", 3, 4), Case("unet", "lcm", 3, 8),
+    ]  # fmt: skip
+
+
+def test_two_branches_need_guidance() -> None:
+    ways = [parse_way("1x2"), parse_way("2x2")]
+    assert ways_of(Case("unet", "ddim", 1, 20), ways) == [Way(1, 2)]
+    assert ways_of(Case("unet", "ddim", 3, 20), ways) == ways
+
+
+@pytest.mark.parametrize("options", [["--ways", "1x1"], ["--only", "none"], ["--denoisers", "none"], ["--steps", "1"]])
+def test_what_is_not_known_is_refused(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--results", str(tmp_path / "cells.json"), *options]) == 2
+    assert "tools.quality.cells: " in capsys.readouterr().err
+
+
+def test_results_are_kept_and_those_of_other_versions_refused(tmp_path: Path) -> None:
+    file = tmp_path / "cells.json"
+    results = results_of(CELL, {"failed": "ValueError: no"})
+    write_results(file, results)
+    assert read_results(file, "torch 2.13") == results
+    good, failed = results["cells"]
+    assert is_done(results, good, 64)
+    assert not is_done(results, good, 65), "over more samples it is another measurement"
+    assert not is_done(results, failed, 1)
+    with pytest.raises(UsageError, match="name another file"):
+        read_results(file, "torch 2.14")
+
+
+def test_the_summary_counts_cells_and_what_the_guard_let_pass() -> None:
+    lines = "\n".join(summary([CELL, LOST]))
+    assert "two components: at least as near as fewer steps in 1 of 2 (50.0%) cells, 3 dB better in 1 of 2" in lines
+    assert "two components, unet: " in lines
+    assert "agreement that of sequential within noise in 1 of 2 (50.0%) cells, Fréchet distance in 1 of 2" in lines
+    assert "48 of 128 (37.5%) pictures further from sequential than those of fewer steps" in lines
+    assert "32 of 128 (25.0%) pictures below the guard's bound" in lines
+    assert worst([CELL, LOST])[0] is LOST
+
+
+def test_where_people_are_has_a_table_of_its_own() -> None:
+    flow = {**CELL, "sampler": "flow", "guidance": 4.5, "speedup": 1.5}
+    four = {**CELL, "branches": 2, "speedup": 3.3}
+    found = targets([CELL, LOST, flow, four], 1)
+    assert [is_met(cell) for cell in found] == [True, False]
+    assert [is_met(cell) for cell in targets([CELL, four], 2)] == [True]
+
+
+def test_the_page_shows_every_cell() -> None:
+    page = document_page(results_of(CELL, LOST, {"failed": "ValueError: a | b"}))
+    assert "2 cells of 64 samples, 4 in a call; commit abc:\n\n```sh\npython -m x\n```" in page
+    assert "Wanted: 45 dB at 1.6x. Met in 1 of 1 cells." in page
+    assert "## unet, 1 x 2, quality good" in page
+    assert "| ddim | 20 | 50.0 (44.0) / 40.0 @ 1.65 |" in page
+    assert "| lcm | 4 | **20.0 (44.0)** / 40.0 @ 1.65 async |" in page
+    assert "| lcm | `it adds noise` |" in page
+    assert "| `None 2` | `ValueError: a / b` |" in page
+
+
+@pytest.mark.slow
+def test_cells_are_measured_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, page = tmp_path / "cells.json", tmp_path / "cells.md"
+    options = ["--results", str(file), "--denoisers", "unet", "--only", "ddim", "--guidance", "3", "--steps", "8"]
+    options += ["--ways", "1x2,2x2", "--samples", "3", "--chunk", "2", "--write", str(page)]
+    assert command.main(options) == 0
+    assert "quality default, two components: at least as near" in capsys.readouterr().out
+    kept = json.loads(file.read_text())
+    one, two = (kept["cells"][key_of(Case("unet", "ddim", 3, 8), way, "default")] for way in (Way(1, 2), Way(2, 2)))
+    assert one["samples"] == 3
+    assert one["engine"] == two["engine"]
+    assert one["engine"]["psnr_db"] > one["engine"]["worst_db"] > 30
+    assert two["speedup"] > 1.5 * one["speedup"] > 1.5
+    assert two["fewer_steps"] < one["fewer_steps"] < 8
+    assert one["exact"] + one["lookahead"] + one["lagged"] == pytest.approx(1)
+    assert one["reasons"]["warm-up"] == one["exact"] == 0.5
+    assert "## unet, 2 x 2, quality default" in page.read_text()
+    assert command.main(options) == 0
+    assert json.loads(file.read_text()) == kept
+
+
+def test_a_case_that_fails_does_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = iter([{"a": {"failed": "ValueError: no"}}, {"b": CELL}])
+    monkeypatch.setattr(command, "measure_case", lambda *_: next(found))
+    file = tmp_path / "cells.json"
+    options = ["--denoisers", "unet", "--only", "ddim", "--guidance", "3", "--steps", "8,9", "--ways", "1x2"]
+    assert command.main(["--results", str(file), *options]) == 0
+    assert set(json.loads(file.read_text())["cells"]) == {"a", "b"}
+    assert "a failed: ValueError: no" in capsys.readouterr().err
+    assert command.main(["--results", str(file), *options, "--minutes", "0"]) == 0
+    assert " cases" not in capsys.readouterr().err
