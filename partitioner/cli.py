@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from partitioner._version import __version__
 from partitioner.errors import PartitionerError, PlanError, UsageError
 from partitioner.models.guidance import GUIDANCE_STYLES
+from partitioner.models.guidance_scale import runs_guided, scale_remarks
 from partitioner.process import end_at_once, interrupted
 from profiles.collector import without_collector
 
@@ -124,6 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--guidance-style", choices=GUIDANCE_STYLES, metavar="STYLE",
         help="how the pipeline does guidance: batch, two-calls, embedded or none (default: as is known of it)",
+    )  # fmt: skip
+    size.add_argument(
+        "--guidance-scale", type=float, metavar="X",
+        help="what the pipeline is called with, which quality depends on (default: the pipeline's own)",
     )  # fmt: skip
     split = parser.add_argument_group("split")
     split.add_argument(
@@ -263,6 +268,7 @@ def _requests(arguments: argparse.Namespace, untouched: bool) -> dict[str, PlanR
     untouched: this process has not used torch yet.
     """
     options = _options(arguments)
+    guided = runs_guided(not arguments.no_guidance, arguments.guidance_style, arguments.guidance_scale)
     for path in (arguments.output, arguments.save_profile):
         if path is not None:
             _check_writable(path, arguments.force)
@@ -284,7 +290,7 @@ def _requests(arguments: argparse.Namespace, untouched: bool) -> dict[str, PlanR
     from partitioner.models.built_in import BUILT_IN
     from partitioner.models.lean_import import import_lean
     from partitioner.models.pipeline_specs import model_specs
-    from partitioner.planning.expected_quality import STEPS, SamplingSetup
+    from partitioner.planning.expected_quality import SamplingSetup
     from partitioner.planning.request import PlanRequest
     from partitioner.planning.sources import FromSpec
 
@@ -296,7 +302,7 @@ def _requests(arguments: argparse.Namespace, untouched: bool) -> dict[str, PlanR
         width=arguments.width,
         frames=arguments.frames,
         batch=arguments.batch,
-        guidance=not arguments.no_guidance,
+        guidance=guided,
         guidance_style=arguments.guidance_style,
         dtype=arguments.dtype or costs.default_dtype,
     )
@@ -306,10 +312,11 @@ def _requests(arguments: argparse.Namespace, untouched: bool) -> dict[str, PlanR
     def request_of(spec: ModelSpec) -> PlanRequest:
         if spec.recorded is not None:
             _progress(spec.recorded)
-        steps = (spec.steps or STEPS) if arguments.steps is None else arguments.steps
-        scheduler = arguments.scheduler or spec.scheduler
-        config = spec.scheduler_config if scheduler == spec.scheduler else ""
-        sampling = SamplingSetup(steps, scheduler, spec.guidance_style, config)
+        for what_it_means in scale_remarks(spec.name, spec.guidance_style, arguments.guidance_scale):
+            _progress(what_it_means)
+        sampling = SamplingSetup.of(
+            spec, steps=arguments.steps, scheduler=arguments.scheduler, guidance_scale=arguments.guidance_scale
+        )
         return PlanRequest(FromSpec(spec, fork=untouched), devices, costs, options, sampling, quality)
 
     made = {id(spec): request_of(spec) for spec in specs.values()}

@@ -36,6 +36,7 @@ def describe(plan: Plan, path: str | None, sampling: SamplingSetup = ANY) -> dic
         "fingerprint": plan.fingerprint,
         "devices": list(plan.devices),
         "guidance_style": plan.guidance_style,
+        "guidance_scale": plan.guidance_scale,
         "driver_modules": [module.model_dump() for module in plan.driver_modules],
         "branches": plan.branches,
         "streams": plan.streams,
@@ -93,6 +94,8 @@ def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[st
     """
     certificate, refinement = planning.certificate, planning.refinement
     return {
+        "expected_psnr_db": planning.advice and _db(planning.advice.psnr_db),
+        "fewer_steps_psnr_db": planning.advice and _db(planning.advice.fewer_steps_db),
         "quality": planning.advice and _quality(planning.advice),
         "idle_devices": planning.idle,
         "proof": certificate
@@ -118,13 +121,14 @@ def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[st
                 "period": candidate.period,
                 "chosen": candidate is planning.chosen,
                 "reason": candidate.reason,
-                "margin_db": None if margin is None else round(margin, 2),
+                "margin_db": advice and _db(advice.margin_db),
+                "nearest_margin_db": advice and _db(advice.nearest_margin_db),
                 "step_ms": None if candidate.reason else round(candidate.step_ms, 6),
                 "staleness": None if candidate.reason else round(candidate.evaluation.staleness, 6),
                 "bytes_per_step": None if candidate.reason else candidate.bytes_per_step,
                 "memory_bytes": None if candidate.reason else candidate.memory_bytes,
             }
-            for candidate, margin in zip(planning.candidates, planning.margins_db, strict=True)
+            for candidate, advice in zip(planning.candidates, planning.advices, strict=True)
         ],
         "baselines": {
             name: {key: value for key, value in asdict(baseline).items() if value is not None}
@@ -156,17 +160,33 @@ def light_of(plan: Plan, sampling: SamplingSetup) -> SpeedOfLight:
 
 
 def _quality(advice: Advice) -> dict[str, Any]:
-    exact = advice.psnr_db == math.inf
+    sampling, expected, fewer = advice.sampling, advice.expected, advice.fewer_steps
+    nearest = expected if expected is not None and expected.beyond else None
     return {
-        "exact": exact,
-        "psnr_db": None if exact else advice.psnr_db,
-        "fewer_steps_psnr_db": None if advice.fewer_steps_db is None else round(advice.fewer_steps_db, 2),
+        "exact": advice.exact,
+        "psnr_db": _db(advice.psnr_db),
+        "fewer_steps_psnr_db": _db(advice.fewer_steps_db),
         "fewer_steps_better": advice.against,
-        "denoisers": list(advice.denoisers),
-        "steps": advice.sampling.steps,
-        "scheduler": advice.sampling.scheduler,
-        "no_lookahead": advice.sampling.refusal,
+        "denoisers": [] if expected is None else list(expected.denoisers),
+        "steps": sampling.steps,
+        "scheduler": sampling.scheduler,
+        "guidance_scale": sampling.scale_in_effect,
+        "guidance_scale_is_default": sampling.scale_is_default,
+        "measured_at": [] if expected is None else list(expected.between),
+        "nearest": nearest
+        and {
+            "guidance_scale": nearest.guidance_scale,
+            "psnr_db": round(nearest.psnr_db, 2),
+            "fewer_steps_psnr_db": None if fewer is None or fewer.beyond else round(fewer.psnr_db, 2),
+            "fewer_steps_better": advice.doubt == 2,
+        },
+        "no_lookahead": sampling.refusal,
     }
+
+
+def _db(value: float | None) -> float | None:
+    """Rounded; None for what is exact, too, of which JSON has no number."""
+    return None if value is None or value == math.inf else round(value, 2)
 
 
 def _component(plan: Plan, rank: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 
 from partitioner.branch_text import Document, branches_text, weights_text
@@ -81,7 +82,9 @@ def _what_runs(document: Document) -> str:
 
 def _guidance(document: Document) -> list[str]:
     style = document["guidance_style"]
-    return [] if style is None else [f"guidance: {style}, {_STYLES[style]}"]
+    scale = document["guidance_scale"]
+    figures = f"; quality judged at a guidance scale of {scale:g}" if scale is not None and style != "none" else ""
+    return [] if style is None else [f"guidance: {style}, {_STYLES[style]}{figures}"]
 
 
 def _beside(document: Document) -> list[str]:
@@ -127,19 +130,7 @@ def _quality(document: Document) -> list[str]:
         return []
     if quality["exact"]:
         return ["quality          exact: the output is that of one device"]
-    setup = f"{quality['steps']} steps, {quality['scheduler'] or 'the worst sampler that was measured'}"
-    fewer = quality["fewer_steps_psnr_db"]
-    if quality["psnr_db"] is None:
-        lines = [f"quality          not measured for plans like this ({setup})"]
-    else:
-        denoisers = quality["denoisers"]
-        foreign = "" if document["model"] in denoisers else f"not measured for {document['model']}; "
-        of = f" with the denoisers {', '.join(denoisers)}" if foreign else ""
-        lines = [f"quality          {foreign}{quality['psnr_db']:.1f} dB against the sequential output{of} ({setup})"]
-        if fewer is not None:
-            lines.append(f"                 fewer sequential steps in the same time: {fewer:.1f} dB")
-    if quality["fewer_steps_better"]:
-        lines.append("note             fewer steps on one device were as good; prefer them, or use fewer components")
+    lines = [*_figures(quality, document["model"])]
     refusal = quality["no_lookahead"]
     if document["mode"] == "lookahead" and refusal is not None:
         lines.append(
@@ -149,10 +140,46 @@ def _quality(document: Document) -> list[str]:
     return lines
 
 
+def _figures(quality: Document, model: str) -> Iterator[str]:
+    """What is known of the output of a plan that is not exact; or of the nearest guidance scale that is known."""
+    known = quality["nearest"] or quality
+    if known["psnr_db"] is None:
+        yield f"quality          not measured for plans like this ({_setup(quality)})"
+        return
+    denoisers = quality["denoisers"]
+    foreign = "" if model in denoisers else f"not measured for {model}; "
+    figure = f"{known['psnr_db']:.1f} dB against the sequential output"
+    figure += f" with the denoisers {', '.join(denoisers)}" if foreign else ""
+    if quality["nearest"] is None:
+        yield f"quality          {foreign}{figure}"
+        yield f"                 ({_setup(quality)})"
+    else:
+        yield f"quality          not measured for {_setup(quality)};"
+        yield f"                 at {known['guidance_scale']:g}, the nearest guidance scale that was measured: {figure}"
+    if known["fewer_steps_psnr_db"] is not None:
+        yield f"                 fewer sequential steps in the same time: {known['fewer_steps_psnr_db']:.1f} dB"
+    if known["fewer_steps_better"]:
+        yield "note             fewer steps on one device were as good; prefer them, or use fewer components"
+
+
+def _setup(quality: Document) -> str:
+    """What the figures of quality are for."""
+    scheduler = quality["scheduler"] or "the worst sampler that was measured"
+    scale, measured = quality["guidance_scale"], quality["measured_at"]
+    if scale is None:
+        guidance = f"guidance {measured[0]:g}, the highest that was measured" if measured else "guidance not known"
+    else:
+        guidance = f"guidance {scale:g}" + (" by default" if quality["guidance_scale_is_default"] else "")
+    if len(measured) > 1:
+        guidance += f", interpolated between {measured[0]:g} and {measured[1]:g}"
+    return f"{quality['steps']} steps, {scheduler}, {guidance}"
+
+
 def _idle(document: Document) -> list[str]:
     if not document.get("idle_devices"):
         return []
-    doubted = any(c["margin_db"] is not None and c["margin_db"] < MARGIN_DB for c in document["candidates"])
+    margins = [c["nearest_margin_db"] for c in document["candidates"]]
+    doubted = any(margin is not None and margin < MARGIN_DB for margin in margins)
     because = "see below"
     if doubted:
         because = f"with more, the output was less than {MARGIN_DB:g} dB better than that of fewer steps on one device"
@@ -233,8 +260,10 @@ def _sharing(candidate: Document) -> str:
 
 def _remark(candidate: Document) -> str:
     words = ["chosen"] if candidate["chosen"] else []
-    if candidate["margin_db"] is not None:
-        words.append(f"{candidate['margin_db']:+.1f} dB against fewer steps")
+    margin = candidate["nearest_margin_db"]
+    if margin is not None:
+        where = "" if candidate["margin_db"] is not None else ", at the nearest guidance scale"
+        words.append(f"{margin:+.1f} dB against fewer steps{where}")
     return "; ".join(words)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -114,63 +112,3 @@ class QualityProfile(Record):
             JsonFileError: The file exists and may not be overwritten, or it cannot be written.
         """
         write_atomic(path, canonical_bytes(self.model_dump(mode="json")), overwrite)
-
-    def expected(self, components: int, predictor: str, steps: int, scheduler: str | None) -> float | None:
-        """The PSNR in dB to expect: the least over denoisers and splits in the nearest measured case.
-
-        Args:
-            components: Components of a branch; only rows with as many count.
-            predictor: As in QualityRow; only rows with the same count.
-            steps: Steps of the run. Rows with the nearest number count, by ratio.
-            scheduler: The sampler's class; None for the least over all.
-
-        Returns:
-            None where nothing was measured within half and twice the steps.
-
-        >>> QualityProfile.load().expected(components=999, predictor="hold", steps=50, scheduler=None) is None
-        True
-        """
-        own = [
-            row
-            for row in self.rows
-            if row.components == components and row.predictor == predictor and scheduler in (None, row.scheduler)
-        ]
-        return min((row.psnr_db for row in _nearest(own, steps)), default=None)
-
-    def fewer_steps(self, speedup: float, steps: int, scheduler: str | None) -> float | None:
-        """The PSNR in dB of a sequential run of ``steps / speedup`` steps: the most over denoisers.
-
-        Args:
-            speedup: By how much fewer steps shorten the run; between measured ones the PSNR is interpolated.
-            steps: Steps of the run that it is compared with.
-            scheduler: The sampler's class; None for the most over all.
-
-        Returns:
-            None where nothing was measured near.
-        """
-        found = []
-        own = [row for row in self.rows if row.predictor == FEWER_STEPS and scheduler in (None, row.scheduler)]
-        for denoiser, name in sorted({(row.denoiser, row.scheduler) for row in own}):
-            rows = _nearest([row for row in own if (row.denoiser, row.scheduler) == (denoiser, name)], steps)
-            value = _between(sorted((row.speedup, row.psnr_db) for row in rows), speedup)
-            if value is not None:
-                found.append(value)
-        return max(found, default=None)
-
-
-def _nearest(rows: list[QualityRow], steps: int) -> list[QualityRow]:
-    """The rows with the nearest number of steps, by ratio; none where that is beyond a factor of two."""
-    distance = min((abs(math.log2(row.steps / steps)) for row in rows), default=math.inf)
-    return [row for row in rows if abs(math.log2(row.steps / steps)) == distance <= 1.0]
-
-
-def _between(points: list[tuple[float, float]], at: float) -> float | None:
-    """The value at a place between points (place, value) in ascending order, interpolated linearly.
-
-    Up to 5 % beyond the first or last point it is the value there, for a number of steps is whole; further away None.
-    """
-    for (low, first), (high, second) in pairwise(points):
-        if low <= at <= high:
-            return first if high == low else first + (second - first) * (at - low) / (high - low)
-    ends = [points[0], points[-1]] if points else []
-    return next((value for place, value in ends if abs(at / place - 1) <= 0.05), None)

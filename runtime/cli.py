@@ -188,6 +188,7 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:
     torch.set_num_threads(options.threads)
     devices = _devices(options.devices) if options.devices else None
     pipe = generation.load(options, getattr(torch, options.dtype or generation.default_dtype(plan, devices)))
+    generation.warn_of_other_guidance(pipe, plan, options)
     if devices:
         place_parts(pipe, named_plans(pipe, plan, devices, {}, None), devices)
     overrides = {"transport": options.transport} if options.transport else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from partitioner.errors import UsageError, reason_of
+from partitioner.models.guidance_scale import live_scale, scale_in_effect
 from partitioner.plan.pipeline_plans import PipelinePlans
 from partitioner.plan.plan import Plan
 from runtime.loading import load_pipeline
+
+_log = logging.getLogger("runtime")
 
 
 def default_dtype(plan: Plan | PipelinePlans, devices: list[str] | None) -> str:
@@ -73,6 +77,26 @@ def _variants(folder: Path) -> list[str]:
         re.match(r"(?:diffusion_pytorch_model|model)\.([A-Za-z0-9_]+?)(?:-\d+-of-\d+)?\.safetensors$", n) for n in names
     }
     return sorted({match[1] for match in found if match})
+
+
+def warn_of_other_guidance(pipe: Any, plan: Plan | PipelinePlans, options: argparse.Namespace) -> None:
+    """Say that the pipeline will be called with another guidance scale than the plan's quality was judged at."""
+    first = next(iter(plan.plans.values())) if isinstance(plan, PipelinePlans) else plan
+    asked = options.guidance_scale
+    given = {} if asked is None else dict.fromkeys(("guidance_scale", "max_guidance_scale"), asked)
+    scale = scale_in_effect(first.guidance_style, live_scale(pipe, given))
+    if first.guidance_style == "none" and asked is not None:  # as a plan is, whose pipeline was to run without
+        scale = max(1.0, asked)
+    is_exact = first.components == 1 or options.exact
+    if is_exact or None in (scale, first.guidance_scale) or scale == first.guidance_scale:
+        return
+    _log.warning(
+        "the plan's quality was judged at a guidance scale of %g, and this run has %g; the higher, the further is the "
+        "output from that of one device: partition-model --guidance-scale %g says what to expect",
+        first.guidance_scale,
+        scale,
+        scale,
+    )
 
 
 def generate(pipe: Any, options: argparse.Namespace) -> list[Any]:

@@ -267,9 +267,7 @@ def _request(
         devices if isinstance(devices, int) else len(devices),
         choose_cost_model(*(None, "cpu") if live == "cpu" else (live, None)),
         options,
-        sampling=SamplingSetup(
-            scheduler=spec.scheduler, guidance_style=spec.guidance_style, scheduler_config=spec.scheduler_config
-        ),
+        sampling=SamplingSetup.of(spec),
         quality=QualityProfile.load(),
     )
 

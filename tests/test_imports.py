@@ -18,6 +18,7 @@ ROOMS = {
         json_files
         records
         cost_profile device_sheets quality_profile
+        measured_figure
     """,
     "partitioner": """
         _version errors process tables

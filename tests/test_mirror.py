@@ -188,7 +188,6 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "runtime/ranks/test_threads.py",
         ["runtime.ranks.left_behind"],
     ),
-    ("it is all that run-plan does", "runtime/test_cli.py", ["runtime.generation"]),
     (
         "every option is tried in an engine",
         "runtime/test_engine.py",

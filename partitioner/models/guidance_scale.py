@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from partitioner.errors import UsageError
 from partitioner.models.guidance import GuidanceStyle
 
 # What calls take it as. Where there is the first, a second half is computed for that one, and what is called
@@ -66,3 +68,60 @@ def scale_in_effect(style: GuidanceStyle | None, scale: float | None) -> float |
     if style in ("none", "embedded"):
         return 1.0
     return None if scale is None else max(1.0, scale)
+
+
+def check_scale(scale: float) -> None:
+    """UsageError for what is no guidance scale.
+
+    >>> check_scale(float("nan"))
+    Traceback (most recent call last):
+    partitioner.errors.UsageError: --guidance-scale is nan; expected a finite number from 0
+    """
+    if not (math.isfinite(scale) and scale >= 0):
+        raise UsageError(f"--guidance-scale is {scale:g}; expected a finite number from 0")
+
+
+def runs_guided(guidance: bool, style: GuidanceStyle | None, scale: float | None) -> bool:
+    """Whether a pipeline runs with guidance, by what a user says.
+
+    Args:
+        guidance: Whether it is not said to run without.
+        style: How guidance is said to be done; None where nothing is said.
+        scale: What it is called with; None where nothing is said.
+
+    Raises:
+        UsageError: That contradicts itself, or the scale is none.
+
+    >>> runs_guided(True, None, 7.5), runs_guided(True, None, 1.0)
+    (True, False)
+    """
+    if scale is None:
+        return guidance
+    check_scale(scale)
+    if scale > 1 and (not guidance or style == "none"):
+        without = "--guidance-style none" if guidance else "--no-guidance"
+        raise UsageError(f"{without} and --guidance-scale {scale:g} contradict each other; leave one of them out")
+    return guidance and (scale > 1 or style is not None)
+
+
+def scale_remarks(name: str, style: GuidanceStyle, scale: float | None) -> list[str]:
+    """What one should know of a guidance scale that one has asked for, as sentences without a full stop.
+
+    Args:
+        name: Of the denoiser.
+        style: How its pipeline does guidance when it is called so.
+        scale: What it is called with; None where nothing is said.
+
+    Raises:
+        UsageError: There is no guidance that it could be the scale of.
+    """
+    if scale is None:
+        return []
+    if style == "embedded":
+        return [f"{name} takes the guidance scale as an input of one call; its quality is looked up at a scale of 1"]
+    if style == "none" and scale > 1:
+        raise UsageError(
+            f"--guidance-scale {scale:g}: {name} does no guidance that is known of; leave it out, or say with "
+            "--guidance-style how its pipeline does guidance"
+        )
+    return [f"at a guidance scale of {scale:g} pipelines leave guidance out"] if scale <= 1 else []

@@ -45,9 +45,12 @@ def settings_text(scheduler: str, config: str) -> str:
     """
     if not config:
         return ""
-    import diffusers
+    try:
+        import diffusers
 
-    taken = inspect.signature(getattr(diffusers, scheduler, object).__init__).parameters
+        taken = inspect.signature(getattr(diffusers, scheduler).__init__).parameters
+    except Exception:  # as in sampler_of
+        return ""
     settings: dict[str, Any] = json.loads(config)
     return json.dumps(
         {name: value for name, value in settings.items() if name in taken and value != taken[name].default},

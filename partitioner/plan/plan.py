@@ -61,6 +61,7 @@ SCHEMA_VERSION = 1
 _IN_FILE_IF_SAID = (
     "containers",
     "guidance_style",
+    "guidance_scale",
     "driver_modules",
     "streams",
     "branch_rows",
@@ -96,7 +97,8 @@ class Plan(PlanRecord):
 
     components: N, the length of the chain. placement: node key -> component 0..N-1, in execution order.
     containers: the lists, tuples and empty dicts of inputs and literals; in the file where there are any.
-    guidance_style: how the pipeline does guidance, where it is known; in the file only then.
+    guidance_style: how the pipeline does guidance, where it is known; in the file only then. guidance_scale: what its
+    quality was judged at, likewise: 1 where no second half is computed, whatever the pipeline is called with.
     driver_modules: what the pipeline calls at each step beside its denoisers; in the file where there is anything.
     branches: how many parts of the work are computed apart, exactly; inputs, fingerprint and placement are those of a
     call of one branch's rows (of the first branch, where the shares differ).
@@ -121,6 +123,7 @@ class Plan(PlanRecord):
     literals: Annotated[tuple[PlanLiteral, ...], Field(max_length=1024), *ARRAY]
     containers: Annotated[tuple[PlanContainer, ...], Field(max_length=1024), *ARRAY] = ()
     guidance_style: GuidanceStyle | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=1e6)] | None = None
     driver_modules: Annotated[tuple[DriverModule, ...], Field(max_length=64), *ARRAY] = ()
     components: Size
     branches: Size
@@ -245,6 +248,7 @@ class Plan(PlanRecord):
         mode: Mode = "lookahead",
         predictor: PredictorName = "hold",
         guidance_style: GuidanceStyle | None = None,
+        guidance_scale: float | None = None,
         driver_modules: Sequence[DriverModule] = (),
     ) -> Self:
         """The plan of a split. PlanError if it does not hold together."""
@@ -263,6 +267,7 @@ class Plan(PlanRecord):
                 literals=tuple(PlanLiteral(path=path, value=value) for path, value in graph.literals),
                 containers=_containers_of(graph),
                 guidance_style=guidance_style,
+                guidance_scale=guidance_scale,
                 driver_modules=tuple(driver_modules),
                 components=components,
                 branches=branches,

@@ -93,7 +93,7 @@ def _doubt(c: Candidate, advisor: QualityAdvisor | None, options: PlanOptions, s
     """Advice.doubt of a candidate; async mode of which nothing was measured is judged as look-ahead over as many
     components is."""
     advice = advice_on(c, advisor, options, sequential_ms)
-    if advice is not None and advice.margin_db is None and c.is_stale:
+    if advice is not None and advice.nearest_margin_db is None and c.is_stale:
         advice = advice_on(replace(c, mode="lookahead"), advisor, options, sequential_ms)
     return 0 if advice is None else advice.doubt
 

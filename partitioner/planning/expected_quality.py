@@ -6,16 +6,24 @@ from ``python -m tools.quality --pipeline FOLDER --calibrate FILE``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from partitioner.errors import UsageError
 from partitioner.graph.ir import TracedGraph
 from partitioner.models.guidance import GuidanceStyle
-from partitioner.models.samplers import refusal_of
+from partitioner.models.guidance_scale import check_scale, scale_in_effect
+from partitioner.models.samplers import refusal_of, settings_text
 from partitioner.plan.fields import PredictorName
 from partitioner.search.mode import Mode
 from partitioner.staleness.edge_errors import EdgeErrors, edge_errors_by_key
+from profiles.measured_figure import MeasuredFigure, QualityCase, expected_figure, fewer_steps_figure
 from profiles.quality_profile import QualityProfile
+
+if TYPE_CHECKING:
+    from partitioner.models.spec import ModelSpec
 
 ASYNC_PREDICTORS: tuple[PredictorName, ...] = ("hold", "linear", "adaptive")  # of equal dB the first is taken
 STEPS = 50  # where nothing else is said
@@ -33,6 +41,8 @@ class SamplingSetup:
             counts.
         guidance_style: How the pipeline does guidance; None: not known.
         scheduler_config: How that class is configured, see ``partitioner.models.samplers``.
+        guidance_scale: What the pipeline is called with; None: not known, so that the highest that was measured counts.
+        scale_is_default: Whether that is the pipeline's default, which nobody has asked for.
 
     >>> SamplingSetup(steps=0)
     Traceback (most recent call last):
@@ -43,10 +53,51 @@ class SamplingSetup:
     scheduler: str | None = None
     guidance_style: GuidanceStyle | None = None
     scheduler_config: str = ""
+    guidance_scale: float | None = None
+    scale_is_default: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:
             raise UsageError(f"--steps is {self.steps}; expected 1 to {MOST_STEPS}")
+        if self.guidance_scale is not None:
+            check_scale(self.guidance_scale)
+
+    @classmethod
+    def of(
+        cls,
+        spec: ModelSpec,
+        *,
+        steps: int | None = None,
+        scheduler: str | None = None,
+        guidance_scale: float | None = None,
+    ) -> SamplingSetup:
+        """That of a model's pipeline, by default what is known of it.
+
+        Args:
+            spec: Of the model.
+            steps: Of one generation; None for the pipeline's default, as for the others.
+            scheduler: The class of another sampler, whose configuration is not known then.
+            guidance_scale: What the pipeline is called with.
+
+        Raises:
+            UsageError: The number of steps or the scale makes no sense.
+        """
+        scale, style = spec.guidance_scale, spec.guidance_style
+        if scale is not None and scale <= 1 and style in ("batch", "two-calls"):
+            scale = None  # which computes no second half, and calls are planned that have one
+        return cls(
+            (spec.steps or STEPS) if steps is None else steps,
+            scheduler or spec.scheduler,
+            style,
+            spec.scheduler_config if scheduler in (None, spec.scheduler) else "",
+            scale if guidance_scale is None else guidance_scale,
+            scale_is_default=guidance_scale is None and scale is not None,
+        )
+
+    @property
+    def scale_in_effect(self) -> float | None:
+        """The guidance scale that figures are for: 1 where a call computes no second half; None: not known."""
+        return scale_in_effect(self.guidance_style, self.guidance_scale)
 
     @property
     def refusal(self) -> str | None:
@@ -63,21 +114,41 @@ class Advice:
 
     Attributes:
         sampling: What it was measured with.
-        psnr_db: PSNR in dB against the sequential output; inf where the plan is exact, None where nothing near this
-            case was measured.
-        fewer_steps_db: The same of fewer sequential steps on one device in the same time; None where not measured.
-        denoisers: What was measured, which may be others than the one that is planned.
+        expected: What was measured nearest to this case; None where nothing was, or the plan is exact.
+        fewer_steps: The same of fewer sequential steps on one device in the same time, at the guidance scale that
+            ``expected`` holds for.
+        exact: Whether the plan's output is that of one device.
     """
 
     sampling: SamplingSetup
-    psnr_db: float | None
-    fewer_steps_db: float | None
-    denoisers: tuple[str, ...] = ()
+    expected: MeasuredFigure | None
+    fewer_steps: MeasuredFigure | None
+    exact: bool = False
+
+    @property
+    def psnr_db(self) -> float | None:
+        """PSNR in dB against the sequential output; inf where the plan is exact, None where nothing near this case was
+        measured."""
+        return math.inf if self.exact else _told(self.expected)
+
+    @property
+    def fewer_steps_db(self) -> float | None:
+        """The same of fewer steps; None where it was not measured at this guidance scale."""
+        return None if self.expected is not None and self.expected.beyond else _told(self.fewer_steps)
 
     @property
     def margin_db(self) -> float | None:
         """By how much the plan comes closer than fewer steps; None where one of them was not measured."""
         return None if self.psnr_db is None or self.fewer_steps_db is None else self.psnr_db - self.fewer_steps_db
+
+    @property
+    def nearest_margin_db(self) -> float | None:
+        """The same at the nearest guidance scale at which the plan was measured, which decides where the one that is
+        asked for lies beyond: it is told as that scale's only."""
+        plan, fewer = self.expected, self.fewer_steps
+        if self.exact or plan is None or fewer is None or plan.guidance_scale != fewer.guidance_scale:
+            return self.margin_db
+        return plan.psnr_db - fewer.psnr_db
 
     @property
     def against(self) -> bool:
@@ -86,8 +157,16 @@ class Advice:
 
     @property
     def doubt(self) -> int:
-        """0: better than fewer steps by MARGIN_DB or more, or not measured; 1: better by less; 2: not better."""
-        return 2 if self.against else int(self.margin_db is not None and self.margin_db < MARGIN_DB)
+        """0: better than fewer steps by MARGIN_DB or more, or not measured; 1: better by less; 2: not better.
+
+        At the nearest guidance scale that was measured.
+        """
+        margin = self.nearest_margin_db
+        return 0 if margin is None or margin >= MARGIN_DB else 1 if margin > 0 else 2
+
+
+def _told(figure: MeasuredFigure | None) -> float | None:
+    return None if figure is None or figure.beyond else figure.psnr_db
 
 
 class QualityAdvisor:
@@ -110,9 +189,10 @@ class QualityAdvisor:
         """
         if self._unpredictable:
             mode = "async"
-        fewer = self._profile.fewer_steps(speedup, self.sampling.steps, self.sampling.scheduler)
-        denoisers = tuple(sorted({row.denoiser for row in self._profile.rows}))
-        return Advice(self.sampling, self._expected(components, mode, predictor), fewer, denoisers)
+        expected = self._expected(components, mode, predictor)
+        case = self._case if expected is None else replace(self._case, guidance_scale=expected.guidance_scale)
+        fewer = fewer_steps_figure(self._profile.rows, speedup, case)
+        return Advice(self.sampling, expected, fewer, exact=components == 1)
 
     def async_predictor(self, components: int) -> PredictorName:
         """The predictor that was measured to be best in async mode; ``adaptive``, which cannot run away, if none was.
@@ -120,8 +200,10 @@ class QualityAdvisor:
         Args:
             components: Of one branch.
         """
-        known = {p: db for p in ASYNC_PREDICTORS if (db := self._expected(components, "async", p)) is not None}
-        return max(known, key=lambda p: known[p]) if known else "adaptive"
+        known = {p: found for p in ASYNC_PREDICTORS if (found := self._expected(components, "async", p)) is not None}
+        highest = max((found.guidance_scale for found in known.values()), default=None)
+        alike = {p: found.psnr_db for p, found in known.items() if found.guidance_scale == highest}
+        return max(alike, key=lambda p: alike[p]) if alike else "adaptive"
 
     def prefers_async(self, components: int) -> bool:
         """Whether async mode was measured to come closer to the sequential output than look-ahead, or has to stand in
@@ -134,7 +216,9 @@ class QualityAdvisor:
             return True
         ahead = self._expected(components, "lookahead", "hold")
         stale = self._expected(components, "async", self.async_predictor(components))
-        return ahead is not None and stale is not None and stale > ahead
+        if ahead is None or stale is None or stale.guidance_scale < ahead.guidance_scale:
+            return False  # at a lower scale every figure is better
+        return stale.psnr_db > ahead.psnr_db
 
     @property
     def _unpredictable(self) -> bool:
@@ -148,8 +232,16 @@ class QualityAdvisor:
                 return found
         return None
 
-    def _expected(self, components: int, mode: Mode, predictor: PredictorName) -> float | None:
+    @cached_property
+    def _case(self) -> QualityCase:
+        setup = self.sampling
+        settings = "" if setup.scheduler is None else settings_text(setup.scheduler, setup.scheduler_config)
+        return QualityCase(setup.steps, setup.scheduler, settings, setup.scale_in_effect)
+
+    def _expected(self, components: int, mode: Mode, predictor: PredictorName) -> MeasuredFigure | None:
+        """What was measured nearest to the case; None where nothing was, or the plan is exact."""
         if components == 1:
-            return float("inf")
-        named = "lookahead" if mode == "lookahead" else predictor
-        return self._profile.expected(components, named, self.sampling.steps, self.sampling.scheduler)
+            return None
+        return expected_figure(
+            self._profile.rows, components, "lookahead" if mode == "lookahead" else predictor, self._case
+        )

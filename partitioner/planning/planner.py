@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -59,8 +59,7 @@ class Planning:
         refinement: What was measured of whole components; None if it was not asked for.
         advice: What quality to expect; None without a quality profile.
         idle: How many devices the plan does not use.
-        margins_db: Of each candidate, by how many dB it came closer to the sequential output than fewer steps in the
-            same time, where that was measured; else None.
+        advices: What was measured of each candidate; None for those that are exact, and where no sampler is known.
     """
 
     plan: Plan
@@ -72,7 +71,7 @@ class Planning:
     refinement: Refinement | None = None
     advice: Advice | None = None
     idle: int = 0
-    margins_db: tuple[float | None, ...] = ()
+    advices: tuple[Advice | None, ...] = ()
 
 
 def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planning:
@@ -167,6 +166,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
         versions=_versions(),
         revision=source.revision,
         guidance_style=request.sampling.guidance_style,
+        guidance_scale=request.sampling.scale_in_effect,
         driver_modules=[DriverModule(**asdict(module)) for module in source.beside],
     )
     return Planning(
@@ -179,7 +179,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
         refinement,
         advice=None if advisor is None else _advice(made, advisor),
         idle=len(fleet) - chosen.ranks,
-        margins_db=_margins_db(candidates, request, sequential_ms),
+        advices=tuple(advice_on(c, advisor, options, sequential_ms) for c in candidates),
     )
 
 
@@ -225,13 +225,6 @@ def _advice(made: Plan, advisor: QualityAdvisor) -> Advice:
     sampling = advisor.sampling
     speedup = made.speedup(sampling.steps, sampling.scheduler, sampling.scheduler_config)
     return advisor.advise(made.components, made.mode, made.predictor, speedup)
-
-
-def _margins_db(
-    candidates: Sequence[Candidate], request: PlanRequest, sequential_ms: float
-) -> tuple[float | None, ...]:
-    known = [advice_on(candidate, request.advisor, request.options, sequential_ms) for candidate in candidates]
-    return tuple(None if advice is None else advice.margin_db for advice in known)
 
 
 def _versions() -> dict[str, str]:

@@ -44,6 +44,8 @@ def known_to(module: str) -> frozenset[str]:
     known = frozenset[str]().union(*map(options_of, OWN))
     if module == "runtime.ranks.torchrun_driver":
         known |= {option for action in get_args_parser()._actions for option in action.option_strings}
+    if any("python -m tools.quality" in text for _, text in texts(module)):
+        known |= options_of("python -m tools.quality")
     if module.startswith("tools."):
         known |= {text for name in FILES if name.startswith("tools.") for _, text in texts(name) if OPTION.match(text)}
         known |= {"--color", "--durations", "--tb", "--only-binary"}  # pytest's and pip's

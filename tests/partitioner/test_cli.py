@@ -164,10 +164,18 @@ def test_a_name_brings_its_steps_sampler_and_guidance(folder: Path) -> None:
         (request,) = cli._requests(parsed, False).values()
         return request.sampling
 
-    assert sampling("flux") == SamplingSetup(28, "FlowMatchEulerDiscreteScheduler", "embedded")
-    assert sampling("wan", "--steps", "10") == SamplingSetup(10, "UniPCMultistepScheduler", "two-calls")
-    assert sampling("pixart", "--no-guidance") == SamplingSetup(20, "DPMSolverMultistepScheduler", "none")
-    assert sampling("unet-8") == SamplingSetup(50, None, "batch")
+    def setup(*fields: Any, asked: bool = False) -> SamplingSetup:
+        return SamplingSetup(*fields, scale_is_default=not asked and fields[-1] is not None)
+
+    flux, pixart = ("FlowMatchEulerDiscreteScheduler", "embedded", ""), "DPMSolverMultistepScheduler"
+    assert sampling("flux") == setup(28, *flux, 3.5)
+    assert sampling("flux", "--guidance-scale", "2") == setup(28, *flux, 2.0, asked=True)
+    assert sampling("wan", "--steps", "10") == setup(10, "UniPCMultistepScheduler", "two-calls", "", 5.0)
+    assert sampling("pixart", "--no-guidance") == setup(20, pixart, "none", "", 4.5)
+    assert sampling("pixart", "--guidance-scale", "7") == setup(20, pixart, "batch", "", 7.0, asked=True)
+    assert sampling("pixart", "--guidance-scale", "1") == setup(20, pixart, "none", "", 1.0, asked=True)
+    assert sampling("pixart", "--guidance-scale", "1", "--guidance-style", "batch").scale_in_effect == 1.0
+    assert sampling("unet-8") == setup(50, None, "batch", "", None)
 
 
 def test_models_are_listed(run: Run) -> None:
@@ -180,14 +188,15 @@ def test_models_are_listed(run: Run) -> None:
 
 
 def test_options_reach_the_plan(split: Run, folder: Path) -> None:
-    code, _, err = split(
+    code, shown, err = split(
         "--devices", "3", "--branches", "1", "--mode", "async", "--period", "2", "--warmup", "7", "--predictor",
-        "linear", "--batch", "2", "--dtype", "float32", "--output", "a.json",
+        "linear", "--batch", "2", "--dtype", "float32", "--output", "a.json", "--guidance-scale", "5.5",
     )  # fmt: skip
     assert code == 0, err
+    assert "quality judged at a guidance scale of 5.5" in shown
     plan = Plan.load(folder / "a.json")
     assert (plan.branches, plan.mode, plan.periods, plan.warmup) == (1, "async", (2, 2, 1), 7)
-    assert plan.predictor == "linear"
+    assert (plan.predictor, plan.guidance_scale) == ("linear", 5.5)
     assert plan.inputs[0].shape == (4, 4, 64, 64)
     assert plan.inputs[0].dtype == "float32"
 
@@ -279,6 +288,10 @@ USAGE = [
     (["--model", "flux", "--devices", "2", "--guidance-style", "none"], "takes the scale of guidance as an input of"),
     (["--model", "sd15", "--devices", "2", "--guidance-style", "cfg"], "invalid choice: 'cfg'"),
     (["--model", "sd15", "--devices", "2", "--no-guidance", "--guidance-style", "batch"], "contradict each other"),
+    (["--model", "sd15", "--devices", "2", "--no-guidance", "--guidance-scale", "5"], "contradict each other"),
+    (["--model", "sd15", "--devices", "2", "--guidance-style", "none", "--guidance-scale", "5"], "contradict each o"),
+    (["--model", "sd15", "--devices", "2", "--guidance-scale", "nan"], "expected a finite number from 0"),
+    (["--model", "sd15", "--devices", "2", "--guidance-scale=-1"], "--guidance-scale is -1; expected a finite number"),
     (["--model", "unet-8", "--devices", "2", "--branches", "2", "--no-guidance"], "one branch"),
     (["--model", "unet-8", "--devices", "2", "--period", "2", "--mode", "lookahead"], "look-ahead"),
 ]  # fmt: skip

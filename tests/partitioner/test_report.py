@@ -15,7 +15,7 @@ KEYS = {
     "plan", "model", "fingerprint", "devices", "branches", "period", "warmup", "predictor", "cost_source",
     "sequential_ms", "step_ms", "lower_bound_ms", "gap", "speedup_step", "speedup_trajectory", "steps",
     "bytes_per_step", "staleness", "macs", "components", "speed_of_light", "guidance_style", "streams", "branch_rows",
-    "calls_per_step", "images",
+    "calls_per_step", "images", "guidance_scale",
 }  # fmt: skip
 COMPONENT_KEYS = {
     "rank", "branch", "nodes", "pieces", "compute_ms", "macs", "parameters", "parameter_bytes", "memory_bytes",

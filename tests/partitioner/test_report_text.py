@@ -69,18 +69,33 @@ def test_one_component_is_exact_whatever_its_mode() -> None:
 
 QUALITY = {
     "exact": False, "psnr_db": 64.8, "fewer_steps_psnr_db": 40.0, "fewer_steps_better": False, "steps": 50,
-    "scheduler": None, "no_lookahead": None, "denoisers": ["dit", "unet"],
+    "scheduler": None, "no_lookahead": None, "denoisers": ["dit", "unet"], "guidance_scale": 3.0,
+    "guidance_scale_is_default": False, "measured_at": [3.0], "nearest": None,
 }  # fmt: skip
+
+
+NEAREST = {"guidance_scale": 3.0, "psnr_db": 64.8, "fewer_steps_psnr_db": 40.0, "fewer_steps_better": False}
+BEYOND = {"guidance_scale": 7.5, "psnr_db": None, "fewer_steps_psnr_db": None, "nearest": NEAREST}
 
 
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
         ({"exact": True}, "quality          exact: the output is that of one device"),
-        ({"psnr_db": None}, "not measured for plans like this (50 steps, the worst sampler that was measured)"),
-        ({}, "not measured for toy; 64.8 dB against the sequential output with the denoisers dit, unet (50 steps"),
-        ({"denoisers": ["toy"]}, "quality          64.8 dB against the sequential output (50 steps, the worst"),
-        ({"scheduler": "DDIMScheduler"}, "(50 steps, DDIMScheduler)"),
+        ({"psnr_db": None}, "not measured for plans like this (50 steps, the worst sampler that was measured, g"),
+        ({}, "not measured for toy; 64.8 dB against the sequential output with the denoisers dit, unet\n"),
+        (
+            {"denoisers": ["toy"]},
+            f"quality          64.8 dB against the sequential output\n{17 * ' '}(50 steps, the",
+        ),
+        ({"scheduler": "DDIMScheduler"}, "(50 steps, DDIMScheduler, guidance 3)\n"),
+        ({"guidance_scale_is_default": True}, "guidance 3 by default)"),
+        ({"guidance_scale": 4.0, "measured_at": [3.0, 5.0]}, "guidance 4, interpolated between 3 and 5)"),
+        ({"guidance_scale": None, "measured_at": [7.5]}, "guidance 7.5, the highest that was measured)"),
+        (BEYOND, "quality          not measured for 50 steps, the worst sampler that was measured, guidance 7.5;\n"),
+        (BEYOND, "at 3, the nearest guidance scale that was measured: 64.8 dB against the sequential output with"),
+        (BEYOND, "fewer sequential steps in the same time: 40.0 dB"),
+        (BEYOND | {"nearest": NEAREST | {"fewer_steps_better": True}}, "fewer steps on one device were as good"),
         ({}, "fewer sequential steps in the same time: 40.0 dB"),
         ({"fewer_steps_better": True}, "fewer steps on one device were as good"),
         (

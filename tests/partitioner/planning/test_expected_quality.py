@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from partitioner.errors import UsageError
 from partitioner.models.samplers import refusal_of
+from partitioner.models.spec import model_spec
 from partitioner.planning.branching import Branching
 from partitioner.planning.candidates import Candidate
 from partitioner.planning.choose import advice_on, choose
@@ -22,6 +24,9 @@ from tests.support.quality_rows import profile_of
 
 ONE = Branching((1,))
 EVALUATIONS: Any = (SimpleNamespace(sequential_ms=2.0),)
+
+
+GUIDED = "DDIMScheduler", "batch", ""  # with a guidance scale behind
 
 
 def advisor(sampling: SamplingSetup = SamplingSetup(), **psnr_db: float) -> QualityAdvisor:  # noqa: B008
@@ -88,15 +93,71 @@ def test_what_fewer_steps_were_seen_to_beat_is_passed_over() -> None:
         assert (chosen.components, chosen.mode) == (components, "lookahead")
 
 
-MEASURED = sorted({(row.scheduler, row.steps) for row in QualityProfile.load().rows})
+def at_scales(sampling: SamplingSetup, **measured: dict[float, float]) -> QualityAdvisor:
+    """Of a profile with a row per predictor and guidance scale, for two components."""
+    profiles = [
+        profile_of([(name, 1 if name == "fewer_steps" else 2, db, 1.8)], scale)
+        for name, figures in measured.items()
+        for scale, db in figures.items()
+    ]
+    rows = tuple(row for profile in profiles for row in profile.rows)
+    return QualityAdvisor(profiles[0].model_copy(update={"rows": rows}), sampling)
+
+
+def test_figures_are_those_of_the_guidance_scale_or_none() -> None:
+    known = {"lookahead": {3.0: 60.0, 5.0: 40.0}, "fewer_steps": {3.0: 50.0, 5.0: 44.0}}
+    for scale, psnr_db, fewer_db, doubt in ((3, 60, 50, 0), (4, 50, 47, 1), (5, 40, 44, 2), (7.5, None, None, 2)):
+        advice = at_scales(SamplingSetup(50, *GUIDED, scale), **known).advise(2, "lookahead", "hold", 1.8)
+        assert (advice.psnr_db, advice.fewer_steps_db, advice.doubt) == (psnr_db, fewer_db, doubt)
+        assert advice.against == (doubt == 2 and psnr_db is not None)
+    assert advice.expected is not None
+    assert (advice.expected.guidance_scale, advice.nearest_margin_db, advice.margin_db) == (5.0, -4.0, None)
+
+
+def test_without_a_second_half_the_scale_is_1() -> None:
+    known = {"lookahead": {1.0: 70.0, 3.5: 50.0}}
+    for style, expected in (("embedded", 70.0), ("none", 70.0), ("batch", 50.0), (None, 50.0)):
+        setup = SamplingSetup(50, "DDIMScheduler", style, guidance_scale=3.5)  # type: ignore[arg-type]
+        assert at_scales(setup, **known).advise(2, "lookahead", "hold", 1.8).psnr_db == expected
+    assert at_scales(SamplingSetup(50), **known).advise(2, "lookahead", "hold", 1.8).psnr_db == 50.0
+
+
+def test_async_mode_is_not_preferred_for_what_it_was_at_a_lower_scale() -> None:
+    setup = SamplingSetup(50, *GUIDED, 7.5)
+    assert not at_scales(setup, lookahead={3.0: 60.0, 7.5: 20.0}, hold={3.0: 30.0}).prefers_async(2)
+    assert at_scales(setup, lookahead={3.0: 60.0, 7.5: 20.0}, hold={7.5: 30.0}).prefers_async(2)
+    assert at_scales(setup, linear={3.0: 40.0}, hold={3.0: 39.0, 7.5: 30.0}).async_predictor(2) == "hold"
+
+
+@pytest.mark.parametrize("scale", [-1.0, math.nan, math.inf])
+def test_what_is_no_guidance_scale_is_refused(scale: float) -> None:
+    with pytest.raises(UsageError, match="expected a finite number from 0"):
+        SamplingSetup(guidance_scale=scale)
+
+
+def test_a_spec_brings_what_is_not_asked_for() -> None:
+    spec = model_spec("sd15")
+    assert SamplingSetup.of(spec) == SamplingSetup(50, "PNDMScheduler", "batch", "", 7.5, scale_is_default=True)
+    asked = SamplingSetup.of(spec, steps=20, scheduler="DDIMScheduler", guidance_scale=5.0)
+    assert asked == SamplingSetup(20, "DDIMScheduler", "batch", "", 5.0)
+    assert SamplingSetup.of(replace(spec, scheduler_config="x"), scheduler="DDIMScheduler").scheduler_config == ""
+
+
+def test_a_default_that_leaves_guidance_out_says_nothing_of_plans_for_both_halves() -> None:
+    spec = replace(model_spec("sd15"), guidance_scale=1.0)
+    assert SamplingSetup.of(spec).scale_in_effect is None
+    assert SamplingSetup.of(replace(spec, guidance_style="none")).scale_in_effect == 1.0
+
+
+MEASURED = sorted({(row.scheduler, row.steps) for row in QualityProfile.load().rows if row.guidance_scale == 3})
 
 
 def recommended(scheduler: str, steps: int, devices: int) -> tuple[Candidate, Advice, QualityAdvisor]:
-    """In one branch, with the shipped measurements."""
+    """In one branch, with the shipped measurements at a guidance scale of 3."""
     counts = [count for count in (2, 3, 4, 8) if count <= devices]
     modes: tuple[Mode, ...] = ("lookahead", "async")
     ways = [Candidate(ONE, k, 1, mode, step_ms=2.04 / k, evaluations=EVALUATIONS) for k in counts for mode in modes]
-    asked = QualityAdvisor(QualityProfile.load(), SamplingSetup(steps, scheduler))
+    asked = QualityAdvisor(QualityProfile.load(), SamplingSetup(steps, scheduler, "batch", guidance_scale=3.0))
     chosen = choose(ways, *_nothing(devices), 2.0, PlanOptions(force=True), asked)
     advice = advice_on(chosen, asked, PlanOptions(force=True), 2.0)
     assert advice is not None

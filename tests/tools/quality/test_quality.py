@@ -16,6 +16,7 @@ from partitioner.planning.options import PlanOptions
 from partitioner.planning.planner import plan
 from partitioner.planning.request import PlanRequest
 from partitioner.planning.sources import FromSpec
+from profiles.measured_figure import MeasuredFigure, QualityCase, expected_figure, fewer_steps_figure
 from profiles.quality_profile import SHIPPED, QualityProfile
 from runtime import parallelize
 from runtime.options import EngineOptions
@@ -51,6 +52,10 @@ def plan_with(profile: QualityProfile | None, folder: Path) -> Plan:
     return plan(PlanRequest(source, 2, CostModel("cpu"), options, quality=profile)).plan
 
 
+def _db(figure: MeasuredFigure | None) -> float | None:
+    return figure and figure.psnr_db
+
+
 @pytest.mark.slow
 def test_rows_of_a_users_pipeline(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--pipeline", str(folder), "--prompt", "a red cat", "--samples", "2", "--steps", "8", "--json"]
@@ -70,11 +75,13 @@ def test_rows_of_a_users_pipeline(folder: Path, tmp_path: Path, capsys: pytest.C
     assert 1 < by_name["hold"]["speedup"] < 2
     assert (tmp_path / "samples.png").stat().st_size > 0
     measured = QualityProfile.load(tmp_path / "quality.json")
-    assert measured.expected(2, "hold", 8, "DDIMScheduler") == by_name["hold"]["psnr_db"]
-    assert measured.expected(2, "lookahead", 8, None) == by_name["lookahead"]["psnr_db"]
+    for name, scheduler in (("hold", "DDIMScheduler"), ("lookahead", None)):
+        found = expected_figure(measured.rows, 2, name, QualityCase(8, scheduler, guidance_scale=7.5))
+        assert found is not None
+        assert (found.psnr_db, found.between) == (by_name[name]["psnr_db"], (7.5,)), "the pipeline's default"
     assert plan_with(measured, folder).predicted.staleness != plan_with(None, folder).predicted.staleness
     fewer = by_name["fewer_steps"]
-    assert measured.fewer_steps(fewer["speedup"], 8, None) == fewer["psnr_db"]
+    assert _db(fewer_steps_figure(measured.rows, fewer["speedup"], QualityCase(8))) == fewer["psnr_db"]
 
 
 @pytest.mark.slow
@@ -98,7 +105,8 @@ def test_fewer_steps_of_a_sampler_of_two_calls_are_counted_by_calls(
     assert fewer["speedup"] == pytest.approx(19 / (2 * fewer["steps"] - 1), abs=1e-3)
     assert fewer["speedup"] == pytest.approx(ahead["speedup"], rel=0.15)
     measured = QualityProfile.load(tmp_path / "quality.json")
-    assert measured.fewer_steps(fewer["speedup"], 10, "HeunDiscreteScheduler") == fewer["psnr_db"]
+    case = QualityCase(10, "HeunDiscreteScheduler")
+    assert _db(fewer_steps_figure(measured.rows, fewer["speedup"], case)) == fewer["psnr_db"]
 
 
 def test_a_plot_without_its_library_is_refused_before_anything_is_measured(
