@@ -114,7 +114,7 @@ def advice_on(
     """
     if advisor is None or advisor.sampling.scheduler is None or c.components == 1 or c.reason is not None:
         return None
-    warmup = options.warmup or default_warmup(c.components)
+    warmup = options.warmup or default_warmup(c.components, c.mode)
     speedup = trajectory_speedup(
         advisor.sampling.steps,
         advisor.sampling.scheduler,

@@ -66,14 +66,16 @@ class PlanOptions:
 
 
 DEFAULTS = PlanOptions()
-DEFAULT_WARMUP = 4  # exact steps; the quality of plans was measured with so many
+DEFAULT_WARMUP, LOOKAHEAD_WARMUP = 4, 2  # exact steps; in look-ahead the engine's guard adds what is needed
 
 
-def default_warmup(components: int) -> int:
+def default_warmup(components: int, mode: Mode) -> int:
     """How many exact steps a trajectory starts with where the user does not say.
 
     Args:
-        components: Of one branch. One component is always exact and needs a single step; a chain of N components needs
-            N steps until each of them works on a step of its own.
+        components: Of one branch. One component is always exact and needs a single step.
+        mode: Of the steps after them.
     """
-    return 1 if components == 1 else max(DEFAULT_WARMUP, components)
+    if components == 1:
+        return 1
+    return LOOKAHEAD_WARMUP if mode == "lookahead" else max(DEFAULT_WARMUP, components)

@@ -55,7 +55,7 @@ def _run_engine(scorer: PictureScorer, config: EngineConfig, warmup: int) -> tup
     mode = "async" if config.predictor not in (None, "lookahead") else plan.mode
     # with a sampler whose latents cannot be predicted the engine runs async
     lookahead = mode == "lookahead" and plan.components > 1 and refusal_of(pipeline.sampler) is None
-    exact = max(warmup, plan.components) if lookahead else warmup
+    exact = max(warmup, 2) if lookahead else warmup
     predictor = plan.predictor if mode == "lookahead" or config.predictor is None else config.predictor
     with parallelize(
         pipeline.pipe, plan, transport="emulation", mode=mode, warmup=exact, predictor=predictor, keep_weights=True
