@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from partitioner.errors import PartitionerError, UsageError, first_line
-from runtime.errors import EngineError, OtherCalls, OtherDenoiser
+from runtime.errors import EngineError, InputError, OtherCalls, OtherDenoiser
+from runtime.options import EngineOptions
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --help is quick
     from partitioner.plan.pipeline_plans import PipelinePlans
@@ -67,6 +68,14 @@ def parser() -> argparse.ArgumentParser:
         choices=("hold", "linear", "adaptive"),
         default=None,
         help="in async steps, how values of earlier steps become an estimate of the present one; default: the plan's",
+    )
+    made.add_argument(
+        "--quality",
+        type=_quality,
+        default=EngineOptions.quality,
+        metavar="Q",
+        help="how near look-ahead comes to the sequential picture: a PSNR in dB, indistinguishable (40), good (30), "
+        "or off; steps that would add too much of an error are run exactly (default good)",
     )
     made.add_argument("--devices", default=None, metavar="LIST", help="cpu,cpu or cuda:0,cuda:1; one per rank")
     made.add_argument(
@@ -199,6 +208,7 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:
         exact=options.exact,
         warmup=options.warmup,
         predictor=options.predictor,
+        quality=options.quality,
         check_finite=options.check_finite,
         compile=options.compile,
         cuda_graphs=options.cuda_graphs,
@@ -219,6 +229,21 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:
     generation.write(media, Path(options.output))
     result = {"output": options.output, "plan": options.plan, "ranks": plan.ranks, "seconds": seconds}
     return {**result, **_figures(stats)}, stats
+
+
+def _quality(text: str) -> float | str:
+    """An argument of --quality; argparse's error where it is none."""
+    try:
+        quality: float | str = float(text)
+    except ValueError:
+        quality = text
+    from runtime.driver.guard import decibels
+
+    try:
+        decibels(quality)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return quality
 
 
 def _check(options: argparse.Namespace) -> None:

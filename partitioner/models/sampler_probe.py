@@ -56,6 +56,8 @@ class Sampler:
         multistep: whether a move combines outputs of earlier steps.
         second_share: None unless a step is two calls, at even and odd calls; then the weight of the second output.
         gain: how much larger than an error in all outputs the error of a move can be; 1 for samplers of one step.
+        moves: of every move of z, from a call to the next, the weights of the noise that outputs mean: that of the
+            call's own output first, then those before it; empty where ``refusal`` says that nothing can be predicted.
         refusal: why later latents cannot be predicted, as the end of a sentence; None where they can.
     """
 
@@ -67,6 +69,7 @@ class Sampler:
     multistep: bool = False
     second_share: float | None = None
     gain: float = 1.0
+    moves: tuple[tuple[float, ...], ...] = ()
     refusal: str | None = None
 
     @property
@@ -290,12 +293,22 @@ class _Answers:
         made = Sampler(calls, False, self.meaning, tuple(clean.tolist()), _merged(noisy, clean, "flow" in self.meaning))
         if not self._is_linear(made):
             return replace(made, refusal="its latents are not linear in the denoiser's outputs")
-        return replace(made, **self._structure(made))
+        return replace(made, moves=self._moves(made), **self._structure(made))
 
     def _weights(self, made: Sampler) -> torch.Tensor:
         """W, (calls, calls)."""
         scale = torch.tensor(made.scale, dtype=torch.float64)[:, None]
         return self.passed[:, FIRST:] / scale / NUDGE
+
+    def _moves(self, made: Sampler) -> tuple[tuple[float, ...], ...]:
+        moves = self._weights(made).diff(dim=0)
+        rounding = 1e-5 * float(moves.abs().max())
+        found = []
+        for call, move in enumerate(moves):
+            weights = move[: call + 1].flip(0)
+            count = int((weights.abs() > rounding).nonzero().max()) + 1 if bool((weights.abs() > rounding).any()) else 1
+            found.append(tuple(weights[:count].tolist()))
+        return tuple(found)
 
     def _is_linear(self, made: Sampler) -> bool:
         outputs = self.noise[:, OTHER] - (CLEAN / 5 if made.flow else 0.0)

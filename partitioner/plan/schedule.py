@@ -8,7 +8,8 @@ earlier calls.
 2  Async: every component that is due runs call c. It reads from component s the newest message that is sure to be
    there: that of call c-1 or, for a component with period p > 1, of its last run that began at least p calls ago.
 3  Look-ahead: component i runs call c+N-1-i, on inputs predicted for that call, and reads that call's messages, which
-   its left neighbour sent one call ago. During the last warm-up calls this fills the pipe.
+   its left neighbour sent one call ago. The last warm-up call fills the pipe: while the components behind it work on
+   that call, component i goes on with the N-1-i calls after it.
 
     at call        0    1    2    3    4    5
     1 exact     0: 0    1    2    3    4    5
@@ -17,8 +18,8 @@ earlier calls.
     2 async     0: 0    1    2    3~   4~   5~
                 1: 0    1    2    3~   4~   5~
                 2: 0    1    2    3~   4~   5~
-    3 look-     0: 0    1+3  2+4  5    6    7
-      ahead     1: 0    1    2+3  4    5    6
+    3 look-     0: 0    1    2-4  5    6    7
+      ahead     1: 0    1    2-3  4    5    6
                 2: 0    1    2    3    4    5
 """
 
@@ -79,9 +80,11 @@ class Schedule:
             runs += [ComponentRun(i, call, reads) for i in everyone if self._due(i, call)]
         if self.mode == "lookahead" and self.components > 1:
             for i in everyone:
-                ahead = call + self.components - 1 - i
-                if not self.is_exact(ahead) and (self.calls is None or ahead < self.calls):
-                    runs.append(ComponentRun(i, ahead, (ahead,) * self.components))
+                last = call + self.components - 1 - i
+                first = self.warmup if call == self.warmup - 1 else max(self.warmup + self.components - 1 - i, last)
+                for ahead in range(first, last + 1):
+                    if not self.is_exact(ahead) and (self.calls is None or ahead < self.calls):
+                        runs.append(ComponentRun(i, ahead, (ahead,) * self.components))
         return runs
 
     def is_exact(self, call: int) -> bool:

@@ -6,10 +6,14 @@ import torch
 
 from runtime.driver.forecast import Forecast
 from runtime.driver.noise_schedule import NoiseSchedule
+from runtime.driver.secants import Secants
 
 
 class Correction:
     """Corrects the outputs of a trajectory in look-ahead, whose latents a forecast predicts.
+
+    How outputs answer to latents is learned from the calls (runtime.driver.secants), as far as predictions are in
+    doubt: where they are good, the noise schedule's sensitivity is the better guess.
 
     Some pipelines turn outputs round before they give them to the scheduler (Lumina's, where 0 is noise). Whether this
     one does is seen at its first move, which is exact: the output says what its slope must be.
@@ -19,19 +23,31 @@ class Correction:
         self._noise_schedule = noise_schedule
         self._forecast = forecast
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None  # output and latent of call 0
-        self._sign = 1.0
+        self._secants = Secants(noise_schedule.level, noise_schedule.sensitivity)
 
     def of(self, output: torch.Tensor, call: int, exact: bool) -> torch.Tensor:
         """The output of a call, in call order, corrected unless the call was exact."""
+        latent = self._forecast.latent.float()
         if call == 0:
             self._first = output.detach().clone(), self._forecast.latent
         elif call == 1 and self._first is not None:
-            self._sign = self._sign_of(*self._first)
+            self._secants.sign = self._sign_of(*self._first)
             self._first = None
-        missed = self._forecast.missed()
-        if exact or missed is None:
+        missed = None if exact else self._forecast.missed()
+        shared = shared_part(output, latent)
+        if shared is None:
             return output
-        return corrected(output, missed, self._sign * self._noise_schedule.sensitivity[call])
+        off = torch.zeros_like(latent) if missed is None else missed
+        self._secants.show(_narrow(latent - off, shared), _narrow(output, shared), call, _narrow(off, shared))
+        if missed is None:
+            return output
+        made = output.clone()
+        part = _narrow(made, shared)
+        moved = _narrow(missed, shared)
+        plain = self._secants.sign * self._noise_schedule.sensitivity[call] * moved
+        change = plain + self._forecast.doubt * (self._secants.times(moved, call) - plain)
+        part += change.to(part.dtype)
+        return made
 
     def _sign_of(self, output: torch.Tensor, latent: torch.Tensor) -> float:
         """-1 where the first move is nearer to what the output, turned round, says of it."""
@@ -45,31 +61,21 @@ class Correction:
         return -1.0 if turned < as_it_is else 1.0
 
 
-def corrected(output: torch.Tensor, missed: torch.Tensor, sensitivity: float) -> torch.Tensor:
-    """Estimate, to first order, the output for the true latent from the output for the predicted one.
+def shared_part(output: torch.Tensor, latent: torch.Tensor) -> tuple[int, ...] | None:
+    """The shape of what an output and a latent share; None where they differ in more than one length.
 
-    An output and a latent may differ in the length of one dimension (learned variances behind the output's channels,
-    an image behind the latent's): the first entries, which they share, are corrected. If they differ in more, the
-    output is returned as it is.
+    They may differ in the length of one dimension (learned variances behind the output's channels, an image behind the
+    latent's): the first entries are those that they share.
 
-    Args:
-        output: what the denoiser made of the predicted latent.
-        missed: the true latent minus the predicted one.
-        sensitivity: d(output)/d(latent), see runtime.driver.noise_schedule.
-
-    Returns:
-        A new tensor of the output's shape and dtype.
-
-    >>> corrected(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.0]), sensitivity=2.0)
-    tensor([2., 2.])
+    >>> shared_part(torch.zeros(2, 8, 4), torch.zeros(2, 4, 4))
+    (2, 4, 4)
     """
-    unequal = [d for d in range(output.dim()) if output.dim() == missed.dim() and output.shape[d] != missed.shape[d]]
-    if output.dim() != missed.dim() or len(unequal) > 1:
-        return output
-    made = output.clone()
-    part, moved = made, missed
-    for d in unequal:
-        shared = min(output.shape[d], missed.shape[d])
-        part, moved = part.narrow(d, 0, shared), moved.narrow(d, 0, shared)
-    part += (sensitivity * moved).to(part.dtype)
-    return made
+    if output.dim() != latent.dim():
+        return None
+    unequal = [d for d in range(output.dim()) if output.shape[d] != latent.shape[d]]
+    return None if len(unequal) > 1 else tuple(map(min, output.shape, latent.shape))
+
+
+def _narrow(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The first entries, as a view."""
+    return tensor[tuple(map(slice, shape))]

@@ -34,6 +34,7 @@ from runtime.driver.denoiser_changes import TAKEN_OVER, DenoiserChanges
 from runtime.driver.dispatch import Dispatcher
 from runtime.driver.distribution import Distribution
 from runtime.driver.foresight import BegunCall, Foresight
+from runtime.driver.guard import decibels
 from runtime.driver.shared_rows import SharedRows
 from runtime.driver.stream import Stream
 from runtime.driver.streams import Streams
@@ -309,4 +310,5 @@ def _run_mode(plan: Plan, options: EngineOptions) -> RunMode:
         warmup=options.warmup or plan.warmup,
         periods=plan.periods,
         correct=options.correct,
+        quality=decibels(options.quality),
     )

@@ -14,20 +14,15 @@ from __future__ import annotations
 import torch
 
 from runtime.driver.noise_schedule import NoiseSchedule
-from runtime.driver.readback import Readback, is_late
+from runtime.driver.secants import Secants
 
 # A prediction that misses by a larger share of the latent's move is of no use, with samplers whose gain is at most 2.
 # With others the share is smaller by as much, for their moves amplify the errors that predictions cause.
 USEFUL, GAIN = 0.75, 2.0
-
-
-def forecast_of(noise_schedule: NoiseSchedule, reach: int) -> Forecast:
-    """The forecast for the sampler that has this noise schedule. reach: how many calls ahead it must predict."""
-    if noise_schedule.second_share is not None:
-        return TwoCallForecast(noise_schedule, reach)
-    if noise_schedule.multistep:
-        return MultistepForecast(noise_schedule, reach)
-    return FlowForecast(noise_schedule, reach) if noise_schedule.flow else Forecast(noise_schedule, reach)
+# What calls have shown of a denoiser's answers counts for half where predictions missed this share of a move, for 0.9
+# where they missed three times as much; of the last moves the worst one tells.
+DOUBTED, LAST = 0.1, 3
+WELL = 4.0  # what misses by a share that is smaller by so much is predicted well
 
 
 class Forecast:
@@ -64,7 +59,9 @@ class Forecast:
         self._before: torch.Tensor | None = None  # the latent at the last other level
         self._predicted: dict[int, torch.Tensor] = {}  # by call, the earliest prediction
         self._made_at: dict[int, int] = {}  # by call, when that was made
-        self._astray: list[Readback | None] = [None, None]  # whether the last two latents were
+        self._astray: torch.Tensor | None = None  # whether the last latent was
+        self._shares: list[torch.Tensor] = []  # of the last moves, the share that was missed, squared, by row
+        self._secants = Secants(noise_schedule.level, noise_schedule.stiffness)
 
     def observe(self, latent: torch.Tensor) -> None:
         """Take the latent of the next call, as the pipeline passes it: rows first."""
@@ -77,13 +74,21 @@ class Forecast:
         for kept in (self._latents, self._z, self._slope, self._predicted, self._made_at):
             kept.pop(call - self._kept, None)
         self._calls += 1
-        self._astray = [self._astray[1], self._missed_much()]
+        self._astray = self._missed_much()
 
     def predict(self, call: int) -> torch.Tensor:
         """The latent of a later call, in the shape and dtype of the last one; one must have been observed."""
+        return self._keep(call, self._on_a_line(call))
+
+    def _on_a_line(self, call: int) -> torch.Tensor:
+        """z of a later call, on the line or parabola of the last moves."""
         now = self._calls - 1
         fixed, change = self._terms(now, call)
-        z = fixed + self._damping(now, call - now) * change
+        return fixed + self._damping(now, call - now) * change
+
+    def _keep(self, call: int, z: torch.Tensor) -> torch.Tensor:
+        """Make a prediction of z, put right in it what stays, and keep it to be compared with what comes."""
+        now = self._calls - 1
         predicted = (z * self._scale[call]).to(self._latents[now].dtype)
         if self._before is not None:
             same = self._latents[now] == self._before
@@ -91,6 +96,12 @@ class Forecast:
         self._predicted.setdefault(call, predicted)
         self._made_at.setdefault(call, now)
         return predicted
+
+    def refresh(self) -> None:
+        """Forget the predictions of calls to come: components will work on new ones."""
+        for made in (self._predicted, self._made_at):
+            for call in [call for call in made if call >= self._calls]:
+                del made[call]
 
     @property
     def latent(self) -> torch.Tensor:
@@ -108,23 +119,46 @@ class Forecast:
         predicted = self._predicted.get(now)
         return None if predicted is None else self._latents[now].float() - predicted.float()
 
-    def is_astray(self) -> bool:
-        """Whether the last latent missed its earliest prediction by too much of its own move, over all rows.
+    def answer(self, moved: torch.Tensor, call: int) -> torch.Tensor:
+        """How much the slope that a call's output means changes if its latent does by ``moved``, to first order."""
+        return self._secants.times(moved, call)
+
+    @property
+    def doubt(self) -> torch.Tensor:
+        """How bad the last predictions were, from 0 to 1, by row, in a shape that multiplies the latent."""
+        if not self._shares:
+            return torch.zeros(()).to(self.latent.device)
+        most = torch.stack(self._shares).amax(0)
+        return (most / (most + DOUBTED**2)).view(-1, *(1,) * (self.latent.dim() - 1))
+
+    def is_astray(self) -> torch.Tensor | None:
+        """Whether the last latent missed its earliest prediction by too much of its own move, over all rows, in one
+        value; None if it was not predicted.
 
         The move is that from the latent that was there when it was predicted, or from that of the step before. Near 1
-        to hold that latent would have been no worse; and errors add up from call to call. On a GPU, where to look at
-        the last latent would be to wait for it, the one before counts.
+        to hold that latent would have been no worse; and errors add up from call to call.
         """
-        known = self._astray[0 if is_late(self.latent) else 1]
-        return known is not None and bool(known.values())
+        return self._astray
 
-    def _missed_much(self) -> Readback | None:
+    def has_jumped(self) -> torch.Tensor | None:
+        """Whether the last latent is astray though those before were predicted well, in one value; None if not known.
+
+        Then what is known of them says nothing of what comes: the latent is of somebody else's making.
+        """
+        if self._astray is None or len(self._shares) < 2:
+            return None
+        well = torch.stack(self._shares[:-1]).amax() < (self._useful / WELL) ** 2
+        return self._astray & well
+
+    def _missed_much(self) -> torch.Tensor | None:
         now, missed = self._calls - 1, self.missed()
         if missed is None:
             return None
         before = self._latents[min(self._made_at[now], now - self._calls_per_step)]
         moved = self._latents[now].float() - before.float()
-        return Readback(missed.norm() > self._useful * moved.norm())
+        rows = [part.flatten(1).square().sum(1) for part in (missed, moved)]
+        self._shares = [*self._shares[1 - LAST :], rows[0] / rows[1].clamp_min(1e-30)]
+        return rows[0].sum() > self._useful**2 * rows[1].sum()
 
     def _slope_to(self, call: int) -> torch.Tensor:
         """The slope of the move to a call from the one before it; if both are at one level, the slope before that."""
@@ -166,36 +200,6 @@ class Forecast:
         return gamma.clamp(0.0, self.limit).view(shape)
 
 
-class FlowForecast(Forecast):
-    """The forecast for flow matching: γ is 0 until known, because the first slopes change fast and irregularly."""
-
-    unknown = 0.0
-
-
-class MultistepForecast(Forecast):
-    """The forecast for multistep samplers (DPM-Solver++, UniPC), whose moves combine several outputs.
-
-    An error in one output comes back in the next move with the opposite sign, so that slopes alternate around their
-    mean. Therefore the slope is the mean of the last two, and its change, per move, is the difference from the mean of
-    the two before them: the alternation cancels in both. γ is at most 1/2, and 0 until known.
-    """
-
-    limit, unknown = 0.5, 0.0
-    needs = 5
-
-    def _slopes(self, now: int) -> tuple[torch.Tensor, float, torch.Tensor]:
-        if now < 2:
-            return super()._slopes(now)
-        mean = (self._slope[now] + self._slope[now - 1]) / 2
-        if now < 4:
-            return mean, now - 0.5, torch.zeros_like(mean)
-        older = (self._slope[now - 2] + self._slope[now - 3]) / 2
-        return mean, now - 0.5, _rate(mean - older, 2.0)
-
-    def _place(self, call: int) -> float:
-        return float(call)
-
-
 class TwoCallForecast(Forecast):
     """The forecast for samplers that call the denoiser twice per step (Heun's method, the midpoint method).
 
@@ -212,6 +216,13 @@ class TwoCallForecast(Forecast):
     """
 
     checked, needs = 4, 4
+
+    def observe(self, latent: torch.Tensor) -> None:
+        """Take the latent of the next call, and the output of the one before, which it shows."""
+        super().observe(latent)
+        now = self._calls - 1
+        if now > 0:
+            self._secants.show(self._latents[now - 1], self._slope[now], now - 1)
 
     def _slope_to(self, call: int) -> torch.Tensor:
         if call % 2:

@@ -39,6 +39,8 @@ class NoiseSchedule:
         flow: whether it is flow matching.
         gain: how much larger than an error in all outputs the error of a move can be.
         meaning: what outputs mean, see partitioner.models.sampler_probe.
+        moves: of every move of z, the weights of the slopes that outputs mean, the call's own first.
+        stiffness: for each call the derivative of that slope by the latent, as ``sensitivity`` is the output's.
     """
 
     timesteps: Timesteps
@@ -50,6 +52,8 @@ class NoiseSchedule:
     flow: bool = False
     gain: float = 1.0
     meaning: str = "epsilon"
+    moves: tuple[tuple[float, ...], ...] = ()
+    stiffness: tuple[float, ...] = ()
 
     @property
     def calls(self) -> int:
@@ -65,18 +69,16 @@ class NoiseSchedule:
             return (latent - scale * output) / noise
         return -output if self.meaning == "reversed_flow" else output
 
-    def is_first_of_step(self, call: int) -> bool:
-        """Whether a step begins with a call, so that it does not go on what the call before has begun."""
-        return self.second_share is None or call % 2 == 0
-
     def after(self, call: int) -> NoiseSchedule:
-        """That of the calls from ``call`` on, which must be the first of a step."""
+        """That of the calls from ``call`` on, of a sampler of one call per step."""
         return replace(
             self,
             timesteps=self.timesteps.after(call),
             scale=self.scale[call:],
             level=self.level[call:],
             sensitivity=self.sensitivity[call:],
+            moves=tuple(_from_here(weights, later) for later, weights in enumerate(self.moves[call:])),
+            stiffness=self.stiffness[call:],
         )
 
     @property
@@ -126,10 +128,21 @@ def _from(sampler: Sampler, timesteps: Timesteps) -> NoiseSchedule:
         flow=sampler.flow,
         gain=sampler.gain,
         meaning=str(sampler.meaning),
+        moves=tuple(_from_here(weights, later) for later, weights in enumerate(sampler.moves[first:])),
+        stiffness=tuple(
+            _sensitivity(sampler, call, prior, "flow" if sampler.flow else "epsilon")
+            for call in range(first, sampler.calls)
+        ),
     )
 
 
-def _sensitivity(sampler: Sampler, call: int, prior: float) -> float:
+def _from_here(weights: tuple[float, ...], call: int) -> tuple[float, ...]:
+    """A move's weights where calls before call 0 are not known: their slopes are taken to be the call's own."""
+    known = weights[: call + 1]
+    return (known[0] + sum(weights[call + 1 :]), *known[1:])
+
+
+def _sensitivity(sampler: Sampler, call: int, prior: float, meaning: str | None = None) -> float:
     """d(output)/d(latent) of the optimal denoiser for Gaussian clean latents of variance p = ``prior``.
 
     The optimal output is linear in x. Predicting ε: E[ε|x] = σ·x / (α²·p + σ²); v, the clean sample and flow likewise.
@@ -141,6 +154,6 @@ def _sensitivity(sampler: Sampler, call: int, prior: float) -> float:
         "sample": clean * prior,
         "flow": noise - clean * prior,
         "reversed_flow": clean * prior - noise,
-    }[sampler.meaning or ""]
+    }[meaning or sampler.meaning or ""]
     spread = clean**2 * prior + noise**2
     return shared / spread if spread > 0 else 0.0

@@ -116,7 +116,7 @@ class Stream:
         self._share = unexplained
         if self._position is not None and call.timestep is not None:
             self._position.move(call.timestep)
-        self.trajectory.take(call.graph, call.tensors)
+        self.trajectory.take(call.tensors)
 
     def done(self, call: DenoiserCall, output: object) -> None:
         """Take what the denoiser gave for the present call."""

@@ -5,24 +5,27 @@ Which call belongs to which trajectory is runtime.driver.streams' to say.
 Look-ahead with N = 3 components, warmup = 3, a trajectory of 7 calls (0 to 6). Under each call of the pipeline stand
 the calls that a component then computes, in this order; ``.`` is nothing:
 
-    call of the pipeline   0    1    2    3    4    5    6
-    component 0            0    1,3  2,4  5    6    .    .
-    component 1            0    1    2,3  4    5    6    .
-    component 2            0    1    2    3    4    5    6
-                           (1)  (2)  (2)  (3)  (3)  (4)  (4)
+    call of the pipeline   0    1    2      3    4    5    6
+    component 0            0    1    2,3,4  5    6    .    .
+    component 1            0    1    2,3    4    5    6    .
+    component 2            0    1    2      3    4    5    6
+                           (1)  (1)  (2)    (3)  (3)  (4)  (4)
 
 (1) exact: every component computes the pipeline's own call.
-(2) exact too, and the pipe fills: component i begins call c + N-1-i on a latent that the forecast predicts. The first
-    of these, call 3 at call 1, needs one move of the latent, so that warmup is at least N.
+(2) exact too, and the pipe fills: component i goes on with the N-1-i calls after it, on latents that the forecast
+    predicts. That needs one move of the latent, so that warmup is at least 2.
 (3) the pipe is full: component i computes call c + N-1-i. It reads what component j < i computed for the same call,
-    i - j calls of the pipeline ago: at call 3, component 2 reads for call 3 what component 1 made at call 2 and
-    component 0 at call 1. The last component's output is the pipeline's, corrected for the forecast's error.
+    i - j calls of the pipeline ago: at call 4, component 2 reads for call 4 what component 1 made at call 3 and
+    component 0 at call 2. The last component's output is the pipeline's, corrected for the forecast's error.
 (4) the trajectory ends, and the pipe drains.
+
+A call in look-ahead that the guard refuses is run as (2): exactly, and the pipe is filled anew with predictions that
+know its latent. That takes the time of one exact call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,12 +35,15 @@ from partitioner.graph.ir import Role, TracedGraph
 from partitioner.plan.schedule import ComponentRun, Schedule
 from runtime.driver.call_arguments import Tensors
 from runtime.driver.correction import Correction
-from runtime.driver.forecast import Forecast, forecast_of
+from runtime.driver.forecast import Forecast
+from runtime.driver.guard import Guard
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
+from runtime.driver.output_forecast import forecast_of
+from runtime.driver.readback import Readback, is_late
 from runtime.driver.warn_once import warn_once
 
 # why a call is exact; runtime.driver.generations has more
-WARM_UP, LAST_CALLS, ASTRAY = "warm-up", "last calls of the sampler", "latent not as predicted"
+WARM_UP, LAST_CALLS, GUARDED = "warm-up", "last calls of the sampler", "quality guard"
 MODE, ONE_COMPONENT = "exact mode", "branches of one component"
 
 
@@ -51,6 +57,7 @@ class RunMode:
         warmup: how many first calls are exact.
         periods: by component, every how many calls it computes.
         correct: whether look-ahead's outputs are corrected for the error of the predicted latent.
+        quality: PSNR in dB that the guard holds look-ahead's pictures to; None: no guard.
     """
 
     components: int
@@ -58,6 +65,7 @@ class RunMode:
     warmup: int
     periods: tuple[int, ...]
     correct: bool = True
+    quality: float | None = None
 
 
 @dataclass
@@ -90,8 +98,9 @@ class Trajectory:
     _forecasts: dict[str, Forecast] = field(default_factory=dict)  # by latent input
     _corrections: list[Correction] = field(default_factory=list)
     _begun: set[tuple[int, int]] = field(default_factory=set)  # (context, component) that have run in it
-    _foreseen: list[bool] = field(default_factory=list)  # of each call in look-ahead, whether its prediction was of use
-    _resume: NoiseSchedule | None = None  # with it look-ahead begins anew at the next call
+    _guard: Guard | None = None
+    _passed: int = 0  # calls of the noise schedule before call 0
+    _refusal: Readback | None = None  # whether the last latent is to be run on exactly
 
     def __post_init__(self) -> None:
         self.next_base = self.base
@@ -131,10 +140,8 @@ class Trajectory:
 
     def expects(self, timestep: float) -> bool:
         """Whether the next call may pass this timestep: look-ahead has begun calls with those that it expects."""
-        if self._resume is not None:
-            return self._resume.timesteps.expects(0, timestep)
         schedule = self._noise_schedule
-        return schedule is None or schedule.timesteps.expects(self.call, timestep)
+        return schedule is None or schedule.timesteps.expects(self._passed + self.call, timestep)
 
     def start(self, graph: TracedGraph, tensors: Tensors, timestep: float | None, scheduler: Any) -> None:
         """Take the inputs of the first call: look-ahead where the noise schedule of the calls is known, else async.
@@ -155,40 +162,54 @@ class Trajectory:
                 mode = "async"
             else:
                 known = found
-        self._begin(graph, mode, self.run_mode.warmup, known)
+        latents = [item.name for item in graph.inputs if item.role is Role.LATENT]
+        self._begin(mode, latents, known, self.run_mode.warmup)
         self._observe(tensors)
 
-    def take(self, graph: TracedGraph, tensors: Tensors) -> None:
+    def take(self, tensors: Tensors) -> None:
         """Take the inputs of the next call."""
-        if self._resume is not None:
-            self._begin(graph, "lookahead", 1, self._resume)
         self._observe(tensors)
-        if self.mode_now == "lookahead":
-            astray = any(forecast.is_astray() for forecast in self._forecasts.values())
-            self._foreseen.append(not astray)
-            if astray:
-                self._mend(graph)
-                self._observe(tensors)
+        if self.mode_now != "lookahead":
+            return
+        refused, jumped = self._refused()
+        if refused:
+            self.cause = GUARDED
+            if jumped:
+                self._begin_anew(tensors)
+            else:
+                self._restart()
 
     def _observe(self, tensors: Tensors) -> None:
         for path, forecast in self._forecasts.items():
             forecast.observe(tensors[path])
 
-    def _begin(self, graph: TracedGraph, mode: str, warmup: int, noise_schedule: NoiseSchedule | None) -> None:
+    def _begin(self, mode: str, latents: Iterable[str], noise_schedule: NoiseSchedule | None, warmup: int) -> None:
         """Begin with the present call as call 0; noise_schedule: in look-ahead, of the calls from this one on."""
-        components = self.run_mode.components
+        self._noise_schedule = noise_schedule
+        self._passed = 0
+        if noise_schedule is not None:
+            warmup = max(warmup, 2)  # (2)
+            reach = self.run_mode.components - 1
+            self._forecasts = {name: forecast_of(noise_schedule, reach) for name in latents}
+            self._corrections = [Correction(noise_schedule, forecast) for forecast in self._forecasts.values()]
+            if self.run_mode.quality is not None:
+                self._guard = Guard(noise_schedule, self.run_mode.quality)
+        self._schedule_from_here(mode, warmup)
+
+    def _begin_anew(self, tensors: Tensors) -> None:
+        """Run the present call and the next exactly, and forget the latents before."""
+        assert self._noise_schedule is not None
+        later = self._noise_schedule.after(self._passed + self.call)
+        self._begin("lookahead", list(self._forecasts), later, 2)
+        self._observe(tensors)
+
+    def _schedule_from_here(self, mode: str, warmup: int) -> None:
+        """Have the present call be call 0 of a schedule. warmup: exact calls that it begins with."""
+        components, known = self.run_mode.components, self._noise_schedule
         self.call, self.base = 0, self.next_base
         self._unannounced = [[[] for _ in range(components)] for _ in range(components)]
-        self._noise_schedule, self._forecasts, self._corrections = noise_schedule, {}, []
         self._begun.clear()
-        self._resume = None
-        calls, finish = None, 0
-        if noise_schedule is not None:
-            calls, finish = noise_schedule.calls, noise_schedule.finish
-            warmup = max(warmup, components)  # (2)
-            latents = [item.name for item in graph.inputs if item.role is Role.LATENT]
-            self._forecasts = {name: forecast_of(noise_schedule, components - 1) for name in latents}
-            self._corrections = [Correction(noise_schedule, forecast) for forecast in self._forecasts.values()]
+        calls, finish = (known.calls - self._passed, known.finish) if known is not None else (None, 0)
         self._schedule = Schedule(components, mode, warmup, self.run_mode.periods, calls=calls, finish=finish)
 
     def _can_foresee_inputs(self, graph: TracedGraph, tensors: Tensors) -> bool:
@@ -209,26 +230,36 @@ class Trajectory:
             )
         return not unknown and not uneven
 
-    def _mend(self, graph: TracedGraph) -> None:
-        """Run the present call exactly, whose latent was not as predicted, and go on from there: in look-ahead while
-        predictions are mostly of use, else async."""
-        known, call, bad = self._noise_schedule, self.call, self._foreseen.count(False)
-        assert known is not None
-        self.cause = ASTRAY
-        if bad < 2 or 2 * bad <= len(self._foreseen):
-            if known.is_first_of_step(call):
-                self._begin(graph, "lookahead", 1, known.after(call))
-            else:
-                self._begin(graph, "exact", 1, None)
-                self._resume = known.after(call + 1)
-            return
-        self._warn(
-            "Look-ahead was given up in mid-trajectory: the latents that it predicted were off by about as much as "
-            "latents move in a call. The guidance scale may be high for so many steps, noise may be added, or a "
-            'callback may change the latents. The trajectory goes on in async mode; mode="async" runs all of it so, '
-            "exact=True gives the pipeline's own output."
-        )
-        self._begin(graph, "async", 1, None)
+    def _refused(self) -> tuple[bool, bool]:
+        """(whether the present call, in look-ahead, is to be run exactly instead; whether its latent is a stranger's).
+
+        With a guard that is waited for. Without one only what missed by nearly all of a move is refused; on a GPU,
+        where to look at the last latent would be to wait for it, by the latent before.
+        """
+        refusals, jumps = [], []
+        for forecast in self._forecasts.values():
+            refusals.append(forecast.is_astray())
+            jumps.append(forecast.has_jumped())
+            if self._guard is not None:
+                refusals.append(self._guard.refuses(forecast, self._passed + self.call))
+        known = [refusal for refusal in refusals if refusal is not None]
+        if not known:
+            return False, False
+        jumped = [jump for jump in jumps if jump is not None] or [torch.zeros_like(known[0])]
+        now = Readback(torch.stack([torch.stack(known).any(), torch.stack(jumped).any()]))
+        before, self._refusal = self._refusal, now
+        looked_at = before if self._guard is None and is_late(known[0]) else now
+        refused, stranger = (bool(value) for value in looked_at.values()) if looked_at is not None else (False, False)
+        assert self._noise_schedule is not None
+        return refused, stranger and self._noise_schedule.second_share is None
+
+    def _restart(self) -> None:
+        """Run the present call exactly, and fill the pipe anew with what is predicted now."""
+        self._passed += self.call
+        for forecast in self._forecasts.values():
+            forecast.refresh()
+        self._schedule_from_here("lookahead", 1)
+        self._refusal = None
 
     def _warn(self, message: str) -> None:
         """Log a warning, once."""
@@ -268,16 +299,16 @@ class Trajectory:
         later = dict(tensors)
         for item in graph.inputs:
             if item.role is Role.LATENT:
-                later[item.name] = self._forecasts[item.name].predict(call)
+                later[item.name] = self._forecasts[item.name].predict(self._passed + call)
             elif item.role is Role.TIMESTEP:
-                later[item.name] = self._noise_schedule.timesteps.timestep(call, tensors[item.name])
+                later[item.name] = self._noise_schedule.timesteps.timestep(self._passed + call, tensors[item.name])
         return later
 
     def correct(self, output: Any) -> Any:
         """This call's output, corrected to first order for the error of the latent that look-ahead predicted."""
         if self.run_mode.correct and isinstance(output, torch.Tensor):
             for correction in self._corrections:
-                output = correction.of(output, self.call, self.mode_now == "exact")
+                output = correction.of(output, self._passed + self.call, self.mode_now == "exact")
         return output
 
     def done(self, runs: Sequence[ComponentRun]) -> None:

@@ -11,8 +11,9 @@ import torch
 from partitioner.models.spec import live_spec
 from partitioner.plan.plan import Plan
 from runtime import parallelize
-from runtime.driver.forecast import Forecast
+from runtime.driver.output_forecast import OutputForecast
 from runtime.engine import Engine
+from runtime.errors import InputError
 from tests.support import pipelines
 from tests.support.plans import plan_simply
 
@@ -65,11 +66,11 @@ def test_with_true_latents_foreseen_the_output_is_the_pipelines_own(
     truth = latents_passed(pipe)
     asked = []
 
-    def predict(_self: Forecast, call: int) -> torch.Tensor:
+    def predict(_self: OutputForecast, call: int) -> torch.Tensor:
         asked.append(call)
         return truth[call]
 
-    monkeypatch.setattr(Forecast, "predict", predict)
+    monkeypatch.setattr(OutputForecast, "predict", predict)
     with parallelize(pipe, plans[components], transport="emulation") as engine:
         assert torch.equal(pipelines.call(pipe, steps=STEPS), expected)
         assert engine.stats.mode == "lookahead"
@@ -136,11 +137,37 @@ def test_a_latent_that_a_callback_changes_is_computed_exactly(pipe: Any, plans: 
         return {"latents": values["latents"] * 0.5} if step == 4 else values
 
     expected = pipelines.call(pipe, steps=STEPS, callback_on_step_end=halve)
-    with parallelize(pipe, plans[2], transport="emulation", correct=False) as engine:
+    with parallelize(pipe, plans[2], transport="emulation", correct=False, quality="off") as engine:
         output = pipelines.call(pipe, steps=STEPS, callback_on_step_end=halve)
         stats = engine.stats
     assert (stats.exact_steps, stats.lookahead_steps, stats.async_steps) == (3 + 2, STEPS - 5, 0)
     assert float((output - expected).norm()) < 0.02 * float(expected.norm())
+
+
+def test_the_guard_makes_calls_exact_until_the_quality_is_there(pipe: Any, plans: dict[int, Plan]) -> None:
+    """And ``engine.stats`` says how many."""
+    expected = pipelines.call(pipe, steps=STEPS)
+    errors, guarded = [], []
+    for quality in ("off", "good", "indistinguishable", 120.0):
+        with parallelize(pipe, plans[2], transport="emulation", quality=quality) as engine:
+            errors.append(float((pipelines.call(pipe, steps=STEPS) - expected).norm()))
+            guarded.append(engine.stats.exact_reasons.get("quality guard", 0))
+    assert guarded[0] == 0
+    assert guarded == sorted(guarded)
+    assert guarded[-1] == STEPS - 3
+    assert errors[-1] == 0.0
+    assert errors[0] > errors[2]
+
+
+@pytest.mark.parametrize("quality", ["fine", -3.0, 0, float("nan"), float("inf"), True])
+def test_a_quality_that_is_none_is_refused_before_anything_starts(
+    pipe: Any, plans: dict[int, Plan], quality: Any
+) -> None:
+    with (
+        pytest.raises(InputError, match="quality is indistinguishable, good, off or a PSNR in dB above 0; got"),
+        parallelize(pipe, plans[2], transport="emulation", quality=quality),
+    ):
+        pass
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import diffusers
 import pytest
 import torch
 
-from runtime.driver.correction import Correction, corrected
-from runtime.driver.forecast import forecast_of
+from runtime.driver.correction import Correction, shared_part
 from runtime.driver.noise_schedule import FLOW_PRIOR, PRIOR, NoiseSchedule, noise_schedule_of
+from runtime.driver.output_forecast import forecast_of
 from tests.support.schedulers import BETAS, scheduler_of
 
 
@@ -30,7 +30,7 @@ def test_a_gaussians_output_is_corrected_to_that_of_the_true_latent(kind: str) -
 
     true, foreseen = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double().unbind(0)
     for call in (0, 7, 19):
-        output = corrected(denoise(foreseen, call), true - foreseen, noise_schedule.sensitivity[call])
+        output = denoise(foreseen, call) + noise_schedule.sensitivity[call] * (true - foreseen)
         torch.testing.assert_close(output, denoise(true, call))
 
 
@@ -43,7 +43,7 @@ def test_of_a_multistep_sampler_the_clean_latent_is_kept(name: str) -> None:
     true, foreseen, output = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)).double().unbind(0)
     for call in (0, 7, 19):
         noise = noise_schedule.scale[call] * noise_schedule.level[call]
-        made = corrected(output, true - foreseen, noise_schedule.sensitivity[call])
+        made = output + noise_schedule.sensitivity[call] * (true - foreseen)
         torch.testing.assert_close(true - noise * made, foreseen - noise * output)
     first_order = getattr(diffusers, name)(**BETAS, solver_order=1)
     first_order.set_timesteps(20)
@@ -64,15 +64,20 @@ def test_a_flows_output_is_corrected_too() -> None:
 
 
 def test_channels_that_an_output_and_a_latent_do_not_share_are_left() -> None:
-    output, missed = torch.zeros(2, 8, 3, 3), torch.ones(2, 4, 3, 3)
-    wider = corrected(output, missed, 0.5)  # learned variances behind the output
-    assert wider[:, :4].eq(0.5).all()
-    assert wider[:, 4:].eq(0.0).all()
-    narrower = corrected(missed, output + 1, 0.5)  # an image behind the latent
-    assert narrower.eq(1.5).all()
-    assert corrected(output, torch.ones(2, 5), 0.5) is output
-    assert output.eq(0).all()
-    assert missed.eq(1).all()
+    scheduler = diffusers.DDIMScheduler(**BETAS, clip_sample=False)
+    scheduler.set_timesteps(10)
+    noise_schedule = noise_schedule_of(scheduler, float(scheduler.timesteps[0]))
+    assert isinstance(noise_schedule, NoiseSchedule)
+    forecast = forecast_of(noise_schedule, 1)
+    correction = Correction(noise_schedule, forecast)
+    for call in range(3):
+        forecast.observe(torch.randn(1, 4, 3, 3))
+        output = torch.randn(1, 8, 3, 3)  # learned variances behind it
+        made = correction.of(output, call, exact=call < 2)
+        forecast.predict(call + 1)
+    assert torch.equal(made[:, 4:], output[:, 4:])
+    assert not torch.isclose(made[:, :4], output[:, :4]).any()
+    assert shared_part(torch.zeros(2, 4, 3), torch.zeros(2, 5)) is None
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -94,9 +99,7 @@ def test_outputs_that_the_pipeline_turns_round_are_corrected_the_other_way(kind:
         if call < 3:
             assert made is output
         else:
-            missed = forecast.missed()
-            assert missed is not None
-            expected = corrected(output, missed, sign * noise_schedule.sensitivity[call])
-            torch.testing.assert_close(made, expected)
+            assert not torch.equal(made, output)
         latent = scheduler.step(sign * output, timestep, latent)[0]
         forecast.predict(call + 1)
+    assert correction._secants.sign == sign

@@ -1,0 +1,113 @@
+"""OutputForecast: foresees latents as the sampler will make them, of outputs that are foreseen.
+
+Legend as in runtime.driver.forecast: u_k is the slope that the output of call k means, with guidance in it. A sampler
+that is linear moves by known weights (``NoiseSchedule.moves``), so that latents show the outputs, and outputs give
+latents:
+
+    z_{k+1} = z_k + w_0·u_k + w_1·u_{k-1} + ...
+
+What is extrapolated linearly in the level is u - J·x, where J is the derivative of the output by the latent as past
+calls have shown it (runtime.driver.secants). With J·x of the newest latent added it is the output. That matters where a
+sampler takes steps as long as the output lets it (high guidance, few steps): an output then answers to what the latent
+has just done, and a line through past outputs, a call late, would swing around the trajectory and away from it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from runtime.driver.forecast import Forecast, TwoCallForecast
+from runtime.driver.noise_schedule import NoiseSchedule
+
+
+def forecast_of(noise_schedule: NoiseSchedule, reach: int) -> Forecast:
+    """The forecast for the sampler that has this noise schedule. reach: how many calls ahead it must predict."""
+    kind = OutputForecast if noise_schedule.second_share is None else TwoCallForecast
+    return kind(noise_schedule, reach)
+
+
+class OutputForecast(Forecast):
+    """Predicts later latents from foreseen outputs; for all samplers but those of two calls per step.
+
+    The change of u - J·x is multiplied by γ, as in Forecast: one per row, that which would have told the last
+    ``checked`` outputs best. Where predictions are good, J is what rounding and the trajectory's bend look like, and
+    the plain extrapolation of the moves does better: the two are weighted by ``doubt``. So a straight trajectory is
+    foreseen exactly.
+    """
+
+    def __init__(self, noise_schedule: NoiseSchedule, reach: int) -> None:
+        """Start without latents; as Forecast."""
+        super().__init__(noise_schedule, reach)
+        self._moves = noise_schedule.moves
+        self._longest = 1.0 if noise_schedule.multistep else float("inf")
+        self._shown: dict[int, torch.Tensor] = {}  # u by call
+        self._trial: tuple[torch.Tensor, torch.Tensor] | None = None  # of the output of the newest latent
+        self._trials: list[tuple[torch.Tensor, torch.Tensor]] = []  # (change·what was missed, change²) by row
+        self._kept = max(self._kept, max(map(len, self._moves), default=1) + 1)
+
+    def observe(self, latent: torch.Tensor) -> None:
+        """Take the latent of the next call, and the output of the one before, which it shows."""
+        super().observe(latent)
+        now = self._calls - 1
+        if now == 0:
+            return
+        self._shown[now - 1] = shown = self._shown_by(now)
+        self._shown.pop(now - 1 - self._kept, None)
+        if self._trial is not None:
+            fixed, change = self._trial
+            missed = ((shown - fixed) * change).flatten(1).sum(1)
+            self._trials = [*self._trials[1 - self.checked :], (missed, (change * change).flatten(1).sum(1))]
+        self._secants.show(self._latents[now - 1], shown, now - 1)
+        self._trial = self._output(now, self._latents[now].float())
+
+    def _shown_by(self, call: int) -> torch.Tensor:
+        """u of the call before. Of what did not change it is 0; where it has no weight, that before."""
+        weights = self._moves[call - 1]
+        distance = self._level[call] - self._level[call - 1]
+        if abs(weights[0]) < 1e-3 * max(abs(distance), sum(map(abs, weights))) or weights[0] == 0.0:
+            return self._shown[call - 2]
+        moved = self._z[call] - self._z[call - 1]
+        for back, weight in enumerate(weights[1:], 1):
+            moved = moved - weight * self._shown[call - 1 - back]
+        return torch.where(self._latents[call] == self._latents[call - 1], 0.0, moved / weights[0])
+
+    def predict(self, call: int) -> torch.Tensor:
+        """The latent of a later call, in the shape and dtype of the last one; one must have been observed."""
+        line = self._on_a_line(call)
+        return self._keep(call, line + self.doubt * (self._answering(call) - line))
+
+    def _answering(self, call: int) -> torch.Tensor:
+        """z of a later call, if outputs answer to latents as they did."""
+        now = self._calls - 1
+        z, latent = self._z[now], self._latents[now]
+        gamma = self._gamma()
+        foreseen: dict[int, torch.Tensor] = {}
+        for k in range(now, call if now > 0 else now):
+            fixed, change = self._output(k, latent.float())
+            foreseen[k] = fixed + gamma * change
+            for back, weight in enumerate(self._moves[k]):
+                z = z + weight * (foreseen[k - back] if k - back >= now else self._shown[k - back])
+            latent = z * self._scale[k + 1]
+        return z
+
+    def _output(self, call: int, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(fixed, change) such that u of ``call`` on ``latent`` is foreseen as fixed + γ·change; by the last two u."""
+        last = self._calls - 2
+        u, before = self._shown[last], self._latents[last].float()
+        fixed = u + self._secants.times(latent - before, call)
+        if last < 1:
+            return fixed, torch.zeros_like(fixed)
+        distance = self._level[last] - self._level[last - 1]
+        share = (self._level[call] - self._level[last]) / distance if abs(distance) > 1e-9 else 0.0
+        share = min(share, self._longest * (call - last))
+        moved = before - self._latents[last - 1].float()
+        return fixed, share * (u - self._shown[last - 1] - self._secants.times(moved, call))
+
+    def _gamma(self) -> torch.Tensor:
+        like = self._latents[self._calls - 1]
+        gamma = torch.ones(like.shape[0], device=like.device)
+        if self._trials:
+            shared = torch.stack([shared for shared, _ in self._trials]).sum(0)
+            norm = torch.stack([norm for _, norm in self._trials]).sum(0)
+            gamma = torch.where(norm > 0, (shared / norm.clamp_min(1e-30)).clamp(0.0, self.limit), gamma)
+        return gamma.view(-1, *(1,) * (like.dim() - 1))
