@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
@@ -115,7 +117,8 @@ def beside(work: Callable[[], T], timeout_s: float = 300.0) -> Callable[[], T]:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_do, args=(work, ours, theirs), daemon=True)
-    child.start()
+    with _interrupts_put_off():
+        child.start()
     theirs.close()
 
     def value() -> T:
@@ -134,8 +137,29 @@ def beside(work: Callable[[], T], timeout_s: float = 300.0) -> Callable[[], T]:
     return value
 
 
+@contextmanager
+def _interrupts_put_off() -> Iterator[None]:
+    """Have Ctrl-C wait for the block's end: Python loses what is raised in the functions that it calls around a fork.
+
+    Only for the main thread.
+    """
+    came: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # nothing is raised
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    for number in came[:1]:
+        signal.raise_signal(number)
+
+
 def _do(work: Callable[[], T], theirs: Connection, ours: Connection) -> None:
     """In the forked process: send the value and end at once, without the clean-up that belongs to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     theirs.close()
     try:
         ours.send(work())

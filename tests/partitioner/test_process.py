@@ -106,6 +106,24 @@ def test_a_child_that_hangs_is_replaced() -> None:
     assert beside(hang, timeout_s=0.2)() == parent
 
 
+INTERRUPTED = """
+import os, signal
+from partitioner.process import beside
+os.cpu_count = lambda: 2
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
+try:
+    beside(lambda: 1)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere")
+def test_an_interrupt_during_the_fork_is_not_lost() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
 def test_a_process_with_threads_is_not_forked() -> None:
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
