@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import hypothesis
 import pytest
 
+from tests.support import warm_ranks
 from tests.support.leftovers import pytest_sessionfinish as pytest_sessionfinish  # pytest finds it here
 
 # Set before anything imports torch or huggingface_hub, and inherited by the processes that tests start.
@@ -39,3 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures that start ranks
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    processes = item.get_closest_marker("processes")
+    if processes is not None:
+        forked = processes.kwargs.get("forked", sys.platform == "linux") and item.get_closest_marker("gpu") is None
+        warm_ranks.fork_ranks(forked)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.warm_ranks import end_server
+
 SHARED_MEMORY = Path("/dev/shm")
 _DIVIDED = "PYTEST_XDIST_WORKER" in os.environ  # one process of several
 _FOLDER = Path(os.environ["TMPDIR"] if _DIVIDED else tempfile.mkdtemp(prefix="test-run-"))
@@ -79,6 +81,7 @@ def _shared_memory() -> frozenset[str]:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run where something is left, and take its files away."""
+    end_server()
     if _DIVIDED:
         return
     until = time.monotonic() + _PATIENCE_S

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from tests.support.warm_ranks import server_pid
+
 
 def rank_processes(parent: int | None = None) -> list[int]:
     """Process ids of the ranks that a driver (this process) has started, in that order."""
@@ -19,10 +21,9 @@ def rank_processes(parent: int | None = None) -> list[int]:
             with contextlib.suppress(OSError, IndexError):
                 # the command's name is in brackets and may hold blanks
                 ppid = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                if (
-                    ppid == (parent or os.getpid())
-                    and b"runtime.ranks.rank_process" in (folder / "cmdline").read_bytes()
-                ):
+                command = (folder / "cmdline").read_bytes()
+                is_rank = b"runtime.ranks.rank_process" in command or b"tests.support.warm_ranks" in command
+                if is_rank and ppid == (parent or os.getpid()) and int(folder.name) != server_pid():
                     found.append(int(folder.name))
     return sorted(found)
 

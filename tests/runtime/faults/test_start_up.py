@@ -18,7 +18,7 @@ from tests.support.engines import equal
 from tests.support.traces import is_gone, listening, rank_processes
 from tests.support.trouble import DEADLINE_S, engine_for, fragile, plan_for, trajectory, wait_until
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.processes(forked=False)
 
 FRAGILE = fragile()
 ROOT = Path(__file__).parents[3]
