@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -18,18 +17,26 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OWN = ["partition-model", "partition-model inspect", "run-plan"]
 
 
-def texts(module: str) -> Iterator[tuple[int, str]]:
-    """The string literals of a module, parts of f-strings among them, without its docstrings."""
+@cache
+def texts(module: str) -> list[tuple[int, str]]:
+    """The string literals of a module that name options, parts of f-strings among them, without its docstrings."""
+    if not OPTION.search(FILES[module].read_text()):
+        return []
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = tree(module)
+    nodes = list(ast.walk(tree(module)))
     docstrings = {
         id(node.body[0].value)
-        for node in ast.walk(found)
+        for node in nodes
         if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
     }
-    for node in ast.walk(found):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            yield node.lineno, node.value
+    return [
+        (node.lineno, node.value)
+        for node in nodes
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in docstrings
+        and OPTION.search(node.value)
+    ]
 
 
 @cache
@@ -52,7 +59,7 @@ def known_to(module: str) -> frozenset[str]:
     return known
 
 
-@pytest.mark.parametrize("module", [name for name in FILES if any(OPTION.search(text) for _, text in texts(name))])
+@pytest.mark.parametrize("module", [name for name in FILES if texts(name)])
 def test_every_option_in_a_text_is_there(module: str) -> None:
     known = known_to(module)
     named = {(Path(FILES[module]).name, line, o) for line, text in texts(module) for o in OPTION.findall(text)}
