@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -33,6 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
         if any(isinstance(value, str) and value.split()[:1] == ["processes"] for value in parameters):
             item.add_marker(pytest.mark.processes)
+    # The tests in this folder itself run whole programs: begun last, they would keep one of two processes waiting.
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.parent != here or item.get_closest_marker("processes") is None)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
