@@ -133,6 +133,19 @@ def test_the_shipped_profile_is_not_told_of_held_out_denoisers(kind: str, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", HELD_OUT)
+def test_held_out_denoisers_are_measured_and_calibrate_a_file_of_ones_own(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--samples", "2", "--chunk", "2", "--steps", "8", "--ways", "2:2,2:1:chain", "--threads", "1", "--json"]
+    assert main(["--denoiser", kind, *options, "--calibrate", str(tmp_path / "quality.json")]) == 0
+    by_name = {row["predictor"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert by_name["exact"]["psnr_db"] > 90
+    assert by_name["lookahead"]["components"] == 2
+    assert {row.denoiser for row in QualityProfile.load(tmp_path / "quality.json").rows} == {kind}
+
+
+@pytest.mark.slow
 def test_guidance_in_two_calls_has_the_figures_of_one_stream_after_the_other() -> None:
     pipeline = shipped_pipeline("mmdit", 2, 2, None, two_calls=True)
     pipeline.use(SamplingCase(None, 8))
