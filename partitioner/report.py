@@ -173,6 +173,7 @@ def _quality(advice: Advice) -> dict[str, Any]:
         "guidance_scale": sampling.scale_in_effect,
         "guidance_scale_is_default": sampling.scale_is_default,
         "measured_at": [] if expected is None else list(expected.between),
+        "measured_steps": [] if expected is None else list(expected.steps),
         "nearest": nearest
         and {
             "guidance_scale": nearest.guidance_scale,

@@ -172,7 +172,9 @@ def _setup(quality: Document) -> str:
         guidance = f"guidance {scale:g}" + (" by default" if quality["guidance_scale_is_default"] else "")
     if len(measured) > 1:
         guidance += f", interpolated between {measured[0]:g} and {measured[1]:g}"
-    return f"{quality['steps']} steps, {scheduler}, {guidance}"
+    steps = sorted(set(quality["measured_steps"]) - {quality["steps"]})
+    others = f" (measured with {' and '.join(map(str, steps))})" if steps else ""
+    return f"{quality['steps']} steps{others}, {scheduler}, {guidance}"
 
 
 def _idle(document: Document) -> list[str]:

@@ -18,6 +18,7 @@ from profiles.quality_profile import FEWER_STEPS, QualityRow
 STEPS_RATIO = 2.0  # of the steps asked for and those measured, beyond which a row says nothing
 SLACK = 0.05  # so far beyond the lowest or highest that was measured its own value holds
 
+_Figures = Mapping[float, tuple[float, int]]  # guidance scale -> dB and the steps that it was measured with
 _Measure = Callable[[Sequence[QualityRow]], float | None]
 
 
@@ -49,6 +50,7 @@ class MeasuredFigure:
         between: The measured guidance scales that it comes from: one, or the two between which it is interpolated.
         beyond: Whether the scale that was asked for lies beyond all that were measured, so that this is not its figure.
         denoisers: What was measured.
+        steps: With how many steps, at each scale of ``between``.
     """
 
     psnr_db: float
@@ -56,6 +58,7 @@ class MeasuredFigure:
     between: tuple[float, ...]
     beyond: bool = False
     denoisers: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()
 
 
 def expected_figure(
@@ -116,33 +119,38 @@ def _figure(
     inside = [(denoiser, *place) for denoiser, place in found if place is not None]
     if not inside:
         end = min(scales, key=lambda scale: abs(scale - asked))
-        inside = [(key[0], figures[end], (end,)) for key, figures in known.items() if end in figures]
+        inside = [(key[0], figures[end][0], {end: figures[end][1]}) for key, figures in known.items() if end in figures]
     psnr_db = of_all(db for _, db, _ in inside)
-    between = next(between for _, db, between in inside if db == psnr_db)
-    beyond = all(place is None for _, place in found)
+    steps = next(steps for _, db, steps in inside if db == psnr_db)
+    between, beyond = tuple(steps), all(place is None for _, place in found)
     denoisers = tuple(sorted({denoiser for denoiser, _, _ in inside}))
-    return MeasuredFigure(psnr_db, between[0] if beyond else asked, between, beyond, denoisers)
+    return MeasuredFigure(psnr_db, between[0] if beyond else asked, between, beyond, denoisers, tuple(steps.values()))
 
 
-def _by_scale(rows: Sequence[QualityRow], steps: int, measure: _Measure) -> Mapping[float, float]:
-    """Guidance scale -> figure, of the rows of one denoiser and sampler."""
+def _by_scale(rows: Sequence[QualityRow], steps: int, measure: _Measure) -> _Figures:
+    """The figures of the rows of one denoiser and sampler."""
     found = {}
     for scale in sorted({row.guidance_scale for row in rows}):
-        value = measure(_nearest([row for row in rows if row.guidance_scale == scale], steps))
+        near = _nearest([row for row in rows if row.guidance_scale == scale], steps)
+        value = measure(near)
         if value is not None:
-            found[scale] = value
+            found[scale] = value, near[0].steps
     return found
 
 
-def _at_scale(figures: Mapping[float, float], scale: float) -> tuple[float, tuple[float, ...]] | None:
-    """The figure at a guidance scale, and the measured scales that it comes from; None where it lies beyond them."""
+def _at_scale(figures: _Figures, scale: float) -> tuple[float, dict[float, int]] | None:
+    """The figure at a guidance scale, and steps by the measured scales that it comes from; None where that lies beyond
+    them."""
     below = max((known for known in figures if known <= scale), default=None)
     above = min((known for known in figures if known >= scale), default=None)
     if below is not None and above is not None and below < above:
         share = (scale - below) / (above - below)
-        return figures[below] + (figures[above] - figures[below]) * share, (below, above)
+        (low, low_steps), (high, high_steps) = figures[below], figures[above]
+        return low + (high - low) * share, {below: low_steps, above: high_steps}
     end = below if above is None else above
-    return (figures[end], (end,)) if end is not None and abs(scale - end) <= SLACK * end else None
+    if end is None or abs(scale - end) > SLACK * end:
+        return None
+    return figures[end][0], {end: figures[end][1]}
 
 
 def _nearest(rows: Sequence[QualityRow], steps: int) -> list[QualityRow]:

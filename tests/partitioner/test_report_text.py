@@ -70,7 +70,7 @@ def test_one_component_is_exact_whatever_its_mode() -> None:
 QUALITY = {
     "exact": False, "psnr_db": 64.8, "fewer_steps_psnr_db": 40.0, "fewer_steps_better": False, "steps": 50,
     "scheduler": None, "no_lookahead": None, "denoisers": ["dit", "unet"], "guidance_scale": 3.0,
-    "guidance_scale_is_default": False, "measured_at": [3.0], "nearest": None,
+    "guidance_scale_is_default": False, "measured_at": [3.0], "measured_steps": [50], "nearest": None,
 }  # fmt: skip
 
 
@@ -89,6 +89,7 @@ BEYOND = {"guidance_scale": 7.5, "psnr_db": None, "fewer_steps_psnr_db": None, "
             f"quality          64.8 dB against the sequential output\n{17 * ' '}(50 steps, the",
         ),
         ({"scheduler": "DDIMScheduler"}, "(50 steps, DDIMScheduler, guidance 3)\n"),
+        ({"measured_steps": [25, 28], "steps": 28}, "(28 steps (measured with 25), the worst"),
         ({"guidance_scale_is_default": True}, "guidance 3 by default)"),
         ({"guidance_scale": 4.0, "measured_at": [3.0, 5.0]}, "guidance 4, interpolated between 3 and 5)"),
         ({"guidance_scale": None, "measured_at": [7.5]}, "guidance 7.5, the highest that was measured)"),

@@ -84,13 +84,13 @@ def test_fewer_steps_between_measured_speedups() -> None:
 
 
 def test_what_was_measured_at_a_guidance_scale_is_taken_as_it_is() -> None:
-    assert ahead(GUIDED, 5.0) == MeasuredFigure(42.0, 5.0, (3.0, 7.5), denoisers=("dit", "unet"))  # the DiT's
-    assert ahead(GUIDED[:3], 5.0) == MeasuredFigure(45.0, 5.0, (5.0,), denoisers=("unet",))
+    assert ahead(GUIDED, 5.0) == MeasuredFigure(42.0, 5.0, (3.0, 7.5), False, ("dit", "unet"), (50, 50))  # the DiT's
+    assert ahead(GUIDED[:3], 5.0) == MeasuredFigure(45.0, 5.0, (5.0,), False, ("unet",), (50,))
     assert ahead(GUIDED, 7.5).between == (7.5,)
 
 
 def test_between_two_scales_it_is_never_above_a_line_through_what_was_measured_of_any_denoiser() -> None:
-    assert ahead(GUIDED[:3], 4.0) == MeasuredFigure(50.0, 4.0, (3.0, 5.0), denoisers=("unet",))
+    assert ahead(GUIDED[:3], 4.0) == MeasuredFigure(50.0, 4.0, (3.0, 5.0), False, ("unet",), (50, 50))
     lines = {"unet": ((3.0, 55.0), (5.0, 45.0), (7.5, 20.0)), "dit": ((3.0, 50.0), (7.5, 32.0))}
     for scale in (3.0, 3.5, 4.9, 5.5, 6.0, 7.4):
         found = ahead(GUIDED, scale)
@@ -111,25 +111,26 @@ def test_nothing_is_made_up_beyond_what_was_measured(rows: tuple[QualityRow, ...
 
 
 def test_a_little_beyond_the_last_its_own_figure_holds() -> None:
-    assert ahead(GUIDED, 7.8) == MeasuredFigure(20.0, 7.8, (7.5,), denoisers=("dit", "unet"))
+    assert ahead(GUIDED, 7.8) == MeasuredFigure(20.0, 7.8, (7.5,), False, ("dit", "unet"), (50,))
     assert ahead(GUIDED, 7.9).beyond
 
 
 def test_of_an_unknown_scale_the_highest_counts() -> None:
-    assert ahead(GUIDED, None) == MeasuredFigure(20.0, 7.5, (7.5,), denoisers=("dit", "unet"))
+    assert ahead(GUIDED, None) == MeasuredFigure(20.0, 7.5, (7.5,), False, ("dit", "unet"), (50,))
 
 
 def test_each_scale_has_its_own_nearest_number_of_steps() -> None:
     rows = (row(steps=50), row(steps=28, guidance_scale=5.0, psnr_db=41.0), row(steps=20, guidance_scale=7.0))
-    assert ahead(rows, 5.0).psnr_db == 41.0
+    assert (ahead(rows, 5.0).psnr_db, ahead(rows, 5.0).steps) == (41.0, (28,))
+    assert ahead(rows, 4.0).steps == (50, 28)
     assert ahead(rows, 7.0).beyond, "20 steps say nothing of 50"
 
 
 def test_fewer_steps_are_looked_up_at_the_same_scale() -> None:
     found = fewer_steps_figure(GUIDED, 1.8, QualityCase(50, DDIM, guidance_scale=4.0))
-    assert found == MeasuredFigure(45.0, 4.0, (3.0, 5.0), denoisers=("unet",))
+    assert found == MeasuredFigure(45.0, 4.0, (3.0, 5.0), False, ("unet",), (50, 50))
     beyond = fewer_steps_figure(GUIDED, 1.8, QualityCase(50, DDIM, guidance_scale=12.0))
-    assert beyond == MeasuredFigure(42.0, 7.5, (7.5,), True, ("unet",))
+    assert beyond == MeasuredFigure(42.0, 7.5, (7.5,), True, ("unet",), (50,))
 
 
 def test_the_same_settings_of_a_sampler_count_before_others() -> None:
