@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         type=_quality,
         default=EngineOptions.quality,
         metavar="Q",
-        help="how near look-ahead comes to the sequential picture: a PSNR in dB, indistinguishable (40), good (30), "
+        help="how near look-ahead comes to the sequential picture: a PSNR in dB, indistinguishable (40), good (26), "
         "or off; steps that would add too much of an error are run exactly (default good)",
     )
     made.add_argument("--devices", default=None, metavar="LIST", help="cpu,cpu or cuda:0,cuda:1; one per rank")

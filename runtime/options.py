@@ -23,8 +23,8 @@ class EngineOptions:
         mode: how steps after the warm-up are run: "lookahead" or "async".
         correct: in look-ahead, correct the output for the error of the predicted latent (docs/concepts/look-ahead.md).
         quality: how near look-ahead's pictures must come to those of the sequential run: a PSNR in dB that hardly a
-            picture falls below, "indistinguishable" (40 dB), "good" (30 dB; most are far above it), or "off". Calls
-            that would add too much of an error are run exactly (docs/concepts/look-ahead.md).
+            picture falls below, "indistinguishable" (40 dB), "good" (26 dB; most are 20 dB and more above it), or
+            "off". Calls that would add too much of an error are run exactly (docs/concepts/look-ahead.md).
         check_finite: stop with NonFiniteValue at the first NaN or Inf, naming the node that made it. Slow.
         keep_weights: keep in this process's memory, while the engine runs, the parameters that only other ranks
             need. By default those that one of the denoiser's files holds in the same dtype are views of it until

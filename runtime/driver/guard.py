@@ -8,6 +8,9 @@ shrinks it, as that of Gaussian clean latents of variance p does:
 
     harm = |Δs| · √(p / (p + s²)) · rms(J·missed)       s: the level that the move ends at; flow matching likewise
 
+A multistep sampler counts an output again, with the other sign, in later moves: its harm is larger by its gain, which
+is how much larger than an error of all outputs the error of a move can be.
+
 The harm of all calls together bounds the error of the last latent. Each call may do its share of the bound; one that
 would do more is made exact. Warm-up, guidance that is too strong for so few steps, a callback that changes latents and
 prompts that change are all the same to it: the harm tells.
@@ -27,7 +30,7 @@ from runtime.driver.forecast import Forecast
 from runtime.driver.noise_schedule import NoiseSchedule
 from runtime.errors import InputError
 
-QUALITIES: dict[str, float | None] = {"indistinguishable": 40.0, "good": 30.0, "off": None}  # dB
+QUALITIES: dict[str, float | None] = {"indistinguishable": 40.0, "good": 26.0, "off": None}  # dB
 PRIOR, FLOW_PRIOR = 0.02, 0.005  # p
 MARGIN = 6.0  # dB; a picture's PSNR + 20·log10 of the bound is hardly ever below it
 
@@ -93,7 +96,8 @@ def _weights(noise_schedule: NoiseSchedule) -> list[float]:
     lengths = [abs(end - begin) for begin, end in zip(level, ends, strict=True)]
     for call, weights in enumerate(noise_schedule.moves):
         lengths[call] = abs(sum(weights))
-    return [length * _kept(end, prior, flow) for length, end in zip(lengths, ends, strict=True)]
+    gain = noise_schedule.gain
+    return [gain * length * _kept(end, prior, flow) for length, end in zip(lengths, ends, strict=True)]
 
 
 def _kept(level: float, prior: float, flow: bool) -> float:
