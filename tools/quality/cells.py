@@ -53,7 +53,13 @@ def parser() -> argparse.ArgumentParser:
     add("--guidance", type=_numbers, default=[7.5, 3.0, 5.0, 1.0, 10.0], metavar="LIST", help="7.5,3,5,1,10")
     add("--steps", type=_counts, default=[20, 28, 50, 30], metavar="LIST", help="20,28,50,30; lcm and tcd have 4 and 8")
     add("--ways", type=_names, default=["1x2", "2x2", "1x3", "1x4"], metavar="LIST", help="1x2,2x2,1x3,1x4")
-    add("--quality", type=_names, default=["default"], metavar="LIST", help="of the engine, such as default,off")
+    add(
+        "--quality",
+        type=_names,
+        default=["default", "off"],
+        metavar="LIST",
+        help="of the engine (default: default,off)",
+    )
     add("--samples", type=int, default=64, metavar="N", help="pictures of a cell (default: 64)")
     add("--deep-samples", type=int, default=16, metavar="N", help="of more than two components (default: 16)")
     add("--chunk", type=int, default=4, metavar="N", help="pictures in a call under the engine (default: 4)")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,8 @@ from partitioner.errors import first_line
 from partitioner.models.sampler_probe import probe
 from partitioner.models.samplers import denoiser_calls, steps_of
 from partitioner.plan.plan import Plan
+from runtime.driver.guard import decibels
+from runtime.driver.trajectory import GUARDED
 from runtime.engine import Engine
 from runtime.pipeline import parallelize
 from runtime.stats import Stats
@@ -65,7 +67,7 @@ class Run:
         calls: of each generation, how many calls were exact, and how many were not.
         lagged: of the latter, how many were async, in all generations.
         reasons: why calls were exact -> how many.
-        bound_db: PSNR that the engine was to keep; None for none.
+        bound_db: PSNR that the guard held pictures to; None where there was none, as in async mode.
     """
 
     pixels: torch.Tensor
@@ -144,8 +146,7 @@ class Contestant:
             lagged += now.async_steps - before.async_steps
             reasons += _reasons_between(before, now)
             before = now
-        bound = getattr(engine.options, "quality_db", None)
-        return Run(torch.cat(made), tuple(calls), lagged, reasons, bound)
+        return Run(torch.cat(made), tuple(calls), lagged, reasons, None if lagged else decibels(engine.options.quality))
 
     def _engine(self, components: int, quality: str) -> tuple[MeasuredPipeline, Engine]:
         key = components, quality
@@ -231,10 +232,18 @@ def _cells(case: Case, wanted: frozenset[str], bench: Bench) -> dict[str, dict[s
             if key_of(case, way, quality) in wanted:
                 key = way.components, quality
                 if key not in runs:
-                    runs[key] = contestant.run(case, *key, settings.samples_of(way))
+                    runs[key] = _same_run(runs, *key) or contestant.run(case, *key, settings.samples_of(way))
                 cells[key_of(case, way, quality)] = _cell(contestant, case, way, quality, runs[key], scorer)
     seconds = round((time.perf_counter() - start) / max(1, len(cells)), 2)
     return {key: {**asdict(cell), "seconds": seconds} for key, cell in cells.items()}
+
+
+def _same_run(runs: Mapping[tuple[int, str], Run], components: int, quality: str) -> Run | None:
+    """Without a guard the pictures are those of a run in which it never acted; None where there is no such run."""
+    for (number, _), run in runs.items():
+        if quality == "off" and number == components and GUARDED not in run.reasons:
+            return replace(run, bound_db=None)
+    return None
 
 
 def _cell(contestant: Contestant, case: Case, way: Way, quality: str, run: Run, scorer: CellScorer) -> MeasuredCell:
