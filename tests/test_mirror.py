@@ -16,6 +16,11 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         ["profiles.import_guard", "partitioner._version"],
     ),
     (
+        "the runs of a protocol are tried by its command",
+        "tools/quality/test_protocol.py",
+        ["tools.quality.protocol_runs"],
+    ),
+    (
         "a base class, tried through the documents that are read with it",
         "profiles/test_cost_profile.py",
         ["profiles.records"],
