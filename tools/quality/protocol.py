@@ -23,7 +23,7 @@ from runtime.errors import EngineError
 from tools.quality.metrics_published import default_weights
 from tools.quality.protocol_pictures import PictureFolder, samples_of
 from tools.quality.protocol_prompts import digest, read_prompts
-from tools.quality.protocol_runs import RUNS, Generation, generate
+from tools.quality.protocol_runs import RUNS, ProtocolGeneration, generate
 from tools.quality.protocol_scores import METRICS, check_truth, networks, score, scores_table
 
 
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     device = options.devices[0] if options.devices else "cpu"
     nets = networks(options.metrics, options.weights or default_weights(), device)  # what is missing is said at once
     arguments = {name: getattr(options, name) for name in ("guidance_scale", "height", "width")}
-    how = Generation(
+    how = ProtocolGeneration(
         options.pipeline, options.plan, options.steps, options.dtype, tuple(options.devices), options.transport,
         {name: value for name, value in arguments.items() if value is not None},
     )  # fmt: skip

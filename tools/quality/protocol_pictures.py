@@ -20,7 +20,7 @@ ABOUT = "about.json"  # how the pictures of a folder were made
 
 
 @dataclass(frozen=True)
-class Sample:
+class PictureSample:
     """What one picture is made of: a prompt, its number in the file, and a seed."""
 
     number: int
@@ -33,7 +33,7 @@ class Sample:
         return f"{self.number:05d}-{self.seed}.png"
 
 
-def samples_of(prompts: Sequence[Prompt], seeds: int, limit: int | None) -> list[Sample]:
+def samples_of(prompts: Sequence[Prompt], seeds: int, limit: int | None) -> list[PictureSample]:
     """Every prompt with each of its seeds: the first is the prompt's number, as in the papers' scripts.
 
     Args:
@@ -42,7 +42,9 @@ def samples_of(prompts: Sequence[Prompt], seeds: int, limit: int | None) -> list
         limit: how many prompts, from the first; None for all.
     """
     taken = list(enumerate(prompts))[:limit]
-    return [Sample(number, number + turn * len(prompts), prompt) for turn in range(seeds) for number, prompt in taken]
+    return [
+        PictureSample(number, number + turn * len(prompts), prompt) for turn in range(seeds) for number, prompt in taken
+    ]
 
 
 class PictureFolder:
@@ -74,21 +76,21 @@ class PictureFolder:
             folder.mkdir(parents=True, exist_ok=True)
             _write(file, (json.dumps(wanted, indent=1) + "\n").encode())
 
-    def file(self, sample: Sample) -> Path:
+    def file(self, sample: PictureSample) -> Path:
         """Where a sample's picture is, or will be."""
         return self._folder / sample.name
 
-    def missing(self, samples: Iterable[Sample]) -> list[Sample]:
+    def missing(self, samples: Iterable[PictureSample]) -> list[PictureSample]:
         """Those that have no picture yet."""
         return [sample for sample in samples if not self.file(sample).exists()]
 
-    def save(self, sample: Sample, picture: Image.Image) -> None:
+    def save(self, sample: PictureSample, picture: Image.Image) -> None:
         """Write a picture whole or not at all."""
         part = self._folder / f".{sample.name}.part"
         picture.save(part, format="PNG")
         os.replace(part, self.file(sample))
 
-    def pixels(self, sample: Sample) -> torch.Tensor:
+    def pixels(self, sample: PictureSample) -> torch.Tensor:
         """A sample's picture: (1, 3, height, width) in [0, 1]."""
         return read_pixels(self.file(sample))
 

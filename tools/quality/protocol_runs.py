@@ -19,13 +19,13 @@ from partitioner.plan.plan import Plan
 from runtime.loading import load_pipeline
 from runtime.parts import place_parts
 from runtime.pipeline import named_plans, parallelize
-from tools.quality.protocol_pictures import PictureFolder, Sample
+from tools.quality.protocol_pictures import PictureFolder, PictureSample
 
 RUNS = ("sequential", "engine", "fewer_steps")
 
 
 @dataclass(frozen=True)
-class Generation:
+class ProtocolGeneration:
     """How pictures are made.
 
     Attributes:
@@ -57,7 +57,7 @@ class Generation:
         }  # which decides how few the steps are
 
 
-def generate(how: Generation, run: str, folder: PictureFolder, samples: Sequence[Sample]) -> None:
+def generate(how: ProtocolGeneration, run: str, folder: PictureFolder, samples: Sequence[PictureSample]) -> None:
     """Make the pictures of a run that its folder does not have yet, one in each call of the pipeline.
 
     Raises:

@@ -14,7 +14,7 @@ from partitioner.errors import UsageError
 from partitioner.tables import table_text
 from tools.pictures.similarity import psnr
 from tools.quality.metrics_published import NETWORKS, ClipScore, Fid, ImageReward, Lpips
-from tools.quality.protocol_pictures import PictureFolder, Sample, read_pixels
+from tools.quality.protocol_pictures import PictureFolder, PictureSample, read_pixels
 
 METRICS = ("psnr", *NETWORKS)
 COLUMNS = {
@@ -44,7 +44,7 @@ def networks(metrics: Sequence[str], weights: Path, device: str) -> Networks:
 
 
 def score(
-    run: str, folder: PictureFolder, original: PictureFolder, samples: Sequence[Sample], truth: Path | None,
+    run: str, folder: PictureFolder, original: PictureFolder, samples: Sequence[PictureSample], truth: Path | None,
     metrics: Sequence[str], nets: Networks,
 ) -> dict[str, Any]:  # fmt: skip
     """The row of a run, means over the samples as papers print them; None for what was not measured.
@@ -79,13 +79,13 @@ def score(
     return row
 
 
-def true_pixels(truth: Path, sample: Sample) -> torch.Tensor:
+def true_pixels(truth: Path, sample: PictureSample) -> torch.Tensor:
     """The picture that a sample's prompt describes, in its own size."""
     assert sample.prompt.image is not None
     return read_pixels(truth / sample.prompt.image)
 
 
-def check_truth(truth: Path, samples: Sequence[Sample]) -> None:
+def check_truth(truth: Path, samples: Sequence[PictureSample]) -> None:
     """Refuse samples whose true picture is not there.
 
     Raises:
@@ -105,7 +105,7 @@ def scores_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _fid(
-    fid: Fid, folder: PictureFolder, original: PictureFolder, samples: Sequence[Sample], truth: Path | None
+    fid: Fid, folder: PictureFolder, original: PictureFolder, samples: Sequence[PictureSample], truth: Path | None
 ) -> float:
     """From the true pictures, each once however many seeds its prompt has, or without them from the originals."""
     seen: set[int] = set()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from partitioner.errors import UsageError
-from tools.quality.protocol_pictures import PictureFolder, Sample, read_pixels, samples_of
+from tools.quality.protocol_pictures import PictureFolder, PictureSample, read_pixels, samples_of
 from tools.quality.protocol_prompts import Prompt
 
 ABOUT = {"run": "engine", "steps": 50, "arguments": {}}
@@ -45,7 +45,7 @@ def test_pictures_of_another_run_are_not_gone_on_with(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
     folder = PictureFolder(tmp_path / "a", ABOUT)
-    sample = Sample(0, 0, PROMPTS[0])
+    sample = PictureSample(0, 0, PROMPTS[0])
     folder.file(sample).write_bytes(b"no picture")
     with pytest.raises(UsageError, match=r"00000-0.png is no picture"):
         read_pixels(folder.file(sample))

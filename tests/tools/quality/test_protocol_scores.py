@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from partitioner.errors import UsageError
-from tools.quality.protocol_pictures import PictureFolder, Sample, samples_of
+from tools.quality.protocol_pictures import PictureFolder, PictureSample, samples_of
 from tools.quality.protocol_prompts import Prompt
 from tools.quality.protocol_scores import METRICS, Networks, check_truth, score, scores_table
 
@@ -40,7 +40,7 @@ def _bright(what: Any) -> Any:
     return what.name if isinstance(what, Path) else what
 
 
-def filled(folder: Path, samples: list[Sample], first: int) -> PictureFolder:
+def filled(folder: Path, samples: list[PictureSample], first: int) -> PictureFolder:
     """Grey pictures, of brightness ``first`` and one more each."""
     made = PictureFolder(folder, {})
     for count, sample in enumerate(samples):
@@ -49,12 +49,12 @@ def filled(folder: Path, samples: list[Sample], first: int) -> PictureFolder:
 
 
 @pytest.fixture
-def samples() -> list[Sample]:
+def samples() -> list[PictureSample]:
     return samples_of(PROMPTS, 2, None)
 
 
 @pytest.fixture
-def folders(tmp_path: Path, samples: list[Sample]) -> tuple[PictureFolder, PictureFolder, Path]:
+def folders(tmp_path: Path, samples: list[PictureSample]) -> tuple[PictureFolder, PictureFolder, Path]:
     """(the engine's, the original ones, folder of the true ones)"""
     for brightness, name in ((50, "cat.png"), (60, "dog.png")):
         Image.new("RGB", (20, 10), (brightness,) * 3).save(tmp_path / name)
@@ -62,7 +62,7 @@ def folders(tmp_path: Path, samples: list[Sample]) -> tuple[PictureFolder, Pictu
 
 
 def test_every_metric_is_given_its_pairs(
-    samples: list[Sample], folders: tuple[PictureFolder, PictureFolder, Path]
+    samples: list[PictureSample], folders: tuple[PictureFolder, PictureFolder, Path]
 ) -> None:
     engine, original, truth = folders
     lpips, fid = Recorder(*range(8)), Recorder(7.0, 8.0)
@@ -81,7 +81,7 @@ def test_every_metric_is_given_its_pairs(
 
 
 def test_the_original_is_not_compared_with_itself(
-    samples: list[Sample], folders: tuple[PictureFolder, PictureFolder, Path]
+    samples: list[PictureSample], folders: tuple[PictureFolder, PictureFolder, Path]
 ) -> None:
     _, original, _ = folders
     fid: Any = Recorder()
@@ -91,7 +91,7 @@ def test_the_original_is_not_compared_with_itself(
 
 
 def test_pictures_that_are_not_there_are_named_before_anything_is_made(
-    samples: list[Sample], folders: tuple[PictureFolder, PictureFolder, Path]
+    samples: list[PictureSample], folders: tuple[PictureFolder, PictureFolder, Path]
 ) -> None:
     truth = folders[2]
     check_truth(truth, samples)
@@ -99,4 +99,4 @@ def test_pictures_that_are_not_there_are_named_before_anything_is_made(
     with pytest.raises(UsageError, match=r"has no dog.png, which 'a dog' describes"):
         check_truth(truth, samples)
     with pytest.raises(UsageError, match="the prompts name no pictures"):
-        check_truth(truth, [Sample(0, 0, Prompt("a bird"))])
+        check_truth(truth, [PictureSample(0, 0, Prompt("a bird"))])
