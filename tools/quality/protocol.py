@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         generate(how, name, folder, samples)
     original = folders["sequential"]
     rows = [
-        score(name, folder, original, samples, options.images, options.metrics, nets)
+        score(name, folder, original, samples, truth=options.images, metrics=options.metrics, nets=nets)
         for name, folder in folders.items()
     ]
     document = {"command": options.command, "prompts": len(prompts), "seeds": options.seeds, "rows": rows}

@@ -44,8 +44,8 @@ def networks(metrics: Sequence[str], weights: Path, device: str) -> Networks:
 
 
 def score(
-    run: str, folder: PictureFolder, original: PictureFolder, samples: Sequence[PictureSample], truth: Path | None,
-    metrics: Sequence[str], nets: Networks,
+    run: str, folder: PictureFolder, original: PictureFolder, samples: Sequence[PictureSample], *,
+    truth: Path | None, metrics: Sequence[str], nets: Networks,
 ) -> dict[str, Any]:  # fmt: skip
     """The row of a run, means over the samples as papers print them; None for what was not measured.
 

@@ -68,7 +68,7 @@ def test_every_metric_is_given_its_pairs(
     lpips, fid = Recorder(*range(8)), Recorder(7.0, 8.0)
     clip, reward = Recorder(20, 21, 22, 23), Recorder(1, 2, 3, 6)
     nets = Networks(lpips=lpips, fid=fid, clip=clip, imagereward=reward)  # type: ignore[arg-type]
-    row = score("engine", engine, original, samples, truth, METRICS, nets)
+    row = score("engine", engine, original, samples, truth=truth, metrics=METRICS, nets=nets)
     assert lpips.given[:4] == [(110, 100), (110, 50), (111, 101), (111, 60)]
     assert clip.given == [(110, "a cat"), (111, "a dog"), (112, "a cat"), (113, "a dog")]
     assert reward.given[2] == ("00000-2.png", "a cat")
@@ -85,7 +85,7 @@ def test_the_original_is_not_compared_with_itself(
 ) -> None:
     _, original, _ = folders
     fid: Any = Recorder()
-    row = score("sequential", original, original, samples, None, ("psnr", "fid"), Networks(fid=fid))
+    row = score("sequential", original, original, samples, truth=None, metrics=("psnr", "fid"), nets=Networks(fid=fid))
     assert [row[name] for name in ("psnr_db", "lpips", "fid", "fid_truth")] == [None] * 4
     assert scores_table([row]).splitlines()[-1].split()[:3] == ["sequential", "4", "-"]
 
