@@ -60,8 +60,9 @@ class Guard:
         missed = forecast.missed()
         if missed is None:
             return None
-        rows = forecast.answer(missed, call).flatten(1)
-        harm = self._weights[call] * rows.square().mean(1).sqrt()
+        moving = (missed != 0).flatten(1).sum(1).clamp_min(1)  # an image beside the latent, which stays, is not off
+        squares = forecast.answer(missed, call).flatten(1).square().sum(1)
+        harm = self._weights[call] * (squares / moving).sqrt()
         # not ``harm > share``: what is not finite is refused
         return ~(harm <= self._share).all()
 

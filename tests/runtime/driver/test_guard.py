@@ -71,6 +71,21 @@ def test_a_call_is_refused_where_its_error_is_more_than_its_share() -> None:
     assert Guard(known, enough + 0.1).refuses(forecast, 3)
 
 
+def test_an_image_beside_the_latent_makes_no_error_smaller() -> None:
+    _scheduler, known = _schedule(*SCHEDULERS[0])
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(4, 1, 2, 4, generator=generator)
+    image = torch.randn(1, 6, 4, generator=generator)
+    alone, beside = forecast_of(known, 1), forecast_of(known, 1)
+    for call, latent in enumerate(latents):
+        alone.observe(latent)
+        beside.observe(torch.cat([latent, image], 1))
+        if call == 2:
+            alone.predict(3), beside.predict(3)
+    allowed = [next(q for q in range(60, -60, -1) if not Guard(known, q).refuses(f, 3)) for f in (alone, beside)]
+    assert allowed[0] == allowed[1]
+
+
 def test_what_is_not_finite_is_refused() -> None:
     _scheduler, known = _schedule(*SCHEDULERS[0])
     forecast = forecast_of(known, 1)
