@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from partitioner.plan.plan import Plan
 from runtime.driver.callers import Caller
-from runtime.driver.trajectory import GUARDED, LAST_CALLS, MODE, ONE_COMPONENT, WARM_UP
+from runtime.driver.trajectory import ASTRAY, GUARDED, LAST_CALLS, MODE, ONE_COMPONENT, WARM_UP
 from runtime.driver.warn_once import warn_once
 
 NEW_SIZE, NEW_PROMPT = "another size", "another prompt"
@@ -45,6 +45,11 @@ _WHY = {  # why trajectories began anew in mid-generation, and the way out
     DENOISER: (
         "the denoiser had been changed",
         "Change adapters, weights and hooks between generations, not within one.",
+    ),
+    ASTRAY: (
+        "look-ahead had predicted their latents badly",
+        "More steps or a lower guidance scale make predictions better; quality= (--quality) says how near the picture "
+        "must come to the sequential one.",
     ),
     GUARDED: (
         "look-ahead would have passed on more of an error than the quality allows",

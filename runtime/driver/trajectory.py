@@ -43,7 +43,8 @@ from runtime.driver.readback import Readback, is_late
 from runtime.driver.warn_once import warn_once
 
 # why a call is exact; runtime.driver.generations has more
-WARM_UP, LAST_CALLS, GUARDED = "warm-up", "last calls of the sampler", "quality guard"
+WARM_UP, LAST_CALLS = "warm-up", "last calls of the sampler"
+GUARDED, ASTRAY = "quality guard", "latent not as predicted"
 MODE, ONE_COMPONENT = "exact mode", "branches of one component"
 
 
@@ -173,7 +174,7 @@ class Trajectory:
             return
         refused, jumped = self._refused()
         if refused:
-            self.cause = GUARDED
+            self.cause = GUARDED if self._guard is not None else ASTRAY
             if jumped:
                 self._begin_anew(tensors)
             else:
