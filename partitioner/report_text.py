@@ -48,6 +48,7 @@ def report_text(document: Document) -> str:
         f"speed-up {document['speedup_step']:.2f} x",
         f"trajectory       speed-up {document['speedup_trajectory']:.2f} x over {document['steps']} steps with warm-up"
         f"{remark}",
+        *_guarded(document),
         *_speed_of_light(document, remark),
         f"lower bound      {document['lower_bound_ms']:.4g} {ms}; slowest component {document['gap']:.2%} above it",
         f"sent             {size_text(document['bytes_per_step'])} per step; staleness {document['staleness']:.4g}",
@@ -160,6 +161,12 @@ def _figures(quality: Document, model: str) -> Iterator[str]:
         yield f"                 fewer sequential steps in the same time: {known['fewer_steps_psnr_db']:.1f} dB"
     if known["fewer_steps_better"]:
         yield "note             fewer steps on one device were as good; prefer them, or use fewer components"
+
+
+def _guarded(document: Document) -> Iterator[str]:
+    """That look-ahead may be slower than predicted."""
+    if document["mode"] == "lookahead" and document["components_per_branch"] > 1:
+        yield "                 at most: steps are made exact where the picture would suffer (run-plan --quality)"
 
 
 def _setup(quality: Document) -> str:

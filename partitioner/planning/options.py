@@ -66,7 +66,7 @@ class PlanOptions:
 
 
 DEFAULTS = PlanOptions()
-DEFAULT_WARMUP, LOOKAHEAD_WARMUP = 4, 2  # exact steps; in look-ahead the engine's guard adds what is needed
+DEFAULT_WARMUP = 4  # exact steps
 
 
 def default_warmup(components: int, mode: Mode) -> int:
@@ -74,8 +74,9 @@ def default_warmup(components: int, mode: Mode) -> int:
 
     Args:
         components: Of one branch. One component is always exact and needs a single step.
-        mode: Of the steps after them.
+        mode: Of the steps after them. In look-ahead, which needs two, the engine's guard adds what more is needed; the
+            longer the chain, the more of the latents it has to foresee.
     """
     if components == 1:
         return 1
-    return LOOKAHEAD_WARMUP if mode == "lookahead" else max(DEFAULT_WARMUP, components)
+    return components if mode == "lookahead" else max(DEFAULT_WARMUP, components)

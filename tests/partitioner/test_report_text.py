@@ -41,6 +41,7 @@ each branch holds all weights over its 2 components: 12.0 MB in one, 24.0 MB in 
 
 predicted step   2 ms, sequential 8 ms: speed-up 4.00 x
 trajectory       speed-up 3.64 x over 50 steps with warm-up
+                 at most: steps are made exact where the picture would suffer (run-plan --quality)
 speed of light   ideal 4.00 x, balance leaves 4.00 x, communication 4.00 x, warm-up 3.64 x over 50 steps
 lower bound      1.6 ms; slowest component 25.00% above it
 sent             32 B per step; staleness 0

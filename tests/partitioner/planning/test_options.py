@@ -29,4 +29,4 @@ def test_options_that_make_no_sense_are_usage_errors(options: dict[str, Any]) ->
 
 def test_warm_up_fills_the_chain() -> None:
     assert [default_warmup(components, "async") for components in (1, 2, 4, 8)] == [1, 4, 4, 8]
-    assert [default_warmup(components, "lookahead") for components in (1, 2, 8)] == [1, 2, 2]
+    assert [default_warmup(components, "lookahead") for components in (1, 2, 8)] == [1, 2, 8]
