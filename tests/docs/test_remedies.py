@@ -56,6 +56,7 @@ def known_to(module: str) -> frozenset[str]:
     if module.startswith("tools."):
         known |= {text for name in FILES if name.startswith("tools.") for _, text in texts(name) if OPTION.match(text)}
         known |= {"--color", "--durations", "--tb", "--only-binary"}  # pytest's and pip's
+        known |= {"--create-dirs", "--local-dir"}  # curl's and hf's
     return known
 
 

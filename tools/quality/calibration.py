@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +30,54 @@ def calibrate(file: Path, document: dict[str, Any], drift: MeasuredDrift | None)
             f"--calibrate: the call of {document['denoiser']}'s pipeline does not say its guidance scale; give "
             "--guidance-scale"
         )
-    kept = QualityProfile.load(file) if file.exists() else None
     fields = set(QualityRow.model_fields)
-    rows = {_key(row): row for row in (kept.rows if kept else ())}
+    rows = []
     for whole, *others in by_case(document):
         for row in others:
             if row["predictor"] == "exact" or row["period"] > 1:
                 continue
             own = {name: value for name, value in row.items() if name in fields} | {"denoiser": document["denoiser"]}
             own["steps"] = whole["steps"]  # of the output that it is compared with
-            made = QualityRow(**own)
-            known = rows.get(_key(made))
-            if known is None or known.samples <= made.samples:
-                rows[_key(made)] = made
+            rows.append(QualityRow(**own))
+    environment = document["environment"]
+    versions = {name: environment[name] for name in ("python", "torch", "diffusers")}
+    add_rows(file, rows, [document["command"]], environment["date"], versions, drift)
+
+
+def add_rows(
+    file: Path,
+    rows: Iterable[QualityRow],
+    commands: Sequence[str],
+    date: str,
+    versions: Mapping[str, str],
+    drift: MeasuredDrift | None = None,
+    *,
+    replace: bool = False,
+) -> None:
+    """Add rows to the quality profile in a file, as ``calibrate`` does.
+
+    Args:
+        file: the profile.
+        rows: that were measured.
+        commands: what measured them; date: when; versions: of python, torch and diffusers then.
+        drift: as for ``calibrate``.
+        replace: also rows of the same case that were measured over more samples.
+    """
+    kept = QualityProfile.load(file) if file.exists() else None
+    found = {_key(row): row for row in (kept.rows if kept else ())}
+    for made in rows:
+        known = found.get(_key(made))
+        if known is None or replace or known.samples <= made.samples:
+            found[_key(made)] = made
     drifts = {known.denoiser: known for known in (kept.drift if kept else ())}
     if drift is not None:
         drifts[drift.denoiser] = drift
-    environment = document["environment"]
     QualityProfile(
         schema_version=SCHEMA_VERSION,
-        date=environment["date"],
-        commands=(*(kept.commands if kept else ()), document["command"]),
-        versions={name: environment[name] for name in ("python", "torch", "diffusers")},
-        rows=tuple(rows[key] for key in sorted(rows)),
+        date=date,
+        commands=(*(kept.commands if kept else ()), *commands),
+        versions=dict(versions),
+        rows=tuple(found[key] for key in sorted(found)),
         drift=tuple(drifts.values()),
     ).save(file, overwrite=True)
 

@@ -23,6 +23,7 @@ from typing import Any
 from partitioner.errors import PartitionerError, UsageError
 from tools.pages import versions
 from tools.pictures.pipelines import DENOISERS
+from tools.quality.cells_calibration import calibrate_cells
 from tools.quality.cells_cases import (
     FEW_STEP_SAMPLERS,
     FLOW_SAMPLERS,
@@ -47,6 +48,12 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--results", type=Path, required=True, metavar="FILE", help="JSON; cells that it holds are kept")
     add("--write", type=Path, metavar="FILE", help="write the results as a page of Markdown")
+    add(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="add the cells of the cases that are named here to a quality profile, which partition-model reads",
+    )
     add("--denoisers", type=_names, default=list(DENOISERS), metavar="LIST", help="default: " + ",".join(DENOISERS))
     every = [*SAMPLERS, *FLOW_SAMPLERS, *FEW_STEP_SAMPLERS]
     add("--only", nargs="+", default=every, metavar="SAMPLER", help="samplers (default: all)")
@@ -158,6 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.command = "python -m tools.quality.cells " + shlex.join(sys.argv[1:] if argv is None else argv)
     try:
         results = run(options)
+        if options.calibrate:
+            named = cases_of(options.denoisers, options.only, options.guidance, options.steps)
+            calibrate_cells(options.calibrate, results, list(named))
     except PartitionerError as error:
         print(f"tools.quality.cells: {error}", file=sys.stderr)
         return error.exit_code
