@@ -52,7 +52,7 @@ class Secants:
     >>> for call, x in enumerate([0.0, 1.0, 0.0, 1.0]):
     ...     secants.show(torch.tensor([[x]]), torch.tensor([[2 * x]]), call)
     >>> round(float(secants.times(torch.tensor([[0.1]]), 3)), 3)
-    0.199
+    0.198
     """
 
     def __init__(self, level: Sequence[float], sensitivity: Sequence[float]) -> None:
