@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--quality",
-        type=_quality,
+        type=quality,
         default=EngineOptions.quality,
         metavar="Q",
         help="how near look-ahead comes to the sequential picture: a PSNR in dB, indistinguishable (40), good (26), "
@@ -231,19 +231,19 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:
     return {**result, **_figures(stats)}, stats
 
 
-def _quality(text: str) -> float | str:
-    """An argument of --quality; argparse's error where it is none."""
+def quality(text: str) -> float | str:
+    """What an option such as --quality says; argparse's error where it says none."""
     try:
-        quality: float | str = float(text)
+        wanted: float | str = float(text)
     except ValueError:
-        quality = text
+        wanted = text
     from runtime.driver.guard import decibels
 
     try:
-        decibels(quality)
+        decibels(wanted)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    return quality
+    return wanted
 
 
 def _check(options: argparse.Namespace) -> None:

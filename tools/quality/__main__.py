@@ -57,7 +57,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rows, strips = [], []
     for case in wanted:
         start, reference = time.perf_counter(), None
-        for row, pixels in measure(pipeline, case, configs, options.warmup, metrics, options.noise_floor):
+        for row, pixels in measure(
+            pipeline, case, configs, options.warmup, metrics, guard=options.guard, floor_samples=options.noise_floor
+        ):
             print(f"{time.perf_counter() - start:6.0f} s  {progress_line(row)}", file=sys.stderr)
             rows.append(asdict(row))
             reference = pixels if reference is None else reference

@@ -29,6 +29,7 @@ from tools.quality.cells_row import CellScorer, MeasuredCell
 from tools.quality.engine_config import EngineConfig
 from tools.quality.measured_pipeline import MeasuredPipeline, shipped_pipeline
 from tools.quality.metrics import drawn_features
+from tools.quality.runs import speedup_of
 from tools.quality.samplers import SamplingCase
 from tools.trace_once import traced_once
 
@@ -280,12 +281,6 @@ def _cell(contestant: Contestant, case: Case, way: Way, quality: str, run: Run, 
         seconds=0.0,
         commit=commit(),
     )
-
-
-def speedup_of(plan: Plan, exact: int, others: int) -> float:
-    """Of so many exact and other calls over as many sequential ones, by the times that the plan predicts."""
-    figures = plan.predicted
-    return (exact + others) * figures.sequential_ms / (exact * figures.exact_step_ms + others * figures.step_ms)
 
 
 def fewer_steps(plan: Plan, sampler: str, steps: int, exact: int, others: int) -> int:

@@ -9,6 +9,8 @@ import torch
 
 from partitioner.errors import UsageError
 from profiles.quality_profile import SHIPPED
+from runtime.cli import quality
+from runtime.options import EngineOptions
 from tools.pictures.pipelines import DENOISERS, HELD_OUT
 from tools.quality.samplers import SCHEDULERS
 
@@ -44,6 +46,14 @@ def option_parser(description: str) -> argparse.ArgumentParser:
         "--warmup", type=int, default=4, metavar="N", help="exact first steps, counted in the speed-up (default: 4)"
     )
     parser.add_argument(
+        "--guard",
+        type=quality,
+        default=EngineOptions.quality,
+        metavar="Q",
+        help="quality that look-ahead's guard holds pictures to: a PSNR in dB, indistinguishable, good or off "
+        "(default: good)",
+    )
+    parser.add_argument(
         "--guidance-scale",
         type=float,
         default=None,
@@ -69,9 +79,9 @@ def option_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--chunk",
         type=int,
-        default=64,
+        default=4,
         metavar="N",
-        help="pictures per call of the pipeline (default: 64; 1 with --pipeline)",
+        help="pictures per call of the pipeline, which are exact or not together (default: 4; 1 with --pipeline)",
     )
     parser.add_argument(
         "--threads",

@@ -22,7 +22,9 @@ class ResultRow:
         frechet: Fréchet distance of the classifier's features from those of drawn pictures.
         frechet_noise: standard deviation of the difference of this distance from the sequential output's.
         lpips: LPIPS distance from the sequential output.
-        speedup: over one device, with the warm-up counted.
+        guard: what look-ahead's guard was asked for, in dB; None where there was none.
+        exact_calls: of a generation, the mean; None where no engine ran.
+        speedup: over one device, with all exact calls counted.
         speedup_source: "simulated": from the times of a step that the plan predicts.
         floor_float16_db, floor_bfloat16_db: PSNR of the sequential output in that dtype against the one in float32,
             for the case; None where it was not measured.
@@ -48,6 +50,8 @@ class ResultRow:
     speedup_source: str
     guidance_scale: float | None
     scheduler_config: str
+    guard: float | None = None
+    exact_calls: float | None = None
     floor_float16_db: float | None = None
     floor_bfloat16_db: float | None = None
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from partitioner.models.samplers import denoiser_calls, refusal_of, steps_of
+from partitioner.plan.plan import Plan
+from runtime.driver.guard import decibels
 from runtime.pipeline import parallelize
 from tools.quality.engine_config import EngineConfig
 from tools.quality.measured_pipeline import MeasuredPipeline
@@ -23,11 +25,13 @@ def measure(
     configs: Sequence[EngineConfig],
     warmup: int,
     metrics: PictureMetrics,
+    *,
+    guard: float | str,
     floor_samples: int,
 ) -> Iterator[tuple[ResultRow, torch.Tensor]]:
     """The rows of a case, each with its pictures (samples, 3, height, width) in [0, 1].
 
-    floor_samples: of how many samples the noise floor of half precision is measured.
+    guard: ``EngineOptions.quality``; floor_samples: of how many samples the noise floor of half precision is measured.
 
     First the sequential output, which the others are compared with; then the engine in each configuration; then, for
     every speed-up that was reached, the baseline: as many fewer sequential steps as take the same time.
@@ -38,7 +42,7 @@ def measure(
     yield scorer.sequential_row(case.steps, reference), reference
     speedups = []  # not rounded, as those of rows are
     for config in configs:
-        row, pixels, speedup = _run_engine(scorer, config, warmup)
+        row, pixels, speedup = _run_engine(scorer, config, warmup, guard)
         speedups.append(speedup)
         yield row, pixels
     calls = denoiser_calls(pipeline.sampler, case.steps)
@@ -48,7 +52,15 @@ def measure(
         yield scorer.sequential_row(steps, pixels), pixels
 
 
-def _run_engine(scorer: PictureScorer, config: EngineConfig, warmup: int) -> tuple[ResultRow, torch.Tensor, float]:
+def speedup_of(plan: Plan, exact: int, others: int) -> float:
+    """Of so many exact and other calls over as many sequential ones, by the times that the plan predicts."""
+    figures = plan.predicted
+    return (exact + others) * figures.sequential_ms / (exact * figures.exact_step_ms + others * figures.step_ms)
+
+
+def _run_engine(
+    scorer: PictureScorer, config: EngineConfig, warmup: int, guard: float | str
+) -> tuple[ResultRow, torch.Tensor, float]:
     """(row, pictures, speed-up) of the engine in one configuration."""
     pipeline, steps = scorer.pipeline, scorer.case.steps
     plan, form = pipeline.plan(config)
@@ -58,14 +70,26 @@ def _run_engine(scorer: PictureScorer, config: EngineConfig, warmup: int) -> tup
     exact = max(warmup, 2) if lookahead else warmup
     predictor = plan.predictor if mode == "lookahead" or config.predictor is None else config.predictor
     with parallelize(
-        pipeline.pipe, plan, transport="emulation", mode=mode, warmup=exact, predictor=predictor, keep_weights=True
-    ):
+        pipeline.pipe,
+        plan,
+        transport="emulation",
+        mode=mode,
+        warmup=exact,
+        predictor=predictor,
+        quality=guard,
+        keep_weights=True,
+    ) as engine:
         pixels = pipeline.generate(steps)
-    run = plan.model_copy(update={"warmup": exact, "mode": "lookahead" if lookahead else "async"})
-    speedup = run.speedup(steps, pipeline.sampler)
+        stats = engine.stats
+    if plan.components == 1:
+        speedup = plan.speedup(steps, pipeline.sampler)
+    else:
+        speedup = speedup_of(plan, stats.exact_steps, stats.steps - stats.exact_steps)
+    calls = denoiser_calls(pipeline.sampler, steps)
     row = scorer.row(
         pixels, devices=plan.ranks, branches=plan.branches, components=plan.components, period=plan.period, split=form,
         predictor="exact" if plan.components == 1 else "lookahead" if lookahead else predictor, steps=steps,
-        warmup=exact, speedup=speedup,
+        warmup=exact, speedup=speedup, guard=decibels(guard) if lookahead else None,
+        exact_calls=round(calls * stats.exact_steps / stats.steps, 2),
     )  # fmt: skip
     return row, pixels, speedup

@@ -10,8 +10,9 @@ from tools.quality.result_row import ResultRow
 
 COLUMNS = {
     "scheduler": "", "steps": "", "guidance_scale": "g", "devices": "", "branches": "", "components": "",
-    "split": "", "predictor": "", "warmup": "", "psnr_db": ".2f", "floor_float16_db": ".1f",
-    "floor_bfloat16_db": ".1f", "ssim": ".4f", "agreement": "", "frechet": "", "frechet_noise": "", "speedup": ".2f",
+    "split": "", "predictor": "", "warmup": "", "guard": "g", "exact_calls": "g", "psnr_db": ".2f",
+    "floor_float16_db": ".1f", "floor_bfloat16_db": ".1f", "ssim": ".4f", "agreement": "", "frechet": "",
+    "frechet_noise": "", "speedup": ".2f",
 }  # fmt: skip
 LEFT = ("scheduler", "split", "predictor")
 
