@@ -46,7 +46,9 @@ def test_a_shipped_pipeline(tmp_path: Path) -> None:
 def test_a_loop_of_ones_own(tmp_path: Path) -> None:
     exact, ahead = run("own_loop.py", folder=tmp_path).splitlines()
     assert exact == "exact       30 of 30 calls exact, relative error 0.0e+00"
-    assert ahead.startswith("look-ahead  4 of 30 calls exact, relative error ")
+    found = re.fullmatch(r"look-ahead  (\d+) of 30 calls exact, relative error \S+", ahead)
+    assert found is not None
+    assert 2 <= int(found[1]) <= 6  # the warm-up, and what the guard adds
     assert float(ahead.split()[-1]) < 0.02
 
 

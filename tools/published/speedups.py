@@ -70,18 +70,14 @@ def published_rows(fitted: FittedModel) -> Iterator[dict[str, Any]]:
 def our_rows(fitted: FittedModel, counts: Sequence[int] = COUNTS) -> Iterator[dict[str, Any]]:
     """What the planner's plans reach on the same machine, with each number of devices, set of options and link.
 
-    The first set of options is none: the planner recommends a mode and a warm-up. The second is the recommended mode
-    with the least warm-up that it allows: look-ahead needs an exact step per component before its first prediction.
-    The third is async mode with one warm-up step, as in the paper's tables.
+    The first set of options is none: the planner recommends a mode and a warm-up. The second is async mode with one
+    warm-up step, as in the paper's tables.
     """
     for count in counts:
         recommended = plan_on_paper_machine(fitted, count)
-        branches, components = recommended.chosen.branches, recommended.chosen.components
         asked = [("recommended", recommended, recommended.plan.warmup)]
-        if components < recommended.plan.warmup and recommended.chosen.mode == "lookahead" and components > 1:
-            asked.append((f"--warmup {components}", recommended, components))
-        if components > 1:
-            in_async = plan_on_paper_machine(fitted, count, mode="async", branches=branches)
+        if recommended.chosen.components > 1:
+            in_async = plan_on_paper_machine(fitted, count, mode="async", branches=recommended.chosen.branches)
             asked.append(("--mode async --warmup 1", in_async, 1))
         for options, planning, warmup in asked:
             for link in LINKS:

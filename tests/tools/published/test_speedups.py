@@ -58,7 +58,7 @@ def test_speedups_come_close_to_the_published_ones(document: dict[str, Any]) -> 
 @pytest.mark.slow
 def test_our_plans_beat_asyncdiff_on_the_same_machine(document: dict[str, Any]) -> None:
     ours = {(row["devices"], row["asked"], row["link"]): row for row in document["ours"]}
-    ways = [(2, "recommended"), (4, "recommended"), (4, "--warmup 2"), (4, "--mode async --warmup 1")]
+    ways = [(2, "recommended"), (4, "recommended"), (4, "--mode async --warmup 1")]
     assert ours.keys() == {(*way, link) for way in ways for link in ("nvlink", "pcie")}
     theirs = {row["config"]: row["simulated_speedup"] for row in document["rows"]}
     for link in ("nvlink", "pcie"):
@@ -68,10 +68,9 @@ def test_our_plans_beat_asyncdiff_on_the_same_machine(document: dict[str, Any]) 
         light = four["speed_of_light"]
         assert 4.0 == light["ideal"] > light["balanced"] >= light["connected"] > light["remaining"] > 3.4
         assert light["remaining"] == pytest.approx(four["denoiser_speedup"], rel=0.01)
-        unasked, least = ours[4, "recommended", link], ours[4, "--warmup 2", link]
-        assert (unasked["mode"], unasked["warmup"]) == ("lookahead", 4)
-        assert (least["mode"], least["warmup"]) == ("lookahead", 2)
-        assert least["simulated_speedup"] > unasked["simulated_speedup"] > 1.1 * theirs["N4S1"]
+        recommended = ours[4, "recommended", link]
+        assert (recommended["mode"], recommended["warmup"]) == ("lookahead", 2)
+        assert recommended["simulated_speedup"] > 1.1 * theirs["N4S1"]
         assert ours[2, "recommended", link]["simulated_speedup"] > theirs["N2S1"]
 
 

@@ -117,7 +117,7 @@ def test_cells_are_measured_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert two["fewer_steps"] < one["fewer_steps"] <= 8
     assert one["exact"] + one["lookahead"] + one["lagged"] == pytest.approx(1)
     assert sum(one["reasons"].values()) == pytest.approx(one["exact"])
-    assert (one["bound_db"], one["below_bound"]) == (30.0, 0.0)
+    assert (one["bound_db"], one["below_bound"]) == (26.0, 0.0)
     off = kept["cells"][key_of(Case("unet", "ddim", 3, 8), Way(1, 2), "off")]
     assert off["bound_db"] is None
     assert "## unet, 2 x 2, quality default" in page.read_text()

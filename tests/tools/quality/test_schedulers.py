@@ -31,7 +31,10 @@ def test_rows_are_measured_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(options) == 0
     first = json.loads(file.read_text())
     (row,) = first["rows"]
-    assert (row["scheduler"], row["denoiser"], row["steps"], row["calls"]) == ("DDIMScheduler", "unet", 8, [4, 4, 0])
+    assert (row["scheduler"], row["denoiser"], row["steps"]) == ("DDIMScheduler", "unet", 8)
+    exact, ahead, lagged = row["calls"]
+    assert (exact + ahead, lagged) == (8, 0)
+    assert 4 <= exact < 8  # the warm-up, and what the guard adds
     assert row["lookahead_db"] > row["hold_db"]
     assert "AmusedScheduler" in first["not_run"]
     assert "| `DDIMScheduler` |" in page.read_text()
