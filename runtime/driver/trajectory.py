@@ -210,6 +210,7 @@ class Trajectory:
         self.call, self.base = 0, self.next_base
         self._unannounced = [[[] for _ in range(components)] for _ in range(components)]
         self._begun.clear()
+        self._refusal = None  # of a latent that was predicted before
         calls, finish = (known.calls - self._passed, known.finish) if known is not None else (None, 0)
         self._schedule = Schedule(components, mode, warmup, self.run_mode.periods, calls=calls, finish=finish)
 
@@ -260,7 +261,6 @@ class Trajectory:
         for forecast in self._forecasts.values():
             forecast.refresh()
         self._schedule_from_here("lookahead", 1)
-        self._refusal = None
 
     def _warn(self, message: str) -> None:
         """Log a warning, once."""

@@ -151,6 +151,16 @@ def test_a_latent_that_was_changed_is_run_exactly_and_look_ahead_goes_on_behind_
     assert modes(scheduler, latents, scheduler.timesteps.tolist(), quality=quality) == wanted
 
 
+def test_without_a_guard_a_gpus_changed_latent_is_noticed_one_call_later_and_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "is_late", lambda tensor: True)
+    scheduler = ddim(12)
+    latents = stepped(scheduler, lambda call, latent: latent * 0.5 if call == 5 else latent)
+    wanted = ["exact"] * 2 + ["lookahead"] * 4 + ["exact"] * 2 + ["lookahead"] * 4
+    assert modes(scheduler, latents, scheduler.timesteps.tolist()) == wanted
+
+
 @pytest.mark.parametrize("quality", [None, 40.0])
 @pytest.mark.parametrize("changed", [8, 9])
 def test_with_two_calls_per_step_look_ahead_goes_on_behind_a_change_too(changed: int, quality: float | None) -> None:
