@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from runtime.driver.noise_schedule import NoiseSchedule
-from runtime.driver.secants import Secants
+from runtime.driver.secants import Secants, per_row
 
 # A prediction that misses by a larger share of the latent's move is of no use, with samplers whose gain is at most 2.
 # With others the share is smaller by as much, for their moves amplify the errors that predictions cause.
@@ -30,13 +30,12 @@ class Forecast:
 
     The slopes of later moves are extrapolated linearly in the level from the slopes of the last two moves, and the
     extrapolated change is multiplied by a damping factor γ. There is one γ per row of the batch: the one that would
-    have predicted the last ``checked`` latents best, at the same distance (least squares, clamped to [0, limit]).
-    Until that many latents are known γ is ``unknown``.
+    have predicted the last ``checked`` latents best, at the same distance (least squares, clamped to [0, 1]).
+    Until that many latents are known γ is 1, since the first latents are exact.
 
     Elements that did not change in the last move (an image or a mask beside the latent) are predicted to stay.
     """
 
-    limit, unknown = 1.0, 1.0  # γ: its largest value, and its value until it is known (the first latents are exact)
     checked = 2  # how many of the last latents γ is fitted to
     needs = 3  # how many latents a slope and its change are computed from
 
@@ -129,7 +128,7 @@ class Forecast:
         if not self._shares:
             return torch.zeros(()).to(self.latent.device)
         most = torch.stack(self._shares).amax(0)
-        return (most / (most + DOUBTED**2)).view(-1, *(1,) * (self.latent.dim() - 1))
+        return per_row(most / (most + DOUBTED**2), self.latent)
 
     def is_astray(self) -> torch.Tensor | None:
         """Whether the last latent missed its earliest prediction by too much of its own move, over all rows, in one
@@ -185,9 +184,7 @@ class Forecast:
 
     def _damping(self, now: int, ahead: int) -> torch.Tensor:
         """γ for predictions ``ahead`` calls ahead, one per row, in a shape that multiplies the latent."""
-        rows = self._latents[now].shape[0]
-        shape = (rows,) + (1,) * (self._latents[now].dim() - 1)
-        shared = torch.zeros(rows, device=self._latents[now].device)
+        shared = torch.zeros(self._latents[now].shape[0], device=self._latents[now].device)
         norm = torch.zeros_like(shared)
         for known in range(now - self.checked + 1, now + 1):
             if known - ahead < self.needs - 1:
@@ -196,8 +193,7 @@ class Forecast:
             missed = (self._z[known] - fixed).flatten(1)
             shared += (missed * change.flatten(1)).sum(1)
             norm += (change.flatten(1) ** 2).sum(1)
-        gamma = torch.where(norm > 0, shared / norm.clamp_min(1e-30), torch.full_like(norm, self.unknown))
-        return gamma.clamp(0.0, self.limit).view(shape)
+        return per_row(damping_of(shared, norm), self._latents[now])
 
 
 class TwoCallForecast(Forecast):
@@ -267,6 +263,16 @@ class TwoCallForecast(Forecast):
         if older < 0:
             return last, at, torch.zeros_like(last)
         return last, at, _rate(last - self._slope[older + 1], at - self._level[older])
+
+
+def damping_of(shared: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """γ by row, by least squares; 1 where nothing is known.
+
+    Args:
+        shared: of each row the products of the changes that were predicted with what was missed without them, summed.
+        norm: the changes' squares, summed.
+    """
+    return torch.where(norm > 0, shared / norm.clamp_min(1e-30), 1.0).clamp(0.0, 1.0)
 
 
 def _rate(change: torch.Tensor, distance: float) -> torch.Tensor:

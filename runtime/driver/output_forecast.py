@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import torch
 
-from runtime.driver.forecast import Forecast, TwoCallForecast
+from runtime.driver.forecast import Forecast, TwoCallForecast, damping_of
 from runtime.driver.noise_schedule import NoiseSchedule
+from runtime.driver.secants import per_row, sums
 
 
 def forecast_of(noise_schedule: NoiseSchedule, reach: int) -> Forecast:
@@ -105,9 +106,5 @@ class OutputForecast(Forecast):
 
     def _gamma(self) -> torch.Tensor:
         like = self._latents[self._calls - 1]
-        gamma = torch.ones(like.shape[0], device=like.device)
-        if self._trials:
-            shared = torch.stack([shared for shared, _ in self._trials]).sum(0)
-            norm = torch.stack([norm for _, norm in self._trials]).sum(0)
-            gamma = torch.where(norm > 0, (shared / norm.clamp_min(1e-30)).clamp(0.0, self.limit), gamma)
-        return gamma.view(-1, *(1,) * (like.dim() - 1))
+        known = damping_of(*sums(self._trials)) if self._trials else torch.ones(like.shape[0], device=like.device)
+        return per_row(known, like)

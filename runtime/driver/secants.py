@@ -93,12 +93,12 @@ class Secants:
         change = self.sign * self._sensitivity[call] * moved
         if not self._told:
             return change
-        shared, norm = _sums(self._told)
+        shared, norm = sums(self._told)
         trust = (shared / norm.clamp_min(1e-30)).clamp(0.0, 1.0)
         if self._bends:
-            bend, true = _sums(self._bends)
+            bend, true = sums(self._bends)
             trust = trust * bend / (bend + CURVATURE * true).clamp_min(1e-30)
-        return change + _per_row(trust, moved) * self._rest(moved, call)
+        return change + per_row(trust, moved) * self._rest(moved, call)
 
     def _is_bent(self, call: int) -> bool:
         """Whether the last three calls tell nothing: a new level after two calls at one, where no line is known."""
@@ -124,11 +124,12 @@ class Secants:
         made = torch.zeros_like(moved)
         for index, secant in enumerate(self._secants):
             scaled = self.sign * self._sensitivity[call] / secant.sensitivity if secant.sensitivity else 1.0
-            made += _per_row(share[:, index], moved) * secant.rest * scaled
+            made += per_row(share[:, index], moved) * secant.rest * scaled
         return made
 
 
-def _sums(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+def sums(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the first of all pairs, and that of the second."""
     return torch.stack([first for first, _ in pairs]).sum(0), torch.stack([second for _, second in pairs]).sum(0)
 
 
@@ -136,5 +137,6 @@ def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a * b).flatten(1).sum(1)
 
 
-def _per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """One value per row, in a shape that multiplies a tensor of such rows."""
     return values.view(-1, *(1,) * (like.dim() - 1))
