@@ -56,6 +56,14 @@ def commit() -> str:
     return number[:9] + ("+" if changed else "")
 
 
+def give_page(page: str, file: Path | None) -> None:
+    """Write a page to a file, or print it where there is none."""
+    if file:
+        file.write_text(page, encoding="utf-8")
+    else:
+        print(page)
+
+
 def be_quiet() -> None:
     """No progress bars and no advice from libraries."""
     import diffusers

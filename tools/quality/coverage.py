@@ -16,6 +16,7 @@ from pathlib import Path
 from profiles.json_files import JsonFileError
 from profiles.measured_figure import MeasuredFigure, QualityCase, expected_figure
 from profiles.quality_profile import SHIPPED, QualityProfile
+from tools.pages import give_page
 
 SCALES = (1.0, 3.0, 5.0, 7.5, 10.0)
 STEPS = (20, 28, 50)
@@ -73,10 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JsonFileError as error:
         print(f"tools.quality.coverage: {error}", file=sys.stderr)
         return 2
-    if options.write:
-        options.write.write_text(page)
-    else:
-        print(page)
+    give_page(page, options.write)
     return 0
 
 

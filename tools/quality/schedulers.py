@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from partitioner.errors import PartitionerError, UsageError
+from tools.pages import give_page
 from tools.quality.scheduler_runs import Contestants, NotRun
 from tools.quality.schedulers_table import document_page
 
@@ -119,10 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tools.quality.schedulers: {error}", file=sys.stderr)
         return error.exit_code
     page = document_page(known)
-    if options.write:
-        options.write.write_text(page)
-    else:
-        print(page)
+    give_page(page, options.write)
     return 0
 
 
