@@ -36,8 +36,7 @@ class Lpips:
     def __init__(self, weights: Path, device: str) -> None:
         _package("torchvision", "lpips", "torchvision")
         image = _package("torchmetrics.image", "lpips", "torchmetrics")
-        file = weights / "checkpoints" / ALEXNET
-        _need(file, "lpips", f"curl -L --create-dirs -o {file} {_ALEXNET_FROM}")
+        _checkpoint(weights, "lpips", ALEXNET, _ALEXNET_FROM)
         torch.hub.set_dir(str(weights))  # where torchvision looks
         self._metric = image.LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device)
         self._device = device
@@ -56,8 +55,7 @@ class Fid:
     def __init__(self, weights: Path, device: str) -> None:
         _package("torch_fidelity", "fid", "torch-fidelity")
         image = _package("torchmetrics.image.fid", "fid", "torchmetrics")
-        file = weights / "checkpoints" / INCEPTION
-        _need(file, "fid", f"curl -L --create-dirs -o {file} {_INCEPTION_FROM}")
+        file = _checkpoint(weights, "fid", INCEPTION, _INCEPTION_FROM)
         _check_plain(file)  # torch-fidelity would run what a hostile file holds
         made = image.FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=str(file))
         self._metric = made.set_dtype(torch.float64).to(device)
@@ -136,6 +134,13 @@ def _package(module: str, metric: str, package: str) -> Any:
             f"--metrics {metric} needs the package {package}, which {why} ({first_line(error)}): "
             f"pip install {package}, or leave {metric} out"
         ) from error
+
+
+def _checkpoint(weights: Path, metric: str, name: str, source: str) -> Path:
+    """A metric's file, where torch's own cache has it; refused where it is not there."""
+    file = weights / "checkpoints" / name
+    _need(file, metric, f"curl -L --create-dirs -o {file} {source}")
+    return file
 
 
 def _need(path: Path, metric: str, command: str) -> None:
