@@ -56,8 +56,9 @@ class Sampler:
         multistep: whether a move combines outputs of earlier steps.
         second_share: None unless a step is two calls, at even and odd calls; then the weight of the second output.
         gain: how much larger than an error in all outputs the error of a move can be; 1 for samplers of one step.
-        moves: of every move of z, from a call to the next, the weights of the noise that outputs mean: that of the
-            call's own output first, then those before it; empty where ``refusal`` says that nothing can be predicted.
+        moves: of every move of z, from a call to the next and from the last one to the end, the weights of the noise
+            that outputs mean: that of the call's own output first, then those before it; empty where ``refusal`` says
+            that nothing can be predicted.
         refusal: why later latents cannot be predicted, as the end of a sentence; None where they can.
     """
 
@@ -209,8 +210,8 @@ def _at_start(scheduler: Any) -> Any:
     return scheduler
 
 
-def _answers(scheduler: Any, meaning: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(p, ε): what every call passes, and the noise that its output means; (calls, entries) each."""
+def _answers(scheduler: Any, meaning: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(p, ε, end): what every call passes, the noise that its output means; (calls, entries) each; the last latent."""
     calls = len(scheduler.timesteps)
     clean = torch.zeros(FIRST + calls, dtype=torch.float64)
     noise = torch.zeros(calls, FIRST + calls, dtype=torch.float64)
@@ -228,7 +229,7 @@ def _answers(scheduler: Any, meaning: str) -> tuple[torch.Tensor, torch.Tensor]:
         passed.append(scaled.flatten().double().clone())
         output = _output(meaning, passed[-1], clean, noise[call])
         latent = scheduler.step(output.view_as(latent), timestep, latent, **own, return_dict=False)[0].double()
-    return torch.stack(passed), noise
+    return torch.stack(passed), noise, latent.flatten()
 
 
 def _noised(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -267,11 +268,13 @@ class _Answers:
     Attributes:
         passed: p of every call, (calls, entries).
         noise: the noise that every output means, (calls, entries).
+        end: the last latent, (entries,).
         meaning: of the outputs.
     """
 
     passed: torch.Tensor
     noise: torch.Tensor
+    end: torch.Tensor
     meaning: str
 
     def sampler(self) -> Sampler:
@@ -301,7 +304,9 @@ class _Answers:
         return self.passed[:, FIRST:] / scale / NUDGE
 
     def _moves(self, made: Sampler) -> tuple[tuple[float, ...], ...]:
-        moves = self._weights(made).diff(dim=0)
+        scale = 1.0 if made.flow else float(self.end[0]) / CLEAN
+        last = self.end[None, FIRST:] / scale / NUDGE
+        moves = torch.cat([self._weights(made), last]).diff(dim=0)
         rounding = 1e-5 * float(moves.abs().max())
         found = []
         for call, move in enumerate(moves):

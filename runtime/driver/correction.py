@@ -25,6 +25,11 @@ class Correction:
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None  # output and latent of call 0
         self._secants = Secants(noise_schedule.level, noise_schedule.sensitivity)
 
+    @property
+    def sign(self) -> float:
+        """-1 where outputs are turned round, once that is known."""
+        return self._secants.sign
+
     def of(self, output: torch.Tensor, call: int, exact: bool) -> torch.Tensor:
         """The output of a call, in call order, corrected unless the call was exact."""
         latent = self._forecast.latent.float()
@@ -38,12 +43,12 @@ class Correction:
         if shared is None:
             return output
         off = torch.zeros_like(latent) if missed is None else missed
-        self._secants.show(_narrow(latent - off, shared), _narrow(output, shared), call, _narrow(off, shared))
+        self._secants.show(narrow(latent - off, shared), narrow(output, shared), call, narrow(off, shared))
         if missed is None:
             return output
         made = output.clone()
-        part = _narrow(made, shared)
-        moved = _narrow(missed, shared)
+        part = narrow(made, shared)
+        moved = narrow(missed, shared)
         plain = self._secants.sign * self._noise_schedule.sensitivity[call] * moved
         change = plain + self._forecast.doubt * (self._secants.times(moved, call) - plain)
         part += change.to(part.dtype)
@@ -76,6 +81,6 @@ def shared_part(output: torch.Tensor, latent: torch.Tensor) -> tuple[int, ...] |
     return None if len(unequal) > 1 else tuple(map(min, output.shape, latent.shape))
 
 
-def _narrow(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def narrow(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """The first entries, as a view."""
     return tensor[tuple(map(slice, shape))]

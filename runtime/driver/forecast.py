@@ -118,6 +118,22 @@ class Forecast:
         predicted = self._predicted.get(now)
         return None if predicted is None else self._latents[now].float() - predicted.float()
 
+    @property
+    def shown(self) -> torch.Tensor:
+        """The slope that the output of the last call but one meant, which the last latent shows; zero before."""
+        return self.slope
+
+    def surprise(self) -> torch.Tensor | None:
+        """By row, how far the last moves' slope was from that which was foreseen, as root mean square over the elements
+        that move; None if the last latent was not predicted.
+        """
+        missed, now = self.missed(), self._calls - 1
+        if missed is None:
+            return None
+        distance = abs(self._level[now] - self._level[self._known_at(now)])
+        far = rms_of_moving(missed)
+        return far / (self._scale[now] * distance) if _apart(distance) else torch.zeros_like(far)
+
     def answer(self, moved: torch.Tensor, call: int) -> torch.Tensor:
         """How much the slope that a call's output means changes if its latent does by ``moved``, to first order."""
         return self._secants.times(moved, call)
@@ -153,11 +169,14 @@ class Forecast:
         now, missed = self._calls - 1, self.missed()
         if missed is None:
             return None
-        before = self._latents[min(self._made_at[now], now - self._calls_per_step)]
-        moved = self._latents[now].float() - before.float()
+        moved = self._latents[now].float() - self._latents[self._known_at(now)].float()
         rows = [part.flatten(1).square().sum(1) for part in (missed, moved)]
         self._shares = [*self._shares[1 - LAST :], rows[0] / rows[1].clamp_min(1e-30)]
         return rows[0].sum() > self._useful**2 * rows[1].sum()
+
+    def _known_at(self, call: int) -> int:
+        """The call at which a latent was first predicted, or that of the step before."""
+        return min(self._made_at[call], call - self._calls_per_step)
 
     def _slope_to(self, call: int) -> torch.Tensor:
         """The slope of the move to a call from the one before it; if both are at one level, the slope before that."""
@@ -263,6 +282,16 @@ class TwoCallForecast(Forecast):
         if older < 0:
             return last, at, torch.zeros_like(last)
         return last, at, _rate(last - self._slope[older + 1], at - self._level[older])
+
+
+def rms_of_moving(missed: torch.Tensor) -> torch.Tensor:
+    """Root mean square by row over the elements that are not 0: an image beside the latent, which stays, is not missed.
+
+    >>> rms_of_moving(torch.tensor([[3.0, -3.0, 0.0]]))
+    tensor([3.])
+    """
+    flat = missed.flatten(1)
+    return (flat.square().sum(1) / (flat != 0).sum(1).clamp_min(1)).sqrt()
 
 
 def damping_of(shared: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:

@@ -1,19 +1,21 @@
 """Guard: makes a call of look-ahead exact where the error that it would pass on is too large.
 
 At every call the true latent says by how much its prediction missed. What the components have worked on is off by
-that, and so is the output, by J·missed with J as past calls have shown it (``Forecast.answer``; guidance is in it, for
-it is read off the latents). The correction takes back a part of it; how large a part is not relied on. Through the
-call's move, of length |Δs|, the error of the output gets into the latent; from there to the last one the trajectory
-shrinks it, as that of Gaussian clean latents of variance p does:
+that, and so is the output. By how much nobody knows before the call is over; what is known is
 
-    harm = |Δs| · √(p / (p + s²)) · rms(J·missed)       s: the level that the move ends at; flow matching likewise
+    J·missed          J as past calls have shown it (``Forecast.answer``), with guidance in it, for it is read off the
+                      latents; a correction is not counted on to take a part of it back
+    doubt·surprise    how far the last moves' slope was from the one that was foreseen (``Forecast.surprise``), as far
+                      as predictions are in doubt: before calls have shown J, and where it changes
 
-A multistep sampler counts an output again, with the other sign, in later moves: its harm is larger by its gain, which
-is how much larger than an error of all outputs the error of a move can be.
+and the larger of the two is taken for the error of the slope. What it is worth in the last latent the sampler's weights
+say (runtime.driver.amplification). They need to know how strongly outputs answer to latents in calls to come. Guidance
+multiplies that by 1 and more, at most by its scale, which the calls show (runtime.driver.output_mix): of all that is
+possible the worst is taken. So where guidance is too strong for a sampler with so few steps, calls are exact from the
+first one on. Warm-up, callbacks that change latents and prompts that change are all the same to it: the harm tells.
 
-The harm of all calls together bounds the error of the last latent. Each call may do its share of the bound; one that
-would do more is made exact. Warm-up, guidance that is too strong for so few steps, a callback that changes latents and
-prompts that change are all the same to it: the harm tells.
+The harm of all calls together bounds the error of the last latent. A call may do PACE times an equal share of the
+bound, until all of it is used up.
 
 The bound is given as a PSNR in dB that pictures are to have against those of the sequential run. That is a matter of
 the decoder and of how much of the harm comes true: MARGIN is such that of the pictures that were measured no more than
@@ -26,13 +28,17 @@ import math
 
 import torch
 
-from runtime.driver.forecast import Forecast
+from runtime.driver.amplification import Amplification
+from runtime.driver.correction import narrow, shared_part
+from runtime.driver.forecast import Forecast, rms_of_moving
 from runtime.driver.noise_schedule import NoiseSchedule
+from runtime.driver.output_mix import OutputMix
 from runtime.errors import InputError
 
 QUALITIES: dict[str, float | None] = {"indistinguishable": 40.0, "good": 26.0, "off": None}  # dB
-PRIOR, FLOW_PRIOR = 0.02, 0.005  # p
-MARGIN = 6.0  # dB; a picture's PSNR + 20·log10 of the bound is hardly ever below it
+MARGIN = 10.0  # dB; a picture's PSNR + 20·log10 of the bound is hardly ever below it
+PACE = 4.0
+ANSWERED = 0.85  # of what guidance adds to the answer at most: the half without the prompt answers too
 
 
 class Guard:
@@ -41,30 +47,55 @@ class Guard:
     Args:
         noise_schedule: of the trajectory's calls.
         quality: PSNR in dB of the pictures against the sequential run's.
+        forecast: of the latent.
 
-    >>> bound_of(46.0)
+    >>> bound_of(50.0)
     0.01
     """
 
-    def __init__(self, noise_schedule: NoiseSchedule, quality: float) -> None:
-        self._weights = _weights(noise_schedule)
-        self._share = bound_of(quality) / noise_schedule.calls
+    def __init__(self, noise_schedule: NoiseSchedule, quality: float, forecast: Forecast) -> None:
+        self._noise_schedule, self._forecast = noise_schedule, forecast
+        self._amplification = Amplification(noise_schedule)
+        self._bound = bound_of(quality)
+        self._mix = OutputMix()
+        self._made: torch.Tensor | None = None  # the slopes that the last call's outputs mean
+        self._harm: torch.Tensor | None = None  # by row, of the present call
+        self._spent: torch.Tensor | float = 0.0  # of the calls before
 
-    def refuses(self, forecast: Forecast, call: int) -> torch.Tensor | None:
+    def show(self, output: torch.Tensor, call: int, sign: float) -> None:
+        """Take an output of a call whose latent the forecast has observed. sign: -1 where outputs are turned round."""
+        latent = self._forecast.latent
+        part = shared_part(output, latent)
+        if part is not None:
+            made, passed = (narrow(some, part).float() for some in (output, latent))
+            self._made = self._noise_schedule.slope_of(sign * made, passed, call)
+
+    def observe(self) -> None:
+        """Take note that the forecast has observed the latent of the next call, which shows what outputs came to."""
+        made, self._made = self._made, None
+        shown = self._forecast.shown
+        self._mix.show(made, shown if made is None else narrow(shown, tuple(made.shape)))
+
+    def refuses(self, call: int) -> torch.Tensor | None:
         """Whether look-ahead's error at a call is too large in some row, as one value; None if nothing was predicted.
 
-        Args:
-            forecast: that has observed the call's latent.
-            call: of the trajectory.
+        call: of the trajectory; its latent has been observed.
         """
-        missed = forecast.missed()
-        if missed is None:
+        forecast = self._forecast
+        missed, surprise, self._harm = forecast.missed(), forecast.surprise(), None
+        if missed is None or surprise is None:
             return None
-        moving = (missed != 0).flatten(1).sum(1).clamp_min(1)  # an image beside the latent, which stays, is not off
-        squares = forecast.answer(missed, call).flatten(1).square().sum(1)
-        harm = self._weights[call] * (squares / moving).sqrt()
+        off = torch.maximum(rms_of_moving(forecast.answer(missed, call)), forecast.doubt.flatten() * surprise)
+        gain = torch.ones_like(off) if self._mix.gain is None else self._mix.gain
+        self._harm = self._amplification.at_most(call, 1.0 + ANSWERED * (gain - 1.0)) * off
+        share = PACE * self._bound / self._noise_schedule.calls
         # not ``harm > share``: what is not finite is refused
-        return ~(harm <= self._share).all()
+        return ~((self._harm <= share) & (self._spent + self._harm <= self._bound)).all()
+
+    def passed(self) -> None:
+        """Take note that the present call is not made exact."""
+        if self._harm is not None:
+            self._spent = self._spent + self._harm
 
 
 def decibels(quality: float | str) -> float | None:
@@ -87,21 +118,3 @@ def decibels(quality: float | str) -> float | None:
 def bound_of(quality: float) -> float:
     """The largest error, as root mean square, that the last latent may have for pictures of such a PSNR in dB."""
     return float(10.0 ** ((MARGIN - quality) / 20.0))
-
-
-def _weights(noise_schedule: NoiseSchedule) -> list[float]:
-    """By call, how much an error of the slope that its output means is worth in the last latent."""
-    level, flow = noise_schedule.level, noise_schedule.flow
-    prior = FLOW_PRIOR if flow else PRIOR
-    ends = [*level[1:], 0.0]
-    lengths = [abs(end - begin) for begin, end in zip(level, ends, strict=True)]
-    for call, weights in enumerate(noise_schedule.moves):
-        lengths[call] = abs(sum(weights))
-    gain = noise_schedule.gain
-    return [gain * length * _kept(end, prior, flow) for length, end in zip(lengths, ends, strict=True)]
-
-
-def _kept(level: float, prior: float, flow: bool) -> float:
-    """The share of an error of z at a level that is left at level 0."""
-    clean = 1.0 - level if flow else 1.0
-    return min(1.0, math.sqrt(prior / (clean**2 * prior + level**2)))

@@ -17,10 +17,10 @@ from partitioner.models.sampler_probe import Sampler, probe
 from partitioner.models.samplers import FINISH
 from runtime.driver.timesteps import Timesteps, timesteps_of
 
-# The variance of clean latents, given the prompt, that the correction of outputs assumes; measured on small denoisers,
-# see docs/results/look-ahead.md. MULTISTEP_PRIOR: a multistep sampler extrapolates its estimates of the clean latent,
-# so the correction must leave the estimate as it is. FLOW_PRIOR: flow matching with one call per step.
-PRIOR, MULTISTEP_PRIOR, FLOW_PRIOR = 0.02, 0.0, 0.005
+# How much of a change of z, at a level s, the best denoiser takes for one of the clean latent: κ/(κ + s), with this κ.
+# Measured on small denoisers, see docs/results/look-ahead.md. A multistep sampler extrapolates its estimates of the
+# clean latent, so there the correction must leave the estimate as it is: κ = 0.
+SPREAD, MULTISTEP_SPREAD = 0.065, 0.0
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,14 @@ class NoiseSchedule:
         timesteps: of the calls.
         scale: α of each call.
         level: s of each call.
-        sensitivity: for each call the derivative of the denoiser's output by its latent, if clean latents were
-            Gaussian.
+        sensitivity: for each call the derivative of the denoiser's output by its latent, as SPREAD says.
         multistep: whether a move of the latent combines several outputs, as DPM-Solver++ and UniPC do.
         second_share: None where a step is one call. For samplers of two calls per step, which begin steps at even
             calls, the weight of the second call's output in the step: 1/2 for Heun, 1 for the midpoint method.
         flow: whether it is flow matching.
         gain: how much larger than an error in all outputs the error of a move can be.
         meaning: what outputs mean, see partitioner.models.sampler_probe.
-        moves: of every move of z, the weights of the slopes that outputs mean, the call's own first.
+        moves: of the move of z after every call, the weights of the slopes that outputs mean, the call's own first.
         stiffness: for each call the derivative of that slope by the latent, as ``sensitivity`` is the output's.
     """
 
@@ -116,13 +115,12 @@ def noise_schedule_of(scheduler: Any, first_timestep: float) -> NoiseSchedule | 
 
 def _from(sampler: Sampler, timesteps: Timesteps) -> NoiseSchedule:
     first = timesteps.first
-    plain_flow = sampler.flow and sampler.second_share is None
-    prior = MULTISTEP_PRIOR if sampler.multistep else FLOW_PRIOR if plain_flow else PRIOR
+    spread = MULTISTEP_SPREAD if sampler.multistep else SPREAD
     return NoiseSchedule(
         timesteps=timesteps,
         scale=sampler.scale[first:],
         level=sampler.level[first:],
-        sensitivity=tuple(_sensitivity(sampler, call, prior) for call in range(first, sampler.calls)),
+        sensitivity=tuple(_sensitivity(sampler, call, spread) for call in range(first, sampler.calls)),
         multistep=sampler.multistep,
         second_share=sampler.second_share,
         flow=sampler.flow,
@@ -130,7 +128,7 @@ def _from(sampler: Sampler, timesteps: Timesteps) -> NoiseSchedule:
         meaning=str(sampler.meaning),
         moves=tuple(_from_here(weights, later) for later, weights in enumerate(sampler.moves[first:])),
         stiffness=tuple(
-            _sensitivity(sampler, call, prior, "flow" if sampler.flow else "epsilon")
+            _sensitivity(sampler, call, spread, "flow" if sampler.flow else "epsilon")
             for call in range(first, sampler.calls)
         ),
     )
@@ -142,18 +140,15 @@ def _from_here(weights: tuple[float, ...], call: int) -> tuple[float, ...]:
     return (known[0] + sum(weights[call + 1 :]), *known[1:])
 
 
-def _sensitivity(sampler: Sampler, call: int, prior: float, meaning: str | None = None) -> float:
-    """d(output)/d(latent) of the optimal denoiser for Gaussian clean latents of variance p = ``prior``.
-
-    The optimal output is linear in x. Predicting ε: E[ε|x] = σ·x / (α²·p + σ²); v, the clean sample and flow likewise.
-    """
+def _sensitivity(sampler: Sampler, call: int, spread: float, meaning: str | None = None) -> float:
+    """d(output)/d(latent) where the clean estimate's share of a change of z is ``spread`` / (``spread`` + s)."""
     clean, noise = sampler.clean[call], sampler.noisy[call]
+    both = spread * clean + noise
     shared = {
-        "epsilon": noise,
-        "v_prediction": clean * noise * (1 - prior),
-        "sample": clean * prior,
-        "flow": noise - clean * prior,
-        "reversed_flow": clean * prior - noise,
+        "epsilon": 1.0,
+        "v_prediction": clean - spread * noise,
+        "sample": spread,
+        "flow": 1.0 - spread,
+        "reversed_flow": spread - 1.0,
     }[meaning or sampler.meaning or ""]
-    spread = clean**2 * prior + noise**2
-    return shared / spread if spread > 0 else 0.0
+    return shared / both if both > 0 else 0.0

@@ -72,6 +72,11 @@ class OutputForecast(Forecast):
             moved = moved - weight * self._shown[call - 1 - back]
         return torch.where(self._latents[call] == self._latents[call - 1], 0.0, moved / weights[0])
 
+    @property
+    def shown(self) -> torch.Tensor:
+        """As Forecast, with a sampler's earlier outputs taken out of its move."""
+        return self._shown[self._calls - 2] if self._calls > 1 else super().shown
+
     def predict(self, call: int) -> torch.Tensor:
         """The latent of a later call, in the shape and dtype of the last one; one must have been observed."""
         line = self._on_a_line(call)

@@ -99,7 +99,7 @@ class Trajectory:
     _forecasts: dict[str, Forecast] = field(default_factory=dict)  # by latent input
     _corrections: list[Correction] = field(default_factory=list)
     _begun: set[tuple[int, int]] = field(default_factory=set)  # (context, component) that have run in it
-    _guard: Guard | None = None
+    _guards: list[Guard] = field(default_factory=list)  # as corrections; none without a guard
     _passed: int = 0  # calls of the noise schedule before call 0
     _refusal: Readback | None = None  # whether the last latent is to be run on exactly
 
@@ -170,15 +170,20 @@ class Trajectory:
     def take(self, tensors: Tensors) -> None:
         """Take the inputs of the next call."""
         self._observe(tensors)
+        for guard in self._guards:
+            guard.observe()
         if self.mode_now != "lookahead":
             return
         refused, jumped = self._refused()
         if refused:
-            self.cause = GUARDED if self._guard is not None else ASTRAY
+            self.cause = GUARDED if self._guards else ASTRAY
             if jumped:
                 self._begin_anew(tensors)
             else:
                 self._restart()
+        else:
+            for guard in self._guards:
+                guard.passed()
 
     def _observe(self, tensors: Tensors) -> None:
         for path, forecast in self._forecasts.items():
@@ -193,8 +198,9 @@ class Trajectory:
             reach = self.run_mode.components - 1
             self._forecasts = {name: forecast_of(noise_schedule, reach) for name in latents}
             self._corrections = [Correction(noise_schedule, forecast) for forecast in self._forecasts.values()]
-            if self.run_mode.quality is not None:
-                self._guard = Guard(noise_schedule, self.run_mode.quality)
+            quality = self.run_mode.quality
+            if quality is not None:
+                self._guards = [Guard(noise_schedule, quality, forecast) for forecast in self._forecasts.values()]
         self._schedule_from_here(mode, warmup)
 
     def _begin_anew(self, tensors: Tensors) -> None:
@@ -242,15 +248,14 @@ class Trajectory:
         for forecast in self._forecasts.values():
             refusals.append(forecast.is_astray())
             jumps.append(forecast.has_jumped())
-            if self._guard is not None:
-                refusals.append(self._guard.refuses(forecast, self._passed + self.call))
+        refusals += [guard.refuses(self._passed + self.call) for guard in self._guards]
         known = [refusal for refusal in refusals if refusal is not None]
         if not known:
             return False, False
         jumped = [jump for jump in jumps if jump is not None] or [torch.zeros_like(known[0])]
         now = Readback(torch.stack([torch.stack(known).any(), torch.stack(jumped).any()]))
         before, self._refusal = self._refusal, now
-        looked_at = before if self._guard is None and is_late(known[0]) else now
+        looked_at = before if not self._guards and is_late(known[0]) else now
         refused, stranger = (bool(value) for value in looked_at.values()) if looked_at is not None else (False, False)
         assert self._noise_schedule is not None
         return refused, stranger and self._noise_schedule.second_share is None
@@ -307,9 +312,14 @@ class Trajectory:
 
     def correct(self, output: Any) -> Any:
         """This call's output, corrected to first order for the error of the latent that look-ahead predicted."""
-        if self.run_mode.correct and isinstance(output, torch.Tensor):
-            for correction in self._corrections:
-                output = correction.of(output, self._passed + self.call, self.mode_now == "exact")
+        if not isinstance(output, torch.Tensor):
+            return output
+        call = self._passed + self.call
+        for index, correction in enumerate(self._corrections):
+            if self.run_mode.correct:
+                output = correction.of(output, call, self.mode_now == "exact")
+            if self._guards:
+                self._guards[index].show(output, call, correction.sign)
         return output
 
     def done(self, runs: Sequence[ComponentRun]) -> None:

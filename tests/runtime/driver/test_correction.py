@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from runtime.driver.correction import Correction, shared_part
-from runtime.driver.noise_schedule import FLOW_PRIOR, PRIOR, NoiseSchedule, noise_schedule_of
+from runtime.driver.noise_schedule import SPREAD, NoiseSchedule, noise_schedule_of
 from runtime.driver.output_forecast import forecast_of
 from tests.support.schedulers import BETAS, scheduler_of
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_a_gaussians_output_is_corrected_to_that_of_the_true_latent(kind: str) -> None:
-    """The best guess of a denoiser for Gaussian data of variance PRIOR is linear in its latent."""
+def test_an_output_is_corrected_to_that_of_the_true_latent(kind: str) -> None:
+    """Of a denoiser that takes SPREAD / (SPREAD + s) of a change of z for one of the clean latent."""
     scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", prediction_type=kind)
     scheduler.set_timesteps(20)
     noise_schedule = noise_schedule_of(scheduler, float(scheduler.timesteps[0]))
@@ -24,7 +24,7 @@ def test_a_gaussians_output_is_corrected_to_that_of_the_true_latent(kind: str) -
 
     def denoise(x: torch.Tensor, call: int) -> torch.Tensor:
         a, noise = noise_schedule.scale[call], noise_schedule.scale[call] * noise_schedule.level[call]
-        clean = a * PRIOR * x / (a**2 * PRIOR + noise**2)
+        clean = SPREAD / (SPREAD + noise_schedule.level[call]) * x / a
         epsilon = (x - a * clean) / noise
         return {"epsilon": epsilon, "v_prediction": a * epsilon - noise * clean, "sample": clean}[kind]
 
@@ -59,8 +59,10 @@ def test_a_flows_output_is_corrected_too() -> None:
     assert isinstance(noise_schedule, NoiseSchedule)
     for call in (1, 5, 9):
         sigma = noise_schedule.level[call]
-        spread = (1 - sigma) ** 2 * FLOW_PRIOR + sigma**2
-        assert noise_schedule.sensitivity[call] == pytest.approx((sigma - (1 - sigma) * FLOW_PRIOR) / spread)
+        # x = (1 - sigma)·clean + sigma·noise, and of a change of x / (1 - sigma) the clean latent has the usual share
+        clean = SPREAD / (SPREAD + sigma / (1 - sigma)) / (1 - sigma)
+        noise = (1 - (1 - sigma) * clean) / sigma
+        assert noise_schedule.sensitivity[call] == pytest.approx(noise - clean)
 
 
 def test_channels_that_an_output_and_a_latent_do_not_share_are_left() -> None:

@@ -1,13 +1,15 @@
-"""Guard: how much an output's error is worth in the last latent, and which calls it refuses."""
+"""Guard: which calls it refuses."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
-from runtime.driver.guard import FLOW_PRIOR, PRIOR, Guard, bound_of
+from runtime.driver.forecast import Forecast
+from runtime.driver.guard import MARGIN, PACE, Guard, bound_of
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
 from runtime.driver.output_forecast import forecast_of
 from tests.support.schedulers import BETAS, scheduler_of
@@ -26,74 +28,101 @@ def _schedule(name: str, options: dict[str, Any], steps: int = 20) -> tuple[Any,
     return scheduler, found
 
 
-@pytest.mark.parametrize(("name", "options"), SCHEDULERS)
-def test_weights_are_what_an_error_of_an_output_makes_of_the_last_latent(name: str, options: dict[str, Any]) -> None:
-    """Against schedulers that are stepped, with the best denoiser of Gaussian latents of the guard's variance."""
-    _scheduler, known = _schedule(name, options)
-    flow = known.flow
-    prior = FLOW_PRIOR if flow else PRIOR
+def _observed(known: NoiseSchedule, latents: torch.Tensor, foreseen: int) -> Forecast:
+    """A forecast that has observed latents, of which one call's was predicted by those before."""
+    forecast = forecast_of(known, 1)
+    for call, latent in enumerate(latents):
+        if call == foreseen:
+            forecast.predict(call)
+        forecast.observe(latent)
+    return forecast
 
-    def last(changed: int | None) -> float:
-        made = scheduler_of(name, options, 20)
-        x = torch.full((1, 1), 0.7, dtype=torch.float64)
-        x = x if flow else x * float(made.init_noise_sigma)
-        for call, timestep in enumerate(made.timesteps):
-            passed = made.scale_model_input(x, timestep) if hasattr(made, "scale_model_input") else x
-            clean = 1 - known.level[call] if flow else known.scale[call]
-            noise = known.level[call] if flow else known.scale[call] * known.level[call]
-            found = clean * prior * passed / (clean**2 * prior + noise**2)
-            epsilon = (passed - clean * found) / noise
-            output = (epsilon - found if flow else epsilon) + (1e-3 if call == changed else 0.0)
-            x = made.step(output, timestep, x)[0].double()
-        return float(x)
 
-    guard, right = Guard(known, 30.0), last(None)
-    for call in range(19):
-        worth = abs(last(call) - right) / 1e-3
-        assert guard._weights[call] == pytest.approx(worth, rel=0.6, abs=0.01), call
+def _guard(known: NoiseSchedule, quality: float, forecast: Forecast) -> Guard:
+    """One that has seen a call whose output is what the sampler moved by."""
+    guard = Guard(known, quality, forecast)
+    guard.observe()
+    guard._mix.gain = torch.ones(len(forecast.latent))
+    return guard
+
+
+def _random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def test_a_call_is_refused_where_its_error_is_more_than_its_share() -> None:
     _scheduler, known = _schedule(*SCHEDULERS[0])
-    generator = torch.Generator().manual_seed(0)
-    forecast = forecast_of(known, 1)
-    for call in range(4):
-        forecast.observe(torch.randn(2, 3, 4, generator=generator))
-        if call < 3:
-            assert Guard(known, 30.0).refuses(forecast, call) is None
-        if call == 2:
-            forecast.predict(3)
-    missed = forecast.missed()
-    assert missed is not None
-    harm = Guard(known, 30.0)._weights[3] * forecast.answer(missed, 3).flatten(1).square().mean(1).sqrt().amax()
-    enough = 6.0 - 20 * float(torch.log10(harm * 20))  # the quality that just allows it
-    assert not Guard(known, enough - 0.1).refuses(forecast, 3)
-    assert Guard(known, enough + 0.1).refuses(forecast, 3)
+    forecast = _observed(known, _random(4, 2, 3, 4), 3)
+    harm = _harm(_guard(known, 30.0, forecast), 3)
+    enough = MARGIN - 20 * math.log10(harm * known.calls / PACE)  # the quality that just allows it
+    assert not _guard(known, enough - 0.1, forecast).refuses(3)
+    assert _guard(known, enough + 0.1, forecast).refuses(3)
+
+
+def _harm(guard: Guard, call: int) -> float:
+    guard.refuses(call)
+    assert guard._harm is not None
+    return float(guard._harm.amax())
+
+
+def test_what_was_not_predicted_is_not_refused() -> None:
+    _scheduler, known = _schedule(*SCHEDULERS[0])
+    assert _guard(known, 100.0, _observed(known, _random(4, 2, 3, 4), -1)).refuses(3) is None
+
+
+def test_calls_are_refused_once_the_bound_is_used_up() -> None:
+    _scheduler, known = _schedule(*SCHEDULERS[0])
+    forecast = _observed(known, _random(4, 2, 3, 4), 3)
+    harm = _harm(_guard(known, 30.0, forecast), 3)
+    guard = _guard(known, MARGIN - 20 * math.log10(harm * 5.5), forecast)  # a share is 4/20 of the bound
+    refused = []
+    for _ in range(6):
+        refused.append(bool(guard.refuses(3)))
+        if not refused[-1]:
+            guard.passed()
+    assert refused == [False] * 5 + [True]
+
+
+def test_an_error_counts_for_more_under_guidance_with_a_sampler_that_extrapolates() -> None:
+    _scheduler, known = _schedule("DPMSolverMultistepScheduler", BETAS)
+    forecast = _observed(known, _random(4, 2, 3, 4), 3)
+    plain, guided = _guard(known, 30.0, forecast), _guard(known, 30.0, forecast)
+    guided._mix.gain = torch.tensor([7.5, 7.5])
+    assert _harm(guided, 3) > 5 * _harm(plain, 3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow"])
+def test_guidance_is_seen_in_the_outputs(kind: str, scale: float) -> None:
+    """The rows without the prompt come first, as in pipelines."""
+    options = {**BETAS, "clip_sample": False, "prediction_type": kind}
+    scheduler, known = _schedule(*(SCHEDULERS[2] if kind == "flow" else ("DDIMScheduler", options)))
+    forecast, generator = forecast_of(known, 1), torch.Generator().manual_seed(0)
+    guard, latent = Guard(known, 30.0, forecast), torch.randn(2, 4, 4, generator=generator)
+    for call, timestep in enumerate(scheduler.timesteps[:4]):
+        forecast.observe(torch.cat([latent, latent]))
+        if call:
+            guard.observe()
+        output = torch.randn(4, 4, 4, generator=generator) + torch.cat([latent, latent])
+        guard.show(output, call, 1.0)
+        without, having = output.chunk(2)
+        latent = scheduler.step(without + scale * (having - without), timestep, latent)[0]
+    assert guard._mix.gain is not None
+    torch.testing.assert_close(guard._mix.gain, torch.full((4,), scale), rtol=1e-3, atol=1e-3)
 
 
 def test_an_image_beside_the_latent_makes_no_error_smaller() -> None:
     _scheduler, known = _schedule(*SCHEDULERS[0])
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(4, 1, 2, 4, generator=generator)
-    image = torch.randn(1, 6, 4, generator=generator)
-    alone, beside = forecast_of(known, 1), forecast_of(known, 1)
-    for call, latent in enumerate(latents):
-        alone.observe(latent)
-        beside.observe(torch.cat([latent, image], 1))
-        if call == 2:
-            alone.predict(3), beside.predict(3)
-    allowed = [next(q for q in range(60, -60, -1) if not Guard(known, q).refuses(f, 3)) for f in (alone, beside)]
-    assert allowed[0] == allowed[1]
+    latents, image = _random(4, 1, 2, 4), torch.ones(4, 1, 6, 4)
+    alone, beside = (_observed(known, some, 3) for some in (latents, torch.cat([latents, image], 2)))
+    assert _harm(_guard(known, 30.0, alone), 3) == pytest.approx(_harm(_guard(known, 30.0, beside), 3))
 
 
 def test_what_is_not_finite_is_refused() -> None:
     _scheduler, known = _schedule(*SCHEDULERS[0])
-    forecast = forecast_of(known, 1)
-    for _ in range(3):
-        forecast.observe(torch.zeros(1, 2))
-    forecast.predict(3)
-    forecast.observe(torch.full((1, 2), float("nan")))
-    assert Guard(known, 1.0).refuses(forecast, 3)
+    latents = torch.zeros(4, 1, 2)
+    latents[3] = float("nan")
+    assert _guard(known, 1.0, _observed(known, latents, 3)).refuses(3)
 
 
 def test_twenty_decibels_more_are_a_tenth_of_the_error() -> None:

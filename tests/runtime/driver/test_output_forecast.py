@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from runtime.driver.correction import Correction
-from runtime.driver.noise_schedule import PRIOR, NoiseSchedule, noise_schedule_of
+from runtime.driver.noise_schedule import SPREAD, NoiseSchedule, noise_schedule_of
 from runtime.driver.output_forecast import OutputForecast
 from tests.support.schedulers import BETAS, scheduler_of
 
@@ -35,7 +35,7 @@ def _error(name: str, strength: float) -> float:
             seen = x if foreseen is None else foreseen
             clean, noise = known.scale[call], known.scale[call] * known.level[call]
             off = seen - clean * target
-            epsilon = noise / (clean**2 * PRIOR + noise**2) * (off + strength * (off * along).sum() * along)
+            epsilon = 1 / (SPREAD * clean + noise) * (off + strength * (off * along).sum() * along)
             epsilon = correction.of(epsilon, call, foreseen is None)
             last = call + 1 == known.calls
             foreseen = forecast.predict(call + 1) if ahead and call >= 1 and not last else None

@@ -1,0 +1,50 @@
+"""OutputMix: the weights by which outputs are mixed, seen in what the sampler makes of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from runtime.driver.output_mix import UNSEEN, OutputMix
+
+
+def _shown(mix: OutputMix, weights: list[float], calls: int = 3, samples: int = 2, left: float = 0.0) -> OutputMix:
+    """Rows of all samples without the prompt first, then those of the next weight."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(calls):
+        made = torch.randn(len(weights) * samples, 4, 8, generator=generator)
+        parts = made.view(len(weights), samples, 4, 8)
+        slope = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+        slope = slope + left * torch.randn(samples, 4, 8, generator=generator)
+        mix.show(made, slope.repeat(len(weights), 1, 1))
+    return mix
+
+
+@pytest.mark.parametrize("weights", [[0.0, 1.0], [-6.5, 7.5], [7.5, -6.5], [-2.0, 5.0, -2.0], [-1.0, 0.5, 0.5, 1.0]])
+def test_the_gain_is_the_sum_of_what_is_added(weights: list[float]) -> None:
+    gain = _shown(OutputMix(), weights).gain
+    assert gain is not None
+    wanted = sum(weight for weight in weights if weight > 0)
+    torch.testing.assert_close(gain, torch.full((2 * len(weights),), wanted), rtol=1e-2, atol=1e-2)
+
+
+def test_a_row_of_its_own_that_is_used_as_it_is_has_no_gain() -> None:
+    torch.testing.assert_close(_shown(OutputMix(), [1.0], samples=3).gain, torch.ones(3))
+
+
+def test_what_is_mixed_in_from_elsewhere_is_taken_to_be_guidance() -> None:
+    """Such as of pipelines that call the denoiser once with the prompt and once without."""
+    torch.testing.assert_close(_shown(OutputMix(), [1.0], left=1.0).gain, torch.full((2,), UNSEEN))
+
+
+def test_outputs_that_mean_no_slope_are_taken_to_be_guided() -> None:
+    mix = OutputMix()
+    mix.show(None, torch.zeros(3, 4))
+    torch.testing.assert_close(mix.gain, torch.full((3,), UNSEEN))
+
+
+def test_guidance_over_alike_outputs_is_no_gain_of_infinite_size() -> None:
+    mix, made = OutputMix(), torch.ones(2, 8)
+    mix.show(made, made)
+    assert mix.gain is not None
+    assert bool(mix.gain.isfinite().all())
