@@ -126,13 +126,11 @@ def test_no_shipped_figure_is_of_a_held_out_denoiser() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", HELD_OUT)
-def test_a_held_out_denoiser_draws_the_ground_that_is_asked_for(kind: str) -> None:
-    """They are not trained to the end, so that not all shapes can be told."""
+def test_a_held_out_denoiser_draws_what_is_asked_for(kind: str) -> None:
     pipeline = shipped_pipeline(kind, 32, 32, 5.0)
     assert pipeline.labels is not None
     with torch.no_grad():
-        grounds = Classifier.load()(pipeline.generate(20) * 2 - 1)[2].argmax(1)
-    assert (grounds == pipeline.labels[:, 2]).float().mean() > 0.75
+        assert Classifier.load().agreement(pipeline.generate(20) * 2 - 1, pipeline.labels) > 0.7
 
 
 def test_the_shipped_classifier_knows_the_shapes() -> None:
