@@ -129,13 +129,12 @@ def _quality(document: Document) -> list[str]:
     quality = document.get("quality")
     if not quality:
         return []
-    if quality["exact"]:
-        return ["quality          exact: the output is that of one device"]
-    lines = [*_figures(quality, document["model"])]
+    exact = "quality          exact: the output is that of one device"
+    lines = [exact] if quality["exact"] else [*_figures(quality, document["model"])]
     refusal = quality["no_lookahead"]
-    if document["mode"] == "lookahead" and refusal is not None:
+    if document["mode"] == "lookahead" and document["components_per_branch"] > 1 and refusal is not None:
         lines.append(
-            f"note             this plan will run in async mode, not in look-ahead: of {quality['scheduler']},"
+            f"note             all calls of this plan will be exact, with no look-ahead: of {quality['scheduler']},"
         )
         lines.append(f"                 {refusal}")
     return lines

@@ -12,7 +12,7 @@ Each writes to tools/trained/ (``--output``) a diffusers pipeline folder in floa
 and samples.png. Latent diffusion as in Stable Diffusion: noise prediction on the scaled-linear schedule, or velocity
 prediction on straight paths (flow matching). The text encoder is trained along, and one prompt in ten is empty, for
 guidance. No choice of the engine is made on the two that are held out. The shipped unet and dit took 42 and 52 minutes
-at the same time, on one thread of a core each, and so did the held-out two (41 and 44); the mmdit took 43 minutes beside
+at the same time, on one thread of a core each, the held-out two 41 and 44 likewise; the mmdit took 43 minutes beside
 other work.
 """
 

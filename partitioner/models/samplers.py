@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -116,9 +117,14 @@ def finish_of(scheduler: str | None, config: str = "") -> int:
     return FINISH if sampler is not None and sampler.second_share is not None else 0
 
 
-def exact_calls(scheduler: str | None, mode: str, warmup: int, config: str = "") -> int:
-    """How many calls of a trajectory are run exactly: the warm-up, and in look-ahead the last ones of finish_of."""
-    return warmup + (finish_of(scheduler, config) if mode == "lookahead" else 0)
+def exact_calls(scheduler: str | None, mode: str, warmup: int, config: str = "") -> float:
+    """How many calls of a trajectory are run exactly: the warm-up, and in look-ahead the last ones of finish_of.
+
+    In look-ahead with a sampler whose latents cannot be predicted all of them, however many there are: math.inf.
+    """
+    if mode != "lookahead":
+        return warmup
+    return math.inf if refusal_of(scheduler, config) is not None else warmup + finish_of(scheduler, config)
 
 
 def refusal_of(scheduler: str | None, config: str = "") -> str | None:

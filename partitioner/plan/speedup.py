@@ -24,6 +24,6 @@ def trajectory_speedup(
     first_step_ms: of the first, which is exact; where streams have branches of their own, none is foreseen in it.
     """
     calls = denoiser_calls(scheduler, steps, config)
-    exact = min(exact_calls(scheduler, mode, warmup, config), calls)
+    exact = int(min(exact_calls(scheduler, mode, warmup, config), calls))
     total = first_step_ms + (exact - 1) * exact_step_ms + (calls - exact) * step_ms
     return round(sequential_ms * calls / total, 6) if total > 0 else 1.0

@@ -58,6 +58,8 @@ def choose(
         reasons = dict.fromkeys(f"{c.branches} x {c.components}: {c.reason}" for c in with_all)
         raise InfeasibleError("; ".join(reasons))
     feasible = [candidate for candidate in candidates if candidate.reason is None]
+    if advisor is not None:
+        feasible = [c for c in feasible if not advisor.runs_exactly(c.components, c.mode)] or feasible
 
     def quality(c: Candidate) -> tuple[float, ...]:
         idle = device_count - c.ranks

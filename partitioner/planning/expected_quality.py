@@ -179,7 +179,7 @@ class QualityAdvisor:
     def advise(self, components: int, mode: Mode, predictor: PredictorName, speedup: float) -> Advice:
         """What to expect of a plan, and of fewer steps in the same time.
 
-        With a sampler that look-ahead cannot predict the engine runs every plan in async mode, so that is looked up.
+        With a sampler that look-ahead cannot predict the engine runs a plan for look-ahead exactly.
 
         Args:
             components: Of one branch.
@@ -187,8 +187,8 @@ class QualityAdvisor:
             predictor: Of the plan.
             speedup: Of the whole trajectory over one device.
         """
-        if self._unpredictable:
-            mode = "async"
+        if self._unpredictable and mode == "lookahead":
+            return Advice(self.sampling, None, None, exact=True)
         expected = self._expected(components, mode, predictor)
         case = self._case if expected is None else replace(self._case, guidance_scale=expected.guidance_scale)
         fewer = fewer_steps_figure(self._profile.rows, speedup, case)
@@ -204,6 +204,15 @@ class QualityAdvisor:
         highest = max((found.guidance_scale for found in known.values()), default=None)
         alike = {p: found.psnr_db for p, found in known.items() if found.guidance_scale == highest}
         return max(alike, key=lambda p: alike[p]) if alike else "adaptive"
+
+    def runs_exactly(self, components: int, mode: Mode) -> bool:
+        """Whether the engine would run all calls of a plan exactly for want of a way to predict latents.
+
+        Args:
+            components: Of one branch.
+            mode: Of the plan.
+        """
+        return self._unpredictable and mode == "lookahead" and components > 1
 
     def prefers_async(self, components: int) -> bool:
         """Whether async mode was measured to come closer to the sequential output than look-ahead, or has to stand in

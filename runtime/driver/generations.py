@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 
 from partitioner.plan.plan import Plan
 from runtime.driver.callers import Caller
-from runtime.driver.trajectory import ASTRAY, GUARDED, LAST_CALLS, MODE, ONE_COMPONENT, WARM_UP
+from runtime.driver.trajectory import ASTRAY, GUARDED, LAST_CALLS, MODE, ONE_COMPONENT, UNFORESEEN, WARM_UP
 from runtime.driver.warn_once import warn_once
 
 NEW_SIZE, NEW_PROMPT = "another size", "another prompt"
 TIMESTEP, LATENT, DENOISER = "timestep out of order", "latent of no step's making", "changed denoiser"
-MEANT = {WARM_UP, LAST_CALLS, MODE, ONE_COMPONENT}  # why a call is exact that is meant to be
+# why a call is exact that is meant to be, or of which the user has been told
+MEANT = {WARM_UP, LAST_CALLS, MODE, ONE_COMPONENT, UNFORESEEN}
 
 KEPT = 16  # generations of one thread that no pipeline makes
 

@@ -14,8 +14,8 @@ multiplies that by 1 and more, at most by its scale, which the calls show (runti
 possible the worst is taken. So where guidance is too strong for a sampler with so few steps, calls are exact from the
 first one on. Warm-up, callbacks that change latents and prompts that change are all the same to it: the harm tells.
 
-The harm of all calls together bounds the error of the last latent. A call may do PACE times an equal share of the
-bound, until all of it is used up.
+The harm of all calls together bounds the error of the last latent. Each call may do its share of the bound; one that
+would do more is made exact.
 
 The bound is given as a PSNR in dB that pictures are to have against those of the sequential run. That is a matter of
 the decoder and of how much of the harm comes true: MARGIN is such that of the pictures that were measured no more than
@@ -37,7 +37,6 @@ from runtime.errors import InputError
 
 QUALITIES: dict[str, float | None] = {"indistinguishable": 40.0, "good": 26.0, "off": None}  # dB
 MARGIN = 10.0  # dB; a picture's PSNR + 20·log10 of the bound is hardly ever below it
-PACE = 4.0
 ANSWERED = 0.85  # of what guidance adds to the answer at most: the half without the prompt answers too
 
 
@@ -56,11 +55,9 @@ class Guard:
     def __init__(self, noise_schedule: NoiseSchedule, quality: float, forecast: Forecast) -> None:
         self._noise_schedule, self._forecast = noise_schedule, forecast
         self._amplification = Amplification(noise_schedule)
-        self._bound = bound_of(quality)
+        self._share = bound_of(quality) / noise_schedule.calls
         self._mix = OutputMix()
         self._made: torch.Tensor | None = None  # the slopes that the last call's outputs mean
-        self._harm: torch.Tensor | None = None  # by row, of the present call
-        self._spent: torch.Tensor | float = 0.0  # of the calls before
 
     def show(self, output: torch.Tensor, call: int, sign: float) -> None:
         """Take an output of a call whose latent the forecast has observed. sign: -1 where outputs are turned round."""
@@ -82,20 +79,14 @@ class Guard:
         call: of the trajectory; its latent has been observed.
         """
         forecast = self._forecast
-        missed, surprise, self._harm = forecast.missed(), forecast.surprise(), None
+        missed, surprise = forecast.missed(), forecast.surprise()
         if missed is None or surprise is None:
             return None
         off = torch.maximum(rms_of_moving(forecast.answer(missed, call)), forecast.doubt.flatten() * surprise)
         gain = torch.ones_like(off) if self._mix.gain is None else self._mix.gain
-        self._harm = self._amplification.at_most(call, 1.0 + ANSWERED * (gain - 1.0)) * off
-        share = PACE * self._bound / self._noise_schedule.calls
+        harm = self._amplification.at_most(call, 1.0 + ANSWERED * (gain - 1.0)) * off
         # not ``harm > share``: what is not finite is refused
-        return ~((self._harm <= share) & (self._spent + self._harm <= self._bound)).all()
-
-    def passed(self) -> None:
-        """Take note that the present call is not made exact."""
-        if self._harm is not None:
-            self._spent = self._spent + self._harm
+        return ~(harm <= self._share).all()
 
 
 def decibels(quality: float | str) -> float | None:

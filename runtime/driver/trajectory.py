@@ -45,6 +45,7 @@ from runtime.driver.warn_once import warn_once
 # why a call is exact; runtime.driver.generations has more
 WARM_UP, LAST_CALLS = "warm-up", "last calls of the sampler"
 GUARDED, ASTRAY = "quality guard", "latent not as predicted"
+UNFORESEEN = "later latents cannot be predicted"
 MODE, ONE_COMPONENT = "exact mode", "branches of one component"
 
 
@@ -145,7 +146,8 @@ class Trajectory:
         return schedule is None or schedule.timesteps.expects(self._passed + self.call, timestep)
 
     def start(self, graph: TracedGraph, tensors: Tensors, timestep: float | None, scheduler: Any) -> None:
-        """Take the inputs of the first call: look-ahead where the noise schedule of the calls is known, else async.
+        """Take the inputs of the first call: look-ahead where later ones can be foreseen; else exact, without a guard
+        async.
 
         Args:
             graph: of the calls.
@@ -154,13 +156,10 @@ class Trajectory:
             scheduler: that makes the latents; None where there is none.
         """
         mode, known = self.run_mode.mode, None
-        if mode == "lookahead" and self.run_mode.components > 1 and not self._can_foresee_inputs(graph, tensors):
-            mode = "async"
         if mode == "lookahead" and self.run_mode.components > 1:
-            found = noise_schedule_of(scheduler, timestep) if timestep is not None else "its calls have no timestep"
+            found = self._foreseen(graph, tensors, timestep, scheduler)
             if isinstance(found, str):
-                self._warn(f"Look-ahead is not possible: {found}. The trajectory runs in async mode.")
-                mode = "async"
+                mode = self._instead(found)
             else:
                 known = found
         latents = [item.name for item in graph.inputs if item.role is Role.LATENT]
@@ -181,9 +180,6 @@ class Trajectory:
                 self._begin_anew(tensors)
             else:
                 self._restart()
-        else:
-            for guard in self._guards:
-                guard.passed()
 
     def _observe(self, tensors: Tensors) -> None:
         for path, forecast in self._forecasts.items():
@@ -220,23 +216,29 @@ class Trajectory:
         calls, finish = (known.calls - self._passed, known.finish) if known is not None else (None, 0)
         self._schedule = Schedule(components, mode, warmup, self.run_mode.periods, calls=calls, finish=finish)
 
-    def _can_foresee_inputs(self, graph: TracedGraph, tensors: Tensors) -> bool:
-        """Whether all inputs of later calls are known or can be predicted; warns once where they cannot."""
+    def _instead(self, refusal: str) -> str:
+        """The mode of a trajectory that cannot look ahead; warns once. refusal: why, as the end of a sentence."""
+        if self.run_mode.quality is None:
+            self._warn(f"Look-ahead is not possible: {refusal}. The trajectory runs in async mode.")
+            return "async"
+        self._warn(
+            f"Look-ahead is not possible: {refusal}. All calls are run exactly, with nothing gained by several "
+            'components; quality="off" would run them in async mode, whose error nobody bounds'
+        )
+        self.cause = UNFORESEEN
+        return "exact"
+
+    @staticmethod
+    def _foreseen(graph: TracedGraph, tensors: Tensors, timestep: float | None, scheduler: Any) -> NoiseSchedule | str:
+        """The noise schedule of the calls; or why inputs of later ones are neither known nor can be predicted."""
         unknown = [item.name for item in graph.inputs if item.role is Role.STEP]
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            self._warn(
-                f"calls with {unknown[0]}{more} run async instead of look-ahead: the pipeline may give that input anew "
-                "at every step, so that a later step's cannot be foreseen"
-            )
+            return f"the pipeline may give {unknown[0]}{more} anew at every step"
         times = [tensors[item.name].flatten() for item in graph.inputs if item.role is Role.TIMESTEP]
-        uneven = any(bool((time != time[0]).any()) for time in times)
-        if uneven:
-            self._warn(
-                "calls with several timesteps at once, such as one per token, run async instead of look-ahead: those "
-                "of a later step cannot be foreseen"
-            )
-        return not unknown and not uneven
+        if any(bool((time != time[0]).any()) for time in times):
+            return "calls have several timesteps at once, such as one per token, and those of later steps are not known"
+        return "its calls have no timestep" if timestep is None else noise_schedule_of(scheduler, timestep)
 
     def _refused(self) -> tuple[bool, bool]:
         """(whether the present call, in look-ahead, is to be run exactly instead; whether its latent is a stranger's).

@@ -102,7 +102,7 @@ BEYOND = {"guidance_scale": 7.5, "psnr_db": None, "fewer_steps_psnr_db": None, "
         ({"fewer_steps_better": True}, "fewer steps on one device were as good"),
         (
             {"scheduler": "X", "no_lookahead": "it adds noise"},
-            "not in look-ahead: of X,\n                 it adds noise",
+            "with no look-ahead: of X,\n                 it adds noise",
         ),
     ],
 )

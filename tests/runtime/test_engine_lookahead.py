@@ -14,6 +14,7 @@ from runtime import parallelize
 from runtime.driver.output_forecast import OutputForecast
 from runtime.engine import Engine
 from runtime.errors import InputError
+from runtime.options import EngineOptions
 from tests.support import pipelines
 from tests.support.plans import plan_simply
 
@@ -122,11 +123,17 @@ def test_the_last_calls_of_a_sampler_of_two_calls_are_exact(pipe: Any, plans: di
 @pytest.mark.parametrize(
     "name", ["EulerAncestralDiscreteScheduler", pytest.param("LCMScheduler", marks=pytest.mark.slow)]
 )
-def test_a_sampler_that_adds_noise_runs_async(pipe: Any, plans: dict[int, Plan], name: str) -> None:
+def test_with_a_sampler_that_adds_noise_calls_are_exact_and_without_a_guard_async(
+    pipe: Any, plans: dict[int, Plan], name: str
+) -> None:
     import diffusers
 
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    expected = pipelines.call(pipe, steps=STEPS)
     with parallelize(pipe, plans[2], transport="emulation") as engine:
+        assert torch.equal(pipelines.call(pipe, steps=STEPS), expected)
+        assert engine.stats.exact_reasons == {"later latents cannot be predicted": STEPS}
+    with parallelize(pipe, plans[2], transport="emulation", quality="off") as engine:
         output = pipelines.call(pipe, steps=STEPS)
         assert engine.stats.mode == "async"
     assert torch.isfinite(output).all()
@@ -185,12 +192,15 @@ def test_an_abandoned_trajectory_leaves_nothing_to_the_next(pipe: Any, plans: di
 
 
 @pytest.mark.processes
-def test_a_denoiser_without_a_scheduler_runs_async(pipe: Any, plans: dict[int, Plan]) -> None:
+@pytest.mark.parametrize(("quality", "mode"), [("good", "exact"), ("off", "async")])
+def test_a_denoiser_without_a_scheduler_is_run_exactly_and_without_a_guard_async(
+    pipe: Any, plans: dict[int, Plan], quality: str, mode: str
+) -> None:
     latent = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    with Engine(pipe.unet, plans[2]) as engine:
+    with Engine(pipe.unet, plans[2], EngineOptions(quality=quality)) as engine:
         for timestep in (900, 700, 500, 300):
             engine(latent * timestep / 1000, timestep, encoder_hidden_states=torch.zeros(2, 16, 32))
-        assert engine.stats.mode == "async"
+        assert engine.stats.mode == mode
 
 
 @pytest.mark.processes

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runtime.driver.forecast import Forecast
-from runtime.driver.guard import MARGIN, PACE, Guard, bound_of
+from runtime.driver.guard import MARGIN, Guard, bound_of
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
 from runtime.driver.output_forecast import forecast_of
 from tests.support.schedulers import BETAS, scheduler_of
@@ -54,33 +54,24 @@ def test_a_call_is_refused_where_its_error_is_more_than_its_share() -> None:
     _scheduler, known = _schedule(*SCHEDULERS[0])
     forecast = _observed(known, _random(4, 2, 3, 4), 3)
     harm = _harm(_guard(known, 30.0, forecast), 3)
-    enough = MARGIN - 20 * math.log10(harm * known.calls / PACE)  # the quality that just allows it
+    enough = MARGIN - 20 * math.log10(harm * known.calls)  # the quality that just allows it
     assert not _guard(known, enough - 0.1, forecast).refuses(3)
     assert _guard(known, enough + 0.1, forecast).refuses(3)
 
 
 def _harm(guard: Guard, call: int) -> float:
-    guard.refuses(call)
-    assert guard._harm is not None
-    return float(guard._harm.amax())
+    """By the smallest quality that refuses the call."""
+    low, high = -200.0, 200.0
+    while high - low > 1e-3:
+        quality = (low + high) / 2
+        guard._share = bound_of(quality) / guard._noise_schedule.calls
+        low, high = (low, quality) if guard.refuses(call) else (quality, high)
+    return guard._share
 
 
 def test_what_was_not_predicted_is_not_refused() -> None:
     _scheduler, known = _schedule(*SCHEDULERS[0])
     assert _guard(known, 100.0, _observed(known, _random(4, 2, 3, 4), -1)).refuses(3) is None
-
-
-def test_calls_are_refused_once_the_bound_is_used_up() -> None:
-    _scheduler, known = _schedule(*SCHEDULERS[0])
-    forecast = _observed(known, _random(4, 2, 3, 4), 3)
-    harm = _harm(_guard(known, 30.0, forecast), 3)
-    guard = _guard(known, MARGIN - 20 * math.log10(harm * 5.5), forecast)  # a share is 4/20 of the bound
-    refused = []
-    for _ in range(6):
-        refused.append(bool(guard.refuses(3)))
-        if not refused[-1]:
-            guard.passed()
-    assert refused == [False] * 5 + [True]
 
 
 def test_an_error_counts_for_more_under_guidance_with_a_sampler_that_extrapolates() -> None:
