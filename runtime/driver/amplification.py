@@ -1,13 +1,17 @@
 """Amplification: how large an error of one output is in the last latent, by the sampler's own weights.
 
 Legend as in runtime.driver.noise_schedule. A sampler that is linear moves by known weights, and outputs answer to
-latents: an error δz of a latent is one of ρ·J·δz of the slope that its output means, with J that of the best denoiser
-(SPREAD there) and ρ what guidance makes of it. So an error of 1 of the slope of call k is passed on as
+latents: an error δz of a latent is one of J·δz of the slope that its output means. So an error of 1 of the slope of
+call k is passed on as
 
-    δu_j = ρ·J_j·δz_j  (+ 1 for j = k),      δz_{j+1} = δz_j + w_0·δu_j + w_1·δu_{j-1} + ...
+    δu_j = J_j·δz_j  (+ 1 for j = k),      δz_{j+1} = δz_j + w_0·δu_j + w_1·δu_{j-1} + ...
 
-Samplers of one step shrink it on the way. One that extrapolates outputs makes it larger where ρ·J times its moves is
-large: then the sequential run itself is near the limit of its stability.
+An output alone answers with J = 1/(κ + s), κ = SPREAD (for flow matching likewise). Guidance adds to that, for it
+multiplies the difference of outputs that answer unequally: g/(κ' + s) at most, where g is nothing to its scale less 1,
+and κ' the level below which they answer alike. All g up to the one that is possible are tried, and the worst counts.
+
+Samplers of one step shrink errors on the way. One that extrapolates outputs makes them larger where J times its moves
+is large: then the sequential run itself is near the limit of its stability.
 """
 
 from __future__ import annotations
@@ -20,44 +24,50 @@ import torch
 
 from runtime.driver.noise_schedule import SPREAD, NoiseSchedule
 
-RATIOS = np.concatenate([np.arange(1.0, 10.0, 0.25), np.arange(10.0, 31.0)])  # ρ that are tried
+ALIKE = 0.15  # κ', measured: docs/results/look-ahead.md
+ADDED = np.concatenate([np.arange(0.0, 10.0, 0.25), np.arange(10.0, 31.0)])  # g that are tried
 
 
 class Amplification:
     """Of one trajectory's calls.
 
-    >>> from diffusers import DDIMScheduler
+    >>> from diffusers import PNDMScheduler
     >>> from runtime.driver.noise_schedule import noise_schedule_of
-    >>> scheduler = DDIMScheduler()
+    >>> scheduler = PNDMScheduler(skip_prk_steps=True)
     >>> scheduler.set_timesteps(20)
-    >>> amplification = Amplification(noise_schedule_of(scheduler, 950.0))
-    >>> bool(amplification.at_most(3, torch.tensor([1.0])) < amplification.at_most(3, torch.tensor([7.0])))
-    True
+    >>> amplification = Amplification(noise_schedule_of(scheduler, 951.0))
+    >>> [float(amplification.at_most(3, torch.tensor(added))) > 1 for added in (0.0, 6.0)]
+    [False, True]
     """
 
     def __init__(self, noise_schedule: NoiseSchedule) -> None:
-        flow = noise_schedule.flow
-        stiffness = tuple(
-            (1 - SPREAD) / (SPREAD * (1 - s) + s) if flow else 1 / (SPREAD + s) for s in noise_schedule.level
-        )
-        self._table = torch.from_numpy(_table(noise_schedule.moves, stiffness))
-        self._ratios = torch.from_numpy(RATIOS.astype(np.float32))
+        level, flow = noise_schedule.level, noise_schedule.flow
+        own, added = (tuple(_answer(spread, s, flow) for s in level) for spread in (SPREAD, ALIKE))
+        self._table = torch.from_numpy(_table(noise_schedule.moves, own, added))
+        self._added = torch.from_numpy(ADDED.astype(np.float32))
 
-    def at_most(self, call: int, ratio: torch.Tensor) -> torch.Tensor:
-        """The largest amplification of an error of a call's slope for any ρ from 1 to ``ratio``, of that shape."""
-        row = self._table[call].to(ratio.device)
-        place = torch.bucketize(ratio, self._ratios.to(ratio.device)).clamp_max(len(row) - 1)
+    def at_most(self, call: int, added: torch.Tensor) -> torch.Tensor:
+        """The largest amplification of an error of a call's slope for any g from 0 to ``added``, of that shape."""
+        row = self._table[call].to(added.device)
+        place = torch.bucketize(added, self._added.to(added.device)).clamp_max(len(row) - 1)
         return row[place]
 
 
+def _answer(spread: float, level: float, flow: bool) -> float:
+    """du/dz where ``spread`` / (``spread`` + s) of a change is the clean latent's."""
+    return (1 - spread) / (spread * (1 - level) + level) if flow else 1 / (spread + level)
+
+
 @lru_cache(maxsize=16)
-def _table(moves: tuple[tuple[float, ...], ...], stiffness: tuple[float, ...]) -> npt.NDArray[np.float32]:
-    """(calls, RATIOS): the largest amplification up to each ratio."""
+def _table(
+    moves: tuple[tuple[float, ...], ...], own: tuple[float, ...], added: tuple[float, ...]
+) -> npt.NDArray[np.float32]:
+    """(calls, ADDED): the largest amplification up to each g. own, added: of an output alone, and per g, by call."""
     calls = len(moves)
-    latent = np.zeros((calls, len(RATIOS)))  # δz, by the call of the error
+    latent = np.zeros((calls, len(ADDED)))  # δz, by the call of the error
     slopes: list[npt.NDArray[np.float64]] = []  # δu of the calls so far, likewise
     for call, weights in enumerate(moves):
-        slope = stiffness[call] * RATIOS * latent
+        slope = (own[call] + added[call] * ADDED) * latent
         slope[call] += 1.0
         slopes.append(slope)
         for back, weight in enumerate(weights[: call + 1]):

@@ -10,8 +10,8 @@ that, and so is the output. By how much nobody knows before the call is over; wh
 
 and the larger of the two is taken for the error of the slope. What it is worth in the last latent the sampler's weights
 say (runtime.driver.amplification). They need to know how strongly outputs answer to latents in calls to come. Guidance
-multiplies that by 1 and more, at most by its scale, which the calls show (runtime.driver.output_mix): of all that is
-possible the worst is taken. So where guidance is too strong for a sampler with so few steps, calls are exact from the
+adds to that, the more the larger its scale, which the calls show (runtime.driver.output_mix): of all that is possible
+the worst is taken. So where guidance is too strong for a sampler with so few steps, calls are exact from the
 first one on. Warm-up, callbacks that change latents and prompts that change are all the same to it: the harm tells.
 
 The harm of all calls together bounds the error of the last latent. Each call may do its share of the bound; one that
@@ -84,7 +84,7 @@ class Guard:
             return None
         off = torch.maximum(rms_of_moving(forecast.answer(missed, call)), forecast.doubt.flatten() * surprise)
         gain = torch.ones_like(off) if self._mix.gain is None else self._mix.gain
-        harm = self._amplification.at_most(call, 1.0 + ANSWERED * (gain - 1.0)) * off
+        harm = self._amplification.at_most(call, ANSWERED * (gain - 1.0)) * off
         # not ``harm > share``: what is not finite is refused
         return ~(harm <= self._share).all()
 

@@ -19,7 +19,7 @@ the cells in a file and goes on where it was stopped.
   of the samples, then the median of fewer steps. Bold: the engine is further away than fewer steps.
 - The **speed-up** is the one that was had: calls that were run exactly are counted as such, at the times that the plan
   predicts (simulated, not measured). Each generation is compared with as many fewer steps as take its own time, to the
-  nearest step.
+  last step that it leaves time for.
 - **exact**: the share of exact calls, where it is more than half. **async**: the sampler's latents cannot be predicted,
   so that the engine ran async mode after the warm-up; why is in a table below.
 - Sequential pictures are made 64 at a time. Of the engine's, few are made in one call, as users do (how many, stands

@@ -284,5 +284,9 @@ def _cell(contestant: Contestant, case: Case, way: Way, quality: str, run: Run, 
 
 
 def fewer_steps(plan: Plan, sampler: str, steps: int, exact: int, others: int) -> int:
-    """How many sequential steps take the time of a run with so many exact and other calls; at most all of them."""
-    return min(steps, steps_of(sampler, denoiser_calls(sampler, steps) / speedup_of(plan, exact, others)))
+    """How many sequential steps take no longer than a run with so many exact and other calls; at most all of them."""
+    time = denoiser_calls(sampler, steps) / speedup_of(plan, exact, others)
+    count = min(steps, steps_of(sampler, time) + 1)
+    while count > 2 and denoiser_calls(sampler, count) > time * (1 + 1e-6):
+        count -= 1
+    return count

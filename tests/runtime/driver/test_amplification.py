@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.driver.amplification import Amplification
+from runtime.driver.amplification import ALIKE, Amplification
 from runtime.driver.noise_schedule import SPREAD, NoiseSchedule, noise_schedule_of
 from tests.support.schedulers import BETAS, scheduler_of
 
@@ -29,10 +29,10 @@ def _known(name: str, options: dict[str, Any]) -> NoiseSchedule:
     return found
 
 
-@pytest.mark.parametrize("ratio", [1.0, 4.0])
+@pytest.mark.parametrize("added", [0.0, 4.0])
 @pytest.mark.parametrize(("name", "options"), SCHEDULERS)
-def test_it_is_what_the_stepped_scheduler_makes_of_it(name: str, options: dict[str, Any], ratio: float) -> None:
-    """Of a denoiser whose outputs answer as SPREAD says, times a ratio."""
+def test_it_is_what_the_stepped_scheduler_makes_of_it(name: str, options: dict[str, Any], added: float) -> None:
+    """Of a denoiser whose outputs answer as SPREAD says, and so much more."""
     known = _known(name, options)
 
     def last(changed: int | None) -> float:
@@ -43,32 +43,34 @@ def test_it_is_what_the_stepped_scheduler_makes_of_it(name: str, options: dict[s
             passed = made.scale_model_input(x, timestep) if hasattr(made, "scale_model_input") else x
             level = known.level[call]
             z = passed / known.scale[call]
-            stiffness = (1 - SPREAD) / (SPREAD * (1 - level) + level) if known.flow else 1 / (SPREAD + level)
-            output = ratio * stiffness * z + (1e-3 if call == changed else 0.0)
+            own, more = (
+                (1 - spread) / (spread * (1 - level) + level) if known.flow else 1 / (spread + level)
+                for spread in (SPREAD, ALIKE)
+            )
+            output = (own + added * more) * z + (1e-3 if call == changed else 0.0)
             x = made.step(output, timestep, x)[0].double()
         return float(x)
 
     amplification, right = Amplification(known), last(None)
-    row = 0 if ratio == 1.0 else int((amplification._ratios == ratio).nonzero())
-    plain = amplification._table[:, row]
+    plain = amplification._table[:, int((amplification._added == added).nonzero())]
     for call in range(known.calls):
         worth = abs(last(call) - right) / 1e-3
-        # the table is of the largest for all ratios up to this one
+        # the table is of the largest for all that is added up to this
         assert float(plain[call]) >= 0.99 * worth - 1e-3, call
-        if ratio == 1.0:
+        if added == 0.0:
             assert float(plain[call]) <= 1.01 * worth + 1e-3, call
 
 
 def test_a_sampler_of_one_step_shrinks_errors_and_one_that_extrapolates_does_not() -> None:
-    few, many = torch.tensor([1.0]), torch.tensor([7.0])
+    few, many = torch.tensor([0.0]), torch.tensor([6.0])
     euler, pndm = (Amplification(_known(*SCHEDULERS[index])) for index in (1, 5))
     assert float(euler.at_most(10, many)) < 1.0
     assert float(pndm.at_most(10, few)) < 1.0
     assert float(pndm.at_most(10, many)) > 100.0
 
 
-def test_a_larger_ratio_is_never_less_and_one_beyond_the_table_is_its_last() -> None:
+def test_more_is_never_less_and_what_is_beyond_the_table_is_its_last() -> None:
     amplification = Amplification(_known(*SCHEDULERS[3]))
-    found = amplification.at_most(5, torch.tensor([1.0, 2.0, 5.0, 30.0, 1e6, float("inf")]))
+    found = amplification.at_most(5, torch.tensor([0.0, 1.0, 5.0, 30.0, 1e6, float("inf")]))
     assert (found.diff() >= 0).all()
     assert found[-1] == found[-2] == amplification._table[5, -1]

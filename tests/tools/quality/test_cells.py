@@ -9,11 +9,16 @@ from typing import Any
 import pytest
 
 from partitioner.errors import UsageError
+from partitioner.models.samplers import denoiser_calls
 from tools.quality import cells as command
 from tools.quality.cells_cases import Case, Way, cases_of, key_of, parse_way, ways_of
 from tools.quality.cells_file import is_done, read_results, write_results
 from tools.quality.cells_page import document_page
+from tools.quality.cells_runs import fewer_steps
 from tools.quality.cells_summary import is_met, summary, targets, worst
+from tools.quality.engine_config import EngineConfig
+from tools.quality.measured_pipeline import shipped_pipeline
+from tools.quality.runs import speedup_of
 
 SCORE = {
     "psnr_db": 50.0, "worst_db": 44.0, "agreement": 0.8, "agreement_noise": 0.0, "frechet": 3.0, "frechet_noise": 0.1,
@@ -80,6 +85,16 @@ def test_the_summary_counts_cells_and_what_the_guard_let_pass() -> None:
     assert "48 of 128 (37.5%) pictures further from sequential than those of fewer steps" in lines
     assert "32 of 128 (25.0%) pictures below the guard's bound" in lines
     assert worst([CELL, LOST])[0] is LOST
+
+
+@pytest.mark.parametrize(("exact", "others"), [(20, 0), (4, 16), (9, 11), (2, 18)])
+@pytest.mark.parametrize("sampler", ["DDIMScheduler", "HeunDiscreteScheduler"])
+def test_fewer_steps_take_no_longer_than_the_engine_and_one_more_would(sampler: str, exact: int, others: int) -> None:
+    plan = shipped_pipeline("unet", 1, 1, None).plan(EngineConfig(2, 1, "chain"))[0]
+    time = denoiser_calls(sampler, 20) / speedup_of(plan, exact, others)
+    steps = fewer_steps(plan, sampler, 20, exact, others)
+    assert denoiser_calls(sampler, steps) <= time * 1.001
+    assert steps == 20 or denoiser_calls(sampler, steps + 1) > time
 
 
 def test_where_people_are_has_a_table_of_its_own() -> None:
