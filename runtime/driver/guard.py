@@ -37,7 +37,6 @@ from runtime.errors import InputError
 
 QUALITIES: dict[str, float | None] = {"indistinguishable": 40.0, "good": 26.0, "off": None}  # dB
 MARGIN = 10.0  # dB; a picture's PSNR + 20·log10 of the bound is hardly ever below it
-ANSWERED = 0.85  # of what guidance adds to the answer at most: the half without the prompt answers too
 
 
 class Guard:
@@ -84,7 +83,7 @@ class Guard:
             return None
         off = torch.maximum(rms_of_moving(forecast.answer(missed, call)), forecast.doubt.flatten() * surprise)
         gain = torch.ones_like(off) if self._mix.gain is None else self._mix.gain
-        harm = self._amplification.at_most(call, ANSWERED * (gain - 1.0)) * off
+        harm = self._amplification.at_most(call, gain - 1.0) * off
         # not ``harm > share``: what is not finite is refused
         return ~(harm <= self._share).all()
 
