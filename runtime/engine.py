@@ -112,7 +112,7 @@ class Engine:
             devices: rank -> device, such as "cuda:0"; default: all on cpu.
             scheduler: gives the diffusers scheduler of a loop of your own, from which the start of a trajectory and its
                 noise schedule are read; a pipeline that makes a call has its own. Without any, timesteps and latents
-                tell trajectories apart, and a look-ahead plan runs async.
+                tell trajectories apart, and a look-ahead plan runs exactly (with ``quality="off"`` async).
             traced: gives the module to trace in the denoiser's place, where it is to be traced without something that
                 runs anyway. Default: the denoiser.
             others: further denoisers that the same ranks are to run, by name; their plans have as many ranks.

@@ -17,7 +17,7 @@ class Stats:
         steps: denoiser calls, of all modes.
         exact_steps: calls whose output was the denoiser's own: warm-up, the last calls of some samplers, exact mode.
         lookahead_steps: calls that were run in look-ahead.
-        async_steps: calls that were run async: in async mode, or where look-ahead was not possible.
+        async_steps: calls that were run async: in async mode, or without a guard where look-ahead was not possible.
         exact_ms: mean wall time of an exact call; None where there was none.
         lookahead_ms: of a look-ahead call.
         async_ms: of an async call.
