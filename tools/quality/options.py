@@ -43,7 +43,7 @@ def option_parser(description: str) -> argparse.ArgumentParser:
         "left out the planner chooses (default: 2,4)",
     )
     parser.add_argument(
-        "--warmup", type=int, default=4, metavar="N", help="exact first steps, counted in the speed-up (default: 4)"
+        "--warmup", type=int, metavar="N", help="exact first steps, counted in the speed-up (default: the plan's)"
     )
     parser.add_argument(
         "--guard",
@@ -112,8 +112,9 @@ def check(options: argparse.Namespace) -> None:
             and matplotlib is not installed.
     """
     for option in ("warmup", "samples", "chunk", "threads"):
-        if getattr(options, option) < 1:
-            raise UsageError(f"--{option} is {getattr(options, option)}; expected 1 or more")
+        given = getattr(options, option)
+        if given is not None and given < 1:
+            raise UsageError(f"--{option} is {given}; expected 1 or more")
     if options.noise_floor < 0:
         raise UsageError(f"--noise-floor is {options.noise_floor}; expected 0 or more samples")
     if options.two_calls and options.denoiser is None:

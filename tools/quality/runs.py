@@ -23,7 +23,7 @@ def measure(
     pipeline: MeasuredPipeline,
     case: SamplingCase,
     configs: Sequence[EngineConfig],
-    warmup: int,
+    warmup: int | None,
     metrics: PictureMetrics,
     *,
     guard: float | str,
@@ -31,7 +31,8 @@ def measure(
 ) -> Iterator[tuple[ResultRow, torch.Tensor]]:
     """The rows of a case, each with its pictures (samples, 3, height, width) in [0, 1].
 
-    guard: ``EngineOptions.quality``; floor_samples: of how many samples the noise floor of half precision is measured.
+    warmup: exact first steps; None: the plan's. guard: ``EngineOptions.quality``. floor_samples: of how many samples
+    the noise floor of half precision is measured.
 
     First the sequential output, which the others are compared with; then the engine in each configuration; then, for
     every speed-up that was reached, the baseline: as many fewer sequential steps as take the same time.
@@ -59,15 +60,17 @@ def speedup_of(plan: Plan, exact: int, others: int) -> float:
 
 
 def _run_engine(
-    scorer: PictureScorer, config: EngineConfig, warmup: int, guard: float | str
+    scorer: PictureScorer, config: EngineConfig, warmup: int | None, guard: float | str
 ) -> tuple[ResultRow, torch.Tensor, float]:
     """(row, pictures, speed-up) of the engine in one configuration."""
     pipeline, steps = scorer.pipeline, scorer.case.steps
     plan, form = pipeline.plan(config)
     mode = "async" if config.predictor not in (None, "lookahead") else plan.mode
-    # with a sampler whose latents cannot be predicted the engine runs async
-    lookahead = mode == "lookahead" and plan.components > 1 and refusal_of(pipeline.sampler) is None
-    exact = max(warmup, 2) if lookahead else warmup
+    ahead = mode == "lookahead" and plan.components > 1
+    lookahead = ahead and refusal_of(pipeline.sampler) is None
+    # what cannot be predicted the engine runs exactly, without a guard async
+    all_exact = plan.components == 1 or (ahead and not lookahead and decibels(guard) is not None)
+    exact = plan.warmup if warmup is None else max(warmup, 2) if lookahead else warmup
     predictor = plan.predictor if mode == "lookahead" or config.predictor is None else config.predictor
     with parallelize(
         pipeline.pipe,
@@ -88,7 +91,7 @@ def _run_engine(
     calls = denoiser_calls(pipeline.sampler, steps)
     row = scorer.row(
         pixels, devices=plan.ranks, branches=plan.branches, components=plan.components, period=plan.period, split=form,
-        predictor="exact" if plan.components == 1 else "lookahead" if lookahead else predictor, steps=steps,
+        predictor="exact" if all_exact else "lookahead" if lookahead else predictor, steps=steps,
         warmup=exact, speedup=speedup, guard=decibels(guard) if lookahead else None,
         exact_calls=round(calls * stats.exact_steps / stats.steps, 2),
     )  # fmt: skip
