@@ -182,6 +182,8 @@ def _quality(advice: Advice) -> dict[str, Any]:
             "fewer_steps_better": advice.doubt == 2,
         },
         "no_lookahead": sampling.refusal,
+        "exact_share": advice.exact_share,
+        "speedup": advice.speedup,
     }
 
 

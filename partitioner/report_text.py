@@ -163,9 +163,13 @@ def _figures(quality: Document, model: str) -> Iterator[str]:
 
 
 def _guarded(document: Document) -> Iterator[str]:
-    """That look-ahead may be slower than predicted."""
+    """That look-ahead may be slower than predicted, and by how much it was where that was measured."""
     if document["mode"] == "lookahead" and document["components_per_branch"] > 1:
         yield "                 at most: steps are made exact where the picture would suffer (run-plan --quality)"
+        quality = document.get("quality")
+        if quality and quality["exact_share"] is not None:
+            share, left = quality["exact_share"], quality["speedup"]
+            yield f"                 where quality was measured {share:.0%} of them were, which leaves {left:.2f} x"
 
 
 def _setup(quality: Document) -> str:

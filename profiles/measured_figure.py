@@ -1,4 +1,5 @@
-"""expected_figure, fewer_steps_figure: what a quality profile's rows say of a case, and between which of them it lies.
+"""expected_figure, fewer_steps_figure, exact_share: what a quality profile's rows say of a case, and between which of
+them it lies.
 
 A case is a number of steps, a sampler and a guidance scale. Each denoiser and sampler is looked at by itself: of its
 rows those with the nearest number of steps count, for each guidance scale that was measured; between two scales the
@@ -96,6 +97,17 @@ def fewer_steps_figure(rows: Iterable[QualityRow], speedup: float, case: Quality
     """
     own = [row for row in rows if row.predictor == FEWER_STEPS]
     return _figure(own, case, lambda near: _between([(row.speedup, row.psnr_db) for row in near], speedup), max)
+
+
+def exact_share(rows: Iterable[QualityRow], components: int, case: QualityCase) -> float | None:
+    """The share of calls that a guard of the usual quality makes exact in look-ahead: the most over denoisers.
+
+    Returns:
+        None where it was not measured, or at other guidance scales only.
+    """
+    own = [row for row in rows if row.components == components and row.exact_share is not None]
+    found = _figure(own, case, lambda near: max((row.exact_share or 0.0 for row in near), default=None), max)
+    return None if found is None or found.beyond else found.psnr_db
 
 
 def _figure(

@@ -35,6 +35,7 @@ class QualityRow(Record):
             of fewer steps, ``steps / speedup`` of them.
         samples: How many outputs were compared; psnr_db: their median PSNR.
         speedup: Speed-up over the sequential run.
+        exact_share: Of the calls in look-ahead those that were exact, warm-up included; None: not known.
     """
 
     denoiser: Text
@@ -49,6 +50,7 @@ class QualityRow(Record):
     speedup: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     scheduler_config: Annotated[str, Field(max_length=65536)] = ""
+    exact_share: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class MeasuredDrift(Record):

@@ -337,7 +337,9 @@ class Plan(PlanRecord):
         each = latent.shape[0] if latent.shape and "." not in latent.path else 1
         return list(self.branch_rows) or [each] * self.branches_per_stream
 
-    def speedup(self, steps: int, scheduler: str | None = None, config: str = "") -> float:
+    def speedup(
+        self, steps: int, scheduler: str | None = None, config: str = "", exact_share: float | None = None
+    ) -> float:
         """Predicted; see ``trajectory_speedup``."""
         figures = self.predicted
         return trajectory_speedup(
@@ -350,6 +352,7 @@ class Plan(PlanRecord):
             exact_step_ms=figures.exact_step_ms,
             step_ms=figures.step_ms,
             config=config,
+            exact_share=exact_share,
         )
 
     @property

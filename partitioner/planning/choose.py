@@ -127,6 +127,7 @@ def advice_on(
         exact_step_ms=c.exact_step_ms,
         step_ms=c.step_ms,
         config=advisor.sampling.scheduler_config,
+        exact_share=advisor.exact_share(c.components, c.mode),
     )
     predictor = options.predictor or advisor.async_predictor(c.components)
     return advisor.advise(c.components, c.mode, predictor, speedup)

@@ -19,7 +19,7 @@ from partitioner.models.samplers import refusal_of, settings_text
 from partitioner.plan.fields import PredictorName
 from partitioner.search.mode import Mode
 from partitioner.staleness.edge_errors import EdgeErrors, edge_errors_by_key
-from profiles.measured_figure import MeasuredFigure, QualityCase, expected_figure, fewer_steps_figure
+from profiles.measured_figure import MeasuredFigure, QualityCase, exact_share, expected_figure, fewer_steps_figure
 from profiles.quality_profile import QualityProfile
 
 if TYPE_CHECKING:
@@ -118,12 +118,15 @@ class Advice:
         fewer_steps: The same of fewer sequential steps on one device in the same time, at the guidance scale that
             ``expected`` holds for.
         exact: Whether the plan's output is that of one device.
+        speedup: That fewer steps are compared at; exact_share: of the calls, that it counts; None: not known.
     """
 
     sampling: SamplingSetup
     expected: MeasuredFigure | None
     fewer_steps: MeasuredFigure | None
     exact: bool = False
+    speedup: float | None = None
+    exact_share: float | None = None
 
     @property
     def psnr_db(self) -> float | None:
@@ -185,14 +188,26 @@ class QualityAdvisor:
             components: Of one branch.
             mode: Of the plan.
             predictor: Of the plan.
-            speedup: Of the whole trajectory over one device.
+            speedup: Of the whole trajectory over one device, with as many exact calls as ``exact_share`` says.
         """
         if self._unpredictable and mode == "lookahead":
             return Advice(self.sampling, None, None, exact=True)
         expected = self._expected(components, mode, predictor)
         case = self._case if expected is None else replace(self._case, guidance_scale=expected.guidance_scale)
         fewer = fewer_steps_figure(self._profile.rows, speedup, case)
-        return Advice(self.sampling, expected, fewer, exact=components == 1)
+        share = self.exact_share(components, mode)
+        return Advice(self.sampling, expected, fewer, exact=components == 1, speedup=speedup, exact_share=share)
+
+    def exact_share(self, components: int, mode: Mode) -> float | None:
+        """The share of a plan's calls that were exact where it was measured, warm-up included; None where it was not.
+
+        Args:
+            components: Of one branch.
+            mode: Of the plan; in async mode no calls but those of the warm-up are.
+        """
+        if mode != "lookahead" or components == 1 or self._unpredictable:
+            return None
+        return exact_share(self._profile.rows, components, self._case)
 
     def async_predictor(self, components: int) -> PredictorName:
         """The predictor that was measured to be best in async mode; ``adaptive``, which cannot run away, if none was.

@@ -223,7 +223,8 @@ def _cost_source(whole: GraphCosts, own: GraphCosts) -> CostSource:
 
 def _advice(made: Plan, advisor: QualityAdvisor) -> Advice:
     sampling = advisor.sampling
-    speedup = made.speedup(sampling.steps, sampling.scheduler, sampling.scheduler_config)
+    share = advisor.exact_share(made.components, made.mode)
+    speedup = made.speedup(sampling.steps, sampling.scheduler, sampling.scheduler_config, share)
     return advisor.advise(made.components, made.mode, made.predictor, speedup)
 
 

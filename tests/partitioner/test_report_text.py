@@ -72,6 +72,7 @@ QUALITY = {
     "exact": False, "psnr_db": 64.8, "fewer_steps_psnr_db": 40.0, "fewer_steps_better": False, "steps": 50,
     "scheduler": None, "no_lookahead": None, "denoisers": ["dit", "unet"], "guidance_scale": 3.0,
     "guidance_scale_is_default": False, "measured_at": [3.0], "measured_steps": [50], "nearest": None,
+    "exact_share": None, "speedup": 1.8,
 }  # fmt: skip
 
 
@@ -98,6 +99,8 @@ BEYOND = {"guidance_scale": 7.5, "psnr_db": None, "fewer_steps_psnr_db": None, "
         (BEYOND, "at 3, the nearest guidance scale that was measured: 64.8 dB against the sequential output with"),
         (BEYOND, "fewer sequential steps in the same time: 40.0 dB"),
         (BEYOND | {"nearest": NEAREST | {"fewer_steps_better": True}}, "fewer steps on one device were as good"),
+        ({}, "at most: steps are made exact where the picture would suffer (run-plan --quality)\nspeed of light"),
+        ({"exact_share": 0.42, "speedup": 1.4}, "where quality was measured 42% of them were, which leaves 1.40 x\n"),
         ({}, "fewer sequential steps in the same time: 40.0 dB"),
         ({"fewer_steps_better": True}, "fewer steps on one device were as good"),
         (

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from profiles.measured_figure import MeasuredFigure, QualityCase, expected_figure, fewer_steps_figure
+from profiles.measured_figure import MeasuredFigure, QualityCase, exact_share, expected_figure, fewer_steps_figure
 from profiles.quality_profile import QualityProfile, QualityRow
 
 DDIM = "DDIMScheduler"
@@ -155,3 +155,16 @@ def test_every_answer_of_the_shipped_profile_lies_among_its_rows() -> None:
         if found is not None:
             assert set(found.between) <= {row.guidance_scale for row in rows}
             assert found.beyond == (found.guidance_scale != scale)
+
+
+def test_the_share_of_exact_calls_is_the_most_that_was_measured_and_beyond_nothing() -> None:
+    rows = (
+        row(exact_share=0.1),
+        row(denoiser="dit", exact_share=0.2),
+        row(guidance_scale=5.0, exact_share=0.3),
+        row(denoiser="dit", guidance_scale=5.0),
+        row(components=3, exact_share=0.9),
+    )
+    shares = [exact_share(rows, 2, QualityCase(50, DDIM, guidance_scale=scale)) for scale in (3.0, 4.0, 5.0, 9.0)]
+    assert shares == [0.2, pytest.approx(0.2), 0.3, None]
+    assert exact_share(GUIDED, 2, QualityCase(50, DDIM, guidance_scale=3.0)) is None

@@ -46,7 +46,7 @@ def rows_of(results: Results, cases: Collection[Case]) -> Iterator[QualityRow]:
     The pictures of two branches are those of one; of theirs only the fewer steps are told, at a higher speed-up.
     """
     for cell in results["cells"].values():
-        if "failed" in cell or cell["quality"] != "default" or cell["lookahead"] == 0.0:
+        if "failed" in cell or cell["quality"] != "default" or cell["note"] is not None:
             continue
         if Case(cell["denoiser"], cell["sampler"], cell["guidance"], cell["steps"]) not in cases:
             continue
@@ -68,6 +68,7 @@ def rows_of(results: Results, cases: Collection[Case]) -> Iterator[QualityRow]:
                 warmup=default_warmup(cell["components"], "lookahead"),
                 psnr_db=cell["engine"]["psnr_db"],
                 speedup=cell["speedup"],
+                exact_share=cell["exact"],
             )
         if cell["fewer_steps"] < cell["steps"]:
             yield QualityRow(

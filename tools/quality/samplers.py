@@ -22,7 +22,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lms": ("LMSDiscreteScheduler", {}),
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
-    "flow": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow": ("FlowMatchEulerDiscreteScheduler", {"shift": 1.0}),
     "flow_shift3": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     "flow_dynamic": ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
     "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}),

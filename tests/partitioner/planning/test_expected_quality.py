@@ -41,6 +41,20 @@ def test_advice_tells_what_was_measured_beside_fewer_steps() -> None:
     assert advisor(hold=30.0, fewer_steps=33.0).advise(2, "async", "hold", 1.8).against
 
 
+def test_calls_that_the_guard_made_exact_count_in_the_speed_up() -> None:
+    """Two components that would be twice as fast: with 20 of 50 calls exact 100/70 times."""
+    profile = profile_of([("lookahead", 2, 58.0, 1.5), ("fewer_steps", 1, 45.0, 1.43), ("fewer_steps", 1, 33.0, 1.9)])
+    rows = tuple(row.model_copy(update={"exact_share": 0.4}) if row.components == 2 else row for row in profile.rows)
+    setup = SamplingSetup(50, "DDIMScheduler", "batch", guidance_scale=3.0)
+    asked = QualityAdvisor(profile.model_copy(update={"rows": rows}), setup)
+    two = Candidate(ONE, 2, 1, "lookahead", step_ms=1.0, evaluations=EVALUATIONS)
+    advice = advice_on(two, asked, PlanOptions(), 2.0)
+    assert advice is not None
+    assert (advice.exact_share, advice.speedup) == (0.4, pytest.approx(100 / 70))
+    assert advice.fewer_steps_db == pytest.approx(45.0, abs=0.1)
+    assert asked.exact_share(2, "async") is asked.exact_share(1, "lookahead") is None
+
+
 def test_one_component_is_exact_and_the_unmeasured_is_not_known() -> None:
     known = advisor(lookahead=58.0)
     assert known.advise(1, "lookahead", "hold", 2.0).psnr_db == math.inf

@@ -26,10 +26,12 @@ def test_a_cell_is_a_row_and_one_of_fewer_steps_and_replaces_what_was_known(tmp_
     file = tmp_path / "quality.json"
     plain = {**CELL, "quality": "default"}
     two = {**plain, "branches": 2, "fewer_steps": 8.0, "fewer": {**SCORE, "psnr_db": 20.0}}
-    others = [two, {**CELL, "quality": "off"}, {**plain, "steps": 28}, {**plain, "lookahead": 0.0}, {"failed": "x"}]
+    noisy = {**plain, "note": "it adds noise"}
+    others = [two, {**CELL, "quality": "off"}, {**plain, "steps": 28}, noisy, {"failed": "x"}]
     calibrate_cells(file, results_of({**plain, "samples": 64}, *others) | RESULTS, CASES)
     faster, fewer, ahead = sorted(QualityProfile.load(file).rows, key=lambda row: (row.components, row.psnr_db))
     assert (ahead.components, ahead.predictor, ahead.psnr_db, ahead.speedup) == (2, "lookahead", 50.0, 1.65)
+    assert ahead.exact_share == 0.2
     assert (ahead.guidance_scale, ahead.steps, ahead.warmup, ahead.samples) == (7.5, 20, 2, 64)
     assert (fewer.predictor, fewer.psnr_db, fewer.speedup) == ("fewer_steps", 40.0, pytest.approx(20 / 12, abs=1e-3))
     assert (faster.predictor, faster.psnr_db, faster.speedup) == ("fewer_steps", 20.0, 2.5)
