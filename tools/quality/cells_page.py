@@ -20,8 +20,8 @@ the cells in a file and goes on where it was stopped.
 - The **speed-up** is the one that was had: calls that were run exactly are counted as such, at the times that the plan
   predicts (simulated, not measured). Each generation is compared with as many fewer steps as take its own time, to the
   last step that it leaves time for.
-- **exact**: the share of exact calls, where it is more than half. **async**: the sampler's latents cannot be predicted,
-  so that the engine ran async mode after the warm-up; why is in a table below.
+- **exact**: the share of exact calls, where it is more than half; all of them where the sampler's latents cannot be
+  predicted (why is in a table below). **async**: without a guard (quality off) the engine runs these in async mode.
 - Sequential pictures are made 64 at a time. Of the engine's, few are made in one call, as users do (how many, stands
   below): whether a call is exact holds for all of its pictures.
 - Two branches of two components give the pictures of one branch of two: the halves of the guidance batch do not read
@@ -123,7 +123,7 @@ def _notes(cells: MeasuredCells) -> str:
     reasons = dict.fromkeys(why for cell in cells for why in cell["reasons"])
     text = f"## Why calls are exact or async\n\nExact: {', '.join(reasons) or 'none'}.\n"
     if notes:
-        text += "\n" + _table(("sampler", "async because"), [(name, _cell(why)) for name, why in notes])
+        text += "\n" + _table(("sampler", "not foreseen because"), [(name, _cell(why)) for name, why in notes])
     return text
 
 

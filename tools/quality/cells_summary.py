@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
+from tools.pictures.pipelines import HELD_OUT
+
 MeasuredCells = Sequence[dict[str, Any]]
 BETTER_DB = 3.0
+MOSTLY = 0.98  # of the calls
 WORST = 10  # cells that are listed
 TARGET_DB = 45.0
 
@@ -28,21 +31,38 @@ def summary(cells: MeasuredCells) -> list[str]:
     for quality in dict.fromkeys(cell["quality"] for cell in cells):
         asked = [cell for cell in cells if cell["quality"] == quality]
         two = [cell for cell in asked if (cell["branches"], cell["components"]) == (1, 2)]
-        if two:
-            lines.append(f"quality {quality}, two components: {_counts(two)}")
-            for denoiser in dict.fromkeys(cell["denoiser"] for cell in two):
-                own = [cell for cell in two if cell["denoiser"] == denoiser]
-                lines.append(f"quality {quality}, two components, {denoiser}: {_counts(own)}")
+        for what, own in _groups(two):
+            lines.append(f"quality {quality}, two components, {what}: {_counts(own)}")
         lines += [f"quality {quality}: {line}" for line in _of_all(asked)]
     return lines
 
 
+def _groups(cells: MeasuredCells) -> Iterator[tuple[str, MeasuredCells]]:
+    """All cells of denoisers that choices were made on, those of each denoiser, and those of held-out ones."""
+    chosen_on = [cell for cell in cells if cell["denoiser"] not in HELD_OUT]
+    if chosen_on:
+        yield "all denoisers that choices were made on", chosen_on
+    for denoiser in dict.fromkeys(cell["denoiser"] for cell in cells):
+        name = f"{denoiser} (held out)" if denoiser in HELD_OUT else denoiser
+        yield name, [cell for cell in cells if cell["denoiser"] == denoiser]
+
+
+def looks_ahead(cell: dict[str, Any]) -> bool:
+    """Whether calls of a cell were not exact, but for a few: else it is the sequential output, up to rounding."""
+    return bool(cell["exact"] < MOSTLY)
+
+
 def _counts(cells: MeasuredCells) -> str:
-    margins = [margin(cell) for cell in cells]
+    ahead = [cell for cell in cells if looks_ahead(cell)]
+    text = f"{MOSTLY:.0%} of the calls and more exact in {_share(len(cells) - len(ahead), len(cells))} cells"
+    if not ahead:
+        return text
+    margins = [margin(cell) for cell in ahead]
     near, better = sum(each >= 0 for each in margins), sum(each >= BETTER_DB for each in margins)
     return (
-        f"at least as near as fewer steps in {_share(near, len(cells))} cells, {BETTER_DB:g} dB better in "
-        f"{_share(better, len(cells))} (median margin {median(margins):+.1f} dB)"
+        f"{text}; of the others at least as near as fewer steps {_share(near, len(ahead))}, {BETTER_DB:g} dB better "
+        f"{_share(better, len(ahead))} (median margin {median(margins):+.1f} dB, speed-up "
+        f"{median(cell['speedup'] for cell in ahead):.2f}x)"
     )
 
 
@@ -55,12 +75,13 @@ def _of_all(cells: MeasuredCells) -> Iterator[str]:
     pictures = sum(cell["samples"] for cell in cells)
     behind = sum(round(cell["behind_fewer"] * cell["samples"]) for cell in cells)
     yield f"{_share(behind, pictures)} pictures further from sequential than those of fewer steps"
-    bound = [cell for cell in cells if cell["bound_db"] is not None]
+    bound = [cell for cell in cells if cell["bound_db"] is not None and looks_ahead(cell)]
     if bound:
         below = sum(round(cell["below_bound"] * cell["samples"]) for cell in bound)
-        yield f"{_share(below, sum(cell['samples'] for cell in bound))} pictures below the guard's bound"
+        pictures = sum(cell["samples"] for cell in bound)
+        yield f"{_share(below, pictures)} pictures below the guard's bound, of cells that are not exact"
         fooled = [cell for cell in bound if cell["below_bound"] > 0.01]
-        yield f"{_share(len(fooled), len(bound))} cells have more than 1 % of their pictures below it"
+        yield f"{_share(len(fooled), len(bound))} of these cells have more than 1 % of their pictures below it"
     exact = [cell["exact"] for cell in cells]
     whole = sum(share == 1 for share in exact)
     yield f"calls exact: median {median(exact):.0%}, at most {max(exact):.0%}; all of them in {whole} cells"

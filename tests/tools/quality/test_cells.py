@@ -79,12 +79,26 @@ def test_results_are_kept_and_those_of_other_versions_refused(tmp_path: Path) ->
 
 def test_the_summary_counts_cells_and_what_the_guard_let_pass() -> None:
     lines = "\n".join(summary([CELL, LOST]))
-    assert "two components: at least as near as fewer steps in 1 of 2 (50.0%) cells, 3 dB better in 1 of 2" in lines
+    counted = "of the others at least as near as fewer steps 1 of 2 (50.0%), 3 dB better 1 of 2 (50.0%)"
+    assert (
+        f"all denoisers that choices were made on: 98% of the calls and more exact in 0 of 2 (0.0%) cells; {counted}"
+        in lines
+    )
     assert "two components, unet: " in lines
     assert "agreement that of sequential within noise in 1 of 2 (50.0%) cells, Fréchet distance in 1 of 2" in lines
     assert "48 of 128 (37.5%) pictures further from sequential than those of fewer steps" in lines
     assert "32 of 128 (25.0%) pictures below the guard's bound" in lines
     assert worst([CELL, LOST])[0] is LOST
+
+
+def test_cells_that_are_exact_and_held_out_denoisers_are_counted_apart() -> None:
+    whole = {**CELL, "exact": 1.0, "engine": {**SCORE, "psnr_db": 99.0}, "fewer": {**SCORE, "psnr_db": 100.0}}
+    lines = summary([CELL, whole, {**CELL, "denoiser": "xl-unet"}])
+    assert "98% of the calls and more exact in 1 of 2 (50.0%) cells; of the others at least as near" in lines[0]
+    assert "as fewer steps 1 of 1 (100.0%), 3 dB better 1 of 1 (100.0%) (median margin +10.0 dB" in lines[0]
+    assert ["xl-unet (held out)" in line for line in lines[:3]] == [False, False, True]
+    assert "0 of 128 (0.0%) pictures below the guard's bound, of cells that are not exact" in "".join(lines)
+    assert "98% of the calls and more exact in 1 of 1" in summary([whole])[0]
 
 
 @pytest.mark.parametrize(("exact", "others"), [(20, 0), (4, 16), (9, 11), (2, 18)])
@@ -122,7 +136,7 @@ def test_cells_are_measured_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
     options = ["--results", str(file), "--denoisers", "unet", "--only", "ddim", "--guidance", "3", "--steps", "8"]
     options += ["--ways", "1x2,2x2", "--samples", "3", "--chunk", "2", "--write", str(page)]
     assert command.main(options) == 0
-    assert "quality default, two components: at least as near" in capsys.readouterr().out
+    assert "quality default, two components, unet: 98% of the calls" in capsys.readouterr().out
     kept = json.loads(file.read_text())
     one, two = (kept["cells"][key_of(Case("unet", "ddim", 3, 8), way, "default")] for way in (Way(1, 2), Way(2, 2)))
     assert one["samples"] == 3
