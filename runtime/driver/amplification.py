@@ -48,9 +48,9 @@ class Amplification:
 
     def at_most(self, call: int, added: torch.Tensor) -> torch.Tensor:
         """The largest amplification of an error of a call's slope for any g from 0 to ``added``, of that shape."""
-        row = self._table[call].to(added.device)
-        place = torch.bucketize(added, self._added.to(added.device)).clamp_max(len(row) - 1)
-        return row[place]
+        self._table, self._added = self._table.to(added.device), self._added.to(added.device)  # once
+        row = self._table[call]
+        return row[torch.bucketize(added, self._added).clamp_max(len(row) - 1)]
 
 
 def _answer(spread: float, level: float, flow: bool) -> float:
