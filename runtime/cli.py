@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from partitioner.errors import PartitionerError, UsageError, first_line
 from runtime.errors import EngineError, InputError, OtherCalls, OtherDenoiser
 from runtime.options import EngineOptions
+from runtime.output_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output, check_writable, write_media
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --help is quick
     from partitioner.plan.pipeline_plans import PipelinePlans
@@ -24,8 +25,6 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --he
     from runtime.stats import Stats
 
 EXIT_TERMINATED = 143
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-VIDEO_SUFFIXES = (".gif", ".mp4")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -224,9 +223,9 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:
         media = generation.generate(pipe, options)
         seconds = time.perf_counter() - start
         stats = engine.stats
+        write_media(media, Path(options.output))  # first of all
         if options.trace is not None:
             _write_trace(engine, options)
-    generation.write(media, Path(options.output))
     result = {"output": options.output, "plan": options.plan, "ranks": plan.ranks, "seconds": seconds}
     return {**result, **_figures(stats)}, stats
 
@@ -248,15 +247,9 @@ def quality(text: str) -> float | str:
 
 def _check(options: argparse.Namespace) -> None:
     """UsageError for what is wrong with the options by themselves, before anything is loaded."""
-    output = Path(options.output)
-    if output.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
-        raise UsageError(f"--output {output}: expected one of {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
-    if output.exists() and not options.force:
-        raise UsageError(f"{output} exists; choose another --output or add --force")
-    if not output.parent.is_dir():
-        raise UsageError(f"the folder {output.parent} does not exist; make it or choose another --output")
-    if options.trace is not None and Path(options.trace).exists() and not options.force:
-        raise UsageError(f"{options.trace} exists; choose another --trace or add --force")
+    check_output(Path(options.output), options.force)
+    if options.trace is not None:
+        check_writable(Path(options.trace), "--trace", options.force)
     for name in ("steps", "warmup", "threads", "height", "width", "frames"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -308,7 +301,7 @@ def _write_trace(engine: Engine, options: argparse.Namespace) -> None:
             options.trace, chrome_trace(engine.timeline(), names, recorded="run-plan", plan=options.plan), options.force
         )
     except JsonFileError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(f"{options.output} was written, but {error}") from error
 
 
 def _devices(text: str) -> list[str]:

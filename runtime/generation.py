@@ -1,4 +1,4 @@
-"""What run-plan does with a pipeline: load it, call it with the command's options, and write what it makes."""
+"""What run-plan does with a pipeline: load it, and call it with the command's options."""
 
 from __future__ import annotations
 
@@ -146,22 +146,3 @@ def generate(pipe: Any, options: argparse.Namespace) -> list[Any]:
     except ValueError as error:  # as pipelines refuse their arguments
         raise UsageError(f"the {type(pipe).__name__} refuses this call: {error}") from error
     return list(result.frames[0] if hasattr(result, "frames") else result.images)
-
-
-def write(media: list[Any], output: Path) -> None:
-    """Write images or frames to a file: as a video where its suffix is one's, else the first of them as an image.
-
-    Raises:
-        UsageError: the format needs a package that is not installed.
-    """
-    if output.suffix.lower() == ".gif":
-        media[0].save(output, save_all=True, append_images=media[1:], duration=125, loop=0)
-    elif output.suffix.lower() == ".mp4":
-        from diffusers.utils import export_to_video
-
-        try:
-            export_to_video(media, str(output), fps=8)
-        except ImportError as error:
-            raise UsageError(f"writing .mp4 needs another package ({error}); --output as .gif needs none") from error
-    else:
-        media[0].save(output)

@@ -44,7 +44,7 @@ ROOMS = {
         denoiser second_denoisers parts
         pipeline
         loading
-        generation
+        generation output_file
         cli
     """,
 }

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from partitioner import cli as partitioner_cli
 from runtime import cli as runtime_cli
 from runtime import generation
+from runtime.output_file import write_media
 from runtime.pipeline import parallelize
 from tools.gpu_suite.part_run import PartRun
 from tools.pictures.pipelines import TRAINED
@@ -84,7 +85,7 @@ def _plain_picture(run: PartRun, folder: Path, dtype: str, output: Path) -> tupl
         start = time.perf_counter()
         media = generation.generate(pipe, options)
         took = time.perf_counter() - start
-    generation.write(media, output)
+    write_media(media, output)
     return _pixels(output), took
 
 
