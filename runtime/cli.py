@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from partitioner.errors import PartitionerError, UsageError, first_line
 from runtime.errors import EngineError, InputError, OtherCalls, OtherDenoiser
-from runtime.options import EngineOptions
+from runtime.options import MOST_SECONDS, MOST_THREADS, EngineOptions
 from runtime.output_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output, check_writable, write_media
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --help is quick
@@ -25,6 +25,12 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --he
     from runtime.stats import Stats
 
 EXIT_TERMINATED = 143
+# option, least, most; what is beyond is a slip of the pen, and ends in an allocation that fails or in no end at all
+RANGES: tuple[tuple[str, float, float], ...] = (
+    ("steps", 1, 10_000), ("warmup", 1, 10_000), ("threads", 1, MOST_THREADS), ("seed", -(2**63), 2**64 - 1),
+    ("height", 1, 2**16), ("width", 1, 2**16), ("frames", 1, 2**16),
+    ("step_timeout", 1e-6, MOST_SECONDS), ("startup_timeout", 1e-6, MOST_SECONDS),
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -250,10 +256,11 @@ def _check(options: argparse.Namespace) -> None:
     check_output(Path(options.output), options.force)
     if options.trace is not None:
         check_writable(Path(options.trace), "--trace", options.force)
-    for name in ("steps", "warmup", "threads", "height", "width", "frames"):
+    for name, least, most in RANGES:
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} is {value}; expected 1 or more")
+        if value is not None and not least <= value <= most:
+            expected = f"{least} or more" if value < least else f"at most {most}"
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
 
 
 def _figures(stats: Stats) -> dict[str, Any]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from runtime.errors import InputError
+
 TRANSPORTS = ("processes", "threads", "emulation")  # what a rank is
+MOST_SECONDS = 1e7  # of a deadline; what waits cannot wait for much more
+MOST_THREADS = 1024  # of a rank; far more end the process
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,9 @@ class EngineOptions:
         step_timeout_s: seconds that a step may take before the engine ends with RankStalled.
         startup_timeout_s: seconds that the ranks may take to start before the engine ends with StartupError.
 
+    Raises:
+        InputError: a number is out of range.
+
     >>> EngineOptions(transport="threads", warmup=4).correct
     True
     """
@@ -61,3 +69,16 @@ class EngineOptions:
     threads: int = 1
     step_timeout_s: float = 300.0
     startup_timeout_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("threads", 0, MOST_THREADS), ("microbatches", 1, None), ("warmup", 1, None)):
+            value = getattr(self, name)
+            if value is None and name == "warmup":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least or value > (most or value):
+                to = f"{least} or more" if most is None else f"{least} to {most}"
+                raise InputError(f"{name} is {value!r}; expected {to}")
+        for name in ("step_timeout_s", "startup_timeout_s"):
+            seconds = getattr(self, name)
+            if not (math.isfinite(seconds) and 0 < seconds <= MOST_SECONDS):
+                raise InputError(f"{name} is {seconds!r}; expected seconds, above 0 and at most {MOST_SECONDS:g}")
