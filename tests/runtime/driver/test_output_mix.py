@@ -28,6 +28,35 @@ def test_the_gain_is_the_sum_of_what_is_added(weights: list[float]) -> None:
     torch.testing.assert_close(gain, torch.full((2 * len(weights),), wanted), rtol=1e-2, atol=1e-2)
 
 
+def test_a_scale_that_rises_is_followed() -> None:
+    mix = OutputMix()
+    for call in range(20):
+        generator = torch.Generator().manual_seed(call)
+        without, having = torch.randn(2, 1, 64, generator=generator).unbind(0)
+        scale = 1.5 + call
+        mix.show(torch.cat([without, having]), (without + scale * (having - without)).repeat(2, 1))
+        assert mix.gain is not None
+        assert float(mix.gain[0]) == pytest.approx(scale, rel=1e-2)
+
+
+def test_rows_that_do_not_explain_what_was_made_of_them_are_taken_to_be_guided() -> None:
+    """Such as a third call beside a batch of two, as in skip-layer guidance."""
+    gain = _shown(OutputMix(), [-0.5, 1.5], left=1.0).gain
+    torch.testing.assert_close(gain, torch.full((4,), UNSEEN))
+    more = _shown(OutputMix(), [-9.0, 10.0], left=1.0).gain
+    assert more is not None
+    assert (more > 8.0).all()
+
+
+def test_rows_are_told_apart_by_the_first_call_that_moves_them() -> None:
+    mix = OutputMix()
+    mix.show(torch.randn(2, 8), torch.zeros(2, 8))
+    assert mix.gain is None
+    made = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    mix.show(made, made)
+    torch.testing.assert_close(mix.gain, torch.ones(2))
+
+
 def test_a_row_of_its_own_that_is_used_as_it_is_has_no_gain() -> None:
     torch.testing.assert_close(_shown(OutputMix(), [1.0], samples=3).gain, torch.ones(3))
 
