@@ -141,9 +141,10 @@ class Generation:
             )
         came_to_end = is_over and (self.open == 0 or not self.is_known)
         if came_to_end and self.calls[WARM_UP] == total and self.components > 1 and total > 0:
+            shorter = ", or a shorter warm-up (warmup=, --warmup)" if self.warmup > 2 else ""
             found["short"] = (
                 f"all {total} denoiser calls of a generation were exact, so that no time was won: the warm-up is the "
-                f"first {self.warmup} of each trajectory. Take more steps, or a shorter warm-up (warmup=, --warmup)."
+                f"first {self.warmup} of each trajectory. Take more steps{shorter}."
             )
         if self.unforeseen.total() > self.foreseen:
             why = self.unforeseen.most_common(1)[0][0]

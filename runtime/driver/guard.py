@@ -82,8 +82,11 @@ class Guard:
         if missed is None or surprise is None:
             return None
         off = torch.maximum(rms_of_moving(forecast.answer(missed, call)), forecast.doubt.flatten() * surprise)
-        gain = torch.ones_like(off) if self._mix.gain is None else self._mix.gain
-        harm = self._amplification.at_most(call, gain - 1.0) * off
+        gain, rise = self._mix.gain, self._mix.rise
+        added = torch.zeros_like(off) if gain is None else gain - 1.0
+        if rise is not None:
+            added = added + rise * (self._noise_schedule.calls - call)  # a scale that rises may go on to
+        harm = self._amplification.at_most(call, added) * off
         # not ``harm > share``: what is not finite is refused
         return ~(harm <= self._share).all()
 

@@ -55,9 +55,11 @@ class OutputMix:
 
     Attributes:
         gain: by row, Σ max(a_r, 0) of its group, at least 1; None until a call has been seen.
+        rise: by row, by how much that has risen with the last call.
     """
 
     gain: torch.Tensor | None = None
+    rise: torch.Tensor | None = None
     _groups: list[RowGroup] | None = None
     _left: torch.Tensor | None = None  # by row, squares of what a row of its own does not explain, and of the slope
 
@@ -83,7 +85,8 @@ class OutputMix:
             gain[group.rows], left[group.rows] = group.show(made[group.rows], slope[group.rows[0]])
         self._left = self._left + torch.stack([left, slope.square().sum(1)])
         unseen = self._left[0] > SEEN**2 * self._left[1]
-        self.gain = torch.where(unseen, gain.clamp_min(UNSEEN), gain)
+        before, self.gain = self.gain, torch.where(unseen, gain.clamp_min(UNSEEN), gain)
+        self.rise = torch.zeros_like(gain) if before is None else (self.gain - before).clamp_min(0.0)
 
 
 def _solved(gram: torch.Tensor, shared: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:

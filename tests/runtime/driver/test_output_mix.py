@@ -37,6 +37,8 @@ def test_a_scale_that_rises_is_followed() -> None:
         mix.show(torch.cat([without, having]), (without + scale * (having - without)).repeat(2, 1))
         assert mix.gain is not None
         assert float(mix.gain[0]) == pytest.approx(scale, rel=1e-2)
+        assert mix.rise is not None
+        assert float(mix.rise[0]) == pytest.approx(1.0 if call else 0.0, abs=0.05)
 
 
 def test_rows_that_do_not_explain_what_was_made_of_them_are_taken_to_be_guided() -> None:
