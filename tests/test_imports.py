@@ -33,7 +33,8 @@ ROOMS = {
         cli
     """,
     "runtime": """
-        errors options
+        errors
+        options
         devices
         transport
         worker

@@ -194,11 +194,6 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         ["runtime.ranks.left_behind"],
     ),
     (
-        "every option is tried in an engine",
-        "runtime/test_engine.py",
-        ["runtime.options"],
-    ),
-    (
         "emulated ranks and threads must give the bits that processes give",
         "runtime/test_engine_transports.py",
         ["runtime.ranks.base", "runtime.ranks.emulated", "runtime.ranks.processes"],
