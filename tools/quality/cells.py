@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import multiprocessing.connection
+import os
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -120,13 +123,25 @@ def measure(
         finally:
             close_bench()
         return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:
         running = {pool.submit(measure_case, *task, settings) for _, task in zip(range(jobs), begun(), strict=False)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             more = [pool.submit(measure_case, *task, settings) for _, task in zip(done, begun(), strict=False)]
             running |= set(more)
             yield from (future.result() for future in done)
+
+
+def end_with_parent() -> None:
+    """Have this process of a pool end when the one that began it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only what another process has begun ends with it"
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run(options: argparse.Namespace) -> Results:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +171,31 @@ def test_a_case_that_fails_does_not_end_the_others(
     assert "a failed: ValueError: no" in capsys.readouterr().err
     assert command.main(["--results", str(file), *options, "--minutes", "0"]) == 0
     assert " cases" not in capsys.readouterr().err
+
+
+ORPHAN = """
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
+from tools.quality.cells import end_with_parent
+import os, signal
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.processes
+def test_processes_of_a_command_that_was_killed_end_too(tmp_path: Path) -> None:
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    made = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+    )
+    number = int(made.stdout)
+    for _ in range(600):
+        if not Path(f"/proc/{number}").exists():
+            return
+        time.sleep(0.1)
+    os.kill(number, signal.SIGKILL)
+    raise AssertionError(f"process {number} is still there")
