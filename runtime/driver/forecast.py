@@ -46,6 +46,7 @@ class Forecast:
             noise_schedule: of the trajectory's calls.
             reach: how many calls ahead ``predict`` will be asked for at most; so much more of the past is kept.
         """
+        self.reach = reach
         self._scale, self._level = noise_schedule.scale, noise_schedule.level  # by call
         self._second_share = noise_schedule.second_share
         self._calls_per_step = 1 if noise_schedule.second_share is None else 2
@@ -124,13 +125,15 @@ class Forecast:
         return self.slope
 
     def surprise(self) -> torch.Tensor | None:
-        """By row, how far the last moves' slope was from that which was foreseen, as root mean square over the elements
-        that move; None if the last latent was not predicted.
+        """By row, what the last latent missed in terms of the slope of its last move, as root mean square over the
+        elements that move; None if it was not predicted.
+
+        So large an error the output's answer to that can be: where it is larger the sampler itself overshoots.
         """
         missed, now = self.missed(), self._calls - 1
         if missed is None:
             return None
-        distance = abs(self._level[now] - self._level[self._known_at(now)])
+        distance = abs(self._level[now] - self._level[now - self._calls_per_step])
         far = rms_of_moving(missed)
         return far / (self._scale[now] * distance) if _apart(distance) else torch.zeros_like(far)
 

@@ -30,7 +30,7 @@ import torch
 
 from runtime.driver.amplification import Amplification
 from runtime.driver.correction import narrow, shared_part
-from runtime.driver.forecast import Forecast, rms_of_moving
+from runtime.driver.forecast import USEFUL, Forecast, rms_of_moving
 from runtime.driver.noise_schedule import NoiseSchedule
 from runtime.driver.output_mix import OutputMix
 from runtime.errors import InputError
@@ -87,8 +87,12 @@ class Guard:
         if rise is not None:
             added = added + rise * (self._noise_schedule.calls - call)  # a scale that rises may go on to
         harm = self._amplification.at_most(call, added) * off
+        # so many calls in a row have been begun with one and the same error
+        alike = max(1, forecast.reach)
+        # an error of a whole move is no small one, whatever the weights make of it
+        near = alike * surprise <= USEFUL * rms_of_moving(forecast.slope)
         # not ``harm > share``: what is not finite is refused
-        return ~(harm <= self._share).all()
+        return ~((alike * harm <= self._share) & near).all()
 
 
 def decibels(quality: float | str) -> float | None:

@@ -220,17 +220,17 @@ def test_doubt_is_of_each_row_and_grows_with_what_was_missed() -> None:
     assert float(forecast.doubt[1]) == pytest.approx((0.1 / 1.1) ** 2 / ((0.1 / 1.1) ** 2 + 0.01), abs=1e-4)
 
 
-def test_a_surprise_is_by_how_much_the_slope_was_another_since_it_was_foreseen() -> None:
+def test_a_surprise_is_what_was_missed_over_the_length_of_the_last_move() -> None:
     forecast = forecast_of(_noise_schedule([5.0, 4.0, 3.0, 2.0, 0.5]), 2)
     for known in (5.0, 4.0, 3.0):
         forecast.observe(torch.full((2, 3), known))
     assert forecast.surprise() is None
-    forecast.predict(4)  # 0.5, from 2.5 levels away
+    forecast.predict(4)  # 0.5
     forecast.observe(torch.full((2, 3), 2.0))
     last = torch.full((2, 3), 0.5)
     last[1, :2] = 1.5  # what does not miss counts for nothing, as an image beside a latent
     forecast.observe(last)
-    torch.testing.assert_close(forecast.surprise(), torch.tensor([0.0, 1.0 / 2.5]))
+    torch.testing.assert_close(forecast.surprise(), torch.tensor([0.0, 1.0 / 1.5]))
 
 
 @pytest.mark.parametrize(("value", "astray"), [(2.0, False), (1.3, False), (2.3, False), (2.5, True)])
