@@ -50,9 +50,17 @@ def _random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
+def _nearly_straight(known: NoiseSchedule, *shape: int) -> torch.Tensor:
+    """Latents of the first four calls, the last of them a little off the line."""
+    noise, off = _random(2, *shape)
+    latents = torch.stack([noise * known.level[call] * known.scale[call] for call in range(4)])
+    latents[3] += 0.01 * off
+    return latents
+
+
 def test_a_call_is_refused_where_its_error_is_more_than_its_share() -> None:
     _scheduler, known = _schedule(*SCHEDULERS[0])
-    forecast = _observed(known, _random(4, 2, 3, 4), 3)
+    forecast = _observed(known, _nearly_straight(known, 2, 3, 4), 3)
     harm = _harm(_guard(known, 30.0, forecast), 3)
     enough = MARGIN - 20 * math.log10(harm * known.calls)  # the quality that just allows it
     assert not _guard(known, enough - 0.1, forecast).refuses(3)
@@ -76,7 +84,7 @@ def test_what_was_not_predicted_is_not_refused() -> None:
 
 def test_an_error_counts_for_more_under_guidance_with_a_sampler_that_extrapolates() -> None:
     _scheduler, known = _schedule("DPMSolverMultistepScheduler", BETAS)
-    forecast = _observed(known, _random(4, 2, 3, 4), 3)
+    forecast = _observed(known, _nearly_straight(known, 2, 3, 4), 3)
     plain, guided = _guard(known, 30.0, forecast), _guard(known, 30.0, forecast)
     guided._mix.gain = torch.tensor([7.5, 7.5])
     assert _harm(guided, 3) > 5 * _harm(plain, 3)
@@ -104,9 +112,15 @@ def test_guidance_is_seen_in_the_outputs(kind: str, scale: float) -> None:
 
 def test_an_image_beside_the_latent_makes_no_error_smaller() -> None:
     _scheduler, known = _schedule(*SCHEDULERS[0])
-    latents, image = _random(4, 1, 2, 4), torch.ones(4, 1, 6, 4)
+    latents, image = _nearly_straight(known, 1, 2, 4), torch.ones(4, 1, 6, 4)
     alone, beside = (_observed(known, some, 3) for some in (latents, torch.cat([latents, image], 2)))
     assert _harm(_guard(known, 30.0, alone), 3) == pytest.approx(_harm(_guard(known, 30.0, beside), 3))
+
+
+def test_an_error_of_a_whole_move_is_refused_whatever_it_is_worth() -> None:
+    _scheduler, known = _schedule(*SCHEDULERS[0])
+    assert not _guard(known, -190.0, _observed(known, _nearly_straight(known, 2, 3, 4), 3)).refuses(3)
+    assert _guard(known, -190.0, _observed(known, _random(4, 2, 3, 4), 3)).refuses(3)
 
 
 def test_what_is_not_finite_is_refused() -> None:
