@@ -172,14 +172,11 @@ class Forecast:
         now, missed = self._calls - 1, self.missed()
         if missed is None:
             return None
-        moved = self._latents[now].float() - self._latents[self._known_at(now)].float()
+        before = self._latents[min(self._made_at[now], now - self._calls_per_step)]
+        moved = self._latents[now].float() - before.float()
         rows = [part.flatten(1).square().sum(1) for part in (missed, moved)]
         self._shares = [*self._shares[1 - LAST :], rows[0] / rows[1].clamp_min(1e-30)]
         return rows[0].sum() > self._useful**2 * rows[1].sum()
-
-    def _known_at(self, call: int) -> int:
-        """The call at which a latent was first predicted, or that of the step before."""
-        return min(self._made_at[call], call - self._calls_per_step)
 
     def _slope_to(self, call: int) -> torch.Tensor:
         """The slope of the move to a call from the one before it; if both are at one level, the slope before that."""
