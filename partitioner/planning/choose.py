@@ -117,6 +117,7 @@ def advice_on(
     if advisor is None or advisor.sampling.scheduler is None or c.components == 1 or c.reason is not None:
         return None
     warmup = options.warmup or default_warmup(c.components, c.mode)
+    share = advisor.exact_share(c.components, c.mode)
     speedup = trajectory_speedup(
         advisor.sampling.steps,
         advisor.sampling.scheduler,
@@ -127,7 +128,7 @@ def advice_on(
         exact_step_ms=c.exact_step_ms,
         step_ms=c.step_ms,
         config=advisor.sampling.scheduler_config,
-        exact_share=advisor.exact_share(c.components, c.mode),
+        exact_share=share,
     )
     predictor = options.predictor or advisor.async_predictor(c.components)
-    return advisor.advise(c.components, c.mode, predictor, speedup)
+    return advisor.advise(c.components, c.mode, predictor, speedup, share)

@@ -179,7 +179,9 @@ class QualityAdvisor:
         self._profile = profile
         self.sampling = sampling
 
-    def advise(self, components: int, mode: Mode, predictor: PredictorName, speedup: float) -> Advice:
+    def advise(
+        self, components: int, mode: Mode, predictor: PredictorName, speedup: float, share: float | None = None
+    ) -> Advice:
         """What to expect of a plan, and of fewer steps in the same time.
 
         With a sampler that look-ahead cannot predict the engine runs a plan for look-ahead exactly.
@@ -188,14 +190,14 @@ class QualityAdvisor:
             components: Of one branch.
             mode: Of the plan.
             predictor: Of the plan.
-            speedup: Of the whole trajectory over one device, with as many exact calls as ``exact_share`` says.
+            speedup: Of the whole trajectory over one device, with as many exact calls as ``share`` says.
+            share: As ``exact_share`` gives it.
         """
         if self._unpredictable and mode == "lookahead":
             return Advice(self.sampling, None, None, exact=True)
         expected = self._expected(components, mode, predictor)
         case = self._case if expected is None else replace(self._case, guidance_scale=expected.guidance_scale)
         fewer = fewer_steps_figure(self._profile.rows, speedup, case)
-        share = self.exact_share(components, mode)
         return Advice(self.sampling, expected, fewer, exact=components == 1, speedup=speedup, exact_share=share)
 
     def exact_share(self, components: int, mode: Mode) -> float | None:
@@ -205,7 +207,7 @@ class QualityAdvisor:
             components: Of one branch.
             mode: Of the plan; in async mode no calls but those of the warm-up are.
         """
-        if mode != "lookahead" or components == 1 or self._unpredictable:
+        if mode != "lookahead" or components == 1 or self.runs_exactly(components, mode):
             return None
         return exact_share(self._profile.rows, components, self._case)
 

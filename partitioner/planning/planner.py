@@ -225,7 +225,7 @@ def _advice(made: Plan, advisor: QualityAdvisor) -> Advice:
     sampling = advisor.sampling
     share = advisor.exact_share(made.components, made.mode)
     speedup = made.speedup(sampling.steps, sampling.scheduler, sampling.scheduler_config, share)
-    return advisor.advise(made.components, made.mode, made.predictor, speedup)
+    return advisor.advise(made.components, made.mode, made.predictor, speedup, share)
 
 
 def _versions() -> dict[str, str]:
