@@ -48,6 +48,7 @@ def describe(plan: Plan, path: str | None, sampling: SamplingSetup = ANY) -> dic
         "mode": plan.mode,
         "period": plan.period,
         "warmup": plan.warmup,
+        "microbatches": plan.microbatches,
         "predictor": plan.predictor,
         "cost_source": f"{plan.cost_source.kind} {plan.cost_source.device}",
         "cost_covered": plan.cost_source.covered,

@@ -75,9 +75,10 @@ def _what_runs(document: Document) -> str:
     branches, components = document["branches"], document["components_per_branch"]
     shape = f"{branches} branch{'es' if branches > 1 else ''} x {components} component{'s' if components > 1 else ''}"
     period = f", period {document['period']}" if document["period"] > 1 else ""
+    parts = f", exact steps in {document['microbatches']} micro-batches" if document["microbatches"] > 1 else ""
     return (
         f"{document['model']} ({document['class_name']}) on {devices}: {shape}, {_mode(document, components)}{period}, "
-        f"warm-up {document['warmup']}, predictor {document['predictor']}"
+        f"warm-up {document['warmup']}{parts}, predictor {document['predictor']}"
     )
 
 

@@ -131,7 +131,9 @@ class Engine:
         self._closed = False
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
-        self._shared = Shared(itertools.count(step=1 + self.options.microbatches))
+        plans = [plan, *(other.plan for other in (others or {}).values())]
+        parts = max(self.options.microbatches_of(each) for each in plans)
+        self._shared = Shared(itertools.count(step=1 + parts))
         self._first = self._driver_of(PlannedDenoiser(denoiser, plan, traced))
         self._drivers = [self._first]
         for name, other in (others or {}).items():

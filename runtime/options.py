@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from partitioner.plan.plan import Plan
 
 TRANSPORTS = ("processes", "threads", "emulation")  # what a rank is
 MOST_SECONDS = 1e7  # of a deadline; what waits cannot wait for much more
@@ -22,7 +26,8 @@ class EngineOptions:
             tests).
         exact: run every step exactly: by the plan's split, but without lag or look-ahead.
         microbatches: compute an exact step's rows in so many parts, so that one component works on one part while
-            another has the next; only where the rows divide evenly. Results then differ in the last bits.
+            another has the next; only where the rows divide evenly. Results then differ in the last bits. None: as the
+            plan says, and the rows together with ``exact``.
         warmup: how many first steps of a trajectory are exact.
         predictor: what lagged reads are estimated by: "hold", "linear" or "adaptive".
         mode: how steps after the warm-up are run: "lookahead" or "async".
@@ -54,7 +59,7 @@ class EngineOptions:
 
     transport: str = "processes"
     exact: bool = False
-    microbatches: int = 1
+    microbatches: int | None = None
     warmup: int | None = None
     predictor: str | None = None
     mode: str | None = None
@@ -73,7 +78,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         for name, least, most in (("threads", 0, MOST_THREADS), ("microbatches", 1, None), ("warmup", 1, None)):
             value = getattr(self, name)
-            if value is None and name == "warmup":
+            if value is None and name in ("warmup", "microbatches"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least or value > (most or value):
                 to = f"{least} or more" if most is None else f"{least} to {most}"
@@ -82,3 +87,9 @@ class EngineOptions:
             seconds = getattr(self, name)
             if not (math.isfinite(seconds) and 0 < seconds <= MOST_SECONDS):
                 raise InputError(f"{name} is {seconds!r}; expected seconds, above 0 and at most {MOST_SECONDS:g}")
+
+    def microbatches_of(self, plan: Plan) -> int:
+        """In how many parts the rows of a plan's exact calls are computed."""
+        if self.microbatches is not None:
+            return self.microbatches
+        return 1 if self.exact else plan.microbatches

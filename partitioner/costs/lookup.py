@@ -17,6 +17,8 @@ from profiles.cost_profile import CostProfile
 from profiles.device_sheets import DEFAULT_DEVICE, match_device
 from profiles.json_files import JsonFileError
 
+TELLING = 0.05  # of an operator class's estimated time
+
 
 def apply_profile(profile: CostProfile, graph: TracedGraph, device_name: str | None = None) -> GraphCosts:
     """Costs of a graph's nodes, looked up in a measured profile by signature.
@@ -63,18 +65,26 @@ def apply_profile(profile: CostProfile, graph: TracedGraph, device_name: str | N
 def _scales(
     graph: TracedGraph, measured: Mapping[str, float], roofline: Mapping[str, NodeCost]
 ) -> defaultdict[str, float]:
-    """Operator class -> measured over estimated time of its nodes that were found; for other classes that of all."""
+    """Operator class -> measured over estimated time of its nodes that were found; for other classes that of all.
+
+    Where those that were found are less than TELLING of a class, they say nothing of the others: in a call of other
+    rows only tiny ones are the same, which take a thousand times their roofline, the time that a launch takes.
+    """
     took: defaultdict[str, float] = defaultdict(float)
     expected: defaultdict[str, float] = defaultdict(float)
+    whole: defaultdict[str, float] = defaultdict(float)
     for node in graph.nodes:
+        kind = operator_class(node.target)
+        whole[kind] += roofline[node.name].ms
         if node.name in measured:
-            kind = operator_class(node.target)
             took[kind] += measured[node.name]
             expected[kind] += roofline[node.name].ms
-    all_expected = sum(expected.values())
-    overall = sum(took.values()) / all_expected if all_expected else 1.0
+    known, all_took = sum(expected.values()), sum(took.values())
+    overall = all_took / known if known and known >= TELLING * sum(whole.values()) else 1.0
     scales: defaultdict[str, float] = defaultdict(lambda: overall)
-    scales.update({kind: took[kind] / expected[kind] for kind in took if expected[kind] and took[kind]})
+    scales.update(
+        {k: took[k] / expected[k] for k in took if expected[k] and took[k] and expected[k] >= TELLING * whole[k]}
+    )
     return scales
 
 

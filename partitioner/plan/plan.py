@@ -68,6 +68,7 @@ _IN_FILE_IF_SAID = (
     "calls_per_step",
     "images",
     "alike",
+    "microbatches",
 )
 MAX_PLAN_BYTES = 4 << 20  # the largest known denoiser, 16,000 nodes, needs 2 MiB
 
@@ -108,6 +109,7 @@ class Plan(PlanRecord):
     where they are not 1, () and 1. images: of a call, each of which has as many rows as guidance has parts in one
     batch; in the file where there are several. alike: inputs whose rows are all equal in the calls whose rows branches
     share, since the denoiser reads the first for all; in the file where there are any.
+    microbatches: in so many parts the rows of an exact step's calls are computed; in the file where there are several.
     periods: every how many steps each component recomputes, the last one in every step; period is the largest. warmup:
     exact first steps.
     devices: names, entry r is rank r's.
@@ -132,6 +134,7 @@ class Plan(PlanRecord):
     calls_per_step: Annotated[int, Field(ge=1, le=64)] = 1
     images: Size = 1
     alike: Annotated[tuple[ArgumentPath, ...], Field(max_length=1024), *ARRAY] = ()
+    microbatches: Size = 1
     period: Size
     periods: Annotated[tuple[Size, ...], Field(max_length=4096), *ARRAY]
     warmup: Annotated[int, Field(ge=1, le=2**31)]
@@ -243,6 +246,7 @@ class Plan(PlanRecord):
         calls_per_step: int = 1,
         images: int = 1,
         alike: Sequence[str] = (),
+        microbatches: int = 1,
         periods: Sequence[int] | None = None,
         warmup: int = 1,
         mode: Mode = "lookahead",
@@ -276,6 +280,7 @@ class Plan(PlanRecord):
                 calls_per_step=calls_per_step,
                 images=images,
                 alike=tuple(alike),
+                microbatches=microbatches,
                 period=max(periods, default=1),
                 periods=periods,
                 warmup=warmup,

@@ -86,6 +86,8 @@ class Candidate(Shape):
         device_of: Number of the fleet's device of each rank.
         split: Of the first branch, as the solver gave it.
         evaluations: The figures of one call, of each branch of one stream.
+        microbatches: In so many parts the rows of an exact step's calls are computed.
+        exact_factor: An exact step takes so much of what it would with its rows together.
     """
 
     reason: str | None = None
@@ -96,6 +98,8 @@ class Candidate(Shape):
     device_of: tuple[int, ...] = ()
     split: Split | None = field(default=None, repr=False)
     evaluations: tuple[Evaluation, ...] = field(default=(), repr=False)
+    microbatches: int = 1
+    exact_factor: float = 1.0
 
     @property
     def evaluation(self) -> Evaluation:
@@ -105,7 +109,8 @@ class Candidate(Shape):
     @property
     def exact_step_ms(self) -> float:
         """Time of an exact step, component after component, in which every stream is foreseen."""
-        return self.branching.calls * max(figures.sequential_ms for figures in self.evaluations)
+        whole_ms = max(figures.sequential_ms for figures in self.evaluations)
+        return self.branching.calls * whole_ms * self.exact_factor
 
     @property
     def first_step_ms(self) -> float:

@@ -33,6 +33,7 @@ from partitioner.planning.build_problem import build_problem
 from partitioner.planning.candidates import Candidate, find_candidates, seats_of
 from partitioner.planning.choose import advice_on, choose
 from partitioner.planning.expected_quality import Advice, QualityAdvisor
+from partitioner.planning.microbatches import halves_of, in_microbatches
 from partitioner.planning.options import PlanOptions, Progress, default_warmup
 from partitioner.planning.predicted import predicted_figures
 from partitioner.planning.remeasure import Refinement, refine_split
@@ -98,8 +99,9 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
     clock = _Clock()
     options, model, advisor, source = request.options, request.costs, request.advisor, request.denoiser
     branchings, step = request.branchings, request.step
+    parts = halves_of(branchings, len(request.fleet), step.counts) if source.divides_unasked else set()
     with clock.measure("trace"):
-        graphs = source.trace({step.rows, *(rows for branching in branchings for rows in branching.rows)}, progress)
+        graphs = source.trace({step.rows, *parts, *(rows for b in branchings for rows in b.rows)}, progress)
         edge_errors = source.edge_errors(graphs[step.rows], progress)
     apart = RowsApart(graphs, step.rows)
     branchings = apart.kept(branchings)
@@ -127,7 +129,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
         sequential = solvers.problem(step.rows, step.calls)
         sequential_ms = step.calls * sequential.total_ms / max(as_devices(fleet).speeds)
         found = find_candidates([*branchings, *uneven], solvers, fleet, options, progress, edge_errors)
-        candidates = list(found)
+        candidates = [in_microbatches(c, solvers, fleet, costs, apart) for c in found]
         chosen = choose(candidates, fleet, sequential, sequential_ms, options, advisor)
         shape = (1, len(fleet), 1, "lookahead")
         chains = (c.split for c in candidates if (c.branches, c.components, c.period, c.mode) == shape)
@@ -139,7 +141,8 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
             refinement = refine_split(graphs[own], costs[own], chosen, fleet, model, edge_errors, progress=progress)
         call_ms = sequential.driver_ms + sequential.work_ms * refinement.scale
         sequential_ms = step.calls * call_ms / max(as_devices(fleet).speeds)
-        candidates[candidates.index(chosen)] = chosen = refinement.candidate
+        again = in_microbatches(refinement.candidate, solvers, fleet, costs, apart)
+        candidates[candidates.index(chosen)] = chosen = again
         problem = refinement.problem
     certificate = None
     if options.prove:
@@ -157,6 +160,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
         images=step.images,
         alike=apart.alike(chosen.branching),
         periods=chosen.periods,
+        microbatches=chosen.microbatches,
         warmup=options.warmup or default_warmup(chosen.components, chosen.mode),
         mode=chosen.mode,
         predictor=options.predictor or default_predictor(chosen, advisor),

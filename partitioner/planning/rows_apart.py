@@ -46,6 +46,11 @@ class RowsApart:
         """Inputs whose rows must be equal in every call that is shared like that."""
         return () if len(branching.rows) == 1 else self._flow_of(branching).division(self._parts(branching)).alike
 
+    def divides_into(self, part: int) -> bool:
+        """Whether calls of ``part`` rows, which divide the whole's, are known to compute what the whole call does."""
+        parts = Branching((part,) * (self._rows // part))
+        return self._flow_of(parts).part_fault(self._graphs[part], self._parts(parts)) is None
+
     def _keeps(self, branching: Branching) -> bool:
         if len(branching.rows) == 1:
             return True

@@ -104,7 +104,8 @@ class DenoiserDriver:
         self._options = options
         self._shared = shared
         self._ignored = TAKEN_OVER if traced is not None else frozenset()
-        self._streams = Streams(_run_mode(plan, options), plan, options.microbatches, shared.contexts, shared.warned)
+        self._microbatches = options.microbatches_of(plan)
+        self._streams = Streams(_run_mode(plan, options), plan, self._microbatches, shared.contexts, shared.warned)
         self._foresight = Foresight(self._streams, shared.times, shared.warned)
         self.generations = self._streams.generations
         self._calls = CallReader(denoiser, plan)
@@ -268,7 +269,7 @@ class DenoiserDriver:
             self._calls.keep_together(tensors)
             return self._graphs_of(tensors, form)
         part = self._graph_of_part(built[0], branches[0], form) if len(set(map(id, built))) == 1 else None
-        return CallGraphs(built, part, self._options.microbatches)
+        return CallGraphs(built, part, self._microbatches)
 
     def _graph_of(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
         """The graph of such calls, which every rank has."""
@@ -284,7 +285,7 @@ class DenoiserDriver:
 
     def _graph_of_part(self, whole: BuiltGraph, tensors: Tensors, form: CallForm) -> BuiltGraph | None:
         """The graph of a micro-batch of such rows; None where the rows, or the boundary tensors, cannot be split."""
-        parts = self._calls.parts(tensors, self._options.microbatches)
+        parts = self._calls.parts(tensors, self._microbatches)
         if len(parts) == 1:
             return None
         part = self._graph_of(parts[0], form)

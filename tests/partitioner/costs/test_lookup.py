@@ -101,3 +101,16 @@ def test_profile_that_covers_nothing_is_a_roofline() -> None:
 def test_unreadable_profile_is_a_usage_error(tmp_path: Any) -> None:
     with pytest.raises(UsageError, match=r"missing\.json cannot be read"):
         load_profile(tmp_path / "missing.json")
+
+
+def test_what_little_was_found_says_nothing_of_the_rest() -> None:
+    """In a call of other rows a few tiny operators are the same; they take as long as a launch, not their roofline."""
+    graph = small_graph("dit-like")
+    roofline = estimate(graph, "cpu").nodes
+    profile = made_profile(graph, 1.0, EVERYTHING)
+    smallest = min(distinct_calls(graph, "eager").items(), key=lambda call: roofline[call[1].name].ms)[0]
+    only = {smallest: profile.signatures[smallest].model_copy(update={"median_ms": 5.0})}
+    costs = apply_profile(profile.model_copy(update={"signatures": only}), graph)
+    others = [name for name, cost in costs.nodes.items() if cost.ms and cost.ms != 5.0]
+    assert others
+    assert all(costs.nodes[name].ms == pytest.approx(roofline[name].ms) for name in others)

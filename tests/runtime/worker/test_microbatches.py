@@ -147,3 +147,13 @@ def test_components_work_on_different_parts_at_the_same_time() -> None:
     first, last = names[0], names[-1]
     ends = [name for name in names if name in (first, last)]
     assert ends == [first, first, last, last], "both parts enter the pipe before the first comes back"
+
+
+def test_a_plan_says_in_how_many_parts_exact_calls_are_made() -> None:
+    trajectory = Trajectory(rows=2)
+    plan = toy_plan(DENOISER, 2, warmup=4)
+    parted = plan.model_copy(update={"microbatches": 2})
+    assert equal(run(DENOISER, parted, trajectory), run(DENOISER, plan, trajectory, microbatches=2))
+    assert not equal(run(DENOISER, parted, trajectory), run(DENOISER, plan, trajectory))
+    assert equal(run(DENOISER, parted, trajectory, microbatches=1), run(DENOISER, plan, trajectory))
+    assert equal(run(DENOISER, parted, trajectory, exact=True), run(DENOISER, plan, trajectory, exact=True))

@@ -1,0 +1,78 @@
+"""in_microbatches: whether the exact steps of a plan for look-ahead are done sooner in parts of their rows.
+
+In an exact step the components of a chain wait for each other. With the rows of a call (guidance in one batch has two)
+in M equal parts, one component computes a part while the next has the one before (runtime.worker.microbatches):
+
+    exact step of the whole      sum of c_k(R)
+    in M parts                   sum of c_k(R/M) + (M-1) * max c_k(R/M)
+
+with c_k(r) the work of component k in a call of r rows. Two components of equal work and a guidance batch whose halves
+cost half each come to 3/4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from partitioner.costs.node_costs import GraphCosts
+from partitioner.fleet import Fleet
+from partitioner.planning.branching import Branching
+from partitioner.planning.candidates import Candidate, Solvers, seats_of
+from partitioner.planning.rows_apart import RowsApart
+from partitioner.search.evaluate import evaluate
+
+ALIKE = 0.1  # by so much the measured shares of two costs may differ
+WORTH = 0.95  # of the whole's time that parts may take at most: they are more messages, and another graph to keep
+
+
+def halves_of(branchings: Iterable[Branching], devices: int, counts: Iterable[int]) -> set[int]:
+    """The numbers of rows that two parts of a branch's calls have, where branches can have several components.
+
+    Args:
+        branchings: the ways to share a step among branches.
+        devices: how many there are.
+        counts: the numbers of rows that a call can have.
+
+    >>> halves_of([Branching((2,)), Branching((1, 1))], 2, (1, 2))
+    {1}
+    """
+    several = {b.rows[0] for b in branchings if b.is_even and 2 * b.branches <= devices}
+    return {rows // 2 for rows in several if rows % 2 == 0} & set(counts)
+
+
+def in_microbatches(
+    candidate: Candidate, solvers: Solvers, fleet: Fleet, costs: Mapping[int, GraphCosts], apart: RowsApart
+) -> Candidate:
+    """The candidate with its exact steps in as many micro-batches as make them shortest; as it is where none do.
+
+    Args:
+        candidate: of any kind.
+        solvers: of the problems of calls.
+        fleet: the devices, with their speeds.
+        costs: of calls, by their rows. Parts of other numbers of rows are not considered, nor those of which less was
+            measured than of the whole: a plan promises nothing that compares a measurement with an estimate.
+        apart: whether rows can be computed apart.
+    """
+    split, branching = candidate.split, candidate.branching
+    if split is None or candidate.mode != "lookahead" or candidate.components == 1 or not branching.is_even:
+        return candidate
+    rows, calls = branching.rows[0], branching.calls
+    devices, _ = seats_of(fleet, branching, candidate.components)
+    best = candidate
+    alike = (n for n, found in costs.items() if rows % n == 0 and found.covered >= costs[rows].covered - ALIKE)
+    for part in sorted(set(alike) - {rows}, reverse=True):
+        whole, problem, parts = solvers(rows, calls).problem, solvers(part, calls).problem, rows // part
+        if problem.names != whole.names or not apart.divides_into(part):
+            continue
+        whole_figures, figures = (
+            evaluate(each, split.assignment, devices, candidate.mode, split.device_of).components
+            for each in (whole, problem)
+        )
+        whole_ms = sum(component.load_ms for component in whole_figures)
+        driver_ms = sum(component.load_ms - component.work_ms for component in whole_figures)  # once, for all parts
+        works = [max(c.work_ms, all_rows.work_ms / parts) for c, all_rows in zip(figures, whole_figures, strict=True)]
+        factor = (sum(works) + (parts - 1) * max(works) + driver_ms) / whole_ms
+        if factor < min(WORTH, best.exact_factor):
+            best = replace(candidate, microbatches=parts, exact_factor=factor)
+    return best
