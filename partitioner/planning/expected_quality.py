@@ -193,7 +193,7 @@ class QualityAdvisor:
             speedup: Of the whole trajectory over one device, with as many exact calls as ``share`` says.
             share: As ``exact_share`` gives it.
         """
-        if self._unpredictable and mode == "lookahead":
+        if self.runs_exactly(components, mode):
             return Advice(self.sampling, None, None, exact=True)
         expected = self._expected(components, mode, predictor)
         case = self._case if expected is None else replace(self._case, guidance_scale=expected.guidance_scale)

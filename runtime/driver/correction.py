@@ -30,14 +30,17 @@ class Correction:
         """-1 where outputs are turned round, once that is known."""
         return self._secants.sign
 
-    def of(self, output: torch.Tensor, call: int, exact: bool) -> torch.Tensor:
-        """The output of a call, in call order, corrected unless the call was exact."""
-        latent = self._forecast.latent.float()
+    def see(self, output: torch.Tensor, call: int) -> None:
+        """Take note of a call's output, in call order, from which ``sign`` follows."""
         if call == 0:
             self._first = output.detach().clone(), self._forecast.latent
         elif call == 1 and self._first is not None:
             self._secants.sign = self._sign_of(*self._first)
             self._first = None
+
+    def of(self, output: torch.Tensor, call: int, exact: bool) -> torch.Tensor:
+        """The output of a call, which has been seen, corrected unless the call was exact."""
+        latent = self._forecast.latent.float()
         missed = None if exact else self._forecast.missed()
         shared = shared_part(output, latent)
         if shared is None:

@@ -318,6 +318,7 @@ class Trajectory:
             return output
         call = self._passed + self.call
         for index, correction in enumerate(self._corrections):
+            correction.see(output, call)
             if self.run_mode.correct:
                 output = correction.of(output, call, self.mode_now == "exact")
             if self._guards:

@@ -75,6 +75,7 @@ def test_channels_that_an_output_and_a_latent_do_not_share_are_left() -> None:
     for call in range(3):
         forecast.observe(torch.randn(1, 4, 3, 3))
         output = torch.randn(1, 8, 3, 3)  # learned variances behind it
+        correction.see(output, call)
         made = correction.of(output, call, exact=call < 2)
         forecast.predict(call + 1)
     assert torch.equal(made[:, 4:], output[:, 4:])
@@ -97,6 +98,7 @@ def test_outputs_that_the_pipeline_turns_round_are_corrected_the_other_way(kind:
     for call, timestep in enumerate(scheduler.timesteps[:4]):
         forecast.observe(latent)
         output = sign * (0.5 * latent + 0.1 * call * turn)
+        correction.see(output, call)
         made = correction.of(output, call, exact=call < 3)
         if call < 3:
             assert made is output

@@ -36,6 +36,7 @@ def _error(name: str, strength: float) -> float:
             clean, noise = known.scale[call], known.scale[call] * known.level[call]
             off = seen - clean * target
             epsilon = 1 / (SPREAD * clean + noise) * (off + strength * (off * along).sum() * along)
+            correction.see(epsilon, call)
             epsilon = correction.of(epsilon, call, foreseen is None)
             last = call + 1 == known.calls
             foreseen = forecast.predict(call + 1) if ahead and call >= 1 and not last else None

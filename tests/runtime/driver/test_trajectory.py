@@ -102,8 +102,14 @@ def test_lookahead_runs_what_the_docstring_draws() -> None:
     assert grid == [row.split() for row in drawn]
 
 
-def modes(scheduler: Any, latents: Sequence[torch.Tensor], passed: Sequence[float], **mode: Any) -> list[str]:
-    """How each call of a trajectory over these latents and timesteps is run."""
+def modes(
+    scheduler: Any,
+    latents: Sequence[torch.Tensor],
+    passed: Sequence[float],
+    output: torch.Tensor | None = None,
+    **mode: Any,
+) -> list[str]:
+    """How each call of a trajectory over these latents and timesteps is run. output: that all calls make, if any."""
     given = {"components": 2, "mode": "lookahead", "warmup": 2, "periods": (1, 1)} | mode
     streams = Streams(
         RunMode(**given), KINDS["held"].plan, microbatches=1, numbers=itertools.count(step=2), warned=set()
@@ -121,6 +127,7 @@ def modes(scheduler: Any, latents: Sequence[torch.Tensor], passed: Sequence[floa
         runs = running.runs()
         for run in runs:
             running.inputs_at(run.call, graph, tensors)  # which predicts
+        running.correct(output)
         running.done(runs)
         streams.done(stream, call, None, running.reason)
     return found
@@ -141,6 +148,22 @@ def stepped(scheduler: Any, change: Callable[[int, torch.Tensor], torch.Tensor] 
 
 def ddim(steps: int) -> Any:
     return scheduler_of("DDIMScheduler", {**BETAS, "clip_sample": False}, steps)
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_the_guard_reads_outputs_that_the_pipeline_turns_round(correct: bool) -> None:
+    def shake(call: int, latent: torch.Tensor) -> torch.Tensor:  # so that predictions miss a little
+        return latent + 1e-3 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(call))
+
+    scheduler = ddim(10)
+    latents = stepped(scheduler, shake)
+    output = torch.randn(2, 2, 5, engines.WIDTH, generator=torch.Generator().manual_seed(0))[1]  # as ``stepped`` has it
+    passed = [float(timestep) for timestep in scheduler.timesteps]
+    as_it_is, turned = (
+        modes(scheduler, latents, passed, sign * output, quality=65.0, correct=correct) for sign in (1.0, -1.0)
+    )
+    assert turned == as_it_is
+    assert {"exact", "lookahead"} == set(turned[2:])
 
 
 @pytest.mark.parametrize("quality", [None, 40.0])
