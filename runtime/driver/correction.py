@@ -31,10 +31,13 @@ class Correction:
         return self._secants.sign
 
     def see(self, output: torch.Tensor, call: int) -> None:
-        """Take note of a call's output, in call order, from which ``sign`` follows."""
+        """Take note of a call's output, which with the next latent says what ``sign`` is."""
         if call == 0:
             self._first = output.detach().clone(), self._forecast.latent
-        elif call == 1 and self._first is not None:
+
+    def observe(self) -> None:
+        """Take note that the forecast has observed the latent of the next call."""
+        if self._first is not None:
             self._secants.sign = self._sign_of(*self._first)
             self._first = None
 

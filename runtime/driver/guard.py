@@ -56,19 +56,23 @@ class Guard:
         self._amplification = Amplification(noise_schedule)
         self._share = bound_of(quality) / noise_schedule.calls
         self._mix = OutputMix()
-        self._made: torch.Tensor | None = None  # the slopes that the last call's outputs mean
+        self._last: tuple[torch.Tensor, torch.Tensor, int] | None = None  # the last call's output and latent; the call
 
-    def show(self, output: torch.Tensor, call: int, sign: float) -> None:
-        """Take an output of a call whose latent the forecast has observed. sign: -1 where outputs are turned round."""
+    def show(self, output: torch.Tensor, call: int) -> None:
+        """Take an output of a call whose latent the forecast has observed."""
         latent = self._forecast.latent
         part = shared_part(output, latent)
         if part is not None:
-            made, passed = (narrow(some, part).float() for some in (output, latent))
-            self._made = self._noise_schedule.slope_of(sign * made, passed, call)
+            made = narrow(output, part).to(torch.float32, copy=True)  # which the pipeline may write into
+            self._last = made, narrow(latent, part).float(), call
 
-    def observe(self) -> None:
-        """Take note that the forecast has observed the latent of the next call, which shows what outputs came to."""
-        made, self._made = self._made, None
+    def observe(self, sign: float) -> None:
+        """Take note that the forecast has observed the latent of the next call, which shows what outputs came to.
+
+        sign: -1 where outputs are turned round.
+        """
+        last, self._last = self._last, None
+        made = None if last is None else self._noise_schedule.slope_of(sign * last[0], *last[1:])
         shown = self._forecast.shown
         self._mix.show(made, shown if made is None else narrow(shown, tuple(made.shape)))
 

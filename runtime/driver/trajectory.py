@@ -169,8 +169,10 @@ class Trajectory:
     def take(self, tensors: Tensors) -> None:
         """Take the inputs of the next call."""
         self._observe(tensors)
-        for guard in self._guards:
-            guard.observe()
+        for index, correction in enumerate(self._corrections):
+            correction.observe()
+            if self._guards:
+                self._guards[index].observe(correction.sign)
         if self.mode_now != "lookahead":
             return
         refused, jumped = self._refused()
@@ -322,7 +324,7 @@ class Trajectory:
             if self.run_mode.correct:
                 output = correction.of(output, call, self.mode_now == "exact")
             if self._guards:
-                self._guards[index].show(output, call, correction.sign)
+                self._guards[index].show(output, call)
         return output
 
     def done(self, runs: Sequence[ComponentRun]) -> None:

@@ -74,6 +74,7 @@ def test_channels_that_an_output_and_a_latent_do_not_share_are_left() -> None:
     correction = Correction(noise_schedule, forecast)
     for call in range(3):
         forecast.observe(torch.randn(1, 4, 3, 3))
+        correction.observe()
         output = torch.randn(1, 8, 3, 3)  # learned variances behind it
         correction.see(output, call)
         made = correction.of(output, call, exact=call < 2)
@@ -97,6 +98,7 @@ def test_outputs_that_the_pipeline_turns_round_are_corrected_the_other_way(kind:
     correction = Correction(noise_schedule, forecast)
     for call, timestep in enumerate(scheduler.timesteps[:4]):
         forecast.observe(latent)
+        correction.observe()
         output = sign * (0.5 * latent + 0.1 * call * turn)
         correction.see(output, call)
         made = correction.of(output, call, exact=call < 3)

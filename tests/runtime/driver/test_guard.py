@@ -41,7 +41,7 @@ def _observed(known: NoiseSchedule, latents: torch.Tensor, foreseen: int) -> For
 def _guard(known: NoiseSchedule, quality: float, forecast: Forecast) -> Guard:
     """One that has seen a call whose output is what the sampler moved by."""
     guard = Guard(known, quality, forecast)
-    guard.observe()
+    guard.observe(1.0)
     guard._mix.gain = torch.ones(len(forecast.latent))
     return guard
 
@@ -101,9 +101,9 @@ def test_guidance_is_seen_in_the_outputs(kind: str, scale: float) -> None:
     for call, timestep in enumerate(scheduler.timesteps[:4]):
         forecast.observe(torch.cat([latent, latent]))
         if call:
-            guard.observe()
+            guard.observe(1.0)
         output = torch.randn(4, 4, 4, generator=generator) + torch.cat([latent, latent])
-        guard.show(output, call, 1.0)
+        guard.show(output, call)
         without, having = output.chunk(2)
         latent = scheduler.step(without + scale * (having - without), timestep, latent)[0]
     assert guard._mix.gain is not None

@@ -32,6 +32,7 @@ def _error(name: str, strength: float) -> float:
         correction = Correction(known, forecast)
         for call, timestep in enumerate(scheduler.timesteps):
             forecast.observe(x)
+            correction.observe()
             seen = x if foreseen is None else foreseen
             clean, noise = known.scale[call], known.scale[call] * known.level[call]
             off = seen - clean * target
