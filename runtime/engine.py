@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from runtime.ranks.base import DenoiserRanks
 from runtime.ranks.start import start_ranks
 from runtime.stats import Stats
 from runtime.torchrun import join
-from runtime.worker.recording import Recorder, assemble
+from runtime.worker.recording import MOST_CALLS, Recorder, assemble
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +128,7 @@ class Engine:
         if self.options.transport == "processes":
             join(self.options.startup_timeout_s)
         self._scheduler = scheduler
-        self._recorded_calls: list[tuple[float, float]] = []
+        self._recorded_calls: deque[tuple[float, float]] = deque(maxlen=MOST_CALLS)
         self._closed = False
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
@@ -227,7 +228,7 @@ class Engine:
             EngineClosed: the engine was closed, or has failed.
         """
         reports = self.stats.ranks
-        return assemble({rank: report.marks for rank, report in enumerate(reports)}, self._recorded_calls)
+        return assemble({rank: report.marks for rank, report in enumerate(reports)}, list(self._recorded_calls))
 
     def close(self) -> None:
         """End the ranks and give the denoiser its parameters back; nothing is left running. May be called again.

@@ -45,7 +45,14 @@ class EngineOptions:
             True: where a device has no such graphs the engine does not start; False: never.
         green_contexts: give each of the ranks that share a GPU an equal share of its multiprocessors; with transport
             "threads".
-        record: keep what every rank did and when, for ``Engine.timeline``.
+        kept_graphs: how many traced graphs of a denoiser are kept at most: one for each size, number of rows and other
+            form of a call, with its CUDA graphs and shared memory. Those that were used last stay; a call of another
+            form is traced again, in seconds. Those of one call stay in any case.
+        kept_trajectories: how many trajectories of a denoiser are kept at most, each with its conditions and lagged
+            values: one for every call that a request makes at a step. Those that were used last stay; one that has
+            gone and goes on starts anew, with exact calls.
+        record: keep what every rank did and when, for ``Engine.timeline``; of the last calls, where a rank has done
+            more than 100,000 things (runtime.worker.recording).
         threads: torch threads per rank process; 0: torch's own default.
         step_timeout_s: seconds that a step may take before the engine ends with RankStalled.
         startup_timeout_s: seconds that the ranks may take to start before the engine ends with StartupError.
@@ -70,13 +77,16 @@ class EngineOptions:
     compile: bool = False
     cuda_graphs: bool | None = None
     green_contexts: bool = False
+    kept_graphs: int = 32
+    kept_trajectories: int = 32
     record: bool = False
     threads: int = 1
     step_timeout_s: float = 300.0
     startup_timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
-        for name, least, most in (("threads", 0, MOST_THREADS), ("microbatches", 1, None), ("warmup", 1, None)):
+        numbers = [("threads", 0, MOST_THREADS), ("microbatches", 1, None), ("warmup", 1, None)]
+        for name, least, most in (*numbers, ("kept_graphs", 1, None), ("kept_trajectories", 1, None)):
             value = getattr(self, name)
             if value is None and name in ("warmup", "microbatches"):
                 continue

@@ -18,6 +18,7 @@ from partitioner.plan.plan import Plan
 from runtime.driver.rows import split_rows
 from runtime.errors import InputError
 
+MOST_TOGETHER = 256
 Tensors = Mapping[str, torch.Tensor]  # by path, such as "added_cond_kwargs.text_embeds"
 CallSignature = tuple[tuple[Any, ...], ...]
 
@@ -48,7 +49,8 @@ class CallReader:
         self._planned = {item.path: item for item in plan.inputs}
         self._latent = next(item for item in plan.inputs if item.role == "latent")
         self._timesteps = [item for item in plan.inputs if item.role == "timestep"]
-        self._together: set[frozenset[tuple[str, torch.Size]]] = set()  # shapes of calls whose rows stay together
+        # shapes of calls whose rows stay together; of too many the first to come are found out anew
+        self._together: dict[frozenset[tuple[str, torch.Size]], None] = {}
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], CallForm]:
         """Read a call's arguments.
@@ -157,7 +159,7 @@ class CallReader:
 
     def keep_together(self, tensors: Tensors) -> None:
         """Have one branch take all rows of such calls from now on."""
-        self._together.add(_shapes(tensors))
+        self._together = dict.fromkeys([*self._together, _shapes(tensors)][-MOST_TOGETHER:])
 
     def share_again(self) -> None:
         """Share the rows of all calls among branches again."""

@@ -105,13 +105,22 @@ class DenoiserDriver:
         self._shared = shared
         self._ignored = TAKEN_OVER if traced is not None else frozenset()
         self._microbatches = options.microbatches_of(plan)
-        self._streams = Streams(_run_mode(plan, options), plan, self._microbatches, shared.contexts, shared.warned)
+        self._streams = Streams(
+            _run_mode(plan, options),
+            plan,
+            shared.contexts,
+            shared.warned,
+            most=options.kept_trajectories,
+            microbatches=self._microbatches,
+        )
         self._foresight = Foresight(self._streams, shared.times, shared.warned)
         self.generations = self._streams.generations
         self._calls = CallReader(denoiser, plan)
         self._weights = Weights(denoiser)
         self._timesteps = TimestepReader()
-        self._graphs = TracedGraphs(denoiser, plan, self._calls, shared.tables, traced)
+        self._graphs = TracedGraphs(
+            denoiser, plan, self._calls, shared.tables, most=options.kept_graphs, warned=shared.warned, traced=traced
+        )
         self._rows = SharedRows(denoiser, plan, shared.warned)
         self._planned = self._graphs.planned()
 
@@ -180,10 +189,24 @@ class DenoiserDriver:
         results = self._dispatcher.finish(begun.running, [other.running for other in others])
         self._shared.times.add(begun.mode, time.perf_counter() - start, begun.reason)
         self._streams.done(begun.stream, begun.call, results[0], begun.reason)
-        for contexts, next_step in self._streams.ended():
-            self._distribution.forget(contexts, next_step)
+        self._let_go([begun, *others])
         output = [item.to(home) if isinstance(item, torch.Tensor) else item for item in results]
         return begun.call.graph.output(output)
+
+    def _let_go(self, present: Sequence[BegunCall]) -> None:
+        """Have ranks forget what is not kept any longer: between calls, and all of them in the order of commands.
+
+        present: calls whose graphs stay, beside those of calls that are foreseen.
+        """
+        in_use = {table for begun in (*present, *self._foresight.begun) for table in begun.call.graphs.all_tables}
+        graphs = self._graphs.let_go(in_use)
+        tables = [built.table for built in graphs]
+        self._streams.let_go(tables)
+        for contexts, next_step in self._streams.ended():
+            self._distribution.forget(contexts, next_step)
+        if graphs:
+            self._rows.let_go([built.graph for built in graphs])
+            self._distribution.drop(tables)
 
     def _stream_of(
         self, caller: Caller, tensors: Tensors, form: CallForm, number: float | None

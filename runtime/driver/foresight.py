@@ -9,7 +9,7 @@ of its calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from partitioner.graph.ir import Role
@@ -66,6 +66,11 @@ class Foresight:
         self._warned = warned
         self._foreseen: dict[BegunCall, dict[str, int]] = {}  # with the versions of their inputs, by path
         self._doubts: list[SameBits] = []  # what was taken to be the same, and is looked at later
+
+    @property
+    def begun(self) -> Collection[BegunCall]:
+        """Those that were begun and are not made yet."""
+        return self._foreseen.keys()
 
     @property
     def was_wrong(self) -> bool:

@@ -19,10 +19,12 @@ from runtime.driver.warn_once import warn_once
 
 NEW_SIZE, NEW_PROMPT = "another size", "another prompt"
 TIMESTEP, LATENT, DENOISER = "timestep out of order", "latent of no step's making", "changed denoiser"
+LET_GO = "let go of"
 # why a call is exact that is meant to be, or of which the user has been told
 MEANT = {WARM_UP, LAST_CALLS, MODE, ONE_COMPONENT, UNFORESEEN}
 
 KEPT = 16  # generations of one thread that no pipeline makes
+MOST = 256  # generations of all callers
 
 _WHY = {  # why trajectories began anew in mid-generation, and the way out
     NEW_SIZE: (
@@ -40,8 +42,11 @@ _WHY = {  # why trajectories began anew in mid-generation, and the way out
     ),
     LATENT: (
         "no step of the sampler can have made their latents of those of the calls before",
-        "A callback that puts other latents in costs a warm-up each time, as do more trajectories that take turns in "
-        "one thread than are kept.",
+        "A callback that puts other latents in costs a warm-up each time.",
+    ),
+    LET_GO: (
+        "more trajectories or sizes take turns than the engine keeps",
+        "Keep more of them with kept_trajectories= or kept_graphs=.",
     ),
     DENOISER: (
         "the denoiser had been changed",
@@ -206,6 +211,7 @@ class Generations:
         """Take a new one. Its pipeline's last one is over; loops that are no pipeline's may take turns, up to KEPT."""
         own = [old for old in self._open if old.caller.is_same(generation.caller)]
         over = own if generation.caller.pipeline is not None else own[: -KEPT + 1]
+        over += self._open[: max(0, len(self._open) - MOST + 1)]
         for old in list(self._open):
             if old in over or old.caller.is_gone:
                 self.end(old)

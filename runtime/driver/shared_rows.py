@@ -47,6 +47,11 @@ class SharedRows:
         self._known: dict[tuple[int, ...], tuple[Sequence[TracedGraph], str]] = {}
         self._has_own_code: bool | None = None
 
+    def let_go(self, graphs: Sequence[TracedGraph]) -> None:
+        """Forget what is known of some graphs, which will not be seen again."""
+        gone = set(map(id, graphs))
+        self._known = {key: known for key, known in self._known.items() if gone.isdisjoint(key)}
+
     def are_shared(self, tensors: Tensors, parts: Sequence[TracedGraph], whole: Callable[[], TracedGraph]) -> bool:
         """Whether the parts of a call compute what the whole call does; where not, the user is warned once.
 

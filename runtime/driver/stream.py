@@ -13,6 +13,8 @@ from runtime.driver.position import Position
 from runtime.driver.prompt_inputs import PromptInputs
 from runtime.driver.trajectory import Trajectory
 
+EXPLAINED = 0.3  # no sampler without noise leaves more of a latent unexplained (runtime.driver.continuity)
+
 
 class Stream:
     """The calls of one trajectory that carry the same conditions.
@@ -23,8 +25,10 @@ class Stream:
         context_name: the cache context of all of them.
         generation: that they are part of.
         timesteps: the scheduler's at the last of them.
+        graphs: of all of them.
         group: of the groups of branches that the plan has for streams, the one that computes its calls.
         has_ended: whether no call can come any more.
+        used_at: which of the engine's calls the last of them was.
     """
 
     def __init__(self, call: DenoiserCall, trajectory: Trajectory, generation: Generation, group: int) -> None:
@@ -34,7 +38,8 @@ class Stream:
         self.caller = call.caller
         self.context_name = call.context_name
         self.has_ended = False
-        self._graph, self._branches = call.graph, call.branches
+        self.used_at = 0
+        self.graphs = call.graphs
         self.timesteps = call.timesteps
         self._prompts = PromptInputs(call.graph, call.tensors)
         scheduler = call.caller.scheduler() if call.caller.scheduler is not None else None
@@ -46,7 +51,7 @@ class Stream:
 
     def difference(self, call: DenoiserCall) -> str | None:
         """Why a call of its caller, or of another thread or task, is not its next one; None where it may be."""
-        if call.graph is not self._graph or call.branches != self._branches:
+        if call.graphs.tables != self.graphs.tables:
             return NEW_SIZE
         if self.carries_other_prompts(call.tensors):
             return NEW_PROMPT
@@ -59,7 +64,8 @@ class Stream:
 
     def is_of_other_denoiser(self, call: DenoiserCall) -> bool:
         """Whether a call is as the stream's, and only the denoiser is another by now, or something else by turns."""
-        return self._graph is not call.graph and graph_signature(self._graph) == graph_signature(call.graph)
+        own = self.graphs.graph
+        return own is not call.graph and graph_signature(own) == graph_signature(call.graph)
 
     def carries_other_prompts(self, tensors: Tensors) -> bool:
         """Whether a call of the same graph carries conditions other than the stream's. tensors: its inputs by path."""
@@ -78,11 +84,15 @@ class Stream:
         """Whether the latent of its last call was none that its sampler can have made, and that was not looked at."""
         return self._moves.was_foreign
 
-    def allows(self, call: DenoiserCall, unexplained: float) -> bool:
+    def allows(self, call: DenoiserCall, unexplained: float, *, alone: bool) -> bool:
         """Whether a call of whose latent such a share is unexplained may be its next one.
 
         Any share may be the first: some samplers begin with nearly nothing but noise. Then the timestep must tell.
+
+        alone: whether no stream was let go of that the call may belong to; otherwise its latent must tell clearly.
         """
+        if not alone:
+            return unexplained <= EXPLAINED
         first = self._moves.worst is None and self.is_next(call)
         return (first and self.is_sure_of(call)) or not self._moves.is_foreign(unexplained)
 
@@ -95,16 +105,14 @@ class Stream:
         return not self._goes_round and self.caller.is_same(caller)
 
     @property
-    def is_over(self) -> bool:
-        """Whether no call can come: its caller is gone, or has set other timesteps.
+    def is_known(self) -> bool:
+        """Whether its timesteps are the scheduler's."""
+        return self._position is not None and self._position.is_known
 
-        A pipeline may put the scheduler's state back at each step, as those do that make a panorama of several views:
-        that is a copy of the same timesteps. Where calls have other timesteps, a copy is a new run.
-        """
-        now = timesteps_of(self.caller)
-        is_known = self._position is not None and self._position.is_known
-        goes_on = now is self.timesteps or (is_known and _are_same(now, self.timesteps))
-        return self.caller.is_gone or not goes_on
+    @property
+    def is_over(self) -> bool:
+        """Whether no call can come: its caller is gone, or has set other timesteps."""
+        return has_ended(self.caller, self.timesteps, is_known=self.is_known)
 
     def take(self, call: DenoiserCall, unexplained: float | None) -> None:
         """Take its next call. unexplained: of its latent; None: that is looked at when the next call comes."""
@@ -123,6 +131,21 @@ class Stream:
         self._moves.add(call.latent, output, self._share)
         self.has_ended = self._position is not None and self._position.is_last
         self.generation.open -= self.has_ended
+
+
+def has_ended(caller: Caller, timesteps: torch.Tensor | None, *, is_known: bool) -> bool:
+    """Whether a caller can make no call any more of the run that it had these timesteps for.
+
+    A pipeline may put the scheduler's state back at each step, as those do that make a panorama of several views: that
+    is a copy of the same timesteps. Where calls have other timesteps, a copy is a new run.
+
+    Args:
+        caller: who has made the run's calls.
+        timesteps: its scheduler's at the last of them.
+        is_known: whether its calls have the scheduler's timesteps.
+    """
+    now = timesteps_of(caller)
+    return caller.is_gone or not (now is timesteps or (is_known and _are_same(now, timesteps)))
 
 
 def _are_same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:

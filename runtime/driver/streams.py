@@ -17,27 +17,29 @@ Where the plan has branches for several streams of a step, a stream gets one gro
 that the fewest of the step's streams have.
 
 A stream ends with the last timestep of its scheduler, when its caller sets new timesteps, and when the caller is gone.
-Of one caller the OPEN streams that were used last are kept.
+Of all others those that were used last are kept (``EngineOptions.kept_trajectories``). A call of one that was let go of
+starts anew; while such calls may come, only what its latent shows clearly continues a stream (runtime.driver.let_go).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from weakref import WeakKeyDictionary
 
 from partitioner.plan.plan import Plan
 from runtime.driver.denoiser_call import DenoiserCall
-from runtime.driver.generations import DENOISER, LATENT, NEW_PROMPT, Generation, Generations
+from runtime.driver.generations import DENOISER, LATENT, LET_GO, NEW_PROMPT, Generation, Generations
+from runtime.driver.let_go import LetGo
 from runtime.driver.position import Position
 from runtime.driver.readback import is_late
 from runtime.driver.steps import Steps
 from runtime.driver.stream import Stream
 from runtime.driver.trajectory import WARM_UP, RunMode, Trajectory
 
-OPEN = 16  # streams of one caller
 SURE = 0.05  # a latent of which no more is unexplained is the stream's that explains it best
 CLEAR = 0.8  # else that stream must leave so much less unexplained than the next
+ABANDONED = 3  # a loop without a scheduler that makes no call while others make so many times those kept has ended
 
 
 class Streams:
@@ -46,17 +48,27 @@ class Streams:
     Args:
         run_mode: how trajectories are run.
         plan: says how many branches there are, and for how many streams of a step.
-        microbatches: at most so many share a trajectory's messages.
         numbers: the numbers that trajectories' contexts get, 1 + microbatches apart.
         warned: what the user has been warned of.
+        most: how many streams are kept.
+        microbatches: at most so many share a trajectory's messages.
     """
 
     def __init__(
-        self, run_mode: RunMode, plan: Plan, microbatches: int, numbers: Iterator[int], warned: set[str]
+        self,
+        run_mode: RunMode,
+        plan: Plan,
+        numbers: Iterator[int],
+        warned: set[str],
+        *,
+        most: int,
+        microbatches: int,
     ) -> None:
         self._run_mode = run_mode
         self._plan = plan
         self._numbers_each = 1 + microbatches
+        self._most = most
+        self._gone = LetGo()
         self._open: list[Stream] = []  # the one that was used last comes last
         self._ended: list[Trajectory] = []  # that ranks have not been told to forget
         self._calls = 0  # so far
@@ -87,6 +99,7 @@ class Streams:
         if stream not in self._open:  # it was foreseen
             self._open.append(stream)
         self._calls += 1
+        stream.used_at = self._calls
         generation = stream.generation
         first = stream.group * self._plan.branches_per_stream
         generation.count(call.timestep, reason, range(first, first + call.branches), call.latent.shape[0])
@@ -113,6 +126,10 @@ class Streams:
         """End a stream whose foreseen call was not made."""
         stream.has_ended = True
         self._ended.append(stream.trajectory)
+
+    def let_go(self, tables: Collection[int]) -> None:
+        """Let go of the streams whose calls are of some graphs: ranks will not have these any more."""
+        self._let_go([stream for stream in self._open if not set(tables).isdisjoint(stream.graphs.tables)])
 
     def end_all(self) -> None:
         """Have every trajectory end: no call to come can go on with what the ranks have kept."""
@@ -141,12 +158,14 @@ class Streams:
         strays = [stream for stream in able if stream.was_foreign]
         self._end(strays)
         able = [stream for stream in able if stream not in strays]
-        if len(able) == 1 and is_late(call.latent) and able[0].is_next(call) and able[0].is_sure_of(call):
+        alone = not self._gone.may_have(call)
+        if len(able) == 1 and alone and is_late(call.latent) and able[0].is_next(call) and able[0].is_sure_of(call):
             self._open.remove(able[0])
             able[0].take(call, None)
             return able[0]
         found = [(stream.unexplained(call), stream) for stream in able]
-        found = sorted([(share, s) for share, s in found if s.allows(call, share)], key=lambda item: item[0])
+        found = [(share, stream) for share, stream in found if stream.allows(call, share, alone=alone)]
+        found.sort(key=lambda item: item[0])
         found = [(share, s) for share, s in found if s.is_next(call)] or found
         if not found:
             return None
@@ -161,11 +180,10 @@ class Streams:
         return best
 
     def _started(self, call: DenoiserCall) -> Stream:
-        """A new stream, in place of the one of its caller that was not used for longest, if that has too many."""
+        """A new stream, in place of the one that was not used for longest, if there are too many."""
         own = [stream for stream in self._open if stream.caller.may_be(call.caller)]
         generation, cause = self._generation(call, own)
-        own = [stream for stream in own if not stream.has_ended]
-        self._end(own[: max(0, len(own) - OPEN + 1)])
+        self._let_go(self._open[: max(0, len(self._open) - self._most + 1)])
         if self._free:
             number, base = self._free.pop()
         else:
@@ -187,6 +205,8 @@ class Streams:
             same = [stream for stream in own if stream.context_name == call.context_name]
             if known.starts(call.timestep):
                 return known, WARM_UP
+            if self._gone.take_back(call):
+                return known, LET_GO
             if any(stream.is_of_other_denoiser(call) for stream in own):
                 return known, DENOISER
             if same:
@@ -205,6 +225,13 @@ class Streams:
         self.generations.begin(generation)
         self._end([stream for stream in own if stream.timesteps is not call.timesteps])  # of a run before
         return generation, WARM_UP
+
+    def _let_go(self, streams: list[Stream]) -> None:
+        """End streams of which more calls may come."""
+        for stream in streams:
+            if stream.is_known or self._calls - stream.used_at <= ABANDONED * self._most:
+                self._gone.add(stream)
+        self._end(streams)
 
     def _end(self, streams: list[Stream]) -> None:
         for stream in streams:

@@ -1,13 +1,14 @@
 """TracedGraphs: the traced graph of every kind of call that a denoiser is given, each traced and split once.
 
 Two calls are of one kind if their shapes, dtypes, literal arguments and containers are the same (``call_signature``).
-Where a denoiser is this and that by turns, the graphs of each of its states are kept.
+Where a denoiser is this and that by turns, the graphs of each of its states are kept. Of all those that were used last
+are kept (``EngineOptions.kept_graphs``); what ranks have of the others they are told to forget.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +21,11 @@ from partitioner.graph.ir import TracedGraph
 from partitioner.plan.plan import Plan
 from runtime.driver.call_arguments import CallForm, CallReader, CallSignature, Tensors, call_signature, graph_signature
 from runtime.driver.denoiser_changes import KEPT
+from runtime.driver.warn_once import warn_once
 from runtime.errors import InputError, OtherCalls, OtherDenoiser
 from runtime.worker.specs import ComponentSpec, PreambleSpec, build_specs
+
+REMEMBERED = 1024  # graphs that were let go of, by a number each
 
 _LOGGER = logging.getLogger("runtime")
 
@@ -64,6 +68,16 @@ class CallGraphs:
         """Of the first branch; those of the others differ in the number of rows at most."""
         return self.branches[0].graph
 
+    @property
+    def tables(self) -> tuple[int, ...]:
+        """The number of each branch's graph."""
+        return tuple(built.table for built in self.branches)
+
+    @property
+    def all_tables(self) -> set[int]:
+        """The numbers of all graphs."""
+        return {*self.tables, *([self.part.table] if self.part is not None else [])}
+
 
 class TracedGraphs:
     """Traces a denoiser for the calls that it is given, checks each graph against the plan, and keeps it."""
@@ -74,6 +88,9 @@ class TracedGraphs:
         plan: Plan,
         calls: CallReader,
         tables: Iterator[int],
+        *,
+        most: int,
+        warned: set[str],
         traced: Callable[[], nn.Module] | None = None,
     ) -> None:
         """Trace nothing yet.
@@ -83,6 +100,8 @@ class TracedGraphs:
             plan: how its graphs are split.
             calls: reads its calls by that plan.
             tables: the numbers that graphs get.
+            most: how many graphs are kept.
+            warned: what the user has been warned of.
             traced: gives what stands for the denoiser when it is traced; None: itself.
         """
         self._denoiser = denoiser
@@ -94,6 +113,10 @@ class TracedGraphs:
         self._is_plans = False  # whether the denoiser is known to be the plan's, by its graph
         self._former: dict[CallSignature, BuiltGraph] = {}  # of what the denoiser was before it was changed
         self._tables = tables
+        self._uses: dict[int, None] = {}  # all numbers; what was used last is last
+        self._gone: dict[int, None] = {}  # hashes of the signatures of graphs that were let go of
+        self._most = most
+        self._warned = warned
 
     def turn(self, before: int, now: int) -> list[int]:
         """Go on with the graphs of what the denoiser is now, which it may have been before; the others are kept.
@@ -136,6 +159,29 @@ class TracedGraphs:
                 if built.table not in renewed:
                     renewed[built.table] = replace(built, table=next(self._tables))
                 graphs[signature] = renewed[built.table]
+        self._uses = {renewed[table].table if table in renewed else table: None for table in self._uses}
+
+    def let_go(self, in_use: Collection[int]) -> list[BuiltGraph]:
+        """Forget those graphs whose last use is the longest ago, if there are too many; gives them.
+
+        in_use: numbers of graphs that stay.
+        """
+        if len(self._uses) <= self._most:
+            return []
+        states = (self._graphs, *self._turns.values(), self._former)
+        kept = {built.table: built for graphs in states for built in graphs.values()}
+        self._uses = {table: None for table in self._uses if table in kept}
+        surplus = max(0, len(self._uses) - self._most)
+        old = [kept[table] for table in self._uses if table not in in_use][:surplus]
+        tables = {built.table for built in old}
+        for graphs in states:
+            for signature in [signature for signature, built in graphs.items() if built.table in tables]:
+                self._gone[hash(signature)] = None
+                del graphs[signature]
+        for table in tables:
+            del self._uses[table]
+        self._gone = dict.fromkeys(list(self._gone)[-REMEMBERED:])
+        return old
 
     def planned(self) -> BuiltGraph | None:
         """The graph of the call that the plan was made for.
@@ -164,6 +210,7 @@ class TracedGraphs:
         except PartitionerError as error:
             raise OtherDenoiser(str(error)) from error
         self._graphs[graph_signature(built.graph)] = built
+        self._uses[built.table] = None
         self._is_plans = True
         return built
 
@@ -188,7 +235,20 @@ class TracedGraphs:
                 kind = InputError if isinstance(error, TraceError) else OtherCalls
                 raise kind(self._why_refused(tensors, error)) from error
             self._graphs[signature] = self._known(signature, built)
-        return self._graphs[signature]
+            self._tell_again(signature)
+        built = self._graphs[signature]
+        self._uses.pop(built.table, None)
+        self._uses[built.table] = None
+        return built
+
+    def _tell_again(self, signature: CallSignature) -> None:
+        if hash(signature) in self._gone:
+            warn_once(
+                self._warned,
+                f"a call was traced again, which takes seconds: more sizes or forms of calls take turns than the "
+                f"{self._most} graphs that the engine keeps. Keep more of them with kept_graphs=",
+                "traced again",
+            )
 
     def _known(self, signature: CallSignature, built: BuiltGraph) -> BuiltGraph:
         """A graph that was just traced, or one that the denoiser had before, and that computes the same."""

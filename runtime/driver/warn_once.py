@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 
 _LOGGER = logging.getLogger("runtime")
+_NUMBER = re.compile(r"\d[\d.,e+-]*")
 
 
 def warn_once(warned: set[str], message: str, kind: str | None = None) -> None:
@@ -13,11 +15,14 @@ def warn_once(warned: set[str], message: str, kind: str | None = None) -> None:
     Args:
         warned: what was, which it joins.
         message: a sentence or two.
-        kind: messages of one kind may differ; None: the message is its own.
+        kind: messages of one kind may differ; None: those that differ in numbers only are of one.
 
     >>> warned = {"idle"}
     >>> warn_once(warned, "rank 1 did nothing", "idle")
+    >>> warned = {"timestep # is none of the scheduler's"}
+    >>> warn_once(warned, "timestep 500.5 is none of the scheduler's")
     """
-    if (kind or message) not in warned:
-        warned.add(kind or message)
+    kind = kind or _NUMBER.sub("#", message)
+    if kind not in warned:
+        warned.add(kind)
         _LOGGER.warning(message)

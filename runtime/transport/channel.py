@@ -39,7 +39,7 @@ from runtime.transport.mailbox import PARAMETER_CONTEXT, MessageKey
 from runtime.transport.memory import Layout, Memory, Slot
 from runtime.transport.packets import PacketSocket, close_files
 from runtime.transport.shared_memory import HostMemory
-from runtime.transport.slots import Board, OwnSlots
+from runtime.transport.slots import BOARD_SLOTS, Board, OwnSlots
 
 _NO_SLOT = -1  # of a message without bytes
 _WORDS = struct.Struct(f"={HEADER_WORDS + 2}q")  # and which of the sender's memories it lies in, and the slot's number
@@ -216,6 +216,22 @@ class Channel:
             raise ValueError(f"its slot {number} is not there, or too small for {size_bytes} bytes")
         assert self._board is not None
         return Payload(layout, size_bytes, self._theirs[number][2], partial(self._board.clear, number))
+
+    def drop(self, words: Sequence[int], key: MessageKey) -> None:
+        """Give back the slot of a packet whose message nobody wants any more; its header has been checked.
+
+        Args, Raises: as ``payload``.
+        """
+        stays = self._description and 0 <= self._place < len(self._memories) and self._memories[self._place].keeps
+        if stays or not words[9]:
+            self.payload(words, key).drop()  # it may be used again for another wire, without a description
+            return
+        self.received += 1
+        files, self._files = self._files, []
+        close_files(files)
+        if self._board is None or not 0 <= self._number < BOARD_SLOTS:
+            raise ValueError(f"its slot {self._number} is not there")
+        self._board.clear(self._number)
 
     # ---- whether the other rank sees memory of this one's GPU
 

@@ -38,10 +38,12 @@ class CheckedMailbox(Mailbox):
         self._on_error = on_error
         self._newest: dict[tuple[int, ...], int] = {}  # table, wire, context, whether ahead -> step
         self._known: dict[tuple[int, int, int], Sequence[int]] = {}  # peer, table, wire -> words 8 on that were right
+        self._longest = 0  # bytes of a message of any table so far
         self._closing = False
 
     def register(self, table: int, wires: Sequence[Expected]) -> None:
         self._forget_known([table])
+        self._longest = max(self._longest, *(wire.meta.size_bytes for wire in wires), 0)
         super().register(table, wires)
 
     def unregister(self, tables: Sequence[int]) -> None:
@@ -53,7 +55,8 @@ class CheckedMailbox(Mailbox):
 
     def _forget_known(self, tables: Sequence[int]) -> None:
         """What was found right of messages of tables may be wrong from now on."""
-        self._known = {known: words for known, words in self._known.items() if known[1] not in tables}
+        # of a list, since threads may add to the dict meanwhile
+        self._known = {known: words for known, words in list(self._known.items()) if known[1] not in tables}
 
     def _check_sent(self, key: MessageKey, tensor: torch.Tensor) -> None:
         """Raise MessageError where the tensor is not what its wire carries."""
@@ -76,12 +79,16 @@ class CheckedMailbox(Mailbox):
         """Whether a header is of a table that is not registered yet: the driver announces tables on another path."""
         magic, plan_hash, sequence = words[:3]
         belongs = magic == MAGIC and plan_hash == self._plan_hash and sequence == expected_sequence
-        return belongs and words[4] not in self._tables and MessageKey(*words[4:8]) != RECEIPT
+        unknown = words[4] not in self._tables and not self.is_unregistered(words[4])
+        return belongs and unknown and MessageKey(*words[4:8]) != RECEIPT
 
     def _check_header(
         self, words: Sequence[int], peer: int, expected_sequence: int
-    ) -> tuple[MessageKey, Expected] | None:
-        """What the header announces, None if it is a receipt; raises MessageError if it does not belong here."""
+    ) -> tuple[MessageKey, Expected | None] | None:
+        """What the header announces, None if it is a receipt; raises MessageError if it does not belong here.
+
+        No wire is given where its table is registered no more: the message is to be dropped.
+        """
         magic, plan_hash, sequence = words[:3]
         key = MessageKey(*words[4:8])
 
@@ -97,10 +104,14 @@ class CheckedMailbox(Mailbox):
         if key == RECEIPT:
             return None
         wires = self._tables.get(key.table)
+        if wires is None and self.is_unregistered(key.table):
+            if not 0 <= words[9] <= self._longest:
+                raise refuse(f"its table {key.table} is forgotten, and no message ever had {words[9]} bytes")
+            return key, None
         if wires is not None and self._known.get((peer, key.table, key.wire)) == words[8:]:
             wire = wires[key.wire]
         else:
-            wire = self._check_tensor(words, peer, key)
+            wire = self._check_tensor(words, peer, key, wires)
             self._known[peer, key.table, key.wire] = words[8:]
         ahead = self._ahead.get(key.context)
         order = (*key[:3], ahead is not None and key.step >= ahead)
@@ -109,14 +120,15 @@ class CheckedMailbox(Mailbox):
         self._newest[order] = key.step
         return key, wire
 
-    def _check_tensor(self, words: Sequence[int], peer: int, key: MessageKey) -> Expected:
+    def _check_tensor(
+        self, words: Sequence[int], peer: int, key: MessageKey, wires: Sequence[Expected] | None
+    ) -> Expected:
         """The wire of a header, if that announces what the wire carries; else raises MessageError."""
         dtype, size_bytes = words[8:10]
 
         def refuse(what: str) -> MessageError:
             return self._refusal(peer, key, what)
 
-        wires = self._tables.get(key.table)
         if wires is None:
             raise refuse(f"its table {key.table} is unknown")
         if not 0 <= key.wire < len(wires):

@@ -107,10 +107,11 @@ class GlooMailbox(CheckedMailbox):
                     channel.arrived(None)
                     continue
                 key, wire = belongs
-                payload = self._room(key, wire)
+                payload = self._room(key, wire, words[9])
                 if payload.numel():
                     self._group.recv([payload], peer, PAYLOAD_TAG).wait(_WITHOUT_END)
-                self.deliver(key, from_bytes(payload, getattr(torch, wire.meta.dtype), *shape_and_strides(words)))
+                if wire is not None:
+                    self.deliver(key, from_bytes(payload, getattr(torch, wire.meta.dtype), *shape_and_strides(words)))
                 if channel.arrived(payload.numel()):
                     channel.send(header_words(self._plan_hash, RECEIPT), None)
         except EngineError as error:
@@ -118,15 +119,16 @@ class GlooMailbox(CheckedMailbox):
         except BaseException as error:
             self._report(PeerLost(self.rank, peer, error))
 
-    def _room(self, key: MessageKey, wire: Expected) -> torch.Tensor:
+    def _room(self, key: MessageKey, wire: Expected | None, size_bytes: int) -> torch.Tensor:
         try:
-            return torch.empty(wire.meta.size_bytes, dtype=torch.uint8)
+            return torch.empty(size_bytes, dtype=torch.uint8)
         except (RuntimeError, MemoryError) as error:
+            what = f"%{wire.value} ({wire.meta})" if wire is not None else "what nobody reads any more"
             raise RankOutOfMemory(
-                f"no memory to receive %{wire.value} ({wire.meta}): {error}",
+                f"no memory to receive {what}: {error}",
                 rank=self.rank,
                 step=key.step,
-                size_bytes=bytes_wanted(error) or wire.meta.size_bytes,
+                size_bytes=bytes_wanted(error) or size_bytes,
             ) from error
 
     def _await_table(self, words: Sequence[int], expected_sequence: int) -> None:

@@ -72,6 +72,8 @@ class Mailbox(ABC):
         self.wait_seconds = 0.0
         self.waiting_for: MessageKey | None = None
         self._tables: dict[int, Sequence[Expected]] = {}
+        self._newest_graph = -1  # of all tables so far that were of a graph, the highest number
+        self._newest_list = 0  # and of a list of parameters, the lowest
         self._arrived: dict[MessageKey, torch.Tensor] = {}
         self._forgotten: dict[int, int] = {}  # context -> messages of earlier steps are dropped
         self._ahead: dict[int, int] = {}  # context -> messages of this step and later may overtake earlier ones
@@ -96,15 +98,24 @@ class Mailbox(ABC):
         """Say what the messages of ``table`` are, by wire, before any of them is sent or taken."""
         with self._changed:
             self._tables[table] = wires
+            self._newest_graph = max(self._newest_graph, table)
+            self._newest_list = min(self._newest_list, table)
             self._changed.notify_all()
 
     def unregister(self, tables: Sequence[int]) -> None:
-        """Forget what the messages of tables are, and those that nobody has taken; no more will come or be sent."""
+        """Forget what the messages of tables are, and those that nobody has taken.
+
+        No more will be sent from here or taken, and what is under way is dropped when it comes.
+        """
         with self._changed:
             for table in tables:
                 self._tables.pop(table, None)
             for key in [key for key in self._arrived if key.table in tables]:
                 del self._arrived[key]
+
+    def is_unregistered(self, table: int) -> bool:
+        """Whether a table was registered and is no more: their numbers go up, those of lists of parameters down."""
+        return table not in self._tables and self._newest_list <= table <= self._newest_graph
 
     def expected(self, key: MessageKey) -> Expected:
         """What the message of ``key`` was said to be."""
@@ -202,7 +213,7 @@ class Mailbox(ABC):
     def deliver(self, key: MessageKey, tensor: torch.Tensor) -> None:
         """Put in a message that has arrived; called by the code that received it."""
         with self._changed:
-            if key.step >= self._forgotten.get(key.context, key.step):
+            if key.step >= self._forgotten.get(key.context, key.step) and not self.is_unregistered(key.table):
                 self._arrived[key] = tensor
                 self._changed.notify_all()
 

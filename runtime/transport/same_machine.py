@@ -232,11 +232,16 @@ class SameMachineMailbox(CheckedMailbox):
         belongs = self._check_header(words, channel.peer, channel.received)
         if belongs is None:
             raise self._refusal(channel.peer, MessageKey(*words[4:8]), "on one machine there are no receipts")
-        key, _ = belongs
+        key, wire = belongs
         try:
+            if wire is None:
+                channel.drop(words, key)
+                return
             self._under_way[channel.peer].append((key, channel.payload(words, key)))
             self._settle()
         except (RuntimeError, MemoryError) as error:
+            if wire is None:
+                raise
             raise self._out_of_memory("receive", key, error) from error
 
     def forget(self, context: int, before_step: int, ahead: int | None = None) -> None:

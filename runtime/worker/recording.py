@@ -12,6 +12,9 @@ from itertools import pairwise
 
 from partitioner.plan.timeline import COMMUNICATION, COMPUTE, DRIVER, IDLE, Span, Timeline, Transfer
 
+MOST_MARKS = 100_000  # of one rank; some 40 MB
+MOST_CALLS = 100_000
+
 MessageName = tuple[int, ...]  # a MessageKey; with the reading rank it names one transfer
 
 
@@ -50,9 +53,15 @@ Mark = Computed | Sent | Taken
 
 @dataclass
 class Recorder:
-    """One rank's marks, in order."""
+    """One rank's marks, in order; in the long run the last ones, MOST_MARKS at least. Others may read them."""
 
     marks: list[Mark] = field(default_factory=list)
+
+    def add(self, mark: Mark) -> None:
+        """Note what was done."""
+        self.marks.append(mark)
+        if len(self.marks) >= 2 * MOST_MARKS:
+            del self.marks[:-MOST_MARKS]
 
     @staticmethod
     def now() -> float:
@@ -63,12 +72,16 @@ def assemble(marks: Mapping[int, Sequence[Mark]], calls: Sequence[tuple[float, f
     """The timeline of a run.
 
     A wait is idle until the message was sent, and communication from then on. Between calls the driver does the
-    pipeline's own work. A transfer has arrived when its reader takes it.
+    pipeline's own work. A transfer has arrived when its reader takes it. Where a rank has more than it keeps, the
+    timeline begins with the first call that all ranks have recorded whole.
 
     Args:
         marks: what each rank recorded, by rank.
         calls: start and end of the driver's denoiser calls, in seconds.
     """
+    lost_until = max((_start(own[0]) for own in marks.values() if len(own) >= MOST_MARKS), default=None)
+    if lost_until is not None:
+        calls = [call for call in calls if call[0] > lost_until] or list(calls[-1:])
     begin = calls[0][0] if calls else 0.0
     # what ranks were told before the first call (their parameters, say) is not of the trajectory
     recorded = {rank: [mark for mark in own if _start(mark) >= begin] for rank, own in marks.items()}

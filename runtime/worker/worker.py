@@ -68,7 +68,6 @@ class Worker:
         self._static: dict[int, dict[str, torch.Tensor]] = {}  # table -> parameters and constants by value name
         self._contexts: dict[int, _Context] = {}
         self._parts = PartsOfMessages()
-        self._forgotten: tuple[int, ...] = ()  # tables whose last messages may still be under way
 
     def build(self, command: Build) -> None:
         """Lower the component of a new graph. Its parameters may be loaded before or after."""
@@ -142,8 +141,7 @@ class Worker:
             self._components.pop(table, None)
             self._static.pop(table, None)
         self.parameters = {now: self.parameters[before] for before, now in command.kept if before in self.parameters}
-        self.mailbox.unregister(self._forgotten)
-        self._forgotten = command.tables
+        self.mailbox.unregister(command.tables)
         give_back()
 
     def send_back(self, command: SendBack) -> None:
@@ -152,6 +150,7 @@ class Worker:
         for index, parameter in enumerate(command.parameters):
             key = MessageKey(command.table, index, PARAMETER_CONTEXT, 0)
             self.mailbox.send([DRIVER], key, self.parameters[parameter.path])
+        self.mailbox.unregister([command.table])
 
     def receive_back(self, command: SendBack) -> Waiting[dict[str, torch.Tensor]]:
         """Take the parameters that another rank sends back, by path; the driver's worker only, told of its table."""
@@ -241,7 +240,7 @@ class Worker:
         tensor = self.mailbox.take(key).to(self.device)  # between processes it travels through the host's memory
         if self.recorder is not None and key.context != PARAMETER_CONTEXT:
             name = self.mailbox.expected(key).value
-            self.recorder.marks.append(Taken(tuple(key), name, start, Recorder.now()))
+            self.recorder.add(Taken(tuple(key), name, start, Recorder.now()))
         return tensor
 
     def _read_inputs(
@@ -271,7 +270,7 @@ class Worker:
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()  # so that the span is the work's, not its launch's
             name = f"step {command.step}: {segment.name}"
-            self.recorder.marks.append(Computed(name, start, Recorder.now()))
+            self.recorder.add(Computed(name, start, Recorder.now()))
         if self.setup.check_finite:
             check_finite(segment, values, made, setup=self.setup, step=command.step)
         return made
@@ -313,5 +312,5 @@ class Worker:
         """
         if self.recorder is not None:
             size_bytes = tensor.numel() * tensor.element_size()
-            self.recorder.marks.append(Sent(tuple(key), tuple(ranks), value, size_bytes, Recorder.now()))
+            self.recorder.add(Sent(tuple(key), tuple(ranks), value, size_bytes, Recorder.now()))
         self.mailbox.send(ranks, key, tensor)

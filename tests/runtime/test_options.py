@@ -20,6 +20,8 @@ from runtime.options import EngineOptions
         ("warmup", 0, "expected 1 or more"),
         ("microbatches", 0, "expected 1 or more"),
         ("microbatches", 1.5, "expected 1 or more"),
+        ("kept_graphs", 0, "expected 1 or more"),
+        ("kept_trajectories", None, "expected 1 or more"),
         ("step_timeout_s", math.inf, "expected seconds, above 0 and at most 1e"),
         ("step_timeout_s", math.nan, "expected seconds"),
         ("startup_timeout_s", -1.0, "expected seconds"),

@@ -1,17 +1,18 @@
-"""Measures this machine: links (us, GB/s), operators (ms), and what costs and message checks are worth.
+"""Measures this machine: links (us, GB/s), operators (ms), what costs and checks are worth, what long runs hold.
 
 python -m tools.measure links --ranks 2
 python -m tools.measure profile --model sd15-like --output sd15-like.json
 python -m tools.measure costs
 python -m tools.measure messages
 python -m tools.measure models
+python -m tools.measure long-runs --calls 5000
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tools.measure import costs, links, messages, models, profile
+from tools.measure import costs, links, long_runs, messages, models, profile
 from tools.subcommands import run_subcommand
 
 COMMANDS = {
@@ -19,6 +20,7 @@ COMMANDS = {
     "profile": (profile.main, "time (ms) of every distinct operator call of a denoiser, as a cost profile"),
     "costs": (costs.main, "error (%) of times that are predicted from operator costs"),
     "messages": (messages.main, "time (ms) of a step with and without checks of its messages"),
+    "long-runs": (long_runs.main, "memory (MiB), descriptors and threads of an engine's processes after so many calls"),
     "models": (models.main, "seconds and memory (GB) of planning every built-in name"),
 }
 

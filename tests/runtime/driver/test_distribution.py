@@ -27,7 +27,7 @@ def test_a_second_graph_brings_no_parameter_again(monkeypatch: pytest.MonkeyPatc
     command = ranks.command
     monkeypatch.setattr(ranks, "command", lambda rank, what: (told.append(what), command(rank, what)))
     calls = CallReader(DENOISER, plan)
-    graphs = TracedGraphs(DENOISER, plan, calls, itertools.count())
+    graphs = TracedGraphs(DENOISER, plan, calls, itertools.count(), most=32, warned=set())
     distribution = Distribution(plan, options, ranks, Weights(DENOISER), itertools.count(1))
 
     first = graphs.planned()

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.driver.streams import OPEN
 from runtime.engine import Engine
 from runtime.options import EngineOptions
 from tests.support.engines import WIDTH, equal
@@ -209,11 +208,12 @@ def test_what_is_kept_does_not_grow_with_the_number_of_requests(engine: Engine) 
         assert kept(engine) == 0
         next(itertools.islice(pipe.latents(seed, 5), 3, None))
         assert kept(engine) == 1
-    for seed in range(OPEN + 4):
+    most = engine.options.kept_trajectories
+    for seed in range(most + 4):
         next(itertools.islice(sampled(engine, pipe.scheduler, seed, PROMPT), 2, None))
-    assert kept(engine) == OPEN + 1, "of this thread, and of the pipeline"
-    assert len(engine._first._dispatcher._distribution._preambles[0]._prompt) == OPEN + 1
-    assert next(engine._first._streams._numbers) <= 2 * (OPEN + 2)
+    assert kept(engine) == most, "of this thread, and of the pipeline"
+    assert len(engine._first._dispatcher._distribution._preambles[0]._prompt) == most
+    assert next(engine._first._streams._numbers) <= 2 * (most + 1)
 
 
 @pytest.mark.processes

@@ -111,9 +111,8 @@ def modes(
 ) -> list[str]:
     """How each call of a trajectory over these latents and timesteps is run. output: that all calls make, if any."""
     given = {"components": 2, "mode": "lookahead", "warmup": 2, "periods": (1, 1)} | mode
-    streams = Streams(
-        RunMode(**given), KINDS["held"].plan, microbatches=1, numbers=itertools.count(step=2), warned=set()
-    )
+    numbers = itertools.count(step=2)
+    streams = Streams(RunMode(**given), KINDS["held"].plan, numbers, set(), most=32, microbatches=1)
     found: list[str] = []
     caller = caller_of(DENOISER, lambda: scheduler)
     graph, context = GRAPHS[2](), torch.zeros(2, 6)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.driver.streams import OPEN
 from runtime.engine import Engine
 from runtime.errors import EngineClosed, InputError, PlanMismatch
+from runtime.options import EngineOptions
 from tests.support.engines import equal
 from tests.support.traces import Traces, rank_processes
 from tests.support.trouble import Fragile, engine_for, fragile, inputs, plan_for, trajectory
@@ -94,7 +94,7 @@ def test_the_next_trajectory_is_right_whatever_ended_the_last_one() -> None:
                 _use(engine, calls, seed)  # another prompt
             assert equal(trajectory(engine), wanted)
             # no scheduler says that a trajectory has ended: the last output of every open one waits to be taken
-            assert mailbox.kept <= OPEN
+            assert mailbox.kept <= EngineOptions().kept_trajectories
 
 
 def test_an_exception_in_the_block_ends_the_ranks() -> None:

@@ -178,6 +178,39 @@ def test_messages_of_a_forgotten_trajectory_are_dropped_also_when_late(pair: Any
         assert receiver.kept == 0
 
 
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_messages_of_a_graph_that_is_let_go_of_are_dropped_also_when_late(pair: Any) -> None:
+    """Whichever end has forgotten it first; what comes after them arrives, and no memory stays taken."""
+    with pair() as (sender, receiver, errors):
+        for table in (1, 2, 3, 4, 5):
+            for box in (sender, receiver):
+                box.register(table, WIRES)
+            for step in range(3):
+                sender.send([1], MessageKey(table, 0, 0, step), torch.ones(2, 3))
+            for box in (sender, receiver) if table % 2 else (receiver, sender):
+                box.unregister([table])
+            sender.send([1], MessageKey(0, 0, 0, table), torch.full((2, 3), float(table)))
+            receiver.wait(MessageKey(0, 0, 0, table), timeout_s=5)
+            assert float(receiver.take(MessageKey(0, 0, 0, table))[0, 0]) == table
+        assert receiver.kept == 0
+        assert not errors
+        channel = sender._channels[1]
+        if hasattr(channel, "_slots"):
+            assert channel._slots._count <= 2 * 3, "their numbers are used again"
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_a_late_message_longer_than_any_before_is_refused(pair: Any) -> None:
+    with pair() as (sender, receiver, errors):
+        for box, wires in ((sender, (Expected("a", meta(999), (0,)),)), (receiver, WIRES)):
+            box.register(1, wires)
+        receiver.unregister([1])
+        sender.send([1], MessageKey(1, 0, 0, 0), torch.ones(999))
+        with pytest.raises(MessageError, match="table 1 is forgotten, and no message ever had 3996 bytes"):
+            receiver.wait(MessageKey(0, 0, 0, 0), timeout_s=5)
+        assert errors
+
+
 FRAGILE = fragile()
 
 

@@ -12,7 +12,7 @@ import pytest
 from partitioner.plan.timeline import COMMUNICATION, COMPUTE, DRIVER, IDLE, chrome_trace, write_trace
 from runtime.engine import Engine
 from runtime.options import EngineOptions
-from runtime.worker.recording import Computed, Sent, Taken, assemble
+from runtime.worker.recording import Computed, Recorder, Sent, Taken, assemble
 from tests.support.engines import Trajectory, toy, toy_plan
 
 
@@ -33,6 +33,22 @@ def test_a_wait_is_idle_until_the_message_was_sent() -> None:
     assert (transfer.source, transfer.reader, transfer.size_bytes) == (1, 0, 64)
     assert (round(transfer.sent_ms), round(transfer.arrived_ms)) == (300, 500)
     assert [round(end) for end in timeline.ends_ms] == [1000, 2000]
+
+
+def test_of_a_long_run_the_last_calls_that_all_ranks_have_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.worker.recording.MOST_MARKS", 10)
+    recorders = [Recorder(), Recorder()]
+    calls = [(float(call), call + 0.9) for call in range(50)]
+    for start, _ in calls:
+        for part in range(3):
+            recorders[0].add(Computed("work", start + 0.1 * part, start + 0.1 * part + 0.1))
+        recorders[1].add(Computed("work", start + 0.2, start + 0.3))
+    assert all(10 <= len(recorder.marks) < 20 for recorder in recorders)
+    timeline = assemble({rank: recorder.marks for rank, recorder in enumerate(recorders)}, calls)
+    shown = len(timeline.ends_ms)
+    assert 3 <= shown <= 6
+    computed = Counter(span.rank for span in timeline.spans if span.kind == COMPUTE)
+    assert computed == {0: 3 * shown, 1: shown}
 
 
 @pytest.mark.parametrize("transport", ["emulation", "threads", "processes"])
