@@ -9,25 +9,27 @@ import pytest
 from tools.measure import long_runs
 from tools.measure.long_runs import Held, growth
 
+SLOW = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param("--transport emulation --shapes 3 --contexts 40 --calls 200", id="one at a time"),
+        pytest.param("--transport emulation --shapes 3 --contexts 40 --calls 200", id="one at a time", marks=SLOW),
         pytest.param(
             "--transport threads --mode lookahead --ranks 3 --shapes 40 --contexts 80 --calls 400 --at-once 3 --record",
             id="threads",
-            marks=pytest.mark.slow,
+            marks=SLOW,
         ),
         pytest.param(
             "--transport processes --shapes 40 --contexts 80 --calls 600 --at-once 40",
             id="at once",
-            marks=[pytest.mark.slow, pytest.mark.processes],
+            marks=[SLOW, pytest.mark.processes],
         ),
         pytest.param(
             "--transport processes --shapes 3 --contexts 80 --calls 200 --restarts 19",
             id="restarts",
-            marks=[pytest.mark.slow, pytest.mark.processes],
+            marks=[SLOW, pytest.mark.processes],
         ),
     ],
 )
