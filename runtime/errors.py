@@ -40,6 +40,10 @@ class EngineClosed(EngineError):
     """The engine was closed, or an earlier failure has ended it, which is then the ``__cause__``."""
 
 
+class WeightsChanged(EngineError):
+    """A file of the denoiser's weights was written to while it was needed, and what it held cannot be had any more."""
+
+
 class StartupError(EngineError):
     """A rank did not get ready in time, or died while starting."""
 

@@ -82,6 +82,7 @@ TOUCH_TORCH = {
     "partitioner.graph.regions",
     "partitioner.graph.stateless",
     "partitioner.graph.storages",
+    "partitioner.graph.tensor_digest",
     "partitioner.graph.tensor_values",
     "partitioner.graph.torch_private",
     "partitioner.graph.trace_failure",

@@ -31,13 +31,11 @@ class Difference:
         module: Path of the module that it belongs to; empty for the denoiser itself.
         what: Which of its values, in words: "attribute b1", "forward hook 3".
         is_part: Whether it is a parameter, buffer, submodule or hook that is another object, or is new or gone.
-        is_note: Whether it is a number, a text or the like that the module keeps: it may say what was done to the rest.
     """
 
     module: str
     what: str
     is_part: bool
-    is_note: bool = False
 
     def __str__(self) -> str:
         return f"{self.what} of module {self.module or '<root>'}"
@@ -181,22 +179,12 @@ def _differences_in(place: FoundContainer, saved: Items) -> Iterator[Difference]
     for name in {**before, **now}:
         one, other = before.get(name, MISSING), now.get(name, MISSING)
         if not same(one, other):
-            is_note = place.is_near and _is_data(one) and _is_data(other)
-            yield Difference(place.module, place.describe(name), place.is_part, is_note)
+            yield Difference(place.module, place.describe(name), place.is_part)
 
 
 def _is_of_another_make(place: FoundContainer) -> bool:
     """Whether what is another is a module's parameter, buffer or submodule, or shows in no form."""
     return place.prefix.startswith(("parameter", "buffer", "submodule")) or not isinstance(place.container, PLAIN)
-
-
-def _is_data(value: Any) -> bool:
-    """Whether a value is a number, a text or the like, or a container of such; or is not there."""
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return all(map(_is_data, value))
-    if isinstance(value, dict):
-        return all(map(_is_data, value.values()))
-    return value is MISSING or value is None or isinstance(value, _DATA)
 
 
 def same(one: Any, other: Any) -> bool:

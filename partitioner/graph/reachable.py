@@ -91,12 +91,6 @@ class FoundContainer:
         """Whether it holds a module's parameters, buffers, submodules or hooks."""
         return self.own and not self.prefix.startswith("attribute")
 
-    @property
-    def is_near(self) -> bool:
-        """Whether it is the module's attributes themselves, or what one of them holds."""
-        attribute = self.prefix.removeprefix("attribute ").rstrip(".")
-        return self.is_local and not self.is_part and not any(sign in attribute for sign in ".[:")
-
     def describe(self, name: object) -> str:
         """The value of that name in words: "attribute processor.maps[3]"."""
         if isinstance(self.container, ListContainer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from operator import attrgetter
@@ -12,7 +12,7 @@ from torch import nn
 
 from partitioner.graph.module_form import ModuleForm
 from partitioner.graph.module_state import Difference, ModuleState
-from partitioner.graph.tensor_values import TensorValues, checksum
+from partitioner.graph.tensor_values import TensorValues
 
 # What an engine puts on a denoiser itself, and the hooks that torch runs around the engine.
 TAKEN_OVER = frozenset({"forward", "cache_context", "_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks"})
@@ -61,20 +61,23 @@ class DenoiserChanges:
     is by turns are its states: the last KEPT are known again.
     """
 
-    def __init__(self, denoiser: nn.Module, ignored: frozenset[str]) -> None:
+    def __init__(
+        self, denoiser: nn.Module, ignored: frozenset[str], marks: Callable[[], Mapping[int, object]] = dict
+    ) -> None:
         """Take it as it is.
 
         Args:
             denoiser: what an engine runs.
             ignored: names of attributes of the denoiser itself that do not count.
+            marks: see TensorValues.
         """
         self._denoiser = denoiser
         self._ignored = ignored
+        self._marks = marks
         self._numbers = count()
         self._now: _State
         self._known: list[_State]
         self._quiet: set[tuple[_State, _State]]  # from one to the other, and nothing was written
-        self._sums: dict[int, int | None]  # by id, of tensors that were doubtful
         self._take()
 
     @property
@@ -86,8 +89,8 @@ class DenoiserChanges:
         """What was done since the last time that this was asked; None if nothing.
 
         Args:
-            thorough: also compare some elements of each tensor, which is the only way to notice a write through
-                ``.data``; otherwise only where something else was done as well.
+            thorough: also read all tensors, which is the only way to notice a write through ``.data``; otherwise only
+                where something else was done as well.
         """
         moved, gradients = self._state.changed(), self._gradients_now()
         looked_at = thorough or self._values.changed()
@@ -101,8 +104,7 @@ class DenoiserChanges:
             return self._past(differences, gradients)
         if differences or gradients != self._now.gradients:
             return self._turned(differences, written, gradients)
-        if written:
-            self.settle()
+        self._values.settle(written)
         return DenoiserChange([], written, self.state) if written else None
 
     def _past(self, differences: list[Difference], gradients: Sequence[bool]) -> DenoiserChange | None:
@@ -110,13 +112,10 @@ class DenoiserChanges:
         written = self._values.which()
         differences += self._constants_among(written)
         differences += self._others_in_form(self._state.tensors if gradients != self._now.gradients else written)
-        doubtful = self._doubtful(differences)
         if differences:
             self._take()
-            self._sums = {id(tensor): checksum(tensor) for tensor in doubtful}
-        elif written:
-            self.settle()
-        written += doubtful
+        else:
+            self._values.settle(written)
         return DenoiserChange(differences, written, self.state) if differences or written else None
 
     def _turned(
@@ -129,11 +128,9 @@ class DenoiserChanges:
         now = _State(next(self._numbers), dict(self._state.forms), gradients)
         known = next((state for state in self._known if self._are_alike(state, now)), now)
         if written:
-            self._sums = {}
-            self.settle()
+            self._values.settle(written)
         if (self._now, known) not in self._quiet:
-            doubtful = self._doubtful(differences)
-            if self._values.which() or any(self._sums.get(id(tensor)) != checksum(tensor) for tensor in doubtful):
+            if self._values.which():
                 past = self._past(differences, gradients)
                 return replace(past, written=[*past.written, *written]) if past is not None else None
             self._quiet = {pair for pair in self._quiet if set(pair) <= set(self._known)} | {(self._now, known)}
@@ -149,7 +146,7 @@ class DenoiserChanges:
 
     def settle(self) -> None:
         """Take the memory that tensors lie in as it is: an engine itself has moved some."""
-        self._values = TensorValues(self._state.tensors)
+        self._values.settle()
 
     def _take(self) -> None:
         self._state = ModuleState(self._denoiser, self._ignored)
@@ -157,8 +154,7 @@ class DenoiserChanges:
         self._now = _State(next(self._numbers), {}, self._gradients_now())
         self._known = [self._now]
         self._quiet = set()
-        self._sums = {}
-        self.settle()
+        self._values = TensorValues(self._state.tensors, self._marks)
 
     def _gradients_now(self) -> list[bool]:
         """Whether each tensor requires a gradient: torch.matmul computes by that, even where none is wanted."""
@@ -192,21 +188,6 @@ class DenoiserChanges:
             )
             for tensor in others
         ]
-
-    def _doubtful(self, differences: Sequence[Difference]) -> list[torch.Tensor]:
-        """The tensors below modules that note something else now; that may stand for a write through ``.data``.
-
-        So it does in layers of PEFT that are merged, which note the adapters that they have merged.
-        """
-        changed = dict.fromkeys(difference.module for difference in differences if difference.is_note)
-        modules = dict(self._denoiser.named_modules())
-        found: dict[int, torch.Tensor] = {}
-        for path in changed:
-            module = modules.get(path)
-            if module is not None:
-                tensors = (*module.parameters(recurse=path != ""), *module.buffers(recurse=path != ""))
-                found |= {id(tensor): tensor for tensor in tensors}
-        return list(found.values())
 
 
 def _form(tensor: torch.Tensor) -> tuple[object, ...]:

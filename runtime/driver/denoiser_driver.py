@@ -41,6 +41,7 @@ from runtime.driver.streams import Streams
 from runtime.driver.timestep_reader import TimestepReader
 from runtime.driver.traced_graphs import BuiltGraph, CallGraphs, TracedGraphs
 from runtime.driver.trajectory import RunMode
+from runtime.errors import InputError, WeightsChanged
 from runtime.options import EngineOptions
 from runtime.ranks.base import DenoiserRanks
 from runtime.stats import CallTimes
@@ -142,11 +143,12 @@ class DenoiserDriver:
         Raises:
             EngineError: a rank failed.
         """
+        self._changes = DenoiserChanges(self.denoiser, self._ignored, self._weights.marks)
         if self._planned is not None:
             self._distribution.give(self._planned)
             self._distribution.release()
             self._planned = None
-        self._changes = DenoiserChanges(self.denoiser, self._ignored)
+            self._changes.settle()
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensors, CallForm]:
         """The tensors of a call's arguments, and what else they are.
@@ -169,7 +171,9 @@ class DenoiserDriver:
         """
         home = next(iter(tensors.values())).device
         tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
-        self._distribution.recover()  # first: whoever looks for changes reads parameters
+        undone = self._distribution.recover()  # first: whoever looks for changes reads parameters
+        if undone:
+            raise InputError(_undone_text(undone))
         self._follow_changes(thorough=False)
         number = self._number_of(form.timestep, caller)
 
@@ -317,13 +321,27 @@ class DenoiserDriver:
         return part if can_join(whole.specs[0].wires, part.specs[0].wires, len(parts)) else None
 
     def end(self) -> None:
-        """No more calls will come; say what there is to say, and get back what of the denoiser the ranks alone have."""
+        """No more calls will come; say what there is to say, and get back what of the denoiser the ranks alone have.
+
+        Raises:
+            WeightsChanged: with that, writes to parameters since the last call are undone.
+        """
         self.generations.end_all()
-        self._distribution.recover()
+        undone = self._distribution.recover(thorough=True)
+        if undone:
+            raise WeightsChanged(_undone_text(undone))
 
     def restore(self) -> None:
         """Give the denoiser its parameters back."""
         self._weights.restore()
+
+
+def _undone_text(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 3} others" if len(paths) > 3 else ""
+    return (
+        f"{', '.join(paths[:3])}{more} was changed, and before the next call the file that it had been loaded from was "
+        "written to: the change is undone, make it again"
+    )
 
 
 def _run_mode(plan: Plan, options: EngineOptions) -> RunMode:

@@ -39,8 +39,7 @@ class Distribution:
         self._ranks = ranks
         self._weights = weights
         self._in_processes = options.transport == "processes"
-        # whether parameters that only other ranks need leave this process
-        self._releases = self._in_processes and not options.keep_weights
+        self._keeps = options.keep_weights or not self._in_processes  # parameters that only other ranks need, here
         # by rank, what it has been given: path -> the denoiser's own tensor
         self._held: list[dict[str, torch.Tensor]] = [{} for _ in range(plan.ranks)]
         self._outdated = False  # whether the ranks have graphs of what the denoiser was before it was changed
@@ -54,6 +53,8 @@ class Distribution:
         worker = self._ranks.worker
         state = self._weights.state()
         needed_by = [self._needed(rank, built) for rank in range(self._plan.ranks)]
+        computed_with = needed_by[:1] if self._in_processes else needed_by if worker.device.type == "cpu" else []
+        self._weights.take_out([p for needed in computed_with for p in needed.values()])
         if self._outdated:
             self._forget_graphs(needed_by, state)
         for rank, needed in enumerate(needed_by):
@@ -62,8 +63,6 @@ class Distribution:
             self._held[rank].update({p.path: state[p.path] for p in missing if p.path in state})
             if rank == 0:
                 worker.build(build)
-                if self._releases:
-                    self._weights.take_out(missing)
                 tensors = self._weights.tensors_of(missing)
                 worker.parameters.update({path: tensor.to(worker.device) for path, tensor in tensors.items()})
             else:
@@ -80,6 +79,7 @@ class Distribution:
             written: those of its tensors that may hold other values now.
         """
         ids = set(map(id, written))
+        self._weights.take_out_written(written)
         self._held = [{p: tensor for p, tensor in held.items() if id(tensor) not in ids} for held in self._held]
         self._outdated = True
 
@@ -149,16 +149,25 @@ class Distribution:
 
     def release(self) -> None:
         """Let go of the parameters that only other processes need, if the options want that; files hold them."""
-        if self._releases:
+        if not self._keeps:
             self._weights.release([path for held in self._held[1:] for path in held], self._held[0].keys())
+        elif self._in_processes:
+            self._weights.take_out_all()
 
-    def recover(self) -> None:
+    def recover(self, *, thorough: bool = False) -> list[str]:
         """Have ranks send back the parameters that were let go of and whose file has been written to since.
+
+        Args:
+            thorough: see Weights.lost.
+
+        Returns:
+            Paths of those that were written to themselves before, since the last call: they are what they were then.
 
         Raises:
             EngineError: a rank that has them has ended.
         """
-        lost = {id(tensor): tensor for tensor in self._weights.lost()}
+        lost = {id(tensor): tensor for tensor in self._weights.lost(thorough=thorough)}
+        undone: list[str] = []
         for rank in range(1, self._plan.ranks if lost else 0):
             wanted = {path: lost.pop(id(tensor)) for path, tensor in self._held[rank].items() if id(tensor) in lost}
             if wanted:
@@ -168,17 +177,20 @@ class Distribution:
                 mailbox.register(command.table, command.wires)
                 self._ranks.command(rank, command)
                 received = self._ranks.run(self._ranks.worker.receive_back(command))
-                self._weights.put_back([(tensor, received[path]) for path, tensor in wanted.items()])
+                undone += self._weights.put_back([(tensor, received[path]) for path, tensor in wanted.items()])
                 mailbox.unregister([command.table])
+        return undone
 
     def _send_parameters(self, rank: int, missing: tuple[Parameter, ...]) -> None:
         """Have a rank read parameters from files, and send it those that no file holds."""
         stored_in = self._weights.files_of(missing) if self._in_processes else {}
-        files = self._ranks.readable(rank, {path: stored.file for path, stored in stored_in.items()})
+        files = self._ranks.readable(rank, stored_in)
         sent = tuple(p for p in missing if p.path not in files)
         stored = tuple(p for p in missing if p.path in files)
         offsets = self._weights.offsets_of((*sent, *stored))
-        load = Load(-next(self._lists), sent, tuple((p, files[p.path]) for p in stored), offsets)
+        load = Load(
+            -next(self._lists), sent, tuple((p, files[p.path], stored_in[p.path].digest) for p in stored), offsets
+        )
         mailbox = self._ranks.worker.mailbox
         self._ranks.command(rank, load)
         mailbox.register(load.table, load.wires)

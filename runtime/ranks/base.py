@@ -18,6 +18,7 @@ from runtime.devices.stream import DeviceStream
 from runtime.ranks.rank_report import Report
 from runtime.transport.local import LocalMailbox
 from runtime.transport.mailbox import Mailbox
+from runtime.transport.weight_files import StoredTensor
 from runtime.worker.commands import Build, Forget, ForgetGraphs, Load, RankCommand, SendBack, Setup, WorkerCommand
 from runtime.worker.recording import Recorder
 from runtime.worker.waiting import Waiting
@@ -47,12 +48,12 @@ class Ranks(ABC):
         """Have ranks compute from now on by the settings of torch that this process has now; threads of it do."""
         return
 
-    def readable(self, rank: int, files: Mapping[str, Path]) -> dict[str, Path]:
-        """Those of the files that the rank can read itself, with the content that the driver sees.
+    def readable(self, rank: int, stored: Mapping[str, StoredTensor]) -> dict[str, Path]:
+        """Files that the rank can read itself, with the content that the driver sees, by the tensor's path.
 
         Args:
             rank: which.
-            files: path of a parameter in the denoiser -> the file that holds it.
+            stored: path of a parameter in the denoiser -> where this machine's files hold it.
         """
         return {}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from runtime.devices.places import Place, local_places
+from runtime.transport.weight_files import StoredTensor
 
 LOOPBACK = "127.0.0.1"
 
@@ -74,12 +75,12 @@ class Launcher(ABC):
         """
 
     @abstractmethod
-    def readable(self, rank: int, files: Mapping[str, Path], timeout_s: float) -> dict[str, Path]:
-        """Those of the files that hold, on the rank's machine, the tensor that they hold on this one.
+    def readable(self, rank: int, stored: Mapping[str, StoredTensor], timeout_s: float) -> dict[str, Path]:
+        """Files that hold, on the rank's machine, tensors that files hold on this one; for those that one there does.
 
         Args:
             rank: which.
-            files: name of a tensor -> the file that holds it.
+            stored: name of a tensor -> where it is on this machine.
             timeout_s: for the rank's machine to compare them; none counts as the same after that.
         """
 
@@ -106,8 +107,8 @@ class LocalLauncher(Launcher):
     def places(self, devices: Sequence[str], timeout_s: float) -> list[Place]:
         return local_places(devices)
 
-    def readable(self, rank: int, files: Mapping[str, Path], timeout_s: float) -> dict[str, Path]:
-        return dict(files)
+    def readable(self, rank: int, stored: Mapping[str, StoredTensor], timeout_s: float) -> dict[str, Path]:
+        return {name: each.opened.path for name, each in stored.items()}
 
 
 class LocalProcess:

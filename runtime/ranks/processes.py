@@ -36,6 +36,7 @@ from runtime.transport.mailbox import PeerLost
 from runtime.transport.packets import new_lines
 from runtime.transport.rendezvous import Rendezvous
 from runtime.transport.same_machine import SUPPORTED
+from runtime.transport.weight_files import StoredTensor
 from runtime.worker.commands import Load, RankCommand, Setup, Stop
 from runtime.worker.waiting import Waiting, run_to_end
 
@@ -208,8 +209,8 @@ class ProcessRanks(Ranks):
             for handle in self._handles.values():
                 handle.tell(Adopt(settings))
 
-    def readable(self, rank: int, files: Mapping[str, Path]) -> dict[str, Path]:
-        return self._launcher.readable(rank, files, self._startup_timeout_s)
+    def readable(self, rank: int, stored: Mapping[str, StoredTensor]) -> dict[str, Path]:
+        return self._launcher.readable(rank, stored, self._startup_timeout_s)
 
     def run(self, work: Waiting[T]) -> T:
         self._failure.check()

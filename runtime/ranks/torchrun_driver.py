@@ -26,7 +26,7 @@ from runtime.ranks.launch import Launched, Launcher
 from runtime.ranks.remote_agent import RemoteAgent, RemoteProcess
 from runtime.ranks.torchrun_messages import Attach, Begin, Compare, Goodbye, Introduction
 from runtime.transport.rendezvous import driver_key, launcher_store
-from runtime.transport.weight_files import digest_of
+from runtime.transport.weight_files import StoredTensor
 
 _GREETING_S = 5.0  # for the handshake and the first message of whoever connects
 
@@ -211,11 +211,11 @@ class DriverServer(Launcher):
             found.append(Place(machine, "cpu" if named.type == "cpu" else str(named), free))
         return found
 
-    def readable(self, rank: int, files: Mapping[str, Path], timeout_s: float) -> dict[str, Path]:
+    def readable(self, rank: int, stored: Mapping[str, StoredTensor], timeout_s: float) -> dict[str, Path]:
         agent = self._agent(rank, timeout_s)
-        digests = {name: digest for name, file in files.items() if (digest := digest_of(file, name)) is not None}
+        files = {name: each.file for name, each in stored.items()}
         agent.same = None
-        agent.tell(Compare(dict(files), digests))
+        agent.tell(Compare(files, {name: each.digest for name, each in stored.items() if each.digest is not None}))
         with agent.changed:
             agent.changed.wait_for(lambda: agent.same is not None or agent.lost, timeout=timeout_s)
             same = agent.same

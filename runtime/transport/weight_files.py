@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,19 +14,27 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from partitioner.errors import first_line
 from partitioner.graph.ir import TensorMeta
+from partitioner.graph.tensor_digest import digest
+from runtime.errors import WeightsChanged
+from runtime.transport.mapped_memory import mapped_files
 
 _LINE = 64  # bytes of a cache line, at which torch's own allocations begin
 
 
 @dataclass(frozen=True)
 class FileState:
-    """Which file it is, and when it was written last: what is different where a file may hold something else."""
+    """Which file it is, and when it was written last: what is different where a file may hold something else.
+
+    changed_ns: when anything about it was changed, its name or times included, which no program can set.
+    """
 
     device: int
     number: int
     size: int
     written_ns: int
+    changed_ns: int
 
     @classmethod
     def of(cls, file: Path | int) -> FileState:
@@ -36,16 +44,63 @@ class FileState:
             OSError: there is no such file.
         """
         found = os.stat(file)
-        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+    def may_hold_the_same(self, other: FileState) -> bool:
+        """Whether nothing says that it was written to: it may have got another name or owner, or be deleted."""
+        return (self.number, self.size, self.written_ns) == (other.number, other.size, other.written_ns)
+
+
+class OpenFile:
+    """A file that is kept open, so that it can be read and asked of when another has its name, or none.
+
+    Attributes:
+        file: its path when it was opened.
+        descriptor: of it.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Open it.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        self.file = file
+        self.descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
+
+    @property
+    def state(self) -> FileState:
+        """Its state now."""
+        return FileState.of(self.descriptor)
+
+    @property
+    def path(self) -> Path:
+        """A path by which this user's processes on this machine reach it as long as it is open."""
+        own = Path(f"/proc/{os.getpid()}/fd/{self.descriptor}")
+        return own if own.exists() else self.file
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a file holds a tensor: the file, its state when it was read, and the dtype that the tensor has in it."""
+    """Where a file holds a tensor.
 
-    file: Path
+    Attributes:
+        opened: the file.
+        state: of the file when the tensor was read.
+        dtype: that the tensor has in it.
+        digest: of the tensor as it is in it.
+    """
+
+    opened: OpenFile
     state: FileState
     dtype: torch.dtype
+    digest: str | None
+
+    @property
+    def file(self) -> Path:
+        """The file's path."""
+        return self.opened.file
 
 
 class WeightFiles:
@@ -57,6 +112,7 @@ class WeightFiles:
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._folder = str(getattr(getattr(denoiser, "config", None), "_name_or_path", "") or "")
+        self._opened: dict[Path, OpenFile] = {}
 
     def holding(self, name: str, tensor: torch.Tensor) -> StoredTensor | None:
         """A file that holds exactly these values under that name; in the same dtype, where there is one."""
@@ -65,19 +121,30 @@ class WeightFiles:
             return None
         for file in self._files_of.get(name, ()):
             with suppress(OSError, SafetensorError):
-                state = FileState.of(file)
-                stored = _mapped(file, name)
+                opened = self._open(file)
+                state = opened.state
+                stored = _mapped(opened.path, name)
                 if stored.shape == tensor.shape and _same_bytes(stored, tensor):
-                    found = StoredTensor(file, state, stored.dtype)
+                    found = StoredTensor(opened, state, stored.dtype, digest(stored))
                     if stored.dtype == tensor.dtype:
                         break
         return found
+
+    def close(self) -> None:
+        """Keep no file open any longer but those that somebody else has."""
+        self._opened.clear()
+
+    def _open(self, file: Path) -> OpenFile:
+        opened, now = self._opened.get(file), FileState.of(file)
+        if opened is None or (opened.state.device, opened.state.number) != (now.device, now.number):
+            opened = self._opened[file] = OpenFile(file)
+        return opened
 
     @cached_property
     def _files_of(self) -> Mapping[str, Sequence[Path]]:
         """Tensor name -> files that have such a name: shards, and variants in other dtypes."""
         found: dict[str, list[Path]] = {}
-        for file in dict.fromkeys((*_files_in(self._folder), *_mapped_files())):
+        for file in dict.fromkeys((*_files_in(self._folder), *mapped_files(".safetensors"))):
             with suppress(OSError, SafetensorError), safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 # it is no mapping
                     found.setdefault(name, []).append(file)
@@ -90,51 +157,32 @@ def _files_in(folder: str) -> list[Path]:
     return [*sorted(Path(folder).glob("*.safetensors")), *sorted(Path(folder).glob("*/*.safetensors"))]
 
 
-def _mapped_files() -> list[Path]:
-    """Files of weights that this process has mapped; none on systems that do not tell."""
-    try:
-        maps = Path("/proc/self/maps").read_text()
-    except OSError:
-        return []
-    paths = (line.split(maxsplit=5)[-1] for line in maps.splitlines())
-    return sorted({Path(path) for path in paths if path.endswith(".safetensors")})
-
-
 class MappedFile:
     """Tensors that lie in a file, mapped and not read: memory is taken only where they are read.
 
     They may be written to: the file does not change by that. Where the file is written to, they change.
+
+    Attributes:
+        opened: the file.
+        state: its state when the tensors were known to be what they were.
+        tensors: by name.
     """
 
-    def __init__(self, file: Path, state: FileState, names: Sequence[str]) -> None:
+    def __init__(self, opened: OpenFile, state: FileState, names: Sequence[str]) -> None:
         """Map the tensors.
 
         Raises:
-            OSError: the file is not there any more, or not as ``state`` says.
+            OSError: the file is not as ``state`` says any more.
         """
-        self.file = file
-        self._state = state
-        self._descriptor = os.open(file, os.O_RDONLY)  # so that it can be asked of when it has no name any more
-        try:
-            with safe_open(file, framework="pt") as opened:
-                self.tensors = {name: _alone(opened.get_tensor(name)) for name in names}
-            if self.is_changed or FileState.of(file) != state:
-                raise OSError(f"{file} was written to")
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def is_changed(self) -> bool:
-        """Whether it was written to, so that the tensors are not what they were."""
-        return FileState.of(self._descriptor) != self._state
-
-    def close(self) -> None:
-        """Forget the file; its tensors are there as long as somebody has them."""
-        os.close(self._descriptor)
+        self.opened = opened
+        self.state = state
+        with safe_open(opened.path, framework="pt") as file:
+            self.tensors = {name: _alone(file.get_tensor(name)) for name in names}
+        if opened.state != state:
+            raise OSError(f"{opened.file} was written to")
 
 
-def read_stored(file: Path, name: str, meta: TensorMeta, offset: int = 0) -> torch.Tensor:
+def read_stored(file: Path, name: str, meta: TensorMeta, offset: int, expected: str | None) -> torch.Tensor:
     """Read a tensor of a safetensors file into memory of its own.
 
     Args:
@@ -142,20 +190,36 @@ def read_stored(file: Path, name: str, meta: TensorMeta, offset: int = 0) -> tor
         name: of the tensor in it.
         meta: the shape, strides and dtype that it is to have.
         offset: where its memory is to begin, see ``at_offset``.
+        expected: its digest.
+
+    Raises:
+        WeightsChanged: the file holds something else, or cannot be read.
     """
     made = torch.empty_strided(meta.shape, meta.stride, dtype=getattr(torch, meta.dtype))
-    return at_offset(made.copy_(_mapped(file, name)), offset)
+    try:
+        stored = _mapped(file, name)
+    except (OSError, SafetensorError) as error:
+        raise WeightsChanged(
+            f"{_name_of(file)} was to be read by a rank, and has no {name} any more ({first_line(error)}): "
+            "load the pipeline again when nothing writes to its folder"
+        ) from error
+    if stored.shape == made.shape:
+        made.copy_(stored)
+    is_copy = made.dtype == stored.dtype and made.is_contiguous()  # then what was copied is what is looked at
+    if stored.shape != made.shape or digest(made if is_copy else stored) != expected:
+        raise WeightsChanged(
+            f"{_name_of(file)} was written to before a rank could read {name} from it: load the pipeline again when "
+            "nothing writes to its folder"
+        )
+    return at_offset(made, offset)
 
 
 def digest_of(file: Path, name: str) -> str | None:
-    """SHA-256 of a tensor of a safetensors file, its dtype and shape; None where there is no such file or tensor."""
+    """``digest`` of a tensor of a safetensors file; None where there is no such file or tensor."""
     try:
-        stored = _mapped(file, name)
+        return digest(_mapped(file, name))
     except (OSError, SafetensorError):
         return None
-    digest = hashlib.sha256(f"{stored.dtype}{list(stored.shape)}".encode())
-    digest.update(_bytes(stored).numpy().data)
-    return digest.hexdigest()
 
 
 def offset_of(tensor: torch.Tensor) -> int:
@@ -181,6 +245,11 @@ def _mapped(file: Path, name: str) -> torch.Tensor:
     with safe_open(file, framework="pt") as opened:
         tensor: torch.Tensor = opened.get_tensor(name)
         return tensor
+
+
+def _name_of(file: Path) -> str:
+    """The path of a file that is named by a descriptor of a process."""
+    return os.readlink(file) if file.is_symlink() and file.is_relative_to("/proc") else str(file)
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

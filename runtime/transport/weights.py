@@ -9,28 +9,38 @@ values all the same.
 from __future__ import annotations
 
 import atexit
-import logging
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from partitioner.graph.ir import Parameter, TensorMeta
+from partitioner.graph.tensor_digest import digest, digests
 from runtime.devices.memory import give_back
-from runtime.errors import EngineError, PlanMismatch
-from runtime.transport.weight_files import MappedFile, StoredTensor, WeightFiles, at_offset, offset_of
+from runtime.errors import PlanMismatch, WeightsChanged
+from runtime.transport.mapped_memory import is_within, private_mappings, written_pages
+from runtime.transport.weight_files import (
+    FileState,
+    MappedFile,
+    OpenFile,
+    StoredTensor,
+    WeightFiles,
+    at_offset,
+    offset_of,
+)
 
-logger = logging.getLogger("runtime")
 
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Released:
     """A parameter that is a view of a file now.
 
     path: in the denoiser's state, when it was released. memory: where the mapping begins, by which the view is known.
-    offset: of its memory before, see offset_of. version: counts the writes to it.
+    offset: of its memory before, see offset_of. version: counts the writes to it. pages: see written_pages. digest: of
+    what it holds, but for what is written to it. is_lost: whether its file was written to, so that it holds something
+    else. is_written: whether it was written to itself by then.
     """
 
     path: str
@@ -39,6 +49,10 @@ class _Released:
     memory: int
     offset: int
     version: int
+    digest: str | None
+    pages: bytes | None = None
+    is_lost: bool = False
+    is_written: bool = False
 
     @property
     def is_as_released(self) -> bool:
@@ -94,15 +108,26 @@ class Weights:
         return tuple(self._offset(state[p.path]) if p.path in state else 0 for p in wanted)
 
     def take_out(self, wanted: Sequence[Parameter]) -> None:
-        """Give parameters and buffers memory of their own, if they may lie in a mapped file, which they would keep."""
-        self._take_out([parameter.path for parameter in wanted])
-
-    def _take_out(self, paths: Collection[str]) -> None:
+        """Give parameters and buffers that lie in a mapped file memory of their own: who writes to it changes them."""
         state = self.state()
-        alone = _not_overlapping(state.values())
-        for path, stored in self._files_of(paths).items():
-            tensor = state[path]
-            if id(tensor) in alone and stored.dtype == tensor.dtype:
+        self._take_out({p.path: state[p.path] for p in wanted if p.path in state})
+
+    def take_out_all(self) -> None:
+        """The same for all that the denoiser has."""
+        self._take_out(self.state())
+
+    def take_out_written(self, written: Collection[torch.Tensor]) -> None:
+        """Give released parameters that were written to memory of their own: no file holds what they hold."""
+        for released in [self._released[id(tensor)] for tensor in written if id(tensor) in self._released]:
+            if released.is_as_released:
+                _own_memory(released.parameter, released.offset)
+            del self._released[id(released.parameter)]
+
+    def _take_out(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        alone = _not_overlapping(self.state().values())
+        places = private_mappings()
+        for tensor in tensors.values():
+            if id(tensor) in alone and is_within(places, tensor.data_ptr()):
                 _own_memory(tensor, self._offset(tensor))
                 self._released.pop(id(tensor), None)
 
@@ -117,66 +142,115 @@ class Weights:
         state = self.state()
         stays = {id(state[path]) for path in kept if path in state}
         alone = _not_overlapping(state.values()) - stays
-        by_file: dict[StoredTensor, list[str]] = defaultdict(list)
+        by_file: dict[tuple[OpenFile, FileState], dict[str, str | None]] = defaultdict(dict)
         for path in dict.fromkeys(paths):
             stored, tensor = self._stored.get(path), state.get(path)
             if stored is not None and id(tensor) in alone and _can_be_view(tensor, stored.dtype):
                 alone.remove(id(tensor))
-                by_file[stored].append(path)
-        for stored, names in by_file.items():
+                by_file[stored.opened, stored.state][path] = stored.digest
+        for (opened, state_then), digest_of in by_file.items():
             try:
-                mapped = MappedFile(stored.file, stored.state, names)
-            except OSError:
+                mapped = MappedFile(opened, state_then, list(digest_of))
+            except (OSError, SafetensorError):
                 continue  # it was written to just now: the parameters stay in memory
             self._mapped.append(mapped)
             for path, view in mapped.tensors.items():
-                self._release(path, state[path], mapped, view)
-        self._take_out([path for path, tensor in state.items() if id(tensor) not in stays | self._released.keys()])
+                self._release(path, state[path], mapped, view, digest_of[path])
+        pages = self.marks()
+        for number, released in self._released.items():
+            released.pages = released.pages or pages.get(number)
+        self._take_out({path: each for path, each in state.items() if id(each) not in stays | self._released.keys()})
         atexit.register(self._released.clear)  # a program that ends needs nothing back, and can read nothing any more
         self._stored.clear()  # what is done to the denoiser from now on may make it untrue
+        self._files.close()
         give_back()
 
-    def _release(self, path: str, parameter: torch.Tensor, mapped: MappedFile, view: torch.Tensor) -> None:
+    def _release(
+        self, path: str, parameter: torch.Tensor, mapped: MappedFile, view: torch.Tensor, digest: str | None
+    ) -> None:
         offset = offset_of(parameter)
         parameter.data = view.as_strided(parameter.shape, parameter.stride())
         memory, version = _memory(parameter), parameter._version
-        self._released[id(parameter)] = _Released(path, parameter, mapped, memory, offset, version)
+        self._released[id(parameter)] = _Released(path, parameter, mapped, memory, offset, version, digest)
 
-    def lost(self) -> list[torch.Tensor]:
-        """The released parameters whose file was written to, so that they have lost their values."""
-        changed = [mapped for mapped in self._mapped if mapped.is_changed]
-        return [each.parameter for each in self._released.values() if each.mapped in changed and each.is_as_released]
+    def marks(self) -> dict[int, bytes]:
+        """By id, of the released parameters, what is another after any write to them: they need not be read for it."""
+        return written_pages({number: each.parameter for number, each in self._views()})
 
-    def put_back(self, values: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Give released parameters memory again. values: each parameter, and what it is to hold."""
+    def _views(self) -> list[tuple[int, _Released]]:
+        return [(number, each) for number, each in self._released.items() if each.is_as_released]
+
+    def lost(self, *, thorough: bool = False) -> list[torch.Tensor]:
+        """The released parameters whose file was written to, so that they have lost their values.
+
+        thorough: compare all that they hold, and not only where the file's state is another.
+        """
+        for mapped in self._mapped:
+            now, before = mapped.opened.state, mapped.state
+            if now != before or thorough:
+                self._look_at([each for _, each in self._views() if each.mapped is mapped], now, before)
+                mapped.state = now
+        return [each.parameter for _, each in self._views() if each.is_lost]
+
+    def _look_at(self, views: Sequence[_Released], now: FileState, before: FileState) -> None:
+        """Find out which views of a file have lost their values. now, before: the file's state."""
+        pages = self.marks()
+        for each in views:
+            each.is_written = self._is_written(each, pages)
+            # what was written to cannot be compared; it is as it should be where the file was only renamed, say
+            each.is_lost |= each.is_written and not now.may_hold_the_same(before)
+            # what lies behind the file's end must not even be read
+            each.is_lost |= now.size < before.size
+        compared = [each for each in views if not each.is_written and not each.is_lost]
+        for each, holds in zip(compared, digests([each.parameter for each in compared]), strict=True):
+            each.is_lost = holds != each.digest
+
+    def _is_written(self, view: _Released, pages: Mapping[int, bytes]) -> bool:
+        """Whether a view was written to, or what is beside it. pages: those of all views now."""
+        return (view.version, view.pages) != (view.parameter._version, pages.get(id(view.parameter)))
+
+    def put_back(self, values: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[str]:
+        """Give released parameters memory again.
+
+        Args:
+            values: each parameter, and what it is to hold.
+
+        Returns:
+            Paths of those that were written to before their file was: of that nothing is left.
+        """
+        pages, undone = self.marks(), []
         for parameter, value in values:
             released = self._released.pop(id(parameter))
+            is_own = 0 not in pages.get(id(parameter), b"\0")  # then nothing in it comes from the file any more
+            if parameter._version != released.version or (is_own and digest(parameter) != digest(value)):
+                undone.append(released.path)
             parameter.data = at_offset(value, released.offset)
-            if parameter._version != released.version:
-                logger.warning(
-                    f"{released.path} was changed inside the parallelize block, and then its file "
-                    f"{released.mapped.file} was written to: the change is lost, and must be made again"
-                )
+        return undone
 
     def restore(self) -> None:
         """Put what was released into memory again, as it is by now; what was given other memory is left alone.
 
         Raises:
-            EngineError: a file was written to, so that parameters in it cannot be had any more; they are NaN then.
+            WeightsChanged: a file was written to, so that parameters in it cannot be had any more; they are NaN then.
         """
-        lost = set(map(id, self.lost()))
-        files = {str(each.mapped.file) for each in self._released.values() if id(each.parameter) in lost}
-        for each in self._released.values():
-            if id(each.parameter) in lost:
-                each.parameter.data = torch.full_like(each.parameter, float("nan"))
-            elif each.is_as_released:
+        lost, pages, views = set(map(id, self.lost())), self.marks(), self._views()
+        for number, each in views:
+            if number not in lost:
                 _own_memory(each.parameter, each.offset)
-        while self._mapped:
-            self._mapped.pop().close()
+        for number, each in views:  # its file may have been written to while it was copied
+            is_another = each.mapped.opened.state != each.mapped.state and not self._is_written(each, pages)
+            if is_another and digest(each.parameter) != each.digest:
+                lost.add(number)
+        files = {str(each.mapped.opened.file) for number, each in views if number in lost}
+        for number, each in views:
+            if number in lost:
+                each.parameter.data = torch.full_like(each.parameter, float("nan"))
+        self._mapped.clear()
         self._released.clear()
+        self._files.close()
         atexit.unregister(self._released.clear)
         if lost:
-            raise EngineError(
+            raise WeightsChanged(
                 f"{', '.join(sorted(files))} was written to while an engine ran, and the ranks that have its "
                 f"{len(lost)} parameters have ended: the parameters are NaN now; load the pipeline again"
             )
@@ -196,14 +270,24 @@ def check_in_memory(denoiser: nn.Module) -> None:
     """Check that a denoiser has its parameters and buffers.
 
     Raises:
-        PlanMismatch: some of them have no memory, as after sequential CPU offload.
+        PlanMismatch: some of them have no memory, as after sequential CPU offload, or where its files lack them.
     """
-    for path, tensor in (*denoiser.named_parameters(), *denoiser.named_buffers()):
-        if tensor.is_meta:
-            raise PlanMismatch(
-                f"{path} of this {type(denoiser).__name__} is not in memory (its device is meta), as after "
-                "enable_sequential_cpu_offload: load the pipeline without it; each rank holds its own part only"
-            )
+    tensors = dict((*denoiser.named_parameters(), *denoiser.named_buffers()))
+    absent = [path for path, tensor in tensors.items() if tensor.is_meta]
+    kind = type(denoiser).__name__
+    if absent and any(hasattr(module, "_hf_hook") for module in denoiser.modules()):
+        raise PlanMismatch(
+            f"{absent[0]} of this {kind} is not in memory (its device is meta), as after "
+            "enable_sequential_cpu_offload: load the pipeline without it; each rank holds its own part only"
+        )
+    if absent:
+        more = f" and {len(absent) - 1} more of its {len(tensors)} tensors" if len(absent) > 1 else ""
+        folder = getattr(getattr(denoiser, "config", None), "_name_or_path", None)
+        raise PlanMismatch(
+            f"{absent[0]}{more} of this {kind} {'have' if more else 'has'} no values (the device is meta): the files "
+            f"that it was loaded from{f', in {folder},' if folder else ''} hold no tensor of that name; get the whole "
+            "of them, or the configuration that belongs to them"
+        )
 
 
 def _memory(tensor: torch.Tensor) -> int:

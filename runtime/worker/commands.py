@@ -51,13 +51,13 @@ class Load:
     """Get parameters.
 
     parameters: those that arrive as messages of ``table``, in this order. stored: those to be read from files, each
-    with its file. offsets: where each begins in memory, of ``parameters`` and then of ``stored``
-    (see runtime.transport.weight_files.at_offset).
+    with its file and the digest of what that has to hold. offsets: where each begins in memory, of ``parameters`` and
+    then of ``stored`` (see runtime.transport.weight_files.at_offset).
     """
 
     table: int
     parameters: tuple[Parameter, ...]
-    stored: tuple[tuple[Parameter, Path], ...]
+    stored: tuple[tuple[Parameter, Path, str | None], ...]
     offsets: tuple[int, ...]
 
     @property

@@ -123,8 +123,8 @@ class Worker:
         self.mailbox.register(command.table, command.wires)
         self.busy, self.begun = True, time.monotonic()
         count = len(command.parameters)
-        for (parameter, file), offset in zip(command.stored, command.offsets[count:], strict=True):
-            stored = read_stored(file, parameter.path, parameter.meta, offset)
+        for (parameter, file, digest), offset in zip(command.stored, command.offsets[count:], strict=True):
+            stored = read_stored(file, parameter.path, parameter.meta, offset, digest)
             self.parameters[parameter.path] = stored.to(self.device)
         for index, parameter in enumerate(command.parameters):
             key = MessageKey(command.table, index, PARAMETER_CONTEXT, 0)

@@ -38,6 +38,7 @@ WRITES: dict[str, tuple[Callable[[torch.Tensor], object], bool]] = {
     "moved": (lambda tensor: setattr(tensor, "data", tensor.data.clone()), True),
     "another dtype": (lambda tensor: setattr(tensor, "data", tensor.data.half()), True),
     "by .data": (lambda tensor: tensor.data.mul_(2), False),
+    "one element by .data": (lambda tensor: tensor.data[1].fill_(5), False),
 }
 
 
@@ -62,3 +63,19 @@ def test_a_tensor_without_version_is_noticed_by_its_elements() -> None:
     with torch.inference_mode():
         made[8].add_(1)
     assert [tensor is made[8] for tensor in values.which()] == [True]
+
+
+def test_what_need_not_be_read_is_told_by_its_mark() -> None:
+    made, marks = tensors(), {}
+    marks[id(made[0])] = 1
+    values = TensorValues(made, lambda: dict(marks))
+    made[0].data.mul_(2)
+    assert values.which() == []
+    marks[id(made[0])] = 2
+    assert [tensor is made[0] for tensor in values.which()] == [True]
+    values.settle([made[0]])
+    assert values.which() == []
+    marks.clear()  # as of a view that has memory of its own again
+    assert values.which() == []
+    made[0].data.mul_(2)
+    assert [tensor is made[0] for tensor in values.which()] == [True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from partitioner.graph.ir import TensorMeta
-from runtime.transport.weight_files import FileState, MappedFile, WeightFiles, digest_of, read_stored
+from runtime.errors import WeightsChanged
+from runtime.transport.weight_files import FileState, MappedFile, OpenFile, WeightFiles, digest_of, read_stored
 
 
 def files(folder: Path | str) -> WeightFiles:
@@ -62,11 +64,10 @@ def test_files_are_found_below_the_folder_and_where_they_are_mapped(tmp_path: Pa
     assert stored is not None
     assert stored.file == file
     assert files("owner/name").holding("a", torch.arange(5000.0)) is None
-    mapped = MappedFile(file, FileState.of(file), ["a"])
+    mapped = MappedFile(OpenFile(file), FileState.of(file), ["a"])
     stored = files("owner/name").holding("a", mapped.tensors["a"])
     assert stored is not None
     assert stored.file == file
-    mapped.close()
 
 
 @pytest.mark.parametrize("folder", ["", "owner/name", "/nowhere/at/all"])
@@ -75,24 +76,55 @@ def test_a_denoiser_of_no_folder_has_no_files(folder: str) -> None:
     assert WeightFiles(torch.nn.Linear(1, 1)).holding("weight", torch.zeros(1)) is None
 
 
-def test_a_mapping_notices_that_its_file_is_written_to(tmp_path: Path) -> None:
+def test_a_file_that_is_open_stays_the_same_whoever_has_its_name(tmp_path: Path) -> None:
+    """As where hubs keep it: a link in the folder, to a file in a cache."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "folder").mkdir()
+    link, file = tmp_path / "folder" / "a.safetensors", tmp_path / "cache" / "1"
+    save_file({"a": torch.arange(4.0)}, file)
+    link.symlink_to(file)
+    stored = files(tmp_path / "folder").holding("a", torch.arange(4.0))
+    assert stored is not None
+    assert stored.file == link
+    meta = TensorMeta((4,), (1,), "float32")
+    mapped = MappedFile(stored.opened, stored.state, ["a"])
+    mapped.tensors["a"].mul_(2)
+    link.unlink()
+    save_file({"a": torch.zeros(4)}, tmp_path / "cache" / "2")
+    link.symlink_to(tmp_path / "cache" / "2")
+    assert stored.opened.state == stored.state
+    assert mapped.tensors["a"].tolist() == [0, 2, 4, 6]
+    assert read_stored(stored.opened.path, "a", meta, 0, stored.digest).tolist() == [0, 1, 2, 3]
+    save_file({"a": torch.ones(4)}, file)  # another file takes its place, and it has no name any more
+    assert not stored.opened.state.may_hold_the_same(FileState.of(file))
+    assert stored.opened.state.may_hold_the_same(stored.state)
+    assert read_stored(stored.opened.path, "a", meta, 0, stored.digest).tolist() == [0, 1, 2, 3]
+    with pytest.raises(WeightsChanged, match=r"cache/1 was written to before a rank could read a from it: load"):
+        read_stored(file, "a", meta, 0, stored.digest)
+
+
+def test_what_was_written_to_is_neither_mapped_nor_read(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     save_file({"a": torch.arange(4.0)}, file)
-    state = FileState.of(file)
-    mapped = MappedFile(file, state, ["a"])
-    mapped.tensors["a"].mul_(2)
-    assert read_stored(file, "a", TensorMeta((4,), (1,), "float32")).tolist() == [0, 1, 2, 3]
-    save_file({"a": torch.zeros(4)}, file)  # safetensors puts another file in its place
-    assert not mapped.is_changed
-    assert mapped.tensors["a"].tolist() == [0, 2, 4, 6]
-    mapped.close()
-    with pytest.raises(OSError, match="was written to"):
-        MappedFile(file, state, ["a"])
-    mapped = MappedFile(file, FileState.of(file), ["a"])
-    with open(file, "r+b") as opened:
-        opened.write(b"x")
-    assert mapped.is_changed
-    mapped.close()
+    opened, state, times = OpenFile(file), FileState.of(file), file.stat()
+    expected, meta = digest_of(file, "a"), TensorMeta((2, 2), (2, 1), "float64")
+    with pytest.raises(WeightsChanged, match="was written to"):
+        read_stored(file, "a", meta, 0, expected)  # another shape
+    meta = TensorMeta((4,), (1,), "float64")
+    assert read_stored(file, "a", meta, 8, expected).tolist() == [0, 1, 2, 3]
+    with open(file, "r+b") as written:
+        written.seek(-1, 2)
+        written.write(b"?")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(OSError, match=r"a\.safetensors was written to"):
+        MappedFile(opened, state, ["a"])
+    with pytest.raises(WeightsChanged, match=r"a\.safetensors was written to before a rank could read a"):
+        read_stored(opened.path, "a", meta, 0, expected)
+    file.write_bytes(b"")
+    with pytest.raises(
+        WeightsChanged, match=r"a\.safetensors was to be read by a rank, and has no a any more \(.*\): load"
+    ):
+        read_stored(opened.path, "a", meta, 0, expected)
 
 
 def test_a_file_counts_as_the_same_by_what_it_holds(tmp_path: Path) -> None:

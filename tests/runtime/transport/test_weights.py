@@ -213,9 +213,15 @@ def test_tied_and_overlapping_parameters_stay_so(folder: Path) -> None:
     weights.restore()
 
 
-def test_parameters_without_memory_are_refused(module: Loaded) -> None:
-    module.two.to("meta")
-    with pytest.raises(PlanMismatch, match=r"two\.weight of this Loaded is not in memory .* without it"):
+def test_parameters_without_memory_are_refused(module: Loaded, folder: Path) -> None:
+    module.two.weight = nn.Parameter(torch.empty(20, 30, device="meta"))
+    with pytest.raises(PlanMismatch, match=f"^two.weight of this Loaded has no values .* from, in {folder}, hold no"):
+        Weights(module)
+    module.to("meta")
+    with pytest.raises(PlanMismatch, match=r"^one.weight and 4 more of its 5 tensors of this Loaded have no values "):
+        Weights(module)
+    module.two._hf_hook = None  # as accelerate's offloading leaves one
+    with pytest.raises(PlanMismatch, match=r"one\.weight of this Loaded is not in memory .* without it"):
         Weights(module)
 
 
