@@ -13,10 +13,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from partitioner.errors import UsageError, reason_of
+from partitioner.graph.torch_private import uncompiled
 from partitioner.models.guidance_scale import live_scale, scale_in_effect
 from partitioner.plan.pipeline_plans import PipelinePlans
 from partitioner.plan.plan import Plan
+from runtime.denoiser import may_be_denoisers
+from runtime.errors import PlanMismatch
 from runtime.loading import load_pipeline
+from runtime.transport.weights import check_in_memory
 
 _log = logging.getLogger("runtime")
 
@@ -35,7 +39,8 @@ def load(options: argparse.Namespace, dtype: torch.dtype) -> Any:
     """The pipeline that ``--pipeline`` names.
 
     Raises:
-        UsageError: there is no such folder, file or hub id, or it holds no pipeline that can be loaded.
+        UsageError: there is no such folder, file or hub id, or it holds no pipeline that can be loaded, or not all
+            tensors of its denoisers.
     """
     local = Path(options.pipeline)
     if not local.exists() and options.pipeline.count("/") != 1:
@@ -52,11 +57,17 @@ def load(options: argparse.Namespace, dtype: torch.dtype) -> Any:
             "model_index.json and the folders of its parts"
         )
     try:
-        return load_pipeline(options.pipeline, dtype, variant=options.variant, config=options.config)
+        pipe = load_pipeline(options.pipeline, dtype, variant=options.variant, config=options.config)
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(
             f"--pipeline {options.pipeline} cannot be loaded: {reason_of(error)}{_advice(options)}"
         ) from error
+    for name in may_be_denoisers(pipe):
+        try:
+            check_in_memory(uncompiled(getattr(pipe, name)))
+        except PlanMismatch as error:
+            raise UsageError(f"--pipeline {options.pipeline} cannot be run: {error}") from error
+    return pipe
 
 
 def _advice(options: argparse.Namespace) -> str:
