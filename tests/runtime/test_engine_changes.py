@@ -124,7 +124,7 @@ def test_whatever_is_done_is_followed(both: tuple[Any, Any, Engine]) -> None:
         assert equal(trajectory.through(engine), expected), change.__name__
         worker = engine._ranks.workers[0]
         parameters.append(len(worker.parameters))
-        may_turn_back = change in (hook, unhook, other_forward)
+        may_turn_back = change in (rescale, hook, unhook, other_forward)
         assert len(worker._components) <= (3 if may_turn_back else 1), "the graphs of what is past are forgotten"
         assert len(worker.mailbox._tables) <= 5
     assert parameters[-1] == parameters[4], "and so are parameters that no graph reads"
