@@ -6,9 +6,10 @@ until the driver ends, and ends with it. For each engine of the driver an agent 
 directly to the driver, and reports how it ended. So a rank that dies, stalls or fails ends its engine, as it does
 without torchrun, and not the whole job.
 
-The driver listens on its address that faces torchrun's store, and leaves address and key in the store. Whoever connects
-must prove that it knows the key (runtime.ranks.handshake). What is sent afterwards, and the tensors over gloo, is
-neither encrypted nor signed: the network between the machines has to be trusted, as torch.distributed trusts it.
+The driver listens on its address that faces torchrun's store until every rank's agent has come, and leaves address and
+key in the store. Whoever connects must prove that it knows the key (runtime.transport.handshake), and so do the ranks
+to each other, with a secret of the engine's start. What is sent afterwards, tensors among it, is neither encrypted nor
+signed: the network between the machines has to be trusted, as torch.distributed trusts it.
 """
 
 from __future__ import annotations

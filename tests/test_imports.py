@@ -114,7 +114,7 @@ NEED_TORCH = TOUCH_TORCH - {
 }
 
 PRIVATE_NAMES = {"partitioner.graph.torch_private"}
-DISTRIBUTED = {"runtime.transport.rendezvous", "partitioner.graph.torch_private", "tools.bench.policy_ranks"}
+DISTRIBUTED = {"runtime.ranks.torchrun_store", "partitioner.graph.torch_private", "tools.bench.policy_ranks"}
 
 
 def imports_anywhere(module: str) -> set[str]:

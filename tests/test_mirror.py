@@ -212,12 +212,17 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     (
         "torchrun's agent and driver are two sides of one handshake",
         "runtime/test_torchrun.py",
-        ["runtime.ranks.remote_agent", "runtime.ranks.torchrun_agent", "runtime.ranks.torchrun_messages"],
+        [
+            "runtime.ranks.remote_agent",
+            "runtime.ranks.torchrun_agent",
+            "runtime.ranks.torchrun_messages",
+            "runtime.ranks.torchrun_store",
+        ],
     ),
     (
         "a channel is one pair of a mailbox's ranks",
-        "runtime/transport/test_gloo.py",
-        ["runtime.transport.gloo_channel"],
+        "runtime/transport/test_sockets.py",
+        ["runtime.transport.socket_channel"],
     ),
     (
         "what processes of one machine send each other is tested by two mailboxes that do",

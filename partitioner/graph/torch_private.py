@@ -27,7 +27,6 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.distributed import ProcessGroupGloo
-from torch.distributed import Store as Store  # type: ignore[attr-defined] # public, but not in its __all__
 from torch.fx import GraphModule
 from torch.fx import proxy as fx_proxy
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
@@ -385,11 +384,11 @@ def without_own_hooks(module: nn.Module) -> nn.Module:
 _MAY_ALIAS = {"aten::reshape", "aten::contiguous", "aten::flatten", "aten::to", "aten::dropout"}
 
 
-def gloo_group(store: Store, rank: int, world: int, *, host: str, timeout: timedelta) -> Any:
+def gloo_group(store: Any, rank: int, world: int, *, host: str, timeout: timedelta) -> Any:
     """A gloo process group of its own, apart from torch.distributed's default one.
 
     Args:
-        store: Where the ranks find each other.
+        store: A torch.distributed.Store, where the ranks find each other.
         rank: This process's number; world: how many processes there are.
         host: Address of the network interface that it is bound to.
         timeout: For connecting, and for every wait that names no other.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import socket
 import struct
 import threading
@@ -32,6 +33,7 @@ from runtime.ranks.rank_report import Report, latest_of, report
 from runtime.ranks.supervisor import RankHandle, Supervisor, announce
 from runtime.transport.checked import CheckedMailbox
 from runtime.transport.connect import connected_mailbox
+from runtime.transport.handshake import KEY_BYTES
 from runtime.transport.mailbox import PeerLost
 from runtime.transport.packets import new_lines
 from runtime.transport.rendezvous import Rendezvous
@@ -49,7 +51,7 @@ _GRACE_S = 2.0  # for an orderly end
 class ProcessRanks(Ranks):
     """One process per rank besides the driver's.
 
-    On one machine messages go through memory that processes share, between machines over gloo.
+    On one machine messages go through memory that processes share, between machines over TCP connections.
 
     Args:
         setups: by rank and denoiser; the first rank is the driver's own.
@@ -85,18 +87,21 @@ class ProcessRanks(Ranks):
         self._lines = new_lines(len(setups)) if launcher.same_machine and SUPPORTED else []
         self._threads: list[threading.Thread] = []
         self._mailbox: CheckedMailbox | None = None
-        self._rendezvous = Rendezvous(partial(announce, self._handles), startup_timeout_s)
+        self._rendezvous = Rendezvous(partial(announce, self._handles, 0), startup_timeout_s)
+        secret = secrets.token_bytes(KEY_BYTES)
         self._failure = Failure()
         self._failure.add_listener(self._rendezvous.fail)
         atexit.register(self.close)
         keep_freed_memory()  # rank 0 computes in this process
         try:
             for own in setups[1:]:
-                welcome = partial(Welcome, own, len(setups), plan_hash, threads, startup_timeout_s, step_timeout_s)
+                welcome = partial(
+                    Welcome, own, len(setups), plan_hash, threads, startup_timeout_s, step_timeout_s, secret
+                )
                 self._handles[own[0].rank] = self._begin_process(own[0], welcome)
             supervisor = Supervisor(self._handles, self._failure, self._rendezvous, self._step)
             self._begin_thread(supervisor.run, "supervisor")
-            self._begin_thread(lambda: self._connect(plan_hash), "connect")
+            self._begin_thread(lambda: self._connect(plan_hash, secret), "connect")
             self._wait_until(self._is_connected, "connected")
             assert self._mailbox is not None
             self.workers = workers_of(setups[0], self._mailbox)
@@ -136,7 +141,7 @@ class ProcessRanks(Ranks):
         thread.start()
         self._threads.append(thread)
 
-    def _connect(self, plan_hash: int) -> None:
+    def _connect(self, plan_hash: int, secret: bytes) -> None:
         """Connect to the other ranks; in a thread of its own, since this may wait for a rank that died."""
         try:
             mailbox = connected_mailbox(
@@ -147,10 +152,13 @@ class ProcessRanks(Ranks):
                 self._rendezvous,
                 plan_hash=plan_hash,
                 host=self._launcher.host,
-                timeout_s=self._startup_timeout_s,
+                secret=secret,
                 announce_timeout_s=self._step_timeout_s,
                 on_error=self._transport_failed,
             )
+        except StartupError as error:
+            self._failure.suspect(error)
+            return
         except Exception as error:
             self._failure.suspect(StartupError(f"the ranks cannot connect: {error}"))
             return

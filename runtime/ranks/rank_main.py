@@ -26,6 +26,7 @@ from runtime.ranks.rank_messages import Address, Adopt, Answer, Ask, Failed, Los
 from runtime.ranks.rank_report import latest_of, report
 from runtime.transport.checked import CheckedMailbox
 from runtime.transport.connect import connected_mailbox
+from runtime.transport.handshake import HostAndPort
 from runtime.transport.mailbox import PeerLost
 from runtime.transport.rendezvous import Rendezvous
 from runtime.worker.commands import Load, RankCommand, Stop
@@ -59,7 +60,7 @@ class _Rank:
         self._welcome = welcome
         self._lock = threading.Lock()
         self._commands: SimpleQueue[RankCommand | Adopt | Stop] = SimpleQueue()
-        self._rendezvous = Rendezvous(lambda k, v: self._send(Address(k, v)), welcome.startup_timeout_s)
+        self._rendezvous = Rendezvous(self._announce, welcome.startup_timeout_s)
         self._mailbox: CheckedMailbox | None = None
         self._workers: list[Worker] = []
         keep_freed_memory()
@@ -81,12 +82,15 @@ class _Rank:
             self._rendezvous,
             plan_hash=self._welcome.plan_hash,
             host=self._welcome.host,
-            timeout_s=self._welcome.startup_timeout_s,
+            secret=self._welcome.secret,
             announce_timeout_s=self._welcome.step_timeout_s,
             on_error=self._transport_failed,
         )
         self._workers = workers_of(setups, self._mailbox)
         self._send(Ready(0))
+
+    def _announce(self, address: HostAndPort) -> None:
+        self._send(Address(self._welcome.setups[0].rank, address))
 
     def obey(self) -> None:
         """Do what the driver commands, in order, until Stop."""
@@ -141,7 +145,7 @@ class _Rank:
         try:
             while not isinstance(message := self._connection.recv(), Stop):
                 if isinstance(message, Address):
-                    self._rendezvous.put(message.key, message.value)
+                    self._rendezvous.put(message.rank, message.address)
                 elif isinstance(message, Ask):
                     if self._workers:
                         self._send(Answer(message.number, report(self._workers)))

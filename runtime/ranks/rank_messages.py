@@ -21,11 +21,12 @@ Build, Load, Evaluate, SendBack and Forget are for one of the rank's workers (ru
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from runtime.devices.torch_settings import Settings
 from runtime.errors import EngineError
 from runtime.ranks.rank_report import Report
+from runtime.transport.handshake import HostAndPort
 from runtime.worker.commands import Setup
 
 
@@ -35,8 +36,9 @@ class Welcome:
 
     setups: of the rank's workers, by denoiser. world: how many ranks there are. threads: of torch, 0 for torch's own
     choice. startup_timeout_s: for the ranks to connect. step_timeout_s: of a step. lines: of ranks on one machine,
-    other rank -> the inherited descriptor of this rank's end of the line to it. host: the address whose network
-    interface is used where there are none.
+    other rank -> the inherited descriptor of this rank's end of the line to it. Where there are none, secret: by which
+    ranks of this start know each other; host: the address of its machine on which the rank listens until all are
+    connected.
     """
 
     setups: Sequence[Setup]
@@ -45,16 +47,17 @@ class Welcome:
     threads: int
     startup_timeout_s: float
     step_timeout_s: float
+    secret: bytes = field(repr=False)
     lines: Mapping[int, int]
     host: str
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a rank can be reached by the others: an entry of the Rendezvous, passed on by the driver."""
+    """Where a rank can be reached by the others, who are told by the driver."""
 
-    key: str
-    value: bytes
+    rank: int
+    address: HostAndPort
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
-from multiprocessing.connection import Connection
-from typing import Any
 
-from runtime.ranks import handshake
+from profiles.records import Record
 from runtime.ranks.launch import status_in_words
-from runtime.ranks.torchrun_messages import Begun, Ended, Introduction, Kill, Refused, Same
+from runtime.ranks.torchrun_messages import (
+    Begun,
+    Ended,
+    FromAgent,
+    Introduction,
+    Kill,
+    MessageLine,
+    NoMessage,
+    Refused,
+    Same,
+)
+from runtime.transport.handshake import shut_down
+
+_log = logging.getLogger("runtime")
 
 
 class RemoteAgent:
@@ -20,7 +32,7 @@ class RemoteAgent:
     started, could not start, and that have ended. same: its answer to the last Compare. lost: its connection ended.
     """
 
-    def __init__(self, connection: Connection, introduction: Introduction) -> None:
+    def __init__(self, line: MessageLine[FromAgent], introduction: Introduction) -> None:
         self.introduction = introduction
         self.changed = threading.Condition()
         self.pids: dict[int, int] = {}
@@ -29,29 +41,33 @@ class RemoteAgent:
         self.same: frozenset[str] | None = None
         self.lost = False
         self.processes: dict[int, RemoteProcess] = {}  # whose connections are open
-        self._connection = connection
-        self._lock = threading.Lock()
+        self._line = line
 
     def __str__(self) -> str:
         return f"{self.introduction.pid} on {self.introduction.machine[0]}"
 
-    def tell(self, message: Any) -> None:
+    def tell(self, message: Record) -> None:
         """Send a message; one that cannot be sent is dropped, since ``listen`` notices the end of the connection."""
-        with contextlib.suppress(OSError), self._lock:
-            self._connection.send(message)
+        with contextlib.suppress(OSError):
+            self._line.send(message)
 
     def listen(self) -> None:
         """Take its messages until its connection ends; then cut the connections of its processes."""
-        with contextlib.suppress(EOFError, OSError):
+        try:
             while True:
-                self._take(self._connection.recv())
+                self._take(self._line.receive())
+        except NoMessage as error:
+            _log.warning("rank %d's process %s is given up: %s", self.introduction.rank, self, error)
+        except (EOFError, OSError):
+            pass
+        self._line.close()
         with self.changed:
             self.lost = True
             self.changed.notify_all()
         for process in list(self.processes.values()):
             process.cut()
 
-    def _take(self, message: Any) -> None:
+    def _take(self, message: FromAgent) -> None:
         with self.changed:
             if isinstance(message, Begun):
                 self.pids[message.number] = message.pid
@@ -89,11 +105,11 @@ class RemoteProcess:
     def kill(self) -> None:
         """End it, at once and whatever it does."""
         if self.ending() is None:
-            self._agent.tell(Kill(self._number))
+            self._agent.tell(Kill(number=self._number))
         self.cut()
 
     def cut(self) -> None:
         """End its connection; the process ends itself when it notices."""
         if self._agent.processes.pop(self._number, None) is not None:
-            handshake.shut_down(self._line)
+            shut_down(self._line)
             self._line.close()

@@ -12,6 +12,7 @@ from runtime.errors import ConnectionBroke, RankDied, RankError, StartupError
 from runtime.ranks.failure import Failure
 from runtime.ranks.launch import RankProcess
 from runtime.ranks.rank_messages import Address, Answer, Failed, Lost, Ready
+from runtime.transport.handshake import HostAndPort
 from runtime.transport.rendezvous import Rendezvous
 from runtime.worker.commands import Setup
 
@@ -42,11 +43,11 @@ class RankHandle:
         return True
 
 
-def announce(handles: Mapping[int, RankHandle], key: str, value: bytes, source: int = 0) -> None:
-    """Pass the address of rank ``source`` on to the other ranks."""
+def announce(handles: Mapping[int, RankHandle], source: int, address: HostAndPort) -> None:
+    """Tell the other ranks the address of rank ``source``."""
     for rank, handle in handles.items():
         if rank != source:
-            handle.tell(Address(key, value))
+            handle.tell(Address(source, address))
 
 
 class Supervisor:
@@ -92,8 +93,8 @@ class Supervisor:
     def _take(self, rank: int, message: Any) -> None:
         handle = self._handles[rank]
         if isinstance(message, Address):
-            self._rendezvous.put(message.key, message.value)
-            announce(self._handles, message.key, message.value, source=rank)
+            self._rendezvous.put(rank, message.address)
+            announce(self._handles, rank, message.address)
         elif isinstance(message, Failed):
             self._failure.fail(message.error)
         elif isinstance(message, Lost):

@@ -7,20 +7,19 @@ its own to the driver, and reports how that process ended. It is not torchrun's 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection
+import time
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from runtime.ranks import handshake
 from runtime.ranks.launch import start_process
 from runtime.ranks.torchrun_messages import (
-    Attach,
+    FROM_DRIVER,
     Begin,
     Begun,
     Compare,
@@ -28,10 +27,14 @@ from runtime.ranks.torchrun_messages import (
     Goodbye,
     Introduction,
     Kill,
+    MessageLine,
+    NoMessage,
     Refused,
     Same,
 )
-from runtime.transport.rendezvous import driver_key, launcher_store
+from runtime.ranks.torchrun_store import SECRET_VARIABLE, Contact, find_contact
+from runtime.transport.door import enter
+from runtime.transport.handshake import break_where_unread
 from runtime.transport.weight_files import digest_of
 
 _CONNECT_S = 20.0  # for a connection to the driver, and again for its handshake
@@ -47,15 +50,18 @@ def run_agent(rank: int, timeout_s: float) -> NoReturn:
         timeout_s: how long to wait for the driver to put its address into torchrun's store.
     """
     try:
-        contact = json.loads(launcher_store(timeout_s).get(driver_key()))
-        agent = TorchrunAgent(rank, contact)
+        agent = TorchrunAgent(rank, find_contact(timeout_s))
     except (OSError, RuntimeError) as error:
-        _leave(1, f"rank {rank} does not reach the driver, rank 0: {error}")
+        secret = f"; is {SECRET_VARIABLE} the same there?" if os.environ.get(SECRET_VARIABLE) else ""
+        _leave(1, f"rank {rank} does not reach the driver, rank 0: {error}{secret}")
     with contextlib.suppress(ValueError):  # in another thread than the main one
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, agent.on_signal)
     try:
         agent.obey()
+    except NoMessage as error:
+        agent.kill_all()
+        _leave(1, f"rank {rank} ends: from the driver, rank 0, {error}")
     except (EOFError, OSError):
         agent.kill_all()
         _leave(1, f"rank {rank} ends: the driver, rank 0, has ended without a word")
@@ -77,64 +83,63 @@ class TorchrunAgent:
 
     Args:
         rank: the rank whose processes it starts.
-        contact: the driver's address and key, see DriverServer.contact.
+        contact: the driver's address and key.
 
     Raises:
-        OSError: the driver cannot be reached, or does not know the key.
+        OSError: the driver cannot be reached, does not know the key, or has somebody else in this rank's place.
     """
 
-    def __init__(self, rank: int, contact: Mapping[str, Any]) -> None:
-        self._rank = rank
-        self._address = contact["host"], contact["port"]
-        self._key = bytes.fromhex(contact["key"])
-        self._lock = threading.Lock()
+    def __init__(self, rank: int, contact: Contact) -> None:
+        self._host = contact.host
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._connection = self._connect()
-        self._send(Introduction.own(rank))
+        self._driver = MessageLine(self._connect(contact.port, contact.job_key().proof, rank), FROM_DRIVER)
+        self._driver.send(Introduction.own(rank))
 
-    def _connect(self) -> Connection:
-        return handshake.connect(self._address, self._key, _CONNECT_S)
-
-    def _send(self, message: Any) -> None:
-        with self._lock:
-            self._connection.send(message)
+    def _connect(self, port: int, key: bytes, seat: int) -> socket.socket:
+        line = enter((self._host, port), key, seat, time.monotonic() + _CONNECT_S)
+        break_where_unread(line)
+        return line
 
     def obey(self) -> None:
         """Do what the driver asks until it says goodbye.
 
         Raises:
+            NoMessage: the driver has sent something else.
             EOFError, OSError: the connection to the driver ended without a goodbye.
         """
-        while not isinstance(message := self._connection.recv(), Goodbye):
+        while not isinstance(message := self._driver.receive(), Goodbye):
             if isinstance(message, Begin):
-                self._begin(message.number)
+                self._begin(message)
             elif isinstance(message, Kill):
                 self._kill([self._processes.get(message.number)])
             elif isinstance(message, Compare):
                 threading.Thread(target=self._compare, args=(message,), daemon=True).start()
 
-    def _begin(self, number: int) -> None:
+    def _begin(self, asked: Begin) -> None:
+        number = asked.number
         try:
-            with self._connect() as connection:
-                connection.send(Attach(self._rank, number))
-                process = start_process(connection)
+            with self._connect(asked.port, bytes.fromhex(asked.key), number) as line:
+                process = start_process(line)
         except OSError as error:
-            self._send(Refused(number, str(error)))
+            self._driver.send(Refused(number=number, text=str(error)[:1000]))
             return
         self._processes[number] = process
-        self._send(Begun(number, process.pid))
+        self._driver.send(Begun(number=number, pid=process.pid))
         threading.Thread(target=self._await, args=(number, process), daemon=True).start()
 
     def _await(self, number: int, process: subprocess.Popen[bytes]) -> None:
         status = process.wait()
         del self._processes[number]
         with contextlib.suppress(OSError):
-            self._send(Ended(number, status))
+            self._driver.send(Ended(number=number, status=status))
 
     def _compare(self, asked: Compare) -> None:
-        same = [name for name, digest in asked.digests.items() if digest_of(asked.files[name], name) == digest]
+        files = asked.files
+        same = [
+            name for name, digest in asked.digests.items() if name in files and digest_of(files[name], name) == digest
+        ]
         with contextlib.suppress(OSError):
-            self._send(Same(frozenset(same)))
+            self._driver.send(Same(tensors=frozenset(same)))
 
     def kill_all(self) -> None:
         """Kill every process that it has started."""

@@ -6,14 +6,13 @@ torchrun_launcher gives an engine the server of this program, through which the 
 from __future__ import annotations
 
 import atexit
-import json
+import logging
 import os
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,25 @@ import torch
 
 from runtime.devices.places import Place
 from runtime.errors import PlanMismatch, StartupError
-from runtime.ranks import handshake
 from runtime.ranks.launch import Launched, Launcher
 from runtime.ranks.remote_agent import RemoteAgent, RemoteProcess
-from runtime.ranks.torchrun_messages import Attach, Begin, Compare, Goodbye, Introduction
-from runtime.transport.rendezvous import driver_key, launcher_store
+from runtime.ranks.torchrun_messages import (
+    FROM_AGENT,
+    Begin,
+    Compare,
+    Goodbye,
+    Introduction,
+    MessageLine,
+    NoMessage,
+)
+from runtime.ranks.torchrun_store import Contact, JobKey, launcher_store, leave_contact
+from runtime.transport.door import Door
+from runtime.transport.handshake import KEY_BYTES, break_where_unread, deadline
 from runtime.transport.weight_files import StoredTensor
 
-_GREETING_S = 5.0  # for the handshake and the first message of whoever connects
+_INTRODUCTION_S = 20.0  # for the first message of an agent that has been let in
+
+_log = logging.getLogger("runtime")
 
 _server: DriverServer | None = None  # of this program
 
@@ -51,7 +61,7 @@ def start_server(world: int, host: str, port: int, timeout_s: float) -> None:
     try:
         store = launcher_store(timeout_s)
         server = DriverServer(world, own_address(host, port))
-        store.set(driver_key(), server.contact())
+        leave_contact(store, server.contact)
     except (OSError, RuntimeError) as error:
         raise StartupError(f"torchrun's store cannot be reached: {error}") from error
     server.store = store
@@ -82,11 +92,14 @@ def own_address(host: str, port: int) -> str:
 
 
 class DriverServer(Launcher):
-    """Accepts the connections of agents and of the processes that they start; one per driver program.
+    """Lets in the agents, and the processes that they start; one per driver program.
+
+    The door to agents is open until each rank's has come, that to a process while it is begun: an agent that is there
+    is never replaced, and while an engine runs nothing listens.
 
     Args:
         world: how many ranks torchrun has started, the driver's included.
-        host: the address of this machine to listen on; the port is the system's choice.
+        host: the address of this machine to listen on; the ports are the system's choice.
     """
 
     def __init__(self, world: int, host: str) -> None:
@@ -95,58 +108,31 @@ class DriverServer(Launcher):
         self.store: Any = (
             None  # referenced for as long as agents may need it: this process may be the one that hosts it
         )
-        self._key = secrets.token_bytes(32)
         self._changed = threading.Condition()
         self._agents: dict[int, RemoteAgent] = {}
-        self._lines: dict[tuple[int, int], socket.socket] = {}  # rank, number -> connection of a process
         self._begun = 0
         self._owner = os.getpid()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listening = socket.create_server((host, 0), family=family, backlog=4 * world)
-        threading.Thread(target=self._accept, name="driver server", daemon=True).start()
+        self._key = JobKey.new()
+        self._door = Door(host, self._key.proof, range(1, world), self._serve)
+        self.contact = Contact.of(self._door.address, self._key)
         atexit.register(self.close)
 
-    def contact(self) -> str:
-        """Where and with which key an agent connects, as JSON for torchrun's store."""
-        port = self._listening.getsockname()[1]
-        return json.dumps({"host": self.host, "port": port, "key": self._key.hex()})
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                line, _ = self._listening.accept()
-            except OSError:
-                return
-            # each in a thread of its own: one that stays silent holds nobody up
-            threading.Thread(target=self._greet, args=(line,), daemon=True).start()
-
-    def _greet(self, line: socket.socket) -> None:
-        """Take in an agent or the connection of a process; close the connection of any other peer."""
+    def _serve(self, rank: int, line: socket.socket) -> None:
+        """Take the messages of the agent that has come for a rank, to its end."""
+        agent_line = MessageLine(line, FROM_AGENT)
         try:
-            with handshake.deadline(line, _GREETING_S):
-                handshake.set_up(line)
-                connection = handshake.accept_handshake(line, self._key)
-                first: Introduction | Attach = connection.recv()
-        except (OSError, EOFError):
-            line.close()
+            with deadline(line, _INTRODUCTION_S):
+                introduction = agent_line.receive()
+            if not isinstance(introduction, Introduction) or introduction.rank != rank:
+                raise NoMessage("it does not introduce itself")
+        except (OSError, EOFError) as error:
+            _log.warning("what torchrun has started for rank %d is given up: %s", rank, str(error) or "it ended")
+            agent_line.close()
             return
-        if not 0 < first.rank < self.world:
-            connection.close()
-            line.close()
-            return
-        if isinstance(first, Attach):
-            connection.close()  # the socket itself is handed on
-            with self._changed:
-                self._lines[first.rank, first.number] = line
-                self._changed.notify_all()
-            return
-        line.close()
-        self._serve(connection, first)
-
-    def _serve(self, connection: Connection, introduction: Introduction) -> None:
-        agent = RemoteAgent(connection, introduction)
+        break_where_unread(line)
+        agent = RemoteAgent(agent_line, introduction)
         with self._changed:
-            self._agents[introduction.rank] = agent
+            self._agents[rank] = agent
             self._changed.notify_all()
         agent.listen()
 
@@ -175,23 +161,35 @@ class DriverServer(Launcher):
         with self._changed:
             self._begun += 1
             number = self._begun
-        agent.tell(Begin(number))
-        with agent.changed:
-            agent.changed.wait_for(
-                lambda: number in agent.pids or number in agent.refusals or agent.lost,
-                timeout=max(0.0, until - time.monotonic()),
-            )
+        lines: list[socket.socket] = []
+
+        def entered(_number: int, line: socket.socket) -> None:
+            with agent.changed:
+                lines.append(line)
+                agent.changed.notify_all()
+
+        key = secrets.token_bytes(KEY_BYTES)
+        door = Door(self.host, key, [number], entered, who="process")
+        try:
+            agent.tell(Begin(number=number, port=door.address[1], key=key.hex()))
+            with agent.changed:
+                agent.changed.wait_for(
+                    lambda: (number in agent.pids and lines) or number in agent.refusals or agent.lost,
+                    timeout=max(0.0, until - time.monotonic()),
+                )
+        finally:
+            door.close()
+        if number in agent.pids and lines:
+            break_where_unread(lines[0])
+            return Launched(RemoteProcess(agent, number, lines[0]), lines[0], lines[0].getpeername()[0])
+        for line in lines:
+            line.close()
         if number in agent.refusals:
             raise OSError(agent.refusals[number])
         if number not in agent.pids:
             state = "has ended" if agent.lost else f"does not answer within {timeout_s:g} s"
             raise OSError(f"the process that torchrun had started for it ({agent}) {state}")
-        with self._changed:
-            self._changed.wait_for(lambda: (rank, number) in self._lines, timeout=max(0.0, until - time.monotonic()))
-            line = self._lines.pop((rank, number), None)
-        if line is None:
-            raise OSError(f"it has not reached the driver at {self.host} within {timeout_s:g} s")
-        return Launched(RemoteProcess(agent, number, line), line, line.getpeername()[0])
+        raise OSError(f"it has not reached the driver at {self.host} within {timeout_s:g} s")
 
     def places(self, devices: Sequence[str], timeout_s: float) -> list[Place]:
         here = Introduction.own(0)
@@ -215,16 +213,16 @@ class DriverServer(Launcher):
         agent = self._agent(rank, timeout_s)
         files = {name: each.file for name, each in stored.items()}
         agent.same = None
-        agent.tell(Compare(files, {name: each.digest for name, each in stored.items() if each.digest is not None}))
+        digests = {name: each.digest for name, each in stored.items() if each.digest is not None}
+        agent.tell(Compare(files=files, digests=digests))
         with agent.changed:
             agent.changed.wait_for(lambda: agent.same is not None or agent.lost, timeout=timeout_s)
             same = agent.same
         return {name: file for name, file in files.items() if same is not None and name in same}
 
     def close(self) -> None:
-        """Accept nobody else, and tell the agents that the program ends; without effect in a forked child."""
+        """Let in nobody else, and tell the agents that the program ends; without effect in a forked child."""
         if os.getpid() == self._owner:
-            handshake.shut_down(self._listening)  # or the thread that accepts would go on
-            self._listening.close()
+            self._door.close()
             for agent in self._agents.values():
                 agent.tell(Goodbye())

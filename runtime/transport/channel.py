@@ -33,7 +33,16 @@ from functools import partial
 import torch
 
 from runtime.devices.stream import Event
-from runtime.transport.header import DTYPES, HEADER_WORDS, SEQUENCE, header_words, shape_and_strides
+from runtime.transport.header import (
+    DTYPES,
+    HEADER_WORDS,
+    SEQUENCE,
+    SIZE_BYTES,
+    TENSOR,
+    header_words,
+    key_of,
+    shape_and_strides,
+)
 from runtime.transport.ipc import DeviceMemory
 from runtime.transport.mailbox import PARAMETER_CONTEXT, MessageKey
 from runtime.transport.memory import Layout, Memory, Slot
@@ -175,7 +184,7 @@ class Channel:
                 raise ValueError(f"it has {len(content)} bytes")
             *words, self._place, self._number = _WORDS.unpack_from(content)
             self._description = content[_WORDS.size :]
-            key = MessageKey(*words[4:8])
+            key = key_of(words)
             if key == _PROBE:
                 self._answer_probe(words)
             elif key == _VERDICT:
@@ -199,8 +208,9 @@ class Channel:
         return self._payload(words, key)
 
     def _payload(self, words: Sequence[int], key: MessageKey) -> Payload:
-        layout = Layout(getattr(torch, DTYPES[words[8]]), *shape_and_strides(words))
-        number, size_bytes = self._number, words[9]
+        dtype, size_bytes = words[TENSOR], words[SIZE_BYTES]
+        layout = Layout(getattr(torch, DTYPES[dtype]), *shape_and_strides(words))
+        number = self._number
         if not size_bytes:
             return Payload(layout, 0, _Nothing(), lambda: None)
         if self._description:
@@ -223,7 +233,7 @@ class Channel:
         Args, Raises: as ``payload``.
         """
         stays = self._description and 0 <= self._place < len(self._memories) and self._memories[self._place].keeps
-        if stays or not words[9]:
+        if stays or not words[SIZE_BYTES]:
             self.payload(words, key).drop()  # it may be used again for another wire, without a description
             return
         self.received += 1

@@ -11,8 +11,10 @@ from runtime.transport.header import (
     DTYPES,
     MAGIC,
     MOST_DIMS,
-    RECEIPT,
+    SIZE_BYTES,
+    TENSOR,
     dtype_name,
+    key_of,
     shape_and_strides,
 )
 from runtime.transport.layout import fills_memory
@@ -37,7 +39,8 @@ class CheckedMailbox(Mailbox):
         self._announce_timeout_s = announce_timeout_s
         self._on_error = on_error
         self._newest: dict[tuple[int, ...], int] = {}  # table, wire, context, whether ahead -> step
-        self._known: dict[tuple[int, int, int], Sequence[int]] = {}  # peer, table, wire -> words 8 on that were right
+        # peer, table, wire -> words of a header, from TENSOR on, that were right
+        self._known: dict[tuple[int, int, int], Sequence[int]] = {}
         self._longest = 0  # bytes of a message of any table so far
         self._closing = False
 
@@ -79,18 +82,18 @@ class CheckedMailbox(Mailbox):
         """Whether a header is of a table that is not registered yet: the driver announces tables on another path."""
         magic, plan_hash, sequence = words[:3]
         belongs = magic == MAGIC and plan_hash == self._plan_hash and sequence == expected_sequence
-        unknown = words[4] not in self._tables and not self.is_unregistered(words[4])
-        return belongs and unknown and MessageKey(*words[4:8]) != RECEIPT
+        table = key_of(words).table
+        return belongs and table not in self._tables and not self.is_unregistered(table)
 
     def _check_header(
         self, words: Sequence[int], peer: int, expected_sequence: int
-    ) -> tuple[MessageKey, Expected | None] | None:
-        """What the header announces, None if it is a receipt; raises MessageError if it does not belong here.
+    ) -> tuple[MessageKey, Expected | None]:
+        """What the header announces; raises MessageError if it does not belong here.
 
         No wire is given where its table is registered no more: the message is to be dropped.
         """
         magic, plan_hash, sequence = words[:3]
-        key = MessageKey(*words[4:8])
+        key = key_of(words)
 
         def refuse(what: str) -> MessageError:
             return self._refusal(peer, key, what)
@@ -101,18 +104,16 @@ class CheckedMailbox(Mailbox):
             raise refuse("it is of another plan")
         if sequence != expected_sequence:
             raise refuse(f"it is number {sequence}, expected {expected_sequence}")
-        if key == RECEIPT:
-            return None
         wires = self._tables.get(key.table)
         if wires is None and self.is_unregistered(key.table):
-            if not 0 <= words[9] <= self._longest:
-                raise refuse(f"its table {key.table} is forgotten, and no message ever had {words[9]} bytes")
+            if not 0 <= words[SIZE_BYTES] <= self._longest:
+                raise refuse(f"its table {key.table} is forgotten, and no message ever had {words[SIZE_BYTES]} bytes")
             return key, None
-        if wires is not None and self._known.get((peer, key.table, key.wire)) == words[8:]:
+        if wires is not None and self._known.get((peer, key.table, key.wire)) == words[TENSOR:]:
             wire = wires[key.wire]
         else:
             wire = self._check_tensor(words, peer, key, wires)
-            self._known[peer, key.table, key.wire] = words[8:]
+            self._known[peer, key.table, key.wire] = words[TENSOR:]
         ahead = self._ahead.get(key.context)
         order = (*key[:3], ahead is not None and key.step >= ahead)
         if key.step <= self._newest.get(order, key.step - 1):
@@ -124,7 +125,7 @@ class CheckedMailbox(Mailbox):
         self, words: Sequence[int], peer: int, key: MessageKey, wires: Sequence[Expected] | None
     ) -> Expected:
         """The wire of a header, if that announces what the wire carries; else raises MessageError."""
-        dtype, size_bytes = words[8:10]
+        dtype, size_bytes = words[TENSOR], words[SIZE_BYTES]
 
         def refuse(what: str) -> MessageError:
             return self._refusal(peer, key, what)

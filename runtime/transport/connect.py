@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from partitioner.graph.torch_private import Store
 from runtime.devices.places import with_index
 from runtime.transport.checked import CheckedMailbox
-from runtime.transport.gloo import GlooMailbox
+from runtime.transport.mesh import connect_mesh
+from runtime.transport.rendezvous import Rendezvous
 from runtime.transport.same_machine import SameMachineMailbox
+from runtime.transport.sockets import SocketMailbox
 
 
 def connected_mailbox(
@@ -19,11 +20,11 @@ def connected_mailbox(
     world: int,
     lines: Mapping[int, socket.socket],
     device: str,
-    store: Store,
+    rendezvous: Rendezvous,
     *,
     plan_hash: int,
     host: str,
-    timeout_s: float,
+    secret: bytes,
     announce_timeout_s: float,
     on_error: Callable[[BaseException], None],
 ) -> CheckedMailbox:
@@ -32,14 +33,17 @@ def connected_mailbox(
     Args:
         rank: this process's.
         world: how many ranks there are.
-        lines: of ranks on one machine, the ends of the lines to the others; empty: the ranks talk over gloo.
+        lines: of ranks on one machine, the ends of the lines to the others; empty: they connect over TCP.
         device: where this rank computes.
-        store: where the ranks find each other then.
+        rendezvous: where the ranks find each other then, and until when.
         plan_hash: the first bits of the plan's hash; a message of another plan is refused.
-        host: the address whose network interface gloo uses.
-        timeout_s: for connecting.
+        host: the address of this machine to listen on until all are connected.
+        secret: that all ranks of this start know.
         announce_timeout_s: how long before its table is registered a message may arrive.
         on_error: called with an EngineError, or with PeerLost where a connection broke; from any thread.
+
+    Raises:
+        StartupError: not all could be connected in time.
     """
     if lines:
         return SameMachineMailbox(
@@ -50,13 +54,10 @@ def connected_mailbox(
             announce_timeout_s=announce_timeout_s,
             on_error=on_error,
         )
-    return GlooMailbox(
+    return SocketMailbox(
         rank,
-        world,
-        store,
+        connect_mesh(rank, world, host=host, secret=secret, rendezvous=rendezvous),
         plan_hash=plan_hash,
-        host=host,
-        timeout_s=timeout_s,
         announce_timeout_s=announce_timeout_s,
         on_error=on_error,
     )

@@ -6,7 +6,7 @@ so that which value is read never depends on timing.
     LocalMailbox         ranks that are threads of one process, or take turns in one thread
     StreamMailbox        threads of one process, some of them on GPUs
     SameMachineMailbox   processes on one machine
-    GlooMailbox          processes, on one machine or several
+    SocketMailbox        processes, on one machine or several
 """
 
 from __future__ import annotations

@@ -1,52 +1,70 @@
-"""Rendezvous: how the processes of a job find each other."""
+"""Rendezvous: how the ranks of an engine find each other's addresses, without a server or a port that is known."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
-from typing import Any
 
-from torch.distributed.rendezvous import rendezvous
-
-from partitioner.graph.torch_private import Store
+from runtime.transport.handshake import HostAndPort
 
 
-def launcher_store(timeout_s: float) -> Store:
-    """The store that the processes which torchrun has started share. timeout_s: to reach it, and for each read."""
-    store, _rank, _world = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-    return store  # type: ignore[no-any-return]
-
-
-def driver_key() -> str:
-    """The key in torchrun's store under which the driver leaves its address, anew after each restart of the job."""
-    return f"diffusion-partitioner/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-
-
-class Rendezvous(Store):
-    """A store in which the ranks of a gloo group find each other's addresses, without a server or a port.
-
-    What is set here is announced to the other ranks over their connections to the driver, and put into theirs.
+class Rendezvous:
+    """The addresses of the ranks: what one sets is told to the others over their connections to the driver.
 
     Args:
-        announce: sends a key and its value to the other ranks.
-        timeout_s: from now, for ``get``.
+        announce: sends this rank's address to the other ranks.
+        timeout_s: from now, for whatever is waited for here.
+
+    until: the end of that time, in monotonic seconds.
     """
 
-    def __init__(self, announce: Callable[[str, bytes], None], timeout_s: float) -> None:
-        super().__init__()
+    def __init__(self, announce: Callable[[HostAndPort], None], timeout_s: float) -> None:
+        self.until = time.monotonic() + timeout_s
         self._announce = announce
-        self._deadline = time.monotonic() + timeout_s
-        self._known: dict[str, bytes] = {}
+        self._known: dict[int, HostAndPort] = {}
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
 
-    def put(self, key: str, value: bytes) -> None:
-        """Put in what another rank has set."""
+    def set(self, rank: int, address: HostAndPort) -> None:
+        """Say where this rank can be reached."""
+        self.put(rank, address)
+        self._announce(address)
+
+    def put(self, rank: int, address: HostAndPort) -> None:
+        """Put in where another rank can be reached, as it has said."""
         with self._changed:
-            self._known[key] = value
+            self._known[rank] = address
+            self._changed.notify_all()
+
+    def get(self, rank: int) -> HostAndPort:
+        """Where a rank can be reached; waits for it to say so.
+
+        Raises:
+            TimeoutError, ConnectionError: see ``wait_for``.
+        """
+        self.wait_for(lambda: rank in self._known, f"rank {rank} has not said where it can be reached")
+        return self._known[rank]
+
+    def wait_for(self, holds: Callable[[], bool], missing: str) -> None:
+        """Wait until something holds; it is asked again after every ``notify``.
+
+        Raises:
+            TimeoutError: it does not in time; the message is ``missing``.
+            ConnectionError: the start has failed elsewhere.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: holds() or self._failure is not None, timeout=max(0.0, self.until - time.monotonic())
+            )
+            if self._failure is not None:
+                raise ConnectionError(str(self._failure))
+            if not holds():
+                raise TimeoutError(missing)
+
+    def notify(self) -> None:
+        """Have everyone who waits here look again."""
+        with self._changed:
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
@@ -55,26 +73,6 @@ class Rendezvous(Store):
             self._failure = self._failure or error
             self._changed.notify_all()
 
-    def set(self, key: str, value: Any) -> None:
-        self.put(key, bytes(value))
-        self._announce(key, bytes(value))
-
-    def get(self, key: str) -> bytes:
-        with self._changed:
-            self._changed.wait_for(
-                lambda: key in self._known or self._failure is not None,
-                timeout=max(0.0, self._deadline - time.monotonic()),
-            )
-            if self._failure is not None:
-                raise ConnectionError(str(self._failure))
-            if key not in self._known:
-                raise TimeoutError(f"no rank has set {key} in time")
-            return self._known[key]
-
-    def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
-        for key in keys:
-            self.get(key)
-
-    def check(self, keys: list[str]) -> bool:
-        with self._changed:
-            return all(key in self._known for key in keys)
+    @property
+    def failed(self) -> bool:
+        return self._failure is not None

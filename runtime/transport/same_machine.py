@@ -23,7 +23,7 @@ from runtime.devices.stream import Event
 from runtime.errors import EngineError, RankOutOfMemory, bytes_wanted
 from runtime.transport.channel import Channel, Payload
 from runtime.transport.checked import CheckedMailbox
-from runtime.transport.header import MAGIC, tensor_words
+from runtime.transport.header import header_of, tensor_words
 from runtime.transport.layout import dense
 from runtime.transport.mailbox import PARAMETER_CONTEXT, MessageKey, PeerLost
 from runtime.transport.memory import Layout
@@ -87,7 +87,7 @@ class SameMachineMailbox(CheckedMailbox):
             words = tensor_words(tensor)
             if tensor.stride() == layout.stride:
                 self._sent_before[key[:2]] = layout, words
-        header = [MAGIC, self._plan_hash, 0, 0, *key, *words]
+        header = header_of(self._plan_hash, key, words)
         for reader in readers:
             self.sent_bytes += tensor.nbytes
             try:
@@ -229,10 +229,7 @@ class SameMachineMailbox(CheckedMailbox):
     def _take_in_message(self, channel: Channel, words: tuple[int, ...]) -> None:
         if self._early.pop(channel.peer, None) is not None:
             self._poll.register(channel, select.POLLIN)
-        belongs = self._check_header(words, channel.peer, channel.received)
-        if belongs is None:
-            raise self._refusal(channel.peer, MessageKey(*words[4:8]), "on one machine there are no receipts")
-        key, wire = belongs
+        key, wire = self._check_header(words, channel.peer, channel.received)
         try:
             if wire is None:
                 channel.drop(words, key)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from partitioner.graph.ir import TensorMeta
-from runtime.transport.gloo import GlooMailbox
+from runtime.transport.handshake import set_up
 from runtime.transport.mailbox import Expected
 from runtime.transport.packets import new_line
-from runtime.transport.rendezvous import Rendezvous
 from runtime.transport.same_machine import SameMachineMailbox
+from runtime.transport.sockets import SocketMailbox
 
 HASH = 7
 
@@ -34,73 +31,47 @@ WIRES = (
 
 
 @contextmanager
-def gloo_pair(hashes: Sequence[int] = (HASH, HASH), connect_s: float = 20.0) -> Iterator[tuple[Any, Any, list[Any]]]:
-    """Two mailboxes connected over gloo, and the errors that the second one has found."""
-    errors: list[BaseException] = []
-    sockets = _sockets()
-    meeting: list[Rendezvous] = []
-    for other in (1, 0):
-        meeting.append(Rendezvous(lambda key, value, other=other: meeting[other].put(key, value), connect_s))
-    boxes: dict[int, GlooMailbox] = {}
-
-    def connect(rank: int) -> None:
-        def found(error: BaseException) -> None:
-            if rank == 1:
-                errors.append(error)
-                boxes[1].fail(error)
-
-        boxes[rank] = GlooMailbox(
-            rank, 2, meeting[rank], plan_hash=hashes[rank], host="127.0.0.1", timeout_s=connect_s,
-            announce_timeout_s=0.3, on_error=found,
-        )  # fmt: skip
-
-    threads = [threading.Thread(target=connect, args=(rank,)) for rank in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for box in boxes.values():
-        box.register(0, WIRES)
-    try:
-        yield boxes[0], boxes[1], errors
-    finally:
-        for box in boxes.values():
-            box._closing = True
-        for descriptor in _sockets() - sockets:  # as the end of a process would do
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-                connection.getpeername()  # not those that listen
-                connection.shutdown(socket.SHUT_RDWR)
-        for box in boxes.values():
-            box.close()
+def socket_pair(hashes: Sequence[int] = (HASH, HASH)) -> Iterator[tuple[Any, Any, list[Any]]]:
+    """Two mailboxes connected by a TCP connection, and the errors that the second one has found."""
+    with _connected(SocketMailbox, tcp_line(), hashes) as pair:
+        yield pair
 
 
-def _sockets() -> set[int]:
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                found.add(int(name))
-    return found
+def tcp_line() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        one = socket.create_connection(listening.getsockname())
+        other, _ = listening.accept()
+    for line in (one, other):
+        set_up(line)
+    return one, other
 
 
 @contextmanager
-def same_machine_pair(
-    hashes: Sequence[int] = (HASH, HASH), connect_s: float = 20.0
-) -> Iterator[tuple[Any, Any, list[Any]]]:
+def same_machine_pair(hashes: Sequence[int] = (HASH, HASH)) -> Iterator[tuple[Any, Any, list[Any]]]:
     """Two mailboxes that share memory, and the errors that the second one has found."""
+
+    def made(rank: int, lines: Any, **options: Any) -> SameMachineMailbox:
+        return SameMachineMailbox(rank, lines, torch.device("cpu"), **options)
+
+    with _connected(made, new_line(), hashes) as pair:
+        yield pair
+
+
+@contextmanager
+def _connected(
+    made: Callable[..., Any], line: Sequence[socket.socket], hashes: Sequence[int]
+) -> Iterator[tuple[Any, Any, list[Any]]]:
     errors: list[BaseException] = []
 
     def found(error: BaseException) -> None:
         errors.append(error)
         boxes[1].fail(error)
 
-    boxes = [
-        SameMachineMailbox(
-            rank, {1 - rank: line}, torch.device("cpu"), plan_hash=hashes[rank], announce_timeout_s=0.3,
-            on_error=found if rank else lambda error: None,
-        )
-        for rank, line in enumerate(new_line())
-    ]  # fmt: skip
+    boxes: list[Any] = []
+    for rank, end in enumerate(line):
+        on_error = found if rank else lambda error: None
+        boxes.append(made(rank, {1 - rank: end}, plan_hash=hashes[rank], announce_timeout_s=0.3, on_error=on_error))
     for box in boxes:
         box.register(0, WIRES)
     try:
@@ -110,4 +81,4 @@ def same_machine_pair(
             box.close()
 
 
-PAIRS = {"gloo": gloo_pair, "same machine": same_machine_pair}
+PAIRS = {"sockets": socket_pair, "same machine": same_machine_pair}

@@ -1,7 +1,7 @@
 """A script for torchrun with two ranks: meets faults and prints a line of JSON for each.
 
-Argument: ``driver`` to kill this process while an engine runs, or ``agent`` to end, after other faults, the agent: the
-process that torchrun has started for rank 1.
+Argument: ``driver`` to kill this process while an engine runs; ``agent`` to end, after other faults, the agent: the
+process that torchrun has started for rank 1; or ``strangers`` to run and end engines, and to say what listens then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 from runtime.engine import Engine
 from runtime.ranks import torchrun_driver
 from tests.support.engines import equal
-from tests.support.traces import is_gone, rank_processes
+from tests.support.traces import is_gone, listening, rank_processes
 from tests.support.trouble import call_until_it_fails, engine_for, fragile, inputs, plan_for, soon, trajectory
 
 
@@ -36,6 +36,13 @@ def main() -> None:
         with engine_for(denoiser, plan, exact=True) as engine:
             say(fault="none", equal=equal(trajectory(engine), trajectory(denoiser)))
 
+    if sys.argv[1] == "strangers":
+        for _ in range(2):
+            with engine_for(denoiser, plan, exact=True) as engine:
+                begun = listening([os.getpid(), agent(), *rank_processes(agent())])
+                said = equal(trajectory(engine), trajectory(denoiser))
+                say(equal=said, listening=sorted(begun | listening([os.getpid(), agent(), *rank_processes(agent())])))
+        return
     if sys.argv[1] == "driver":
         with engine_for(denoiser, plan) as engine:
             trajectory(engine)

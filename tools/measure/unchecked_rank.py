@@ -15,9 +15,9 @@ def skip_checks(mailbox: Any) -> None:
     """
 
     def find(words: Sequence[int], _peer: int, _sequence: int, box: Any = mailbox) -> Any:
-        from runtime.transport.mailbox import MessageKey
+        from runtime.transport.header import key_of
 
-        key = MessageKey(*words[4:8])
+        key = key_of(words)
         return key, box._tables[key.table][key.wire]
 
     mailbox._check_header = find

@@ -1,4 +1,4 @@
-"""Faults 1, 2, 4 and 14 where torchrun has started the ranks, on two machines."""
+"""Faults 1, 2, 4 and 14 where torchrun has started the ranks, on two machines; and strangers who connect to them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.strangers import Strangers
 from tests.support.traces import is_gone
 from tests.support.trouble import DEADLINE_S, wait_until
 from tests.support.two_agents import agents
@@ -44,3 +45,18 @@ def test_ranks_end_with_their_driver(tmp_path: Path) -> None:
         assert (first.wait(timeout=120), second.wait(timeout=120)) == (1, 1)
         assert second.stderr is not None
         assert "the driver, rank 0, has ended without a word" in second.stderr.read()
+
+
+def test_strangers_gain_nothing_and_cost_nothing(tmp_path: Path) -> None:
+    """They guess, hold, garble, replay and flood, at every port that opens, from the first process on to the last."""
+    trap = tmp_path / "unpickled"
+    with agents("-m", SCRIPT, "strangers", logs=tmp_path) as (first, second):
+        with Strangers([first.pid, second.pid], trap) as strangers:
+            out, err = first.communicate(timeout=300)
+            no_out, later = second.communicate(timeout=120)
+        assert (first.returncode, second.returncode, no_out) == (0, 0, ""), err + later
+        # the driver's door to agents may have been too short for them, those between ranks wait for a rank's start
+        assert len(strangers.attacked) >= 2
+        assert not strangers.let_in
+    assert not trap.exists()
+    assert list(map(json.loads, out.splitlines())) == [{"equal": True, "listening": []}] * 2

@@ -5,25 +5,28 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Pipe
 from pathlib import Path
 
 import pytest
 
 from runtime.devices.places import Place
 from runtime.errors import PlanMismatch, StartupError
-from runtime.ranks import torchrun_driver
+from runtime.ranks import torchrun_driver, torchrun_store
 from runtime.ranks.remote_agent import RemoteAgent
 from runtime.ranks.torchrun_agent import TorchrunAgent
 from runtime.ranks.torchrun_driver import DriverServer, torchrun_launcher
-from runtime.ranks.torchrun_messages import Attach, Introduction
+from runtime.ranks.torchrun_messages import FROM_AGENT, FROM_DRIVER, FromDriver, Introduction, MessageLine
+from runtime.ranks.torchrun_store import SECRET_VARIABLE, driver_key, find_contact
+from runtime.transport.door import enter
+from runtime.transport.handshake import HostAndPort, NotAdmitted
+from tests.support.traces import listening
+from tests.support.trouble import wait_until
 
 
 @contextlib.contextmanager
@@ -39,13 +42,14 @@ class AgentThread:
     """An agent at work in a thread of this process."""
 
     def __init__(self, server: DriverServer) -> None:
-        self.agent = TorchrunAgent(1, json.loads(server.contact()))
+        self.agent = TorchrunAgent(1, server.contact)
         self.thread = threading.Thread(target=self._obey)
         self.thread.start()
 
     def _obey(self) -> None:
         with contextlib.suppress(EOFError, OSError):
             self.agent.obey()
+        self.agent._driver.close()
 
 
 @pytest.mark.processes
@@ -75,6 +79,19 @@ def test_an_agent_that_cannot_begin_a_process_says_why(monkeypatch: pytest.Monke
     at_work.thread.join(timeout=60)
 
 
+def come_in(server: DriverServer, seat: int = 1) -> MessageLine[FromDriver]:
+    """A connection that has proved the key, and has said nothing yet."""
+    line = enter(server._door.address, server._key.proof, seat, time.monotonic() + 60)
+    return MessageLine(line, FROM_DRIVER)
+
+
+def is_closed(line: MessageLine[FromDriver]) -> bool:
+    with pytest.raises((EOFError, OSError)):
+        line.receive()
+    line.close()
+    return True
+
+
 class Malicious:
     """Leaves a file where it is unpickled."""
 
@@ -85,48 +102,149 @@ class Malicious:
         return Path.touch, (self.file,)
 
 
-def test_strangers_are_not_let_in(tmp_path: Path) -> None:
-    with running_server() as server:
-        address = ("127.0.0.1", json.loads(server.contact())["port"])
-        for first in (b"GET / HTTP/1.1\r\n" * 9, b"\x00\x00\x00\x10" + bytes(16), b"\x00\x00", b""):
-            # the server may close before all is sent
-            with socket.create_connection(address) as stranger, contextlib.suppress(OSError):
-                stranger.sendall(first)
+@pytest.mark.parametrize("knows_key", [False, True])
+def test_nothing_is_ever_unpickled(tmp_path: Path, caplog: pytest.LogCaptureFixture, knows_key: bool) -> None:
+    trap = pickle.dumps(Malicious(tmp_path / "unpickled"))
+    with running_server(3) as server:
+        for framed in (trap, len(trap).to_bytes(4, "big") + trap):
+            if knows_key:
+                stranger = come_in(server, 1 if framed is trap else 2)._line
+            else:
+                stranger = socket.create_connection(server._door.address, timeout=60)
+            with stranger, contextlib.suppress(OSError):
+                stranger.sendall(framed)
                 stranger.shutdown(socket.SHUT_WR)
                 while stranger.recv(100):
-                    pass  # the challenge, which anybody gets
-        with pytest.raises(AuthenticationError):
-            Client(address, authkey=bytes(32))
-        with Client(address) as stranger:
-            stranger.send(Malicious(tmp_path / "unpickled"))
-            assert stranger.recv_bytes().startswith(b"#CHALLENGE#")
-            assert stranger.recv_bytes() == b"#FAILURE#"
-            with pytest.raises((EOFError, OSError)):
-                stranger.recv_bytes()
-        with Client(address, authkey=server._key) as other:
-            other.send(Attach(rank=7, number=1))  # knows the key, and is of no rank of this job
-            with pytest.raises((EOFError, OSError)):
-                other.recv()
-        assert not (tmp_path / "unpickled").exists()
+                    pass
+        if knows_key:
+            wait_until(lambda: len(caplog.records) == 2, timeout_s=30)
+            assert "what torchrun has started for rank 2 is given up: what has come is no message" in caplog.text
         assert not server._agents
-        assert not server._lines
-        with pytest.raises(StartupError, match=r"rank 1, which torchrun should have started, has not reached"):
+    assert not (tmp_path / "unpickled").exists()
+
+
+WRONG = {
+    "is of another rank": {"rank": 2},
+    "is of no rank": {"rank": -1},
+    "has a name that is none": {"machine": ["a", 7]},
+    "has a field more": {"run": "this"},
+    "has a long text": {"versions": {"python": "3" * 10**5}},
+    "has too many": {"versions": {str(number): "3" for number in range(10**3)}},
+    "is nothing of the kind": {"kind": "kill"},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_agent_that_says_something_else_is_given_up(wrong: str, caplog: pytest.LogCaptureFixture) -> None:
+    with running_server(3) as server:
+        line = come_in(server)
+        content = json.dumps({**json.loads(Introduction.own(1).model_dump_json()), **WRONG[wrong]}).encode()
+        line._line.sendall(len(content).to_bytes(4, "big") + content)
+        assert is_closed(line)
+        assert "rank 1 is given up" in caplog.text
+        assert not server._agents
+        with pytest.raises(StartupError, match="rank 1, which torchrun should have started, has not reached"):
             server.begin(1, timeout_s=0.1)
 
 
-def test_a_silent_stranger_holds_nobody_up_and_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchrun_driver, "_GREETING_S", 2.0)
+@pytest.mark.parametrize(
+    "said", [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\4null", b'\0\0\0\2{"', b"\0\0\x20\0" + b"[" * 8192, b"\0\0"]
+)
+def test_an_agent_that_garbles_later_is_given_up_and_said_to_have_ended(said: bytes) -> None:
     with running_server() as server:
-        address = ("127.0.0.1", json.loads(server.contact())["port"])
-        with socket.create_connection(address, timeout=60) as stranger:
-            begin = time.monotonic()
-            at_work = AgentThread(server)
-            server._agent(1, timeout_s=60)
-            assert time.monotonic() - begin < 2, "the agent came in while the stranger was still connected"
-            while stranger.recv(100):
-                pass
-            assert 1.9 < time.monotonic() - begin < 30
+        line = come_in(server)
+        line.send(Introduction.own(1))
+        agent = server._agent(1, timeout_s=60)
+        line._line.sendall(said)
+        line._line.shutdown(socket.SHUT_WR)
+        assert is_closed(line)
+        wait_until(lambda: agent.lost)
+        with pytest.raises(OSError, match=r"the process that torchrun had started for it .* has ended"):
+            server.begin(1, timeout_s=60)
+
+
+def test_a_living_agent_is_not_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    with running_server(3) as server:
+        at_work = AgentThread(server)
+        agent = server._agent(1, timeout_s=60)
+        with pytest.raises(NotAdmitted, match="1 is taken there"):
+            TorchrunAgent(1, server.contact)
+        assert caplog.messages == ["who came as rank 1 was refused: it is there already, or not expected"]
+        assert server._agent(1, timeout_s=60) is agent
+        assert not agent.lost
+        come_in(server, 2).close()
     at_work.thread.join(timeout=60)
+
+
+@pytest.mark.processes
+def test_nobody_takes_the_connection_of_a_process_that_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its door is open for a moment only, with a key of its own; the key in the store does not help."""
+    doors: list[HostAndPort] = []
+
+    def intrude(address: HostAndPort, key: bytes, seat: int, until: float) -> socket.socket:
+        doors.append(address)
+        for guessed in (server._key.proof, server._key.shared, bytes(32)):
+            with pytest.raises(NotAdmitted):
+                enter(address, guessed, seat, until)
+        with pytest.raises(NotAdmitted):
+            enter(address, key, seat + 1, until)
+        return enter(address, key, seat, until)
+
+    with running_server() as server:
+        at_work = AgentThread(server)
+        server._agent(1, timeout_s=60)
+        monkeypatch.setattr("runtime.ranks.torchrun_agent.enter", intrude)
+        launched = server.begin(1, timeout_s=60)
+        assert len(doors) == 1
+        assert not listening([os.getpid()])
+        launched.process.kill()
+        launched.line.close()
+    at_work.thread.join(timeout=60)
+
+
+def test_a_secret_of_the_users_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SECRET_VARIABLE, "a secret")
+    with running_server() as server:
+        with pytest.raises(NotAdmitted):
+            enter(server._door.address, server._key.shared, 1, time.monotonic() + 60)  # what the store tells
+        monkeypatch.setenv(SECRET_VARIABLE, "another")
+        with pytest.raises(NotAdmitted, match="another key"):
+            TorchrunAgent(1, server.contact)
+        monkeypatch.delenv(SECRET_VARIABLE)
+        with pytest.raises(ConnectionError, match=f"the driver has the variable {SECRET_VARIABLE} and this process"):
+            TorchrunAgent(1, server.contact)
+        with pytest.raises(NotAdmitted):  # a stranger has changed what the store says
+            TorchrunAgent(1, server.contact.model_copy(update={"with_secret": False}))
+        monkeypatch.setenv(SECRET_VARIABLE, "a secret")
+        at_work = AgentThread(server)
+        server._agent(1, timeout_s=60)
+    at_work.thread.join(timeout=60)
+
+
+def test_an_agent_with_a_secret_does_not_work_for_a_driver_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_server() as server:
+        monkeypatch.setenv(SECRET_VARIABLE, "a secret")
+        with pytest.raises(ConnectionError, match=f"this process has the variable {SECRET_VARIABLE} and the driver"):
+            TorchrunAgent(1, server.contact)
+
+
+def test_a_contact_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for planted in (
+        b"",
+        b"null",
+        b'{"host": 1}',
+        pickle.dumps(1),
+        b'{"host":"a","port":0,"key":"","with_secret":false}',
+    ):
+        monkeypatch.setattr(torchrun_store, "launcher_store", lambda _, planted=planted: {driver_key(): planted})
+        with pytest.raises(ConnectionError, match="in the place of the driver's address"):
+            find_contact(1.0)
+
+
+def test_every_restart_of_a_job_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = driver_key()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert driver_key() != first
 
 
 def test_an_agent_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +259,7 @@ def test_an_agent_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_server_that_is_closed_listens_no_more() -> None:
     with running_server() as server:
-        address = ("127.0.0.1", json.loads(server.contact())["port"])
+        address = server._door.address
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address, timeout=60)
 
@@ -162,11 +280,12 @@ def test_every_rank_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pytest
     other = ("other", "boot")
     with running_server(world=4) as server, contextlib.ExitStack() as stack:
         for rank, local_rank, machine in ((1, 1, own.machine), (2, 0, other), (3, 1, other)):
-            ours, theirs = Pipe()
+            ours, theirs = socket.socketpair()
             stack.enter_context(ours)
             stack.enter_context(theirs)
-            introduction = replace(own, rank=rank, local_rank=local_rank, machine=machine, cpu_free_bytes=7)
-            server._agents[rank] = RemoteAgent(ours, introduction)
+            changed = {"rank": rank, "local_rank": local_rank, "machine": machine, "cpu_free_bytes": 7}
+            line = MessageLine(ours, FROM_AGENT)
+            server._agents[rank] = RemoteAgent(line, own.model_copy(update=changed))
         assert server.places(["cuda"] * 4, timeout_s=1) == [
             Place("", "cuda:0", None), Place("", "cuda:1", None), Place("other", "cuda:0", None),
             Place("other", "cuda:1", None),

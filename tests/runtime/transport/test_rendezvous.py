@@ -1,4 +1,4 @@
-"""Rendezvous: what one rank sets the others find, until the deadline or a failure."""
+"""Rendezvous: the addresses that ranks set are found by the others, until the deadline or a failure."""
 
 from __future__ import annotations
 
@@ -6,32 +6,40 @@ import threading
 
 import pytest
 
-from runtime.transport.rendezvous import Rendezvous, driver_key
+from runtime.transport.rendezvous import Rendezvous
+
+HERE = "127.0.0.1", 4711
 
 
 def test_what_is_set_is_announced_and_found_by_those_who_wait() -> None:
-    other = Rendezvous(lambda _key, _value: None, timeout_s=60)
-    one = Rendezvous(other.put, timeout_s=60)
-    late = threading.Timer(0.05, one.set, ("address", b"here"))
+    other = Rendezvous(lambda _address: None, timeout_s=60)
+    one = Rendezvous(lambda address: other.put(1, address), timeout_s=60)
+    late = threading.Timer(0.05, one.set, (1, HERE))
     late.start()
-    assert not other.check(["address"])
-    other.wait(["address"])
-    assert other.get("address") == one.get("address") == b"here"
+    assert other.get(1) == one.get(1) == HERE
 
 
-def test_a_key_that_nobody_sets_is_named_at_the_deadline() -> None:
-    with pytest.raises(TimeoutError, match="no rank has set address in time"):
-        Rendezvous(lambda _key, _value: None, timeout_s=0.01).get("address")
+def test_a_rank_that_says_nothing_is_named_at_the_deadline() -> None:
+    with pytest.raises(TimeoutError, match="rank 1 has not said where it can be reached"):
+        Rendezvous(lambda _address: None, timeout_s=0.01).get(1)
 
 
 def test_a_failure_reaches_those_who_wait() -> None:
-    store = Rendezvous(lambda _key, _value: None, timeout_s=60)
-    threading.Timer(0.05, store.fail, (RuntimeError("rank 1 has died"),)).start()
+    meeting = Rendezvous(lambda _address: None, timeout_s=60)
+    threading.Timer(0.05, meeting.fail, (RuntimeError("rank 1 has died"),)).start()
+    assert not meeting.failed
     with pytest.raises(ConnectionError, match="rank 1 has died"):
-        store.get("address")
+        meeting.get(1)
+    assert meeting.failed
 
 
-def test_every_restart_of_a_job_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = driver_key()
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert driver_key() != first
+def test_whatever_holds_is_looked_at_again_when_told_to() -> None:
+    meeting = Rendezvous(lambda _address: None, timeout_s=60)
+    come: list[int] = []
+
+    def come_in() -> None:
+        come.append(1)
+        meeting.notify()
+
+    threading.Timer(0.05, come_in).start()
+    meeting.wait_for(lambda: bool(come), "nobody has come")

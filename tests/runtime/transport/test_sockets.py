@@ -1,4 +1,4 @@
-"""GlooMailbox, and that on one machine: tensors of every dtype and layout. What they refuse: tests/runtime/faults."""
+"""SocketMailbox, and that on one machine: tensors of every dtype and layout. What they refuse: tests/runtime/faults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Everything(nn.Module):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("shared", [False, True], ids=["gloo", "same machine"])
+@pytest.mark.parametrize("shared", [False, True], ids=["sockets", "same machine"])
 @pytest.mark.filterwarnings("ignore:Casting complex")
 def test_every_dtype_and_layout_arrives_as_it_was_sent(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.ranks.processes.SUPPORTED", shared)

@@ -1,0 +1,130 @@
+"""SocketChannel: one rank's way to another, and back, over a connected stream socket."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+from collections import deque
+
+from runtime.transport.handshake import shut_down
+from runtime.transport.header import HEADER_WORDS, SEQUENCE
+
+_WORDS = struct.Struct(f"!{HEADER_WORDS}q")
+
+
+class SocketChannel:
+    """Messages to one peer, which are numbered, and those from it.
+
+    A send never waits for the reader: what does not go into the system's buffer at once is kept, and a thread writes
+    it.
+
+    sent, received: how many messages.
+
+    Args:
+        line: connected to the peer; closed with this.
+        name: of the thread.
+    """
+
+    def __init__(self, line: socket.socket, name: str) -> None:
+        self.sent = 0
+        self.received = 0
+        self._line = line
+        self._changed = threading.Condition()
+        self._late: deque[list[memoryview]] = deque()  # the first is being written, unless nobody does
+        self._broken: OSError | None = None
+        self._name = name
+        self._thread: threading.Thread | None = None
+
+    def send(self, header: list[int], payload: memoryview | None) -> None:
+        """Send a message; returns at once.
+
+        Args:
+            header: its words; that of the sequence is filled in here.
+            payload: its bytes, which must not change until they are sent; None where there are none.
+
+        Raises:
+            OSError: the connection is known to be broken.
+        """
+        with self._changed:
+            if self._broken is not None:
+                raise self._broken
+            header[SEQUENCE] = self.sent
+            self.sent += 1
+            parts = [memoryview(_WORDS.pack(*header)), *([] if payload is None else [payload])]
+            if not self._late:
+                _write(self._line, parts, socket.MSG_DONTWAIT)
+            if not parts:
+                return
+            self._late.append(parts)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._send_late, name=self._name, daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def _send_late(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._late or self._broken is not None)
+                    if self._broken is not None:
+                        return
+                    parts = self._late[0]
+                _write(self._line, parts)
+                with self._changed:
+                    self._late.popleft()
+        except OSError as error:
+            self._end(error)  # the peer has ended, which is noticed by who receives
+
+    def _end(self, error: OSError) -> None:
+        with self._changed:
+            self._broken = self._broken or error
+            self._late.clear()
+            self._changed.notify_all()
+
+    def header(self) -> tuple[int, ...]:
+        """Wait for the next message; the words of its header, after which ``read`` gives its payload.
+
+        Raises:
+            OSError, EOFError: the connection has ended.
+        """
+        content = bytearray(_WORDS.size)
+        self.read(memoryview(content))
+        return _WORDS.unpack(content)
+
+    def read(self, room: memoryview) -> None:
+        """Wait for as many bytes as there is room for; raises as ``header`` does."""
+        while room:
+            count = self._line.recv_into(room, 0, socket.MSG_WAITALL)
+            if not count:
+                raise EOFError("its connection has closed")
+            room = room[count:]
+
+    @property
+    def kept(self) -> int:
+        """How many messages the system's buffer has not taken yet."""
+        return len(self._late)
+
+    def shut_down(self) -> None:
+        """End the connection: whoever waits for it here, or at the other end, is told."""
+        shut_down(self._line)
+        self._end(OSError("the connection is closed"))
+
+    def close(self) -> None:
+        """Give everything back, after ``shut_down``."""
+        if self._thread is not None:
+            self._thread.join(timeout=2.0)
+        with contextlib.suppress(OSError):
+            self._line.close()
+
+
+def _write(line: socket.socket, parts: list[memoryview], flags: int = 0) -> None:
+    """Send the parts and take what is sent out of the list; with MSG_DONTWAIT only as far as there is room now."""
+    with contextlib.suppress(BlockingIOError):
+        while parts:
+            count = line.sendmsg(parts, (), flags)
+            while parts and count >= len(parts[0]):
+                count -= len(parts.pop(0))
+            if count:
+                parts[0] = parts[0][count:]

@@ -1,0 +1,123 @@
+"""SocketMailbox: messages between ranks that are processes, over a stream socket for every two of them.
+
+Over several machines the sockets are TCP connections (runtime.transport.mesh). A message is its header
+(runtime.transport.header), then the bytes of its tensor, from the tensor's memory into that of a new one; those of GPUs
+go through the host's memory. One thread per sender receives, and checks the header before the payload. Sends never wait
+for the reader, so that the order of instructions alone decides whether ranks can wait for each other
+(partitioner.plan.deadlock proves that they do not).
+
+All receives wait without end, and deadlines are the supervisor's: a receive ends when its peer's process does.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from partitioner.process import await_threads
+from runtime.errors import EngineError, RankOutOfMemory, bytes_wanted
+from runtime.transport.checked import CheckedMailbox
+from runtime.transport.header import SIZE_BYTES, header_words, shape_and_strides
+from runtime.transport.layout import as_bytes, dense, from_bytes
+from runtime.transport.mailbox import Expected, MessageKey, PeerLost
+from runtime.transport.socket_channel import SocketChannel
+
+_GRACE_S = 2.0  # for a receive whose connection has ended
+
+
+class SocketMailbox(CheckedMailbox):
+    """One rank's side of the transport over sockets.
+
+    Args:
+        rank: this process's.
+        lines: other rank -> the connected socket to it; closed with this.
+        plan_hash: the first bits of the plan's hash; a message of another plan is refused.
+        announce_timeout_s: how long before its table is registered a message may arrive.
+        on_error: called from a thread with an EngineError, or with PeerLost where a connection broke.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        lines: Mapping[int, socket.socket],
+        *,
+        plan_hash: int,
+        announce_timeout_s: float,
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        super().__init__(rank, plan_hash=plan_hash, announce_timeout_s=announce_timeout_s, on_error=on_error)
+        self._channels = {peer: SocketChannel(line, f"rank {rank} to {peer}") for peer, line in lines.items()}
+        self._threads = [
+            threading.Thread(target=self._receive_from, args=(peer,), name=f"rank {rank} from {peer}", daemon=True)
+            for peer in self._channels
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
+        self._check_sent(key, tensor)
+        tensor = dense(tensor)
+        header = header_words(self._plan_hash, key, tensor)
+        payload = _view(as_bytes(tensor.detach()).cpu())
+        for reader in readers:
+            self.sent_bytes += tensor.nbytes
+            try:
+                self._channels[reader].send(header, payload)
+            except OSError as error:
+                self._report(PeerLost(self.rank, reader, error))  # the next wait will raise
+                return
+
+    def _receive_from(self, peer: int) -> None:
+        channel = self._channels[peer]
+        try:
+            while True:
+                words = channel.header()
+                self._await_table(words, channel.received)
+                key, wire = self._check_header(words, peer, channel.received)
+                payload = self._room(key, wire, words[SIZE_BYTES])
+                room = _view(payload)
+                if room is not None:
+                    channel.read(room)
+                channel.received += 1
+                if wire is not None:
+                    self.deliver(key, from_bytes(payload, getattr(torch, wire.meta.dtype), *shape_and_strides(words)))
+        except EngineError as error:
+            self._report(error)
+        except BaseException as error:
+            self._report(PeerLost(self.rank, peer, error))
+
+    def _room(self, key: MessageKey, wire: Expected | None, size_bytes: int) -> torch.Tensor:
+        try:
+            return torch.empty(size_bytes, dtype=torch.uint8)
+        except (RuntimeError, MemoryError) as error:
+            what = f"%{wire.value} ({wire.meta})" if wire is not None else "what nobody reads any more"
+            raise RankOutOfMemory(
+                f"no memory to receive {what}: {error}",
+                rank=self.rank,
+                step=key.step,
+                size_bytes=bytes_wanted(error) or size_bytes,
+            ) from error
+
+    def _await_table(self, words: Sequence[int], expected_sequence: int) -> None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self._is_early(words, expected_sequence) or self._closing, timeout=self._announce_timeout_s
+            )
+
+    def close(self) -> None:
+        """End it."""
+        self._end_waits()
+        for channel in self._channels.values():
+            channel.shut_down()
+        await_threads(self._threads, _GRACE_S)
+        for channel in self._channels.values():
+            channel.close()
+        self._arrived.clear()
+
+
+def _view(payload: torch.Tensor) -> memoryview | None:
+    """The memory of bytes on a cpu; None where there are none."""
+    return payload.numpy().data if payload.numel() else None
