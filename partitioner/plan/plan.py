@@ -25,6 +25,7 @@ from partitioner.errors import PlanError
 from partitioner.graph.ir import TracedGraph
 from partitioner.graph.nesting import nest_arguments
 from partitioner.models.guidance import GuidanceStyle
+from partitioner.plan.argument_checks import check_arguments
 from partitioner.plan.build_programs import build_programs
 from partitioner.plan.carry_over import carry_over, check_coverage, check_forward
 from partitioner.plan.differences import boundaries_of, differences_of, is_modified
@@ -170,6 +171,7 @@ class Plan(PlanRecord):
             )
         if set(self.placement.values()) != set(range(self.components)):
             raise ValueError(f"placement must use every component from 0 to {self.components - 1} and no other")
+        check_arguments(self.inputs, self.literals, self.containers, self.alike)
         self.example_arguments({item.path: None for item in self.inputs})
         self._check_boundaries()
         return self
