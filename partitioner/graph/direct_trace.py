@@ -31,8 +31,10 @@ from torch.export.graph_signature import (
 from torch.func import functional_call
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from partitioner.errors import TraceError
 from partitioner.graph.ir import TensorMeta
 from partitioner.graph.torch_private import FakeTensor, OpOverload, TreeSpec, calls_recorded, tree_flatten
+from partitioner.graph.trace_limits import check_nodes
 
 
 class NotDirect(Exception):
@@ -70,6 +72,7 @@ def direct_trace(module: nn.Module, arguments: Mapping[str, Any], where: Callabl
 
     Raises:
         NotDirect: It cannot be traced this way.
+        TraceError: Its graph is of absurd size.
     """
     recorder = _Recorder(where)
     fakes: dict[str, torch.Tensor] = {}
@@ -90,6 +93,8 @@ def direct_trace(module: nn.Module, arguments: Mapping[str, Any], where: Callabl
     try:
         with calls_recorded(recorder.call), _no_autocast():
             made = functional_call(module, fakes, (), given) if fakes else module(**given)
+    except TraceError:  # not even torch.export may go on
+        raise
     except Exception as error:
         raise NotDirect(str(error)) from error
     results, out_spec = tree_flatten(made)
@@ -163,6 +168,7 @@ class _Recorder:
         """Note an operator's call; returns what it gives."""
         if torch.Tag.inplace_view in func.tags:
             raise NotDirect(f"{func} changes the shape of a tensor in place")
+        check_nodes(len(self.graph.nodes))
         args_, kwargs_ = tuple(self._named(args)), {key: self._named(value) for key, value in kwargs.items()}
         made = func(*args, **kwargs)
         node = self.graph.create_node(

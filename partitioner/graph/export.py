@@ -34,6 +34,7 @@ from partitioner.graph.torch_private import (
     without_constants,
 )
 from partitioner.graph.trace_failure import refuse_unloadable, trace_failure
+from partitioner.graph.trace_limits import TraceLimits
 
 
 def trace(
@@ -128,8 +129,10 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str, lines: 
     failed_in: list[str] = []
     changed: list[Difference] = []
     names = {id(child): name for name, child in module.named_modules()}
+    limits = TraceLimits(model)
 
     def note(child: nn.Module, _args: Any) -> None:
+        limits.look()
         failed_in.append(names.get(id(child), ""))
 
     def clear(child: nn.Module, _args: Any, _output: Any) -> None:
@@ -156,6 +159,8 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str, lines: 
             # what a forward assigns is looked at here
             warnings.filterwarnings("ignore", "The tensor attribute.* assigned during export", UserWarning)
             program = _program(module, arguments, watch, state, (failed_in, changed, watch.places), lines)
+    except TraceError:
+        raise
     except Exception as error:
         raise trace_failure(error, module, failed_in[-1] if failed_in else "", model) from error
     finally:
