@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from partitioner.errors import UsageError, reason_of
+from partitioner.errors import UsageError
 from partitioner.graph.torch_private import uncompiled
+from partitioner.library import library_call
 from partitioner.models.guidance_scale import live_scale, scale_in_effect
 from partitioner.plan.pipeline_plans import PipelinePlans
 from partitioner.plan.plan import Plan
@@ -58,10 +59,8 @@ def load(options: argparse.Namespace, dtype: torch.dtype) -> Any:
         )
     try:
         pipe = load_pipeline(options.pipeline, dtype, variant=options.variant, config=options.config)
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(
-            f"--pipeline {options.pipeline} cannot be loaded: {reason_of(error)}{_advice(options)}"
-        ) from error
+    except UsageError as error:
+        raise UsageError(f"--pipeline {error}{_advice(options)}") from (error.__cause__ or error)
     for name in may_be_denoisers(pipe):
         try:
             check_in_memory(uncompiled(getattr(pipe, name)))
@@ -152,8 +151,6 @@ def generate(pipe: Any, options: argparse.Namespace) -> list[Any]:
             )
             raise UsageError(f"a {type(pipe).__name__} {what} {named}")
     generator = torch.Generator("cpu").manual_seed(options.seed)
-    try:
+    with library_call(f"the {type(pipe).__name__} refuses this call"):
         result = pipe(**given, num_inference_steps=options.steps, generator=generator)
-    except ValueError as error:  # as pipelines refuse their arguments
-        raise UsageError(f"the {type(pipe).__name__} refuses this call: {error}") from error
     return list(result.frames[0] if hasattr(result, "frames") else result.images)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+
+from partitioner.errors import UsageError
+from partitioner.library import cause_of, library_call
+from partitioner.models.parameter_bound import MOST_OF_PIPELINE, bounded_parameters
+from profiles.json_files import JsonFileError, read_json
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5")
+_TEXTS = (".json", ".txt", ".model")  # which are read whole
+_MOST_TEXT_BYTES = 256 << 20  # the largest, of tokenizers, have some 40 MB
+_MOST_CONFIG_BYTES = 1_000_000
+# How many times what its files hold a pipeline may have, and what any may
+_MOST_MORE, _ALWAYS = 4, 256  # parameters: shared ones, and parts of one tensor
+_MOST_GROWTH, _ALWAYS_BYTES = 16, 256 << 20  # bytes: weights of 4 bits as 32, and shared ones
 
 
 def load_pipeline(
@@ -23,29 +39,106 @@ def load_pipeline(
             model that diffusers takes the file for, whose configuration must be in the hub's local cache or reachable.
 
     Raises:
-        ValueError: the folder's model_index.json holds no JSON object, or a file is given with a variant, or a
+        UsageError: what is there cannot be loaded, or is of absurd size; or a file is given with a variant, or a
             configuration without a file.
-        OSError, ImportError, ValueError: as DiffusionPipeline.from_pretrained and from_single_file.
     """
-    if Path(source).is_file():
+    path = Path(source)
+    if path.is_file():
         if variant is not None:
-            raise ValueError(f"{source} is a single file, which has no variant {variant}")
-        return _from_file(str(source), dtype, config)
+            raise UsageError(f"{source} is a single file, which has no variant {variant}")
+        with _bounded(source, path.stat().st_size), library_call(f"{source} cannot be loaded"):
+            return _from_file(str(source), dtype, config)
     if config is not None:
-        raise ValueError(f"{source} is not a single file, and has its own configuration instead of {config}")
-    return _from_folder(source, dtype, variant)
+        raise UsageError(f"{source} is not a single file, and has its own configuration instead of {config}")
+    if not path.is_dir():
+        with _bounded(source, None), library_call(f"{source} cannot be loaded"):
+            return _from_hub(str(source), dtype, variant)
+    files = list(_files_of(path))
+    weights = [file for file in files if file.suffix in _WEIGHTS]
+    bounded = _bounded(source, sum(file.stat().st_size for file in weights), _tensors_in(weights))
+    try:
+        with bounded, library_call(f"{source} cannot be loaded"):
+            return _from_folder(path, dtype, variant)
+    except JsonFileError as error:  # of the index
+        raise UsageError(f"{source} cannot be loaded: {error}") from error
+    except UsageError as error:
+        raise UsageError(f"{error}{_unreadable(files)}") from (error.__cause__ or error)
 
 
-def _from_folder(folder: str | os.PathLike[str], dtype: torch.dtype, variant: str | None) -> Any:
+def _bounded(
+    source: object, weights_bytes: int | None, tensors: int = MOST_OF_PIPELINE
+) -> AbstractContextManager[None]:
+    """Inside it a pipeline may have as many parameters as one with such weights can have."""
+    most_bytes = None if weights_bytes is None else _ALWAYS_BYTES + _MOST_GROWTH * weights_bytes
+    return bounded_parameters(str(source), min(MOST_OF_PIPELINE, _ALWAYS + _MOST_MORE * tensors), most_bytes)
+
+
+def _tensors_in(weights: Iterable[Path]) -> int:
+    """How many tensors files of weights hold; as many as any pipeline where one of them does not tell."""
+    count = 0
+    for file in weights:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                count += len(opened.keys())
+        except (OSError, SafetensorError, MemoryError):
+            return MOST_OF_PIPELINE
+    return count
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    """The files of a pipeline's folder and of its parts' folders.
+
+    Raises:
+        UsageError: what a library would read is no file but something that never ends, or too large.
+    """
+    for place in (folder, *(entry for entry in folder.iterdir() if entry.is_dir())):
+        for file in place.iterdir():
+            try:
+                info = file.stat()
+            except OSError:  # a link that leads nowhere; whoever needs it says so
+                continue
+            if not stat.S_ISREG(info.st_mode) and not stat.S_ISDIR(info.st_mode):
+                raise UsageError(f"{folder} cannot be loaded: {file} is no file but a device, a pipe or a socket")
+            if file.suffix in _TEXTS and info.st_size > _MOST_TEXT_BYTES:
+                raise UsageError(
+                    f"{folder} cannot be loaded: {file} has {info.st_size} bytes; expected at most {_MOST_TEXT_BYTES}"
+                )
+            if stat.S_ISREG(info.st_mode):
+                yield file
+
+
+def _unreadable(files: Iterable[Path]) -> str:
+    """Which of a pipeline's files cannot be read, which libraries often do not tell; "" where all can."""
+    for file in files:
+        try:
+            if file.suffix == ".json" and file.stat().st_size <= _MOST_CONFIG_BYTES:
+                read_json(file, _MOST_CONFIG_BYTES)
+            elif file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    pass
+        except JsonFileError as error:
+            return f" ({error})"
+        except (OSError, SafetensorError, MemoryError) as error:
+            return f" ({file} is no safetensors file: {cause_of(error)})"
+    return ""
+
+
+def _from_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
     from diffusers import DiffusionPipeline
 
-    index = Path(folder, "model_index.json")
-    parts = json.loads(index.read_text()) if index.is_file() else {}
+    index = folder / "model_index.json"
+    parts = read_json(index, _MOST_CONFIG_BYTES) if index.is_file() else {}
     if not isinstance(parts, dict):
-        raise ValueError(f"{index} holds no JSON object")
+        raise UsageError(f"{index} holds no JSON object")
     # parts that the index says are missing (Stable Diffusion 3 without its third text encoder) diffusers would ask for
     missing = {name: None for name, what in parts.items() if what == [None, None]}
     return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, variant=variant, **missing)
+
+
+def _from_hub(hub_id: str, dtype: torch.dtype, variant: str | None) -> Any:
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(hub_id, torch_dtype=dtype, variant=variant)
 
 
 def _from_file(file: str, dtype: torch.dtype, config: str | None) -> Any:
@@ -57,5 +150,5 @@ def _from_file(file: str, dtype: torch.dtype, config: str | None) -> Any:
     class_name = diffusers.DiffusionPipeline.load_config(config)["_class_name"]
     cls: Any = getattr(diffusers, class_name, None)
     if not hasattr(cls, "from_single_file"):
-        raise ValueError(f"{config} is a {class_name}, which diffusers cannot load from a single file")
+        raise UsageError(f"{config} is a {class_name}, which diffusers cannot load from a single file")
     return cls.from_single_file(file, config=config, torch_dtype=dtype)

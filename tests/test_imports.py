@@ -22,7 +22,7 @@ ROOMS = {
     """,
     "partitioner": """
         _version errors process tables
-        graph search
+        graph library search
         fleet models staleness
         costs plan
         simulator
@@ -90,6 +90,7 @@ TOUCH_TORCH = {
     "partitioner.models.guess_roles",
     "partitioner.models.inputs",
     "partitioner.models.lean_import",
+    "partitioner.models.parameter_bound",
     "partitioner.models.recorded",
     "partitioner.models.sampler_probe",
     "partitioner.models.samplers",
@@ -107,6 +108,7 @@ NEED_TORCH = TOUCH_TORCH - {
     "partitioner.models.build",
     "partitioner.models.inputs",
     "partitioner.models.lean_import",
+    "partitioner.models.parameter_bound",
     "partitioner.models.source",
     "partitioner.models.spec",
     "partitioner.models.unweighted",

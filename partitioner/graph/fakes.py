@@ -16,8 +16,9 @@ from partitioner.graph.export import fake_mode
 def traceable(module: nn.Module) -> Iterator[None]:
     """A context in which the module can be traced for the cpu, whatever device it is on.
 
-    Where it is on the cpu, nothing is done; otherwise its tensors are replaced by fake ones on the cpu, for which
-    operators are traced as they are for plans. Make the example inputs inside, too.
+    Make the example inputs inside, where no tensor takes memory, however large a plan says that it is. Where the module
+    is not on the cpu, its tensors are replaced by fake ones on the cpu, for which operators are traced as they are for
+    plans.
 
     >>> layer = torch.nn.Linear(2, 3, device="meta")
     >>> with traceable(layer):
@@ -26,7 +27,8 @@ def traceable(module: nn.Module) -> Iterator[None]:
     """
     tensors = [*module.parameters(), *module.buffers()]
     if all(tensor.device.type == "cpu" for tensor in tensors):
-        yield
+        with fake_mode():
+            yield
         return
     swapped: list[tuple[dict[str, Any], str, torch.Tensor]] = []
     with fake_mode():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from partitioner.library import library_call
+from partitioner.models.parameter_bound import MOST_OF_DENOISER, bounded_parameters
 from partitioner.models.source import diffusers_class
 
 if TYPE_CHECKING:
@@ -20,12 +22,15 @@ def build_denoiser(class_name: str, config: Mapping[str, Any]) -> nn.Module:
         config: Its configuration.
 
     Raises:
-        UsageError: This version of diffusers has no such class.
+        UsageError: This version of diffusers has no such class, or makes none of this configuration, or it would be of
+            absurd size.
     """
     import torch
 
     cls = diffusers_class(class_name)
-    module: nn.Module = cls.from_config(dict(config))
+    what = f"a {class_name} of this configuration"
+    with bounded_parameters(what, MOST_OF_DENOISER), library_call(f"{what} cannot be built"):
+        module: nn.Module = cls.from_config(dict(config))
     kept = cls._keep_in_fp32_modules or ()
     cast(module, torch.get_default_dtype(), kept)
     return module

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from partitioner.graph.ir import Role
 
+MOST_ELEMENTS = 2**34  # of an argument; a minute of video in pixels has 2**33
+
 
 @dataclass(frozen=True, slots=True)
 class ExampleTensor:
-    """One tensor argument: its role, its shape and its dtype (None: that of the denoiser)."""
+    """One tensor argument: its role, its shape and its dtype (None: that of the denoiser).
+
+    Raises:
+        ValueError: The shape holds something else than whole numbers, or is of absurd size.
+    """
 
     role: Role
     shape: tuple[int, ...]
     dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if not all(type(size) is int and size >= 0 for size in self.shape):
+            raise ValueError(f"a tensor's shape would be {self.shape}; expected whole numbers")
+        if math.prod(self.shape) > MOST_ELEMENTS:
+            raise ValueError(f"a tensor of shape {self.shape} would have more than {MOST_ELEMENTS} elements")
 
 
 Inputs = Mapping[

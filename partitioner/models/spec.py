@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from partitioner.errors import UsageError
 from partitioner.graph.ir import Role
+from partitioner.library import cause_of
 from partitioner.models.build import build_denoiser
 from partitioner.models.built_in import BUILT_IN
 from partitioner.models.call_rows import CallRows, RowPaths, row_paths
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from partitioner.models.recorded import Recording
 
 
+# what descriptions raise that find other values in a configuration than those that its class has
+_OTHER_VALUES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 DTYPES = ("float16", "bfloat16", "float32")
 RECORDED_DTYPE = "bfloat16"  # of a denoiser that no description names another for
 
@@ -408,7 +411,13 @@ def _spec(
 
     def describe(rows: int) -> Inputs:
         request = Request(height, width, frames, sizes.batch, rows, config, source.pipeline, source.vae, denoiser)
-        inputs = architecture.describe(request)
+        try:
+            inputs = architecture.describe(request)
+        except _OTHER_VALUES as error:
+            raise UsageError(
+                f"how {source.name} is called does not follow from its configurations, in which a value is missing or "
+                f"of another kind than a {source.class_name} has: {cause_of(error)}"
+            ) from error
         return inputs if architecture.build else {**inputs, "return_dict": False}
 
     inputs = describe(rows)

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 
 from partitioner.costs.model import CostModel
-from partitioner.errors import UsageError, first_line
+from partitioner.errors import UsageError
 from partitioner.models.guidance_scale import live_scale, scale_in_effect
 from partitioner.models.samplers import config_text, settings_text
 from partitioner.models.spec import live_spec
@@ -225,10 +225,7 @@ def users_pipeline(folder: str, prompts: Sequence[str], samples: int, guidance: 
         raise UsageError("--pipeline needs --prompt, once or several times")
 
     def load(dtype: torch.dtype) -> Any:
-        try:
-            return load_pipeline(folder, dtype)
-        except (OSError, ValueError, ImportError) as error:
-            raise UsageError(f"--pipeline {folder} cannot be loaded: {first_line(error)}") from error
+        return load_pipeline(folder, dtype)
 
     named = [prompts[number % len(prompts)] for number in range(samples)]
     pipe = load(torch.float32)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from partitioner.errors import UsageError, first_line
+from partitioner.errors import UsageError
 from partitioner.models.samplers import config_text, denoiser_calls, steps_of
 from partitioner.plan.plan import Plan
 from runtime.loading import load_pipeline
@@ -66,10 +66,7 @@ def generate(how: ProtocolGeneration, run: str, folder: PictureFolder, samples: 
     missing = folder.missing(samples)
     if not missing:
         return
-    try:
-        pipe = load_pipeline(how.pipeline, getattr(torch, how.dtype))
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(f"--pipeline {how.pipeline} cannot be loaded: {first_line(error)}") from error
+    pipe = load_pipeline(how.pipeline, getattr(torch, how.dtype))
     pipe.set_progress_bar_config(disable=True)
     plan = Plan.load(how.plan)
     steps = how.steps if run != "fewer_steps" else fewer_steps(pipe, plan, how.steps)
