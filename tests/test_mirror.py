@@ -257,6 +257,11 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     ),
     ("the commands are run on small denoisers", "tools/bench/test_bench.py", ["tools.bench.*"]),
     (
+        "cases are run in forked processes, and their command prints how they ended",
+        "tools/mutate/test_cases.py",
+        ["tools.mutate.forked", "tools.mutate.__main__"],
+    ),
+    (
         "the denoisers of recorded profiles, traced and compared with these",
         "profiles/test_recorded.py",
         ["tools.denoisers"],

@@ -1,0 +1,96 @@
+"""Mutated plans, profiles, folders and weights: every command ends as documented, in seconds, without a traceback.
+
+A few are run here, more where the whole suite is, and 500 of each kind by ``python -m tools.mutate``.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tools.mutate.cases import KINDS, MutatedCase, Originals, make_originals, run_case, wrong_with
+from tools.mutate.forked import Limits, RunEnd, run_forked
+
+LIMITS = Limits()
+SEED = 20  # other ones than the command's own
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Originals]:
+    made = make_originals(tmp_path_factory.mktemp("mutated") / "originals")
+    gc.freeze()  # what forked processes share
+    yield made
+    gc.unfreeze()
+
+
+def check(kind: str, numbers: range, originals: Originals, folder: Path) -> None:
+    outcomes = [run_case(kind, number, SEED, originals, folder / "case", LIMITS) for number in numbers]
+    assert [
+        f"{kind} {one.case.number}: {one.wrong}: {one.case.what}: {one.ended.output[-2000:]}"
+        for one in outcomes
+        if one.wrong
+    ] == []
+    assert {one.ended.code for one in outcomes} != {0}, "nothing of what was mutated was looked at"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_mutations_end_as_documented(kind: str, originals: Originals, tmp_path: Path) -> None:
+    check(kind, range(4), originals, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_mutations_end_as_documented(kind: str, originals: Originals, tmp_path: Path) -> None:
+    check(kind, range(4, 20), originals, tmp_path)
+
+
+def ended(code: int = 0, output: str = "", **more: float) -> RunEnd:
+    return RunEnd(code, output, **{"cpu_s": 0.1, "wall_s": 0.1, "memory_bytes": 10, **more})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("how", "wrong"),
+    [
+        (ended(), ""),
+        (ended(3, "run-plan: error: the plan is none"), ""),
+        (ended(3, "it is wrong"), "no sentence"),
+        (ended(1, "run-plan: error: not foreseen"), "exit code 1"),
+        (ended(-9), "exit code -9"),
+        (ended(2, "run-plan: error: no option"), "exit code 2"),
+        (ended(3, "Traceback (most recent call last)\nrun-plan: error: it is wrong"), "a traceback"),
+        (ended(cpu_s=11.0), "11 s of processor time, 0 s in all"),
+        (ended(wall_s=130.0), "0 s of processor time, 130 s in all"),
+        (ended(memory_bytes=2_000_000_000), "2.0 GB"),
+    ],
+)
+def test_what_is_wrong_is_seen(how: RunEnd, wrong: str) -> None:
+    from runtime.cli import main
+
+    assert wrong_with(MutatedCase("plans", 0, "nothing", main, ()), how, LIMITS) == wrong
+
+
+def wait_and_fill(arguments: Sequence[str]) -> int:
+    """A command: takes memory, time of the processor, or just time, and ends in some way."""
+    (what,) = arguments
+    if what == "memory":
+        print(len(bytearray(200 << 20)), file=sys.stderr)
+    elif what == "raise":
+        raise ValueError("as a defect does")
+    elif what == "exit":
+        sys.exit(4)
+    elif what == "sleep":
+        time.sleep(60)
+    return 3
+
+
+@pytest.mark.parametrize(("what", "code"), [("memory", 3), ("raise", 1), ("exit", 4), ("sleep", -9)])
+def test_a_forked_command_is_measured_and_ended(what: str, code: int, tmp_path: Path) -> None:
+    how = run_forked(wait_and_fill, [what], tmp_path, Limits(wall_s=0.5 if what == "sleep" else 60.0))
+    assert how.code == code
+    assert (how.memory_bytes > 190 << 20) == (what == "memory")
+    assert ("ValueError: as a defect does" in how.output) == (what == "raise")

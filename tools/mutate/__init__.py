@@ -1,0 +1,1 @@
+"""Mutated plans, profiles, pipeline folders and weights, and how the commands end on them."""
