@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 BLOCK_BYTES = 31 << 20  # just below the 32 MiB up to which glibc adapts
 
@@ -117,7 +117,7 @@ def beside(work: Callable[[], T], timeout_s: float = 300.0) -> Callable[[], T]:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_do, args=(work, ours, theirs), daemon=True)
-    with _interrupts_put_off():
+    with interrupts_put_off():  # Python loses what is raised in the functions that it calls around a fork
         child.start()
     theirs.close()
 
@@ -138,23 +138,31 @@ def beside(work: Callable[[], T], timeout_s: float = 300.0) -> Callable[[], T]:
 
 
 @contextmanager
-def _interrupts_put_off() -> Iterator[None]:
-    """Have Ctrl-C wait for the block's end: Python loses what is raised in the functions that it calls around a fork.
+def interrupts_put_off() -> Iterator[list[int]]:
+    """Have what signal handlers raise, as for Ctrl-C, wait for the block's end, so that nothing is done by halves.
 
-    Only for the main thread.
+    Python runs them in the main thread; in others there is nothing to put off.
+
+    Yields:
+        The signals that have come so far; each is handled once at the block's end.
     """
     came: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler):  # nothing is raised
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    handlers = _python_handlers() if threading.current_thread() is threading.main_thread() else {}
     try:
-        yield
+        for number in handlers:
+            signal.signal(number, lambda number, _: came.append(number))
+        yield came
     finally:
-        signal.signal(signal.SIGINT, handler)
-    for number in came[:1]:
-        signal.raise_signal(number)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
+
+
+def _python_handlers() -> dict[int, Any]:
+    """Signals that a function of Python's handles, and the function."""
+    found = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    return {number: handler for number, handler in found.items() if callable(handler)}
 
 
 def _do(work: Callable[[], T], theirs: Connection, ours: Connection) -> None:

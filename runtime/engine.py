@@ -7,7 +7,8 @@ each; all have the same ranks, which hold their share of every one.
 from __future__ import annotations
 
 import itertools
-import threading
+import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,15 +20,17 @@ from torch import nn
 
 from partitioner.plan.plan import Plan
 from partitioner.plan.timeline import Timeline
+from partitioner.process import interrupts_put_off
 from runtime.devices.memory import give_back
-from runtime.driver.callers import caller_of
+from runtime.driver.callers import Caller, caller_of
 from runtime.driver.denoiser_driver import DenoiserDriver, Shared
 from runtime.errors import EngineClosed, InputError, OtherDenoiser
 from runtime.options import EngineOptions
-from runtime.ranks.base import DenoiserRanks
+from runtime.ranks.base import DenoiserRanks, Ranks
 from runtime.ranks.start import start_ranks
 from runtime.stats import Stats
 from runtime.torchrun import join
+from runtime.turns import Turns, at_engine_work, later
 from runtime.worker.recording import MOST_CALLS, Recorder, assemble
 
 
@@ -67,20 +70,22 @@ class EngineCalls:
         Returns:
             The name of the context that calls belonged to before.
         """
-        before = self._driver.context_name.get()
-        self._driver.context_name.set(name)
-        return before
+        return self._driver.in_context(name)
 
 
 class Engine:
     """Runs a denoiser by a plan: call it like the denoiser, it returns the denoiser's output as a tuple.
 
-    Use it as a context manager, or call ``close``.
+    Use it as a context manager, or call ``close``. One that is thrown away without ends all the same, with a
+    ResourceWarning.
+
+    Threads take turns, each for a call. What a signal handler, a hook or a finalizer asks in the middle of a thread's
+    own call is refused with EngineBusy, but for ``close``; whatever a process that was forked from the engine's asks,
+    with OtherProcess.
 
     Attributes:
         plan: of the denoiser.
         options: how it is run.
-        others: calls of the other denoisers, by name.
 
     >>> import torch
     >>> from partitioner import compile
@@ -129,9 +134,9 @@ class Engine:
             join(self.options.startup_timeout_s)
         self._scheduler = scheduler
         self._recorded_calls: deque[tuple[float, float]] = deque(maxlen=MOST_CALLS)
-        self._closed = False
+        self._closing = self._closed = False
         self._failure: BaseException | None = None
-        self._lock = threading.Lock()
+        self._turns = Turns(self.options.startup_timeout_s + self.options.step_timeout_s)
         plans = [plan, *(other.plan for other in (others or {}).values())]
         parts = max(self.options.microbatches_of(each) for each in plans)
         self._shared = Shared(itertools.count(step=1 + parts))
@@ -142,25 +147,30 @@ class Engine:
                 self._drivers.append(self._driver_of(other))
             except OtherDenoiser as error:
                 raise OtherDenoiser(f"{name}: {error}; {name} needs a plan of its own") from error
-        self.others = {
-            name: EngineCalls(self, driver) for name, driver in zip(others or {}, self._drivers[1:], strict=True)
-        }
-        self.in_context = EngineCalls(self, self._first).in_context
+        self._names = tuple(others or {})
         give_back()  # what tracing took
+        self._turns.take("starting an engine", lambda: self._start(devices or ["cpu"] * plan.ranks))
+
+    def _start(self, devices: Sequence[str]) -> None:
+        """Start the ranks, and give each its part."""
         self._ranks = start_ranks(
             [driver.plan for driver in self._drivers],
             self.options,
-            devices or ["cpu"] * plan.ranks,
+            devices,
             [driver.held_on for driver in self._drivers],
         )
         for number, driver in enumerate(self._drivers):
             driver.attach(DenoiserRanks(self._ranks, number))
+        self._dropped = weakref.finalize(
+            self, _end_dropped, self._turns, self._ranks, [driver.give_back for driver in self._drivers]
+        )
+        self._dropped.atexit = False  # the program's end ends the ranks, and needs nothing else
         try:
             with torch.inference_mode(False):  # as in calls
                 for driver in self._drivers:
                     self._ranks.stream.call(driver.start)
         except BaseException:
-            self.close()
+            self._close()
             raise
 
     def _driver_of(self, planned: PlannedDenoiser) -> DenoiserDriver:
@@ -179,30 +189,45 @@ class Engine:
         Raises:
             InputError: the plan does not fit these arguments; nothing was sent, and the engine stays usable.
             EngineClosed: the engine was closed, or has failed.
+            EngineBusy: this thread is in the middle of a call, or another's does not end.
+            OtherProcess: this process was forked from the engine's.
             EngineError: a rank failed, stalled or died; the engine has ended.
         """
         return self._call(self._first, args, kwargs)
 
+    @property
+    def others(self) -> dict[str, EngineCalls]:
+        """Calls of the other denoisers, by name."""
+        return {name: EngineCalls(self, driver) for name, driver in zip(self._names, self._drivers[1:], strict=True)}
+
+    def in_context(self, name: str) -> str:
+        """Have calls of this thread or asyncio task from here on belong to a cache context; see EngineCalls."""
+        return self._first.in_context(name)
+
     def _call(self, driver: DenoiserDriver, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         caller = caller_of(driver.denoiser, self._scheduler)
-        with self._lock:  # calls of several threads take turns
-            self._check_open()
-            tensors, form = driver.read(args, kwargs)
-            started = Recorder.now()
-            self._ranks.follow_settings()
-            try:
-                # ranks see ordinary tensors only, in whatever mode the caller is: what is compiled for them fits always
-                with torch.inference_mode(False), torch.no_grad():
-                    results = self._ranks.stream.call(lambda: driver.call(caller, tensors, form))
-            except InputError:
-                raise
-            except BaseException as error:  # also an interrupt: ranks may be halfway, so nothing can go on
-                self._failure = error
-                self._end()
-                raise
-            if self.options.record:
-                self._recorded_calls.append((started, Recorder.now()))
-            return results
+        return self._turns.take("a call of an engine", lambda: self._make_call(driver, caller, args, kwargs))
+
+    def _make_call(
+        self, driver: DenoiserDriver, caller: Caller, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        self._check_open()
+        tensors, form = driver.read(args, kwargs)
+        started = Recorder.now()
+        self._ranks.follow_settings()
+        try:
+            # ranks see ordinary tensors only, in whatever mode the caller is: what is compiled for them fits always
+            with torch.inference_mode(False), torch.no_grad():
+                results = self._ranks.stream.call(lambda: driver.call(caller, tensors, form))
+        except InputError:
+            raise
+        except BaseException as error:  # also an interrupt: ranks may be halfway, so nothing can go on
+            self._failure = error
+            self._end()
+            raise
+        if self.options.record:
+            self._recorded_calls.append((started, Recorder.now()))
+        return results
 
     def pass_by(self, name: str) -> None:
         """Count a call that went to another denoiser of the pipeline, which no plan covers. name: what holds it."""
@@ -214,18 +239,22 @@ class Engine:
 
         Raises:
             EngineClosed: the engine was closed, or has failed.
+            EngineBusy, OtherProcess: as for a call.
         """
-        with self._lock:
-            self._check_open()
-            for driver in self._drivers:
-                driver.generations.tell()
-            return self._shared.times.stats(tuple(self._ranks.reports()), self._first.generations.passed_by)
+        return self._turns.take("engine.stats", self._stats)
+
+    def _stats(self) -> Stats:
+        self._check_open()
+        for driver in self._drivers:
+            driver.generations.tell()
+        return self._shared.times.stats(tuple(self._ranks.reports()), self._first.generations.passed_by)
 
     def timeline(self) -> Timeline:
         """What every rank has done and when, for engines with ``record``; see partitioner.plan.timeline.
 
         Raises:
             EngineClosed: the engine was closed, or has failed.
+            EngineBusy, OtherProcess: as for a call.
         """
         reports = self.stats.ranks
         return assemble({rank: report.marks for rank, report in enumerate(reports)}, list(self._recorded_calls))
@@ -233,11 +262,25 @@ class Engine:
     def close(self) -> None:
         """End the ranks and give the denoiser its parameters back; nothing is left running. May be called again.
 
+        In the middle of a call, as by a signal handler or a finalizer, it returns at once, and a thread closes the
+        engine when the call has ended, after which there is no other. Ctrl-C and other signals wait until it is closed.
+
         Raises:
             EngineError: a file that held parameters of the denoiser was written to, and the ranks that have them, too,
                 have failed. All others are given back before that.
+            EngineBusy: a call of another thread does not end.
+            OtherProcess: this process was forked from the engine's, which goes on.
         """
-        with self._lock, ExitStack() as stack:
+        self._turns.check_process("engine.close()")
+        if at_engine_work():
+            self._closing = True
+            later(self.close, "close engine")
+            return
+        self._turns.take("engine.close()", self._close)
+
+    def _close(self) -> None:
+        with interrupts_put_off(), ExitStack() as stack:
+            stack.callback(self._dropped.detach)
             for driver in self._drivers:
                 stack.callback(driver.restore)
             stack.callback(self._end)
@@ -246,15 +289,46 @@ class Engine:
                     stack.callback(driver.end)
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closed or self._closing:
             raise EngineClosed("the engine is closed; start another one") from self._failure
 
     def _end(self) -> None:
         self._closed = True
-        self._ranks.close()  # every time: the last one may have been interrupted
+        with interrupts_put_off():
+            self._ranks.close()
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self.close()
+        if self._turns.is_owner:  # a process that was forked in the block may leave it
+            self.close()
+
+
+def _end_dropped(turns: Turns, ranks: Ranks, give_back_weights: Sequence[Callable[[], None]]) -> None:
+    """End an engine that nobody has closed and nobody has any more.
+
+    Args:
+        turns: the engine's.
+        ranks: that are to end.
+        give_back_weights: of each denoiser; they may do without the denoiser itself.
+    """
+    if not turns.is_owner:
+        return
+
+    def end() -> None:
+        with interrupts_put_off(), ExitStack() as stack:
+            stack.callback(
+                warnings.warn,
+                "an engine was thrown away without having been closed; use it in a with block, or call close()",
+                ResourceWarning,
+                stacklevel=1,
+            )
+            for give_back_own in give_back_weights:
+                stack.callback(give_back_own)
+            stack.callback(ranks.close)
+
+    if at_engine_work():  # the garbage collector may run in the middle of anything
+        later(end, "end engine")
+    else:
+        end()

@@ -40,6 +40,14 @@ class EngineClosed(EngineError):
     """The engine was closed, or an earlier failure has ended it, which is then the ``__cause__``."""
 
 
+class EngineBusy(EngineError):
+    """The engine is in the middle of a call, which what was asked of it would have to wait for in vain."""
+
+
+class OtherProcess(EngineError):
+    """A forked process asked something of an engine that another process has started; that one's goes on."""
+
+
 class WeightsChanged(EngineError):
     """A file of the denoiser's weights was written to while it was needed, and what it held cannot be had any more."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -107,7 +108,11 @@ def parallelize(
         for name, takeover in takeovers.items():
             stack.enter_context(takeover.by(engine.others.get(name, engine)))
         stack.enter_context(counted(seconds, names, engine.pass_by))
-        yield engine
+        try:
+            yield engine
+        except GeneratorExit:
+            warnings.warn("a parallelize block was thrown away before its end", ResourceWarning, stacklevel=2)
+            raise
 
 
 def named_plans(

@@ -34,7 +34,7 @@ ROOMS = {
     """,
     "runtime": """
         errors
-        options
+        options turns
         devices
         transport
         worker

@@ -150,6 +150,12 @@ class DenoiserDriver:
             self._planned = None
             self._changes.settle()
 
+    def in_context(self, name: str) -> str:
+        """Have calls of this thread or task from here on belong to another cache context; returns the former's name."""
+        before = self.context_name.get()
+        self.context_name.set(name)
+        return before
+
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensors, CallForm]:
         """The tensors of a call's arguments, and what else they are.
 
@@ -334,6 +340,11 @@ class DenoiserDriver:
     def restore(self) -> None:
         """Give the denoiser its parameters back."""
         self._weights.restore()
+
+    @property
+    def give_back(self) -> Callable[[], None]:
+        """Does as ``restore`` does, and keeps neither this nor the denoiser alive."""
+        return self._weights.restore
 
 
 def _undone_text(paths: Sequence[str]) -> str:

@@ -43,7 +43,7 @@ class LeftBehind:
 
 
 _LEFT: list[LeftBehind] = []
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()  # the garbage collector may end an engine in the middle of this
 
 
 def leave_behind(rank: LeftBehind) -> None:

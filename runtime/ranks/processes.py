@@ -39,6 +39,7 @@ from runtime.transport.packets import new_lines
 from runtime.transport.rendezvous import Rendezvous
 from runtime.transport.same_machine import SUPPORTED
 from runtime.transport.weight_files import StoredTensor
+from runtime.turns import EngineThread
 from runtime.worker.commands import Load, RankCommand, Setup, Stop
 from runtime.worker.waiting import Waiting, run_to_end
 
@@ -137,7 +138,7 @@ class ProcessRanks(Ranks):
         return handle
 
     def _begin_thread(self, target: Callable[[], None], name: str) -> None:
-        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread = EngineThread(target, name)
         thread.start()
         self._threads.append(thread)
 

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -22,6 +23,7 @@ from runtime.ranks.left_behind import LeftBehind, await_devices, leave_behind
 from runtime.ranks.rank_report import Report, latest_of, report
 from runtime.ranks.watch import Watch
 from runtime.transport.stream_mailbox import StreamMailbox
+from runtime.turns import EngineThread
 from runtime.worker.commands import Evaluate, ForgetGraphs, RankCommand, Stop
 from runtime.worker.waiting import Waiting, run_to_end
 from runtime.worker.worker import Worker
@@ -76,8 +78,7 @@ class ThreadRanks(Ranks):
         self._evaluated: set[tuple[int, int, int]] = set()  # (rank, denoiser, table) that was told to run
         self._torch_threads = torch.get_num_threads()
         self._threads = {
-            rank: threading.Thread(target=self._serve, args=(rank,), name=f"rank {rank}", daemon=True)
-            for rank in range(1, len(setups))
+            rank: EngineThread(partial(self._serve, rank), f"rank {rank}") for rank in range(1, len(setups))
         }
         self._running = list(range(len(setups)))  # ranks that have not ended
         for thread in self._threads.values():

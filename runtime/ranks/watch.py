@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from runtime.devices.stream import Event
+from runtime.turns import EngineThread
 
 _LOOK_S = 0.05  # between two looks at an event that is not done
 
@@ -26,7 +27,7 @@ class Watch:
         self._changed = threading.Condition()
         self._queued: deque[tuple[int, Event, float]] = deque()  # rank, event, when it is late
         self._closed = False
-        self._thread = threading.Thread(target=self._look, name="device watch", daemon=True)
+        self._thread = EngineThread(self._look, "device watch")
         self._thread.start()
 
     def add(self, rank: int, event: Event) -> None:

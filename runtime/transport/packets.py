@@ -12,6 +12,8 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
+from runtime.turns import EngineThread
+
 LONGEST_PACKET = 2048  # bytes
 _CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _ONE_FILE = socket.CMSG_SPACE(4)
@@ -66,7 +68,7 @@ class PacketSocket:
             if self._late or not self._try(packet, files):
                 self._late.append((packet, files))
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._send_late, name=self._name, daemon=True)
+                    self._thread = EngineThread(self._send_late, self._name)
                     self._thread.start()
 
     def _try(self, packet: bytes, files: list[int]) -> bool:

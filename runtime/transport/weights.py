@@ -9,6 +9,7 @@ values all the same.
 from __future__ import annotations
 
 import atexit
+import weakref
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Weights:
             PlanMismatch: some of its parameters are not in memory.
         """
         check_in_memory(denoiser)
-        self._denoiser = denoiser
+        self._denoiser = weakref.ref(denoiser)  # it may have the engine that has this, which then must not keep it
         self._files = WeightFiles(denoiser)
         self._stored: dict[str, StoredTensor | None] = {}  # path -> the file that was found to hold it
         self._released: dict[int, _Released] = {}  # by the parameter's id
@@ -261,8 +262,10 @@ class Weights:
 
     def state(self) -> dict[str, torch.Tensor]:
         """The denoiser's tensors as they are now, by path; one that has several paths stands at each."""
-        state: dict[str, torch.Tensor] = dict(self._denoiser.named_parameters(remove_duplicate=False))
-        state.update(self._denoiser.named_buffers(remove_duplicate=False))
+        denoiser = self._denoiser()
+        assert denoiser is not None  # whoever asks has it
+        state: dict[str, torch.Tensor] = dict(denoiser.named_parameters(remove_duplicate=False))
+        state.update(denoiser.named_buffers(remove_duplicate=False))
         return state
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from partitioner.plan.plan import Plan
 from partitioner.plan.records import CostSource, Predicted, PredictedComponent
 from runtime.engine import Engine
 from runtime.options import EngineOptions
+from runtime.turns import EngineThread
 from runtime.worker.predictor import PREDICTORS, Hold, Predictor
 from tools.trace_once import Traces
 
@@ -262,3 +264,8 @@ def _call(target: str, args: Any, kwargs: Mapping[str, Any], values: Mapping[str
         for part in target.split("."):
             function = getattr(function, part)
     return function(*map(concrete, args), **{key: concrete(value) for key, value in kwargs.items()})
+
+
+def threads_of_engines() -> list[str]:
+    """The names of the threads that engines have started in this process and that run."""
+    return [thread.name for thread in threading.enumerate() if isinstance(thread, EngineThread)]

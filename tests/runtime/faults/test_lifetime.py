@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import subprocess
 import sys
@@ -131,16 +132,86 @@ def _run(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_forked_child_ends_no_rank_of_its_parent() -> None:
-    with engine_for(FRAGILE, plan_for(FRAGILE)) as engine:
-        trajectory(engine)
-        child = os.fork()
-        if child == 0:
-            engine._ranks.close()
-            os._exit(0)
-        os.waitpid(child, 0)
-        assert len(rank_processes()) == 1
-        trajectory(engine, seed=1)
+FORKED = """
+import gc, multiprocessing, os, sys, warnings
+import torch
+from runtime.errors import OtherProcess
+from tests.support.engines import equal
+from tests.support.traces import rank_processes
+from tests.support.trouble import engine_for, fragile, inputs, plan_for, trajectory
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+denoiser = fragile()
+
+def refused(engine):
+    for ask in (lambda: engine(**inputs(0)), lambda: engine.stats, engine.timeline, engine.close):
+        try:
+            ask()
+        except OtherProcess:
+            continue
+        raise AssertionError("not refused")
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        refused(engine)
+        return torch.ones(1)
+
+with engine_for(denoiser, plan_for(denoiser), exact=True) as engine:
+    parent = os.getpid()
+    trajectory(engine, 2)
+    if os.fork() == 0:
+        refused(engine)
+        sys.exit(0)  # out of the block, and through all that Python does at its end
+    assert os.wait()[1] == 0
+    child = multiprocessing.get_context("fork").Process(target=refused, args=(engine,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    for _ in torch.utils.data.DataLoader(Rows(), num_workers=2, multiprocessing_context="fork"):
+        trajectory(engine, 2)
+    if os.fork() == 0:
+        del engine
+        gc.collect()
+        raise SystemExit(3)
+    assert os.wait()[1] == 3 << 8
+    assert len(rank_processes()) == 1
+    assert equal(trajectory(engine, 4, seed=1), trajectory(denoiser, 4, seed=1))
+print("done", os.getpid() == parent)
+"""
+
+
+def test_forked_children_are_refused_and_end_nothing_of_their_parents() -> None:
+    done = _run(FORKED)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done True\n", "")
+
+
+def test_engines_that_are_thrown_away_leave_nothing() -> None:
+    plan = plan_for(FRAGILE, 3)
+
+    def fail() -> None:
+        engine = engine_for(FRAGILE, plan)
+        trajectory(engine, 2)
+        raise ZeroDivisionError  # a user's own, in a notebook, whose traceback has the engine until the next one
+
+    def lose_by_error() -> None:
+        try:
+            fail()
+        except ZeroDivisionError:
+            assert len(rank_processes()) == 2
+
+    def lose_in_a_cycle() -> None:
+        engine: Any = engine_for(FRAGILE, plan)
+        trajectory(engine, 2)
+        engine.itself = engine
+        del engine
+        gc.collect()
+
+    for lose in (lose_by_error, lose_in_a_cycle):
+        with pytest.warns(ResourceWarning, match="thrown away without having been closed"):
+            lose()
+        assert not rank_processes()
 
 
 def test_starts_and_stops_leave_the_program_as_it_was() -> None:
