@@ -29,6 +29,16 @@ def keep_freed_memory() -> None:
     torch.empty(BLOCK_BYTES, dtype=torch.uint8)
 
 
+def open_standard_files() -> None:
+    """Give the numbers of standard streams that are closed to /dev/null, before some other file gets one of them.
+
+    What a library, or a process that is started, writes to its stderr would go to that file.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest one that is free
+        os.set_inheritable(number, True)
+    os.close(number)
+
+
 INTERRUPTED = 130  # exit code of a command that Ctrl-C ended, as a shell reports it
 
 

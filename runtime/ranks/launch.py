@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,11 @@ from runtime.devices.places import Place, local_places
 from runtime.transport.weight_files import StoredTensor
 
 LOOPBACK = "127.0.0.1"
+STATUS_TAKEN = (
+    "ended with a status that somebody else has taken (the program ignores SIGCHLD, or waits for any child, as "
+    "os.waitpid(-1) does)"
+)
+_LOOK_S = 0.005  # between two looks at whether a process has ended
 
 
 class RankProcess(Protocol):
@@ -116,18 +123,38 @@ class LocalProcess:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
+        self._lock = threading.Lock()
+        self._ending: str | None = None
 
     def __str__(self) -> str:
         return str(self._process.pid)
 
     def ending(self, timeout_s: float = 0.0) -> str | None:
-        try:
-            return status_in_words(self._process.wait(timeout=timeout_s))
-        except subprocess.TimeoutExpired:
-            return None
+        until = time.monotonic() + timeout_s
+        while self._ending is None and not self._look():
+            if time.monotonic() >= until:
+                return None
+            time.sleep(_LOOK_S)
+        return self._ending
+
+    def _look(self) -> bool:
+        """Whether it has ended; how is asked before subprocess takes the status, and calls one that is gone a 0."""
+        with self._lock:
+            if self._ending is None:
+                try:
+                    found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                    if found is None:
+                        return False
+                    status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+                    self._ending = status_in_words(status)
+                except ChildProcessError:
+                    self._ending = STATUS_TAKEN
+                self._process.poll()
+            return True
 
     def kill(self) -> None:
-        self._process.kill()
+        if self.ending() is None:
+            self._process.kill()
 
 
 def start_process(
@@ -148,8 +175,18 @@ def start_process(
         stdin=subprocess.DEVNULL,
         stdout=2,  # stdout is for results
         env=dict(os.environ, PYTHONPATH=os.pathsep.join(places)),
+        cwd=None if _is_in_a_folder() else "/",  # torch cannot be loaded in one that was deleted
         start_new_session=True,  # a terminal's Ctrl-C and Ctrl-Z are for the driver
     )
+
+
+def _is_in_a_folder() -> bool:
+    """Whether this process's current folder is there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def status_in_words(status: int) -> str:

@@ -85,7 +85,7 @@ class ProcessRanks(Ranks):
         self._asked = 0
         self._settings: Settings = ()  # that the ranks compute by
         self._handles: dict[int, RankHandle] = {}
-        self._lines = new_lines(len(setups)) if launcher.same_machine and SUPPORTED else []
+        self._lines: list[dict[int, socket.socket]] = []
         self._threads: list[threading.Thread] = []
         self._mailbox: CheckedMailbox | None = None
         self._rendezvous = Rendezvous(partial(announce, self._handles, 0), startup_timeout_s)
@@ -95,6 +95,8 @@ class ProcessRanks(Ranks):
         atexit.register(self.close)
         keep_freed_memory()  # rank 0 computes in this process
         try:
+            if launcher.same_machine and SUPPORTED:
+                self._lines = new_lines(len(setups))
             for own in setups[1:]:
                 welcome = partial(
                     Welcome, own, len(setups), plan_hash, threads, startup_timeout_s, step_timeout_s, secret
@@ -107,6 +109,9 @@ class ProcessRanks(Ranks):
             assert self._mailbox is not None
             self.workers = workers_of(setups[0], self._mailbox)
             self.wait_loaded()
+        except OSError as error:
+            self.close()
+            raise StartupError(f"the ranks cannot be started: {error}") from error
         except BaseException:
             self.close()
             raise
@@ -139,7 +144,10 @@ class ProcessRanks(Ranks):
 
     def _begin_thread(self, target: Callable[[], None], name: str) -> None:
         thread = EngineThread(target, name)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # there are too many
+            raise StartupError(f"the ranks cannot be supervised: {error}") from error
         self._threads.append(thread)
 
     def _connect(self, plan_hash: int, secret: bytes) -> None:

@@ -19,6 +19,7 @@ def main() -> None:
     """Serve the driver; never returns."""
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends its ranks
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # of a driver that ignores it, which compilers cannot work with
     threading.Thread(target=_end_with, args=(parent, descriptor), name="driver watch", daemon=True).start()
     from runtime.ranks.rank_main import serve
 

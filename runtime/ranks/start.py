@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import rank_of, seat_of
+from partitioner.process import open_standard_files
 from runtime.devices.acceleration import check_acceleration
 from runtime.devices.places import local_places, room_for_graphs
 from runtime.errors import InputError, PlanMismatch
@@ -53,6 +54,7 @@ def start_ranks(
     launcher: Launcher | None = None
     places = local_places(devices)
     if options.transport == "processes":
+        open_standard_files()
         launcher = torchrun_launcher(len(devices)) or LocalLauncher()
         places = launcher.places(devices, options.startup_timeout_s)
     graphs = room_for_graphs(plans, places, held_on=held_on, wanted=options.cuda_graphs, one_process=launcher is None)

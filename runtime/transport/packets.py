@@ -28,9 +28,15 @@ def new_line() -> tuple[socket.socket, socket.socket]:
 def new_lines(ranks: int) -> list[dict[int, socket.socket]]:
     """A line between every two ranks: by rank, other rank -> its own end."""
     ends: list[dict[int, socket.socket]] = [{} for _ in range(ranks)]
-    for rank in range(ranks):
-        for other in range(rank + 1, ranks):
-            ends[rank][other], ends[other][rank] = new_line()
+    try:
+        for rank in range(ranks):
+            for other in range(rank + 1, ranks):
+                ends[rank][other], ends[other][rank] = new_line()
+    except OSError:
+        for lines in ends:
+            for line in lines.values():
+                line.close()
+        raise
     return ends
 
 
@@ -117,6 +123,8 @@ class PacketSocket:
             raise EOFError("its connection has closed")
         if flags & _CUT_OFF:
             close_files(files)
+            if flags & socket.MSG_CTRUNC and not files:  # they have come, and there is no number for them
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             raise ValueError("it is too long")
         return packet, list(files)
 

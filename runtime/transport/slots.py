@@ -26,6 +26,7 @@ class Board:
     def __init__(self, files: Sequence[int] = ()) -> None:
         self.file = -1 if files else new_file(BOARD_SLOTS)
         region = HostRegion(files[0] if files else os.dup(self.file), BOARD_SLOTS)
+        self._owner = os.getpid()
         self._marks = (ctypes.c_ubyte * BOARD_SLOTS).from_address(region.bytes.data_ptr())
         self._marks.region = region  # type: ignore[attr-defined] # lives as long as what refers to it
 
@@ -38,8 +39,9 @@ class Board:
         self._marks[number] = _TAKEN
 
     def clear(self, number: int) -> None:
-        """The reader gives it back."""
-        self._marks[number] = _FREE
+        """The reader gives it back; a process that was forked from the reader, and frees its copies, does not."""
+        if os.getpid() == self._owner:
+            self._marks[number] = _FREE
 
     def close(self) -> None:
         """From now on marks are nobody's business."""

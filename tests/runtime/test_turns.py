@@ -21,6 +21,7 @@ from runtime.ranks.emulated import EmulatedRanks
 from runtime.turns import Turns
 from runtime.worker.segment import Segment
 from tests.support.engines import Trajectory, equal, threads_of_engines, toy_plan
+from tests.support.forks import in_a_child
 from tests.support.toy_plans import DENOISER
 from tests.support.trouble import wait_until
 
@@ -194,19 +195,6 @@ def test_a_signal_while_the_engine_is_closed_is_handled_when_it_is(monkeypatch: 
 
 
 # ---- forks
-
-
-def in_a_child(act: Callable[[], None]) -> None:
-    """Act in a forked process, and fail where it raises."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            act()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_forked_process_is_refused_whatever_it_asks_and_the_engine_goes_on() -> None:

@@ -14,6 +14,7 @@ import torch
 
 from runtime.errors import EngineError, MessageError, RankOutOfMemory
 from runtime.transport.mailbox import PARAMETER_CONTEXT, Expected, MessageKey, PeerLost
+from tests.support.forks import in_a_child
 from tests.support.mailboxes import WIRES, meta, same_machine_pair
 
 
@@ -50,6 +51,15 @@ def test_a_message_stays_as_it_is_while_anything_uses_it_and_then_its_slot_is_us
         assert view.unique().tolist() == [39.0]
         del view
         assert all(sender._channels[1]._slots.board.is_free(number) for number in range(4))
+
+
+def test_a_forked_process_that_frees_its_copy_of_a_message_frees_no_slot() -> None:
+    with same_machine_pair() as (sender, receiver, _):
+        kept = [_pass_on(sender, receiver, 0, torch.ones(2, 3))]
+        in_a_child(kept.clear)
+        assert not sender._channels[1]._slots.board.is_free(0)
+        kept.clear()
+        assert sender._channels[1]._slots.board.is_free(0)
 
 
 def test_a_sender_never_waits_also_for_a_reader_that_has_long_not_looked() -> None:
