@@ -58,6 +58,21 @@ def interrupted(program: str) -> int:
     return INTERRUPTED
 
 
+def raise_interrupt_behind(error: BaseException) -> None:
+    """Raise the interrupt (Ctrl-C, or what another signal's handler raises) in whose wake an error was raised, if any.
+
+    Torch's modes, which a trace enters by the thousand, may fail when they are left because of one.
+
+    Args:
+        error: That was caught.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if not isinstance(behind, (Exception, GeneratorExit)):
+            raise behind
+        behind = behind.__cause__ or behind.__context__
+
+
 def end_at_once(code: int) -> None:
     """End this process, unless a thread or a process of its own is at work; Python would free every object first.
 

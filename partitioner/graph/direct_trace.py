@@ -35,6 +35,7 @@ from partitioner.errors import TraceError
 from partitioner.graph.ir import TensorMeta
 from partitioner.graph.torch_private import FakeTensor, OpOverload, TreeSpec, calls_recorded, tree_flatten
 from partitioner.graph.trace_limits import check_nodes
+from partitioner.process import raise_interrupt_behind
 
 
 class NotDirect(Exception):
@@ -96,6 +97,7 @@ def direct_trace(module: nn.Module, arguments: Mapping[str, Any], where: Callabl
     except TraceError:  # not even torch.export may go on
         raise
     except Exception as error:
+        raise_interrupt_behind(error)
         raise NotDirect(str(error)) from error
     results, out_spec = tree_flatten(made)
     return recorder.program(results, ProgramForm(in_spec, out_spec))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import RLock
 from typing import Any
@@ -35,6 +35,7 @@ from partitioner.graph.torch_private import (
 )
 from partitioner.graph.trace_failure import refuse_unloadable, trace_failure
 from partitioner.graph.trace_limits import TraceLimits
+from partitioner.process import interrupts_put_off, raise_interrupt_behind
 
 
 def trace(
@@ -140,13 +141,16 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str, lines: 
         if child is module and not changed:  # torch.export itself puts some attributes back
             changed.extend(difference for difference in state.differences() if not difference.is_part)
 
-    hooks = []
-    for child in module.modules():
-        hooks += [child.register_forward_pre_hook(note, prepend=True), child.register_forward_hook(clear)]
-    watch = OwnAttention(lambda: failed_in[-1] if failed_in else "")
-    state = ModuleState(module)
-    state.restore()  # which empties caches: a tensor in them would be a constant of the graph
+    put_back: list[Callable[[], None]] = []
     try:
+        with interrupts_put_off():
+            for child in module.modules():
+                put_back.append(child.register_forward_pre_hook(note, prepend=True).remove)
+                put_back.append(child.register_forward_hook(clear).remove)
+        watch = OwnAttention(lambda: failed_in[-1] if failed_in else "")
+        state = ModuleState(module)
+        put_back.insert(0, state.restore)
+        state.restore()  # which empties caches: a tensor in them would be a constant of the graph
         with (
             _ONE_AT_A_TIME,
             torch.no_grad(),
@@ -162,11 +166,12 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str, lines: 
     except TraceError:
         raise
     except Exception as error:
+        raise_interrupt_behind(error)
         raise trace_failure(error, module, failed_in[-1] if failed_in else "", model) from error
     finally:
-        state.restore()
-        for hook in hooks:
-            hook.remove()
+        with interrupts_put_off():
+            for put in put_back:
+                put()
     if watch.places:
         raise TraceError(
             f"{model}: module {watch.places[0] or '<root>'} chooses in its forward how torch computes attention "

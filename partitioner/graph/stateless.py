@@ -13,6 +13,7 @@ from partitioner.errors import TraceError
 from partitioner.graph.module_state import Difference, ModuleState
 from partitioner.graph.torch_private import fake_mode_of, tree_leaves, tree_map_only
 from partitioner.graph.trace_failure import trace_failure, why_failed
+from partitioner.process import raise_interrupt_behind
 
 _WHAT_TO_DO = (
     "A denoiser is traced once for all its calls, so each must do the same: take that processor, hook or cache off for "
@@ -53,6 +54,7 @@ def check_stateless(module: nn.Module, example_inputs: Mapping[str, Any], model:
                 module(**arguments)
             changes_again = between.differences()
     except Exception as error:
+        raise_interrupt_behind(error)
         if not changes:
             raise trace_failure(error, module, "", model) from error
         raise TraceError(

@@ -31,6 +31,7 @@ from partitioner.models.pipeline_call import (
 from partitioner.models.seen_calls import SeenCall, SeenRoles, roles_of, see
 from partitioner.models.sizes import Sizes
 from partitioner.models.stand_ins import OutsideCall, StandIns
+from partitioner.process import raise_interrupt_behind
 
 _log = logging.getLogger("partitioner")
 _STEPS = (3, 2, 12)  # few, exactly two as some distilled models ask for, and enough for one of two denoisers by turns
@@ -253,6 +254,7 @@ class _Runs:
                 if not self._stand_in_for_package(error):
                     return calls, first_line(error)
             except Exception as error:
+                raise_interrupt_behind(error)
                 return calls, first_line(error) or type(error).__name__
             else:
                 return calls, None

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from partitioner.graph.torch_private import FakeTensor, FakeTensorMode, tree_leaves, tree_map_only, uncompiled
+from partitioner.process import raise_interrupt_behind
 
 _SMALL_BUFFER = 1 << 20  # elements; smaller ones keep memory, for code may look at their values
 _MOST_DRAWN = 1 << 26  # elements of a tensor that are all drawn; larger ones repeat one row
@@ -197,11 +198,12 @@ class StandIns:
             try:
                 with self._mode:
                     return forward(*args, **kwargs)
-            except Exception:  # whatever a forward raises for want of values; the second try tells
-                pass
+            except Exception as error:  # whatever a forward raises for want of values; the second try tells
+                raise_interrupt_behind(error)
         try:
             return forward(*args, **kwargs)
-        except Exception:
+        except Exception as error:
+            raise_interrupt_behind(error)
             if original is None:
                 raise
             device = next((tensor.device for tensor in original.parameters()), torch.device("cpu"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from partitioner.process import await_threads, beside
+from partitioner.process import await_threads, beside, interrupts_put_off, raise_interrupt_behind
 
 ROOT = Path(__file__).parents[2]
 
@@ -204,3 +205,52 @@ end_at_once(3)
 def test_a_process_ends_at_once_unless_it_is_at_work(kind: str, said: str, code: int) -> None:
     ran = subprocess.run([sys.executable, "-c", ENDING, kind], capture_output=True, text=True, check=False)
     assert (ran.stdout, ran.returncode) == (said, code)
+
+
+def test_an_interrupt_is_not_lost_behind_the_errors_in_its_wake() -> None:
+    def fail() -> None:
+        try:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise AssertionError("a mode cannot be left")
+        except AssertionError as error:
+            raise ValueError("cannot be traced") from error
+
+    with pytest.raises(ValueError, match="cannot be traced") as caught:
+        fail()
+    with pytest.raises(KeyboardInterrupt):
+        raise_interrupt_behind(caught.value)
+    raise_interrupt_behind(ValueError())
+
+
+def test_signals_wait_for_the_blocks_end_and_are_handled_once_each() -> None:
+    handled: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: handled.append(number))
+
+    def work() -> None:
+        with interrupts_put_off() as came:
+            for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGUSR1, signal.SIGINT):
+                signal.raise_signal(number)
+            assert (handled, len(came)) == ([], 4)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert handled == [signal.SIGUSR1]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_in_another_thread_no_signal_is_put_off() -> None:
+    def put_off() -> None:
+        with interrupts_put_off() as came:
+            assert not came
+        done.append(True)
+
+    done: list[bool] = []
+    thread = threading.Thread(target=put_off)
+    thread.start()
+    thread.join()
+    assert done

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -123,3 +126,33 @@ def test_random_numbers_are_refused_which_every_rank_would_draw_for_itself() -> 
     dropping.dropout.train()
     with pytest.raises(TraceError, match=r"module dropout \(.*\) draws random .*call \.eval\(\)"):
         trace(dropping, arguments, ROLES)
+
+
+class Interrupted(nn.Module):
+    """Ctrl-C comes while it is traced; where ``early``, while the trace is being prepared."""
+
+    def __init__(self, early: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.early = early
+
+    def register_forward_hook(self, *args: Any, **options: Any) -> Any:
+        if self.early:
+            signal.raise_signal(signal.SIGINT)
+        return super().register_forward_hook(*args, **options)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AssertionError("a mode of torch's cannot be left")
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_an_interrupt_ends_a_trace_as_an_interrupt_and_leaves_no_hook(early: bool) -> None:
+    module = Interrupted(early).eval()
+    with pytest.raises(KeyboardInterrupt):
+        trace(module, {"x": torch.ones(4)}, {"x": "latent"})
+    for child in module.modules():
+        assert not child._forward_hooks
+        assert not child._forward_pre_hooks
