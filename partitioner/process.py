@@ -58,6 +58,66 @@ def interrupted(program: str) -> int:
     return INTERRUPTED
 
 
+TERMINATED = 143  # exit code of a command that SIGTERM ended
+
+
+class Terminated(BaseException):
+    """Raised at SIGTERM, so that everything is closed on the way out."""
+
+
+def run_until_stopped(program: str, work: Callable[[], int]) -> int:
+    """Run a command; Ctrl-C and SIGTERM end it with one message, however often they come.
+
+    Each raises KeyboardInterrupt or Terminated until the work has ended by that, and nothing after.
+
+    Args:
+        program: Name of the command.
+        work: All that it does; gives its exit code.
+
+    Returns:
+        The command's exit code: that of the first signal, where one came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    came: list[int] = []
+    ends = False
+
+    def stop(number: int, _frame: Any) -> None:
+        came.append(number)
+        if not ends:
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    before = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) != signal.SIG_IGN  # as of a shell's background jobs
+    }
+    code, ended_by = 0, None
+    try:
+        try:
+            code = work()
+        finally:
+            ends = True
+    except KeyboardInterrupt:
+        ended_by = signal.SIGINT
+    except Terminated:
+        ended_by = signal.SIGTERM
+    except BaseException:
+        if not came:  # else it was raised in the wake of that
+            raise
+    finally:
+        if not came:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    first = came[0] if came else ended_by
+    if first is None:
+        return code
+    if first == signal.SIGINT:
+        return interrupted(program)
+    print(f"{program}: terminated", file=sys.stderr)
+    return TERMINATED
+
+
 def raise_interrupt_behind(error: BaseException) -> None:
     """Raise the interrupt (Ctrl-C, or what another signal's handler raises) in whose wake an error was raised, if any.
 

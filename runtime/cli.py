@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from partitioner.errors import PartitionerError, UsageError, first_line
+from partitioner.process import raise_interrupt_behind, run_until_stopped
 from runtime.errors import EngineError, InputError, OtherCalls, OtherDenoiser
 from runtime.options import MOST_SECONDS, MOST_THREADS, EngineOptions
 from runtime.output_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output, check_writable, write_media
@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --he
     from runtime.engine import Engine
     from runtime.stats import Stats
 
-EXIT_TERMINATED = 143
 # option, least, most; what is beyond is a slip of the pen, and ends in an allocation that fails or in no end at all
 RANGES: tuple[tuple[str, float, float], ...] = (
     ("steps", 1, 10_000), ("warmup", 1, 10_000), ("threads", 1, MOST_THREADS), ("seed", -(2**63), 2**64 - 1),
@@ -131,10 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 usage, 3 invalid plan, 5 a rank failed.
     """
     options = parser().parse_args(argv)
-    previous = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, _terminated)
-    from partitioner.process import interrupted
+    return run_until_stopped("run-plan", lambda: _main(options))
 
+
+def _main(options: argparse.Namespace) -> int:
     try:
         if "TORCHELASTIC_RUN_ID" in os.environ and options.transport in (None, "processes"):
             from runtime.torchrun import join
@@ -142,15 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             join(options.startup_timeout)
         result, stats = _run(options)
     except (EngineError, PartitionerError) as error:
+        raise_interrupt_behind(error)
         print(f"run-plan: {error}{_command_for_another_plan(error, options)}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return interrupted("run-plan")
-    except _Terminated:
-        print("run-plan: terminated", file=sys.stderr)
-        return EXIT_TERMINATED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     if options.json:
         print(json.dumps(result, indent=1))
     else:
@@ -176,14 +169,6 @@ def _load_plan(options: argparse.Namespace) -> Plan | PipelinePlans:
     from partitioner.plan.pipeline_plans import load_plans
 
     return load_plans(options.plan)
-
-
-class _Terminated(BaseException):
-    """Raised at SIGTERM, so that everything is closed on the way out."""
-
-
-def _terminated(_signal: int, _frame: Any) -> None:
-    raise _Terminated
 
 
 def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:

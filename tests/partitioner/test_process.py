@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from partitioner.process import await_threads, beside, interrupts_put_off, raise_interrupt_behind
+from partitioner.process import await_threads, beside, interrupts_put_off, raise_interrupt_behind, run_until_stopped
 
 ROOT = Path(__file__).parents[2]
 
@@ -254,3 +254,53 @@ def test_in_another_thread_no_signal_is_put_off() -> None:
     thread.start()
     thread.join()
     assert done
+
+
+STORM = """
+import os, signal, sys, time
+from partitioner.process import run_until_stopped
+
+def stop(times):
+    for _ in range(times):
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+
+def work():
+    try:
+        try:
+            stop(1)
+        finally:
+            stop(3)  # in what is done on the way out
+    except Exception:
+        return 2
+    finally:
+        if sys.argv[2] == "in an error":
+            raise ValueError("what an interrupt leaves")
+
+status = run_until_stopped("command", work)
+stop(5)
+time.sleep(0.01)
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("where", ["on the way out", "in an error"])
+@pytest.mark.parametrize(("number", "status", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_command_ends_with_one_message_however_often_it_is_stopped(
+    number: str, status: int, word: str, where: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STORM, number, where], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", f"command: {word}\n")
+
+
+def test_a_command_that_nobody_stops_leaves_signals_as_they_were() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def fail() -> int:
+        raise KeyError
+
+    assert run_until_stopped("command", lambda: 7) == 7
+    with pytest.raises(KeyError):
+        run_until_stopped("command", fail)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
