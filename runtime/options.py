@@ -54,7 +54,7 @@ class EngineOptions:
         record: keep what every rank did and when, for ``Engine.timeline``; of the last calls, where a rank has done
             more than 100,000 things (runtime.worker.recording).
         threads: torch threads per rank process; 0: torch's own default.
-        step_timeout_s: seconds that a step may take before the engine ends with RankStalled.
+        step_timeout_s: seconds that a step may wait for other ranks before the engine ends with RankStalled.
         startup_timeout_s: seconds that the ranks may take to start before the engine ends with StartupError.
 
     Raises:

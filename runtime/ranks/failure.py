@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from runtime.errors import EngineError
+from runtime.worker.waiting import pieces
 
 SUSPICION_S = 1.0  # the end of a process may be noticed this long after its connections broke
 _LONGEST_S = 0.5  # between two looks at the suspicions
@@ -77,7 +78,10 @@ class Failure:
     def wait_for(self, done: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until ``done`` holds or there is a failure; False after ``timeout_s`` without either."""
         with self.changed:
-            return self.changed.wait_for(lambda: done() or self.error is not None, timeout=max(0.0, timeout_s))
+            return any(
+                self.changed.wait_for(lambda: done() or self.error is not None, timeout=piece_s)
+                for piece_s in pieces(timeout_s)
+            )
 
     def check(self) -> None:
         """Raise the failure, if there is one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from runtime.transport.mailbox import Mailbox, MessageKey
 
 T = TypeVar("T")
+PIECE_S = 0.5  # of a wait
 
 # Yields the key of a message that it cannot go on without, and wants to be resumed when that has arrived; its return
 # value is the work's. So the same code serves a rank that has a thread of its own, which then waits (run_to_end),
@@ -24,7 +25,8 @@ def run_to_end(work: Waiting[T], mailbox: Mailbox, timeout_s: float | None = Non
     Args:
         work: what to run.
         mailbox: where the messages arrive that it waits for.
-        timeout_s: from now until its end; None for no deadline.
+        timeout_s: how long to wait in all; None for no deadline. While this process is stopped, as by Ctrl-Z, nobody
+            waits.
 
     Returns:
         The work's own value.
@@ -32,7 +34,7 @@ def run_to_end(work: Waiting[T], mailbox: Mailbox, timeout_s: float | None = Non
     Raises:
         TimeoutError: a message has not arrived when ``timeout_s`` is over.
     """
-    end = None if timeout_s is None else time.monotonic() + timeout_s
+    left_s = timeout_s
     with torch.no_grad():
         while True:
             try:
@@ -40,7 +42,31 @@ def run_to_end(work: Waiting[T], mailbox: Mailbox, timeout_s: float | None = Non
             except StopIteration as done:
                 value: T = done.value
                 return value
-            mailbox.wait(key, None if end is None else max(0.0, end - time.monotonic()))
+            if left_s is None:
+                mailbox.wait(key)
+            else:
+                left_s = _wait(mailbox, key, left_s)
+
+
+def _wait(mailbox: Mailbox, key: MessageKey, most_s: float) -> float:
+    """Wait for a message; returns how much of the time is left."""
+    for piece_s in pieces(most_s):
+        begin = time.monotonic()
+        try:
+            mailbox.wait(key, piece_s)
+        except TimeoutError:
+            most_s -= piece_s
+        else:
+            return max(0.0, most_s - min(piece_s, time.monotonic() - begin))
+    raise TimeoutError(f"no message {key} in time")
+
+
+def pieces(seconds: float) -> Iterator[float]:
+    """The parts of a wait: a process that was stopped meanwhile and goes on finds that one of them has passed."""
+    while seconds > PIECE_S:
+        yield PIECE_S
+        seconds -= PIECE_S
+    yield max(0.0, seconds)
 
 
 def together(works: Sequence[Waiting[T]], mailbox: Mailbox) -> Waiting[list[T]]:

@@ -458,10 +458,13 @@ def test_a_signal_ends_it_and_every_rank(
 ) -> None:
     process = endless.process
     assert len(endless.ranks) == 1, "the driver has started the other rank"
-    (os.killpg if to_group else os.kill)(process.pid, number)  # a terminal sends Ctrl-C to all of them
+    for _ in range(5):  # as people press it
+        (os.killpg if to_group else os.kill)(process.pid, number)  # a terminal sends Ctrl-C to all of them
+        time.sleep(0.03)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, "")
     assert err.rstrip().endswith(f"run-plan: {word}")
+    assert err.count(word) == 1
     assert "Traceback" not in err
     assert alive(lambda pid, _: pid in endless.ranks) == []
     assert list(tmp_path.iterdir()) == []

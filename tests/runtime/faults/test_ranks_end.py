@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import threading
 import time
 
 import pytest
@@ -167,6 +169,60 @@ def test_a_slow_rank_changes_no_bit() -> None:
             with soon(lambda: os.kill(rank, signal.SIGCONT), 0.05):
                 outputs.append(engine(**inputs(call))[0])
     assert equal(outputs, wanted)
+
+
+def test_ranks_that_are_stopped_and_go_on_again_and_again_change_no_bit() -> None:
+    plan = plan_for(FRAGILE, COMPONENTS)
+    with engine_for(FRAGILE, plan, transport="emulation") as engine:
+        wanted = trajectory(engine, 40)
+    with engine_for(FRAGILE, plan) as engine:
+        ranks, over = rank_processes(), threading.Event()
+
+        def storm() -> None:
+            while not over.wait(0.002):
+                for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGCONT):
+                    for rank in ranks:
+                        os.kill(rank, number)
+
+        thread = threading.Thread(target=storm)
+        thread.start()
+        try:
+            assert equal(trajectory(engine, 40), wanted)
+        finally:
+            over.set()
+            thread.join()
+
+
+def test_a_driver_that_was_stopped_for_longer_than_a_step_may_take_goes_on() -> None:
+    """By Ctrl-Z, say. Its ranks go on a moment later."""
+    plan = plan_for(FRAGILE)
+    with engine_for(FRAGILE, plan, exact=True, step_timeout_s=1.5) as engine:
+        outputs = trajectory(engine, 6)
+        (rank,) = rank_processes()
+        os.kill(rank, signal.SIGSTOP)
+        with subprocess.Popen(
+            ["sh", "-c", f"sleep 0.3; kill -STOP {os.getpid()}; sleep 2.5; kill -CONT {os.getpid()}; sleep 0.2; "
+             f"kill -CONT {rank}"]
+        ):  # fmt: skip
+            outputs.append(engine(**inputs(6))[0])
+        assert equal(outputs, trajectory(FRAGILE, 7))
+
+
+def test_ranks_that_are_ended_at_once_and_many_times_end_the_engine_with_one_error() -> None:
+    with engine_for(FRAGILE, plan_for(FRAGILE, COMPONENTS)) as engine:
+        trajectory(engine)
+        ranks = rank_processes()
+
+        def storm() -> None:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGSTOP, signal.SIGCONT) * 3:
+                for rank in ranks:
+                    os.kill(rank, number)
+
+        with soon(storm):
+            error = call_until_it_fails(engine, begin=6)
+        assert isinstance(error, RankDied)
+        assert "was killed by signal 15 (SIGTERM)" in str(error)
+        assert not rank_processes()
 
 
 def test_the_drivers_own_work_needs_no_rank_to_have_finished_its_step() -> None:
