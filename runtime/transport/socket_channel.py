@@ -10,6 +10,7 @@ from collections import deque
 
 from runtime.transport.handshake import shut_down
 from runtime.transport.header import HEADER_WORDS, SEQUENCE
+from runtime.turns import EngineThread
 
 _WORDS = struct.Struct(f"!{HEADER_WORDS}q")
 
@@ -59,7 +60,7 @@ class SocketChannel:
                 return
             self._late.append(parts)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._send_late, name=self._name, daemon=True)
+                self._thread = EngineThread(self._send_late, self._name)
                 self._thread.start()
             self._changed.notify()
 

@@ -12,8 +12,8 @@ All receives wait without end, and deadlines are the supervisor's: a receive end
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -24,6 +24,7 @@ from runtime.transport.header import SIZE_BYTES, header_words, shape_and_strides
 from runtime.transport.layout import as_bytes, dense, from_bytes
 from runtime.transport.mailbox import Expected, MessageKey, PeerLost
 from runtime.transport.socket_channel import SocketChannel
+from runtime.turns import EngineThread
 
 _GRACE_S = 2.0  # for a receive whose connection has ended
 
@@ -51,8 +52,7 @@ class SocketMailbox(CheckedMailbox):
         super().__init__(rank, plan_hash=plan_hash, announce_timeout_s=announce_timeout_s, on_error=on_error)
         self._channels = {peer: SocketChannel(line, f"rank {rank} to {peer}") for peer, line in lines.items()}
         self._threads = [
-            threading.Thread(target=self._receive_from, args=(peer,), name=f"rank {rank} from {peer}", daemon=True)
-            for peer in self._channels
+            EngineThread(partial(self._receive_from, peer), f"rank {rank} from {peer}") for peer in self._channels
         ]
         for thread in self._threads:
             thread.start()
