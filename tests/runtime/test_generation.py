@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from partitioner.errors import UsageError
 from partitioner.models.guidance import GuidanceStyle
-from runtime.generation import warn_of_other_guidance
+from runtime.generation import load, warn_of_other_guidance
+from tests.support import pipelines
 from tests.support.toy_plan import toy_plan
 
 
@@ -57,3 +62,20 @@ def test_another_guidance_scale_than_the_plans_is_told(
     assert [told is not None and told in message for message in messages(plan, exact=False)] == [True] * bool(told)
     assert messages(plan, exact=True) == []
     assert messages(plan.model_copy(update={"components": 1}), exact=False) == []
+
+
+@pytest.mark.parametrize("left", ["all but one", "none"])
+def test_a_folder_whose_files_lack_tensors_is_refused_by_name(tmp_path: Path, left: str) -> None:
+    """diffusers loads it, and computes with memory that nobody has written to."""
+    folder = pipelines.saved("stable_diffusion", tmp_path)
+    (file,) = (folder / "unet").glob("*.safetensors")
+    tensors = load_file(file)
+    first = next(iter(pipelines.load(folder).unet.state_dict()))
+    kept = {name: tensor.clone() for name, tensor in tensors.items() if left == "all but one" and name != first}
+    save_file({"beside": torch.zeros(1), **kept}, file)
+    options = Namespace(pipeline=str(folder), variant=None, config=None)
+    which = first if left == "all but one" else f"{first} and {len(tensors) - 1} more of its {len(tensors)} tensors"
+    with pytest.raises(
+        UsageError, match=f"cannot be run: {which} of this UNet2DConditionModel ha.* no values .*hold no"
+    ):
+        load(options, torch.float32)
