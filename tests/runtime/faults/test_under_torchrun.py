@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.ranks.torchrun_store import SECRET_VARIABLE
 from tests.support.strangers import Strangers
 from tests.support.traces import is_gone
 from tests.support.trouble import DEADLINE_S, wait_until
@@ -47,8 +48,9 @@ def test_ranks_end_with_their_driver(tmp_path: Path) -> None:
         assert "the driver, rank 0, has ended without a word" in second.stderr.read()
 
 
-def test_strangers_gain_nothing_and_cost_nothing(tmp_path: Path) -> None:
+def test_strangers_gain_nothing_and_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They guess, hold, garble, replay and flood, at every port that opens, from the first process on to the last."""
+    monkeypatch.setenv(SECRET_VARIABLE, "a secret of the user's")
     trap = tmp_path / "unpickled"
     with agents("-m", SCRIPT, "strangers", logs=tmp_path) as (first, second):
         with Strangers([first.pid, second.pid], trap) as strangers:
