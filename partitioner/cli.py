@@ -1,7 +1,7 @@
 """partition-model: a model's name to a plan file. The result goes to stdout, progress and errors to stderr.
 
-Exit codes: 0 done, 2 usage, 3 invalid plan, 4 no feasible split, 130 interrupted. Torch is imported only when
-something is traced, so that --help and usage errors come at once.
+Exit codes: 0 done, 1 not foreseen, 2 usage, 3 invalid plan, 4 no feasible split, 130 interrupted. Torch is imported
+only when something is traced, so that --help and usage errors come at once.
 """
 
 from __future__ import annotations
@@ -9,18 +9,34 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from partitioner._version import __version__
-from partitioner.errors import PartitionerError, PlanError, UsageError
+from partitioner.command import CommandParser, run_command
+from partitioner.errors import PlanError, UsageError
+from partitioner.limits import (
+    DTYPES,
+    MOST_BATCH,
+    MOST_BRANCHES,
+    MOST_FRAMES,
+    MOST_GB,
+    MOST_PERIOD,
+    MOST_PIXELS,
+    MOST_SCALE,
+    MOST_STEPS,
+    real,
+    whole,
+)
 from partitioner.models.guidance import GUIDANCE_STYLES
 from partitioner.models.guidance_scale import runs_guided, scale_remarks
-from partitioner.process import end_at_once, interrupted
+from partitioner.plan.predictor import PREDICTORS
+from partitioner.process import end_at_once
+from partitioner.search.mode import MODES
+from partitioner.writable import check_apart, check_writable, kept_elsewhere
 from profiles.collector import without_collector
 
 if TYPE_CHECKING:
@@ -37,47 +53,32 @@ examples:
   partition-model inspect svd-4.plan.json
   partition-model models
 
-exit codes: 0 done, 2 usage, 3 invalid plan, 4 no feasible split
+exit codes: 0 done, 1 not foreseen, 2 usage, 3 invalid plan, 4 no feasible split
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """One sentence instead of the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(UsageError.exit_code, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code. Arguments: those of the process by default."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if arguments[:1] == ["inspect"]:
-            result = _inspect(_inspect_parser().parse_args(arguments[1:]))
-        elif arguments[:1] == ["models"]:
-            result = _models(_models_parser().parse_args(arguments[1:]))
-        elif "--list-models" in arguments:
-            arguments.remove("--list-models")
-            result = _models(_models_parser().parse_args(arguments))
-        else:
-            result = _partition(_parser().parse_args(arguments))
-        print(result, flush=True)
-    except SystemExit as exit_:  # argparse: --help, or an argument that is wrong
-        return exit_.code if isinstance(exit_.code, int) else 0
-    except PartitionerError as error:
-        print(f"partition-model: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return interrupted("partition-model")
-    except BrokenPipeError:  # the reader of stdout has gone; Python would complain again when it flushes at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if argv is None:  # this is all that the process is for
-        end_at_once(0)
-    return 0
+    code = run_command("partition-model", lambda: _result(arguments), arguments)
+    if argv is None and code == 0:  # this is all that the process is for
+        end_at_once(code)
+    return code
+
+
+def _result(arguments: list[str]) -> str:
+    """What the command prints."""
+    if arguments[:1] == ["inspect"]:
+        return _inspect(_inspect_parser().parse_args(arguments[1:]))
+    if arguments[:1] == ["models"]:
+        return _models(_models_parser().parse_args(arguments[1:]))
+    if "--list-models" in arguments:
+        return _models(_models_parser().parse_args([text for text in arguments if text != "--list-models"]))
+    return _partition(_parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="partition-model",
         description="Split a diffusion model's denoiser over several devices and write the plan for it.",
         epilog=_EPILOG,
@@ -108,16 +109,23 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--save-profile", type=Path, metavar="FILE", help="save what was measured")
     size = parser.add_argument_group("inputs (default: as the pipeline's)")
     size.add_argument(
-        "--dtype", metavar="NAME", help="float16, bfloat16 or float32 (default: float32 on a CPU, else the model's own)"
+        "--dtype",
+        choices=DTYPES,
+        metavar="NAME",
+        help="float16, bfloat16 or float32 (default: float32 on a CPU, else the model's own)",
     )
-    for name, text in (
-        ("height", "of the images, in pixels"),
-        ("width", "of the images, in pixels"),
-        ("frames", "of the video"),
+    for name, most, text in (
+        ("height", MOST_PIXELS, "of the images, in pixels"),
+        ("width", MOST_PIXELS, "of the images, in pixels"),
+        ("frames", MOST_FRAMES, "of the video"),
     ):
-        size.add_argument(f"--{name}", type=int, metavar="N", help=text)
-    size.add_argument("--batch", type=int, default=1, metavar="N", help="images or videos per call (default: 1)")
-    size.add_argument("--steps", type=int, metavar="K", help="denoising steps of a run (default: the model's, or 50)")
+        size.add_argument(f"--{name}", type=whole(1, most), metavar="N", help=text)
+    size.add_argument(
+        "--batch", type=whole(1, MOST_BATCH), default=1, metavar="N", help="images or videos per call (default: 1)"
+    )
+    size.add_argument(
+        "--steps", type=whole(1, MOST_STEPS), metavar="K", help="denoising steps of a run (default: the model's, or 50)"
+    )
     size.add_argument(
         "--scheduler", metavar="CLASS", help="sampler of diffusers, such as DDIMScheduler (default: the model's)"
     )
@@ -127,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how the pipeline does guidance: batch, two-calls, embedded or none (default: as is known of it)",
     )  # fmt: skip
     size.add_argument(
-        "--guidance-scale", type=float, metavar="X",
+        "--guidance-scale", type=real(0, MOST_SCALE), metavar="X",
         help="what the pipeline is called with, which quality depends on (default: the pipeline's own)",
     )  # fmt: skip
     split = parser.add_argument_group("split")
@@ -135,18 +143,22 @@ def _parser() -> argparse.ArgumentParser:
         "--branches", type=_branches, metavar="auto|N",
         help="how many parts of the work are computed apart, exactly: the calls of a step, the rows of a call",
     )  # fmt: skip
-    split.add_argument("--mode", choices=("lookahead", "async"), help="how components overlap (default: the better)")
+    split.add_argument("--mode", choices=MODES, help="how components overlap (default: the better)")
     split.add_argument(
-        "--period", type=int, default=1, metavar="P", help="all components but the last recompute every P steps"
+        "--period",
+        type=whole(1, MOST_PERIOD),
+        default=1,
+        metavar="P",
+        help="all components but the last recompute every P steps",
     )
     split.add_argument(
         "--warmup",
-        type=int,
+        type=whole(1, MOST_STEPS),
         metavar="W",
         help="exact steps at the start (default: 4, or one per component if more)",
     )
     split.add_argument(
-        "--predictor", choices=("hold", "linear", "adaptive"),
+        "--predictor", choices=PREDICTORS,
         help="how async mode estimates another component's current output from its earlier ones: the last one, "
         "extrapolated from the last two, or the same scaled down (default: what was measured to be best)",
     )  # fmt: skip
@@ -167,21 +179,18 @@ def _parser() -> argparse.ArgumentParser:
         "--refine", action="store_true", help="measure whole components, rescale the costs of their nodes, solve again"
     )
     split.add_argument(
-        "--memory-limit", type=float, metavar="GB", help="most memory to use of each device, in 1e9 bytes"
+        "--memory-limit", type=real(1e-9, MOST_GB), metavar="GB", help="most memory to use of each device, in 1e9 bytes"
     )
     return parser
 
 
 def _branches(text: str) -> int | None:
-    """None for "auto"; ValueError for what is neither that nor a number."""
-    return None if text == "auto" else int(text)
-
-
-_branches.__name__ = "number of branches"  # argparse names it where it refuses a text
+    """None for "auto"."""
+    return None if text == "auto" else whole(1, MOST_BRANCHES)(text)
 
 
 def _inspect_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="partition-model inspect", description="Check a plan file and show what it says.", allow_abbrev=False
     )
     parser.add_argument("plan", metavar="PLAN", help="plan file")
@@ -201,7 +210,7 @@ def _inspect(arguments: argparse.Namespace) -> str:
 
 
 def _models_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="partition-model models",
         description="Print the names that --model takes, and what is known of the models.",
         allow_abbrev=False,
@@ -230,7 +239,7 @@ def _plan(arguments: argparse.Namespace, start: float, untouched: bool) -> str:
     requests = _requests(arguments, untouched)
     first = next(iter(requests.values()))
     output = arguments.output or _default_output(first.denoiser.name, len(first.fleet))
-    _check_writable(output, arguments.force)
+    check_writable(output, "--output", arguments.force)
 
     from partitioner.plan.pipeline_plans import PipelinePlans
     from partitioner.planning.planner import plan
@@ -241,14 +250,11 @@ def _plan(arguments: argparse.Namespace, start: float, untouched: bool) -> str:
         plannings = {name: plan(request, progress=_progress) for name, request in requests.items()}
     else:
         plannings = plan_together(requests, progress=_progress)
-    if arguments.save_profile is not None:
-        first.costs.save(arguments.save_profile, overwrite=arguments.force)
     plans = {name: planning.plan for name, planning in plannings.items()}
-    try:
-        made = PipelinePlans.of(plans) if len(plans) > 1 else next(iter(plans.values()))
-        made.save(output, overwrite=arguments.force)
-    except PlanError as error:
-        raise UsageError(str(error)) from error
+    made = PipelinePlans.of(plans) if len(plans) > 1 else next(iter(plans.values()))
+    _save(made.save, output, arguments.force)
+    if arguments.save_profile is not None:
+        _save(first.costs.save, arguments.save_profile, arguments.force)
 
     total = time.perf_counter() - start
     described = {
@@ -262,6 +268,15 @@ def _plan(arguments: argparse.Namespace, start: float, untouched: bool) -> str:
     return _shown(document, arguments.json)
 
 
+def _save(save: Callable[..., object], path: Path, force: bool) -> None:
+    """Write a file; what cannot be written is kept elsewhere. save: takes a path and whether it may be overwritten."""
+    try:
+        save(path, overwrite=force)
+    except (PlanError, UsageError) as error:
+        kept = kept_elsewhere("partition-model", ".json", lambda other: save(other, overwrite=True))
+        raise UsageError(f"{error}; {'it is lost' if kept is None else f'it is in {kept}'}") from error
+
+
 def _requests(arguments: argparse.Namespace, untouched: bool) -> dict[str, PlanRequest]:
     """What the arguments ask for, by the pipeline's names of its denoisers; the cheapest checks come first.
 
@@ -269,9 +284,11 @@ def _requests(arguments: argparse.Namespace, untouched: bool) -> dict[str, PlanR
     """
     options = _options(arguments)
     guided = runs_guided(not arguments.no_guidance, arguments.guidance_style, arguments.guidance_scale)
-    for path in (arguments.output, arguments.save_profile):
+    files = {"--output": arguments.output, "--save-profile": arguments.save_profile}
+    for option, path in files.items():
         if path is not None:
-            _check_writable(path, arguments.force)
+            check_writable(path, option, arguments.force)
+    check_apart(files)
 
     from partitioner.costs.model import choose_cost_model
     from partitioner.fleet import parse_devices
@@ -290,12 +307,15 @@ def _requests(arguments: argparse.Namespace, untouched: bool) -> dict[str, PlanR
     from partitioner.models.built_in import BUILT_IN
     from partitioner.models.lean_import import import_lean
     from partitioner.models.pipeline_specs import model_specs
+    from partitioner.models.samplers import check_scheduler
     from partitioner.planning.expected_quality import SamplingSetup
     from partitioner.planning.request import PlanRequest
     from partitioner.planning.sources import FromSpec
 
     if untouched and arguments.model in BUILT_IN:
         import_lean()
+    if arguments.scheduler is not None:
+        check_scheduler(arguments.scheduler)
     specs = model_specs(
         arguments.model,
         height=arguments.height,
@@ -304,7 +324,7 @@ def _requests(arguments: argparse.Namespace, untouched: bool) -> dict[str, PlanR
         batch=arguments.batch,
         guidance=guided,
         guidance_style=arguments.guidance_style,
-        dtype=arguments.dtype or costs.default_dtype,
+        dtype=costs.default_dtype if arguments.dtype is None else arguments.dtype,
     )
     untouched = untouched and costs.live is None and not any(spec.recorded or spec.beside for spec in specs.values())
     quality = _quality_profile(arguments.quality)
@@ -355,22 +375,6 @@ def _default_output(model: str, devices: int) -> Path:
     from partitioner.plan.fields import as_label
 
     return Path(f"{as_label(model.split('/')[-1])}-{devices}.plan.json")
-
-
-def _check_writable(path: Path, force: bool) -> None:
-    """UsageError if a file of that name cannot be written here, or would be overwritten unasked."""
-    folder = path.parent
-    try:
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; give the name of a file")
-        if not folder.is_dir():
-            raise UsageError(f"there is no folder {folder}; make it first, or choose another place for {path.name}")
-        if os.path.lexists(path) and not force:
-            raise UsageError(f"{path} exists already; choose another name with --output, or overwrite it with --force")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{str(path)[:200]!r} is no usable file name: {error}") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"the folder {folder} cannot be written to; choose another with --output")
 
 
 def _shown(document: dict[str, Any], as_json: bool) -> str:

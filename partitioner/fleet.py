@@ -71,7 +71,12 @@ def parse_fleet(devices: Fleet | str | int, default_device: str) -> Fleet:
     >>> [device.name for device in parse_fleet(2, "l40s")]
     ['l40s', 'l40s']
     """
-    parsed = devices if isinstance(devices, tuple) else parse_devices(str(devices))
+    if isinstance(devices, tuple) and devices and all(isinstance(device, Device) for device in devices):
+        parsed: Fleet | int = devices
+    elif isinstance(devices, (int, str)) and not isinstance(devices, bool):
+        parsed = parse_devices(str(devices))
+    else:
+        raise UsageError(f"devices is {devices!r}; expected a number, a text such as 'h200,a100-80g', or a Fleet")
     return (known_device(default_device),) * parsed if isinstance(parsed, int) else parsed
 
 
@@ -93,10 +98,11 @@ def parse_devices(text: str) -> Fleet | int:
     ['h200', 'a100-80g']
     """
     text = text.strip()
-    if re.fullmatch(r"[+-]?\d+", text):
+    if re.fullmatch(r"[+-]?[0-9]+", text):
         count = int(text) if len(text) < 12 else MAX_DEVICES + 1
         if not 1 <= count <= MAX_DEVICES:
-            raise UsageError(f"--devices {text[:20]}: expected 1 to {MAX_DEVICES} devices")
+            shown = text if len(text) <= 20 else f"{text[:20]}…"
+            raise UsageError(f"--devices {shown}: expected 1 to {MAX_DEVICES} devices")
         return count
     if text.endswith(".json"):
         return _described_fleet(Path(text))

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+Result = TypeVar("Result")
+
 BLOCK_BYTES = 31 << 20  # just below the 32 MiB up to which glibc adapts
 
 
@@ -65,17 +67,17 @@ class Terminated(BaseException):
     """Raised at SIGTERM, so that everything is closed on the way out."""
 
 
-def run_until_stopped(program: str, work: Callable[[], int]) -> int:
+def run_until_stopped(program: str, work: Callable[[], Result]) -> Result | int:
     """Run a command; Ctrl-C and SIGTERM end it with one message, however often they come.
 
     Each raises KeyboardInterrupt or Terminated until the work has ended by that, and nothing after.
 
     Args:
         program: Name of the command.
-        work: All that it does; gives its exit code.
+        work: All that it does.
 
     Returns:
-        The command's exit code: that of the first signal, where one came.
+        What the work gives; where a signal came, the command's exit code for the first one.
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
@@ -92,10 +94,11 @@ def run_until_stopped(program: str, work: Callable[[], int]) -> int:
         for number in (signal.SIGINT, signal.SIGTERM)
         if signal.getsignal(number) != signal.SIG_IGN  # as of a shell's background jobs
     }
-    code, ended_by = 0, None
+    result: Result | int = 0
+    ended_by = None
     try:
         try:
-            code = work()
+            result = work()
         finally:
             ends = True
     except KeyboardInterrupt:
@@ -111,7 +114,7 @@ def run_until_stopped(program: str, work: Callable[[], int]) -> int:
                 signal.signal(number, handler)
     first = came[0] if came else ended_by
     if first is None:
-        return code
+        return result
     if first == signal.SIGINT:
         return interrupted(program)
     print(f"{program}: terminated", file=sys.stderr)
@@ -142,8 +145,9 @@ def end_at_once(code: int) -> None:
         code: The exit code.
     """
     if threading.active_count() == 1 and not multiprocessing.active_children():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # it is where the process was started with a closed one
+                stream.flush()
         os._exit(code)
 
 
@@ -175,10 +179,7 @@ def _await_late() -> None:
         _late.pop().join(timeout=max(0.0, deadline - time.monotonic()))
 
 
-T = TypeVar("T")
-
-
-def beside(work: Callable[[], T], timeout_s: float = 300.0) -> Callable[[], T]:
+def beside(work: Callable[[], Result], timeout_s: float = 300.0) -> Callable[[], Result]:
     """Start a function in a forked process, at the same time as what this process does next.
 
     Only for a process that has started no threads which the function needs, for a fork has none of them. Where it
@@ -206,10 +207,10 @@ def beside(work: Callable[[], T], timeout_s: float = 300.0) -> Callable[[], T]:
         child.start()
     theirs.close()
 
-    def value() -> T:
+    def value() -> Result:
         try:
             if ours.poll(timeout_s):
-                found: T = ours.recv()
+                found: Result = ours.recv()
                 return found
         except EOFError:
             pass  # it failed: do the work here, where the error is raised
@@ -250,7 +251,7 @@ def _python_handlers() -> dict[int, Any]:
     return {number: handler for number, handler in found.items() if callable(handler)}
 
 
-def _do(work: Callable[[], T], theirs: Connection, ours: Connection) -> None:
+def _do(work: Callable[[], Result], theirs: Connection, ours: Connection) -> None:
     """In the forked process: send the value and end at once, without the clean-up that belongs to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     theirs.close()

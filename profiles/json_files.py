@@ -23,7 +23,12 @@ _NO_BRACKETS = bytes(sorted(set(range(256)) - set(_BRACKETS)))
 
 
 class JsonFileError(ValueError):
-    """A file cannot be read or written as strict JSON; the message is one sentence that names the file."""
+    """A file cannot be read or written as strict JSON; the message is one sentence that names the file.
+
+    exit_code: what a command ends with.
+    """
+
+    exit_code = 2
 
 
 def read_json(path: str | os.PathLike[str], max_bytes: int, max_values: int = MAX_VALUES) -> object:
@@ -87,7 +92,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, overwrite: bool) -> 
         JsonFileError: The file exists and may not be overwritten, or it cannot be written.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")  # a name has 255 bytes at most
     try:
         if not overwrite and os.path.lexists(target):
             raise JsonFileError(f"{path} exists already; choose another name or allow it to be overwritten")

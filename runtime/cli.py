@@ -12,11 +12,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from partitioner.errors import PartitionerError, UsageError, first_line
+from partitioner.command import CommandParser, run_command
+from partitioner.errors import PartitionerError, UsageError
+from partitioner.limits import (
+    DTYPES,
+    LEAST_SECONDS,
+    MOST_FRAMES,
+    MOST_PIXELS,
+    MOST_SCALE,
+    MOST_SECONDS,
+    MOST_STEPS,
+    MOST_THREADS,
+    SEEDS,
+    real,
+    whole,
+)
+from partitioner.plan.predictor import PREDICTORS
 from partitioner.process import raise_interrupt_behind, run_until_stopped
+from partitioner.writable import check_apart, check_writable
 from runtime.errors import EngineError, InputError, OtherCalls, OtherDenoiser
-from runtime.options import MOST_SECONDS, MOST_THREADS, EngineOptions
-from runtime.output_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output, check_writable, write_media
+from runtime.options import TRANSPORTS, EngineOptions, decibels
+from runtime.output_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output, write_media, written
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --help is quick
     from partitioner.plan.pipeline_plans import PipelinePlans
@@ -24,17 +40,10 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, so that --he
     from runtime.engine import Engine
     from runtime.stats import Stats
 
-# option, least, most; what is beyond is a slip of the pen, and ends in an allocation that fails or in no end at all
-RANGES: tuple[tuple[str, float, float], ...] = (
-    ("steps", 1, 10_000), ("warmup", 1, 10_000), ("threads", 1, MOST_THREADS), ("seed", -(2**63), 2**64 - 1),
-    ("height", 1, 2**16), ("width", 1, 2**16), ("frames", 1, 2**16),
-    ("step_timeout", 1e-6, MOST_SECONDS), ("startup_timeout", 1e-6, MOST_SECONDS),
-)  # fmt: skip
-
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command's arguments."""
-    made = argparse.ArgumentParser(
+    made = CommandParser(
         prog="run-plan",
         description="Generate an image or a video with the denoiser split over several devices by a plan.",
     )
@@ -50,12 +59,18 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt", default=None, metavar="TEXT", help="what to make")
     made.add_argument("--negative-prompt", default=None, metavar="TEXT", help="what to avoid")
     made.add_argument("--image", default=None, metavar="FILE", help="start image, for pipelines that take one (SVD)")
-    made.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise (default 0)")
-    made.add_argument("--steps", type=int, default=50, metavar="K", help="denoising steps (default 50)")
-    made.add_argument("--guidance-scale", type=float, default=None, metavar="G", help="default: the pipeline's own")
-    made.add_argument("--height", type=int, default=None, help="default: the pipeline's own")
-    made.add_argument("--width", type=int, default=None, help="default: the pipeline's own")
-    made.add_argument("--frames", type=int, default=None, help="frames of a video; default: the pipeline's own")
+    made.add_argument("--seed", type=whole(*SEEDS), default=0, metavar="S", help="of the noise (default 0)")
+    made.add_argument(
+        "--steps", type=whole(1, MOST_STEPS), default=50, metavar="K", help="denoising steps (default 50)"
+    )
+    made.add_argument(
+        "--guidance-scale", type=real(0, MOST_SCALE), default=None, metavar="G", help="default: the pipeline's own"
+    )
+    made.add_argument("--height", type=whole(1, MOST_PIXELS), default=None, help="default: the pipeline's own")
+    made.add_argument("--width", type=whole(1, MOST_PIXELS), default=None, help="default: the pipeline's own")
+    made.add_argument(
+        "--frames", type=whole(1, MOST_FRAMES), default=None, help="frames of a video; default: the pipeline's own"
+    )
     made.add_argument(
         "--output",
         required=True,
@@ -65,11 +80,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--force", action="store_true", help="overwrite the output file")
     made.add_argument("--exact", action="store_true", help="every step exact: the unmodified pipeline's result")
     made.add_argument(
-        "--warmup", type=int, default=None, metavar="W", help="how many first steps are exact; default: the plan's"
+        "--warmup",
+        type=whole(1, MOST_STEPS),
+        default=None,
+        metavar="W",
+        help="how many first steps are exact; default: the plan's",
     )
     made.add_argument(
         "--predictor",
-        choices=("hold", "linear", "adaptive"),
+        choices=PREDICTORS,
         default=None,
         help="in async steps, how values of earlier steps become an estimate of the present one; default: the plan's",
     )
@@ -85,13 +104,19 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--dtype",
         default=None,
-        choices=("float32", "float16", "bfloat16"),
+        choices=DTYPES,
         help="default: float32 on a CPU, else the plan's",
     )
-    made.add_argument("--threads", type=int, default=1, metavar="T", help="torch threads per rank on a cpu (default 1)")
+    made.add_argument(
+        "--threads",
+        type=whole(1, MOST_THREADS),
+        default=1,
+        metavar="T",
+        help="torch threads per rank on a cpu (default 1)",
+    )
     made.add_argument(
         "--transport",
-        choices=("processes", "threads", "emulation"),
+        choices=TRANSPORTS,
         default=None,
         help="what a rank is; emulation: all in one thread, in turn; default: processes, but threads on one GPU",
     )
@@ -106,11 +131,15 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--check-finite", action="store_true", help="stop at the first NaN or Inf and name its node")
     made.add_argument(
-        "--step-timeout", type=float, default=300.0, metavar="SECONDS", help="how long a step may take (default 300)"
+        "--step-timeout",
+        type=real(LEAST_SECONDS, MOST_SECONDS),
+        default=300.0,
+        metavar="SECONDS",
+        help="how long a step may take (default 300)",
     )
     made.add_argument(
         "--startup-timeout",
-        type=float,
+        type=real(LEAST_SECONDS, MOST_SECONDS),
         default=120.0,
         metavar="SECONDS",
         help="how long the ranks may take to start (default 120)",
@@ -127,13 +156,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its arguments; None: those of the process.
 
     Returns:
-        The exit code: 0 done, 2 usage, 3 invalid plan, 5 a rank failed.
+        The exit code: 0 done, 1 not foreseen, 2 usage, 3 invalid plan, 5 a rank failed.
     """
-    options = parser().parse_args(argv)
-    return run_until_stopped("run-plan", lambda: _main(options))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def work() -> str | int:
+        options = parser().parse_args(arguments)
+        return run_until_stopped("run-plan", lambda: _result(options))
+
+    return run_command("run-plan", work, arguments)
 
 
-def _main(options: argparse.Namespace) -> int:
+def _result(options: argparse.Namespace) -> str:
+    """What the command prints."""
     try:
         if "TORCHELASTIC_RUN_ID" in os.environ and options.transport in (None, "processes"):
             from runtime.torchrun import join
@@ -142,19 +177,14 @@ def _main(options: argparse.Namespace) -> int:
         result, stats = _run(options)
     except (EngineError, PartitionerError) as error:
         raise_interrupt_behind(error)
-        print(f"run-plan: {error}{_command_for_another_plan(error, options)}", file=sys.stderr)
-        return error.exit_code
-    if options.json:
-        print(json.dumps(result, indent=1))
-    else:
-        _print_table(result, stats)
-    return 0
+        if isinstance(error, (OtherDenoiser, OtherCalls)):
+            raise type(error)(f"{error}{_command_for_another_plan(options)}") from error
+        raise
+    return json.dumps(result, indent=1) if options.json else _table(result, stats)
 
 
-def _command_for_another_plan(error: Exception, options: argparse.Namespace) -> str:
-    """Where another plan would fit, the command that makes it; else nothing."""
-    if not isinstance(error, (OtherDenoiser, OtherCalls)):
-        return ""
+def _command_for_another_plan(options: argparse.Namespace) -> str:
+    """The command that makes a plan that fits, as a sentence; nothing where the pipeline has no name for it."""
     model = options.config if Path(options.pipeline).is_file() else options.pipeline
     if model is None:
         return ""
@@ -175,17 +205,23 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:
     """Run the plan as the options say; returns the result as ``--json`` prints it, and the figures behind it."""
     _check(options)
     plan = _load_plan(options)
-    if options.image is not None and not Path(options.image).is_file():
+    if options.image is not None and not os.path.isfile(options.image):
         raise UsageError(f"--image {options.image} is no file")
 
     import torch
 
+    from partitioner.plan.pipeline_plans import PipelinePlans
     from runtime import generation
+    from runtime.devices.names import device_names
+    from runtime.devices.places import check_count
     from runtime.parts import place_parts
     from runtime.pipeline import named_plans, parallelize
 
+    devices = None
+    if options.devices is not None:
+        devices = device_names([name.strip() for name in options.devices.split(",")], "--devices")
+        check_count(plan.plans.values() if isinstance(plan, PipelinePlans) else [plan], devices)
     torch.set_num_threads(options.threads)
-    devices = _devices(options.devices) if options.devices else None
     pipe = generation.load(options, getattr(torch, options.dtype or generation.default_dtype(plan, devices)))
     generation.warn_of_other_guidance(pipe, plan, options)
     if devices:
@@ -213,8 +249,9 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:
         start = time.perf_counter()
         media = generation.generate(pipe, options)
         seconds = time.perf_counter() - start
-        stats = engine.stats
         write_media(media, Path(options.output))  # first of all
+        print(f"run-plan: {written(media, Path(options.output))}", file=sys.stderr)
+        stats = engine.stats
         if options.trace is not None:
             _write_trace(engine, options)
     result = {"output": options.output, "plan": options.plan, "ranks": plan.ranks, "seconds": seconds}
@@ -227,8 +264,6 @@ def quality(text: str) -> float | str:
         wanted: float | str = float(text)
     except ValueError:
         wanted = text
-    from runtime.driver.guard import decibels
-
     try:
         decibels(wanted)
     except InputError as error:
@@ -241,11 +276,7 @@ def _check(options: argparse.Namespace) -> None:
     check_output(Path(options.output), options.force)
     if options.trace is not None:
         check_writable(Path(options.trace), "--trace", options.force)
-    for name, least, most in RANGES:
-        value = getattr(options, name)
-        if value is not None and not least <= value <= most:
-            expected = f"{least} or more" if value < least else f"at most {most}"
-            raise UsageError(f"--{name.replace('_', '-')} is {value}; expected {expected}")
+        check_apart({"--output": Path(options.output), "--trace": Path(options.trace)})
 
 
 def _figures(stats: Stats) -> dict[str, Any]:
@@ -296,38 +327,25 @@ def _write_trace(engine: Engine, options: argparse.Namespace) -> None:
         raise UsageError(f"{options.output} was written, but {error}") from error
 
 
-def _devices(text: str) -> list[str]:
-    """The devices of a list such as "cuda:0,cuda:1"; UsageError where one cannot be used."""
-    import torch
-
-    devices = [name.strip() for name in text.split(",")]
-    for name in devices:
-        try:
-            torch.empty(0, device=name)
-        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-            raise UsageError(
-                f"--devices {text}: {name or 'an empty name'} cannot be used here ({first_line(error)})"
-            ) from error
-    return devices
-
-
-def _print_table(result: Mapping[str, Any], stats: Stats) -> None:
+def _table(result: Mapping[str, Any], stats: Stats) -> str:
     from partitioner.tables import table_text
 
-    print(f"wrote {result['output']} in {result['seconds']:.1f} s on {result['ranks']} ranks")
+    lines = [f"wrote {result['output']} in {result['seconds']:.1f} s on {result['ranks']} ranks"]
     modes = (
         ("exact", stats.exact_steps, stats.exact_ms),
         ("look-ahead", stats.lookahead_steps, stats.lookahead_ms),
         ("async", stats.async_steps, stats.async_ms),
     )
     rows = [[name, str(steps), f"{ms:.1f}"] for name, steps, ms in modes if ms is not None]
-    print(table_text(["mode", "steps", "ms per step"], rows, left={0}))
+    lines.append(table_text(["mode", "steps", "ms per step"], rows, left={0}))
     if stats.exact_reasons:
-        print("exact because of: " + ", ".join(f"{reason} ({count})" for reason, count in stats.exact_reasons.items()))
+        lines.append(
+            "exact because of: " + ", ".join(f"{reason} ({count})" for reason, count in stats.exact_reasons.items())
+        )
     if stats.foreseen_calls or stats.wasted_calls:
-        print(f"begun with their step's first call: {stats.foreseen_calls}, and in vain {stats.wasted_calls}")
+        lines.append(f"begun with their step's first call: {stats.foreseen_calls}, and in vain {stats.wasted_calls}")
     for name, count in stats.uncovered_calls.items():
-        print(f"not by the plan: {count} calls of the second denoiser, {name}")
+        lines.append(f"not by the plan: {count} calls of the second denoiser, {name}")
     rows = [
         [
             str(rank),
@@ -338,7 +356,8 @@ def _print_table(result: Mapping[str, Any], stats: Stats) -> None:
         ]
         for rank, report in enumerate(stats.ranks)
     ]
-    print(table_text(["rank", "sent MB", "wait ms", "parameters MB", "resident MB"], rows))
+    lines.append(table_text(["rank", "sent MB", "wait ms", "parameters MB", "resident MB"], rows))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from partitioner.plan.plan import Plan
 from partitioner.plan.timeline import Timeline
 from partitioner.process import interrupts_put_off
 from runtime.devices.memory import give_back
+from runtime.devices.names import device_names
 from runtime.driver.callers import Caller, caller_of
 from runtime.driver.denoiser_driver import DenoiserDriver, Shared
 from runtime.errors import EngineClosed, InputError, OtherDenoiser
@@ -125,11 +126,12 @@ class Engine:
 
         Raises:
             PlanMismatch: a plan does not fit its denoiser or the devices; nothing was started.
-            InputError: the options name no transport, or ask for what the devices cannot do.
+            InputError: the options ask for what the devices cannot do, or one is no device.
             StartupError: a rank did not start.
         """
         self.plan = plan
         self.options = options or EngineOptions()
+        names = ["cpu"] * plan.ranks if devices is None else device_names(devices)
         if self.options.transport == "processes":
             join(self.options.startup_timeout_s)
         self._scheduler = scheduler
@@ -149,7 +151,7 @@ class Engine:
                 raise OtherDenoiser(f"{name}: {error}; {name} needs a plan of its own") from error
         self._names = tuple(others or {})
         give_back()  # what tracing took
-        self._turns.take("starting an engine", lambda: self._start(devices or ["cpu"] * plan.ranks))
+        self._turns.take("starting an engine", lambda: self._start(names))
 
     def _start(self, devices: Sequence[str]) -> None:
         """Start the ranks, and give each its part."""

@@ -59,7 +59,7 @@ class StartupError(EngineError):
 class RankError(EngineError):
     """A failure in one rank.
 
-    step: number of the evaluation, counted from the engine's start. remote_traceback: that of the rank's process.
+    step: number of the evaluation, counted from the engine's start.
     """
 
     def __init__(
@@ -85,10 +85,17 @@ class RankError(EngineError):
     def __str__(self) -> str:
         component = f" (component {self.component})" if self.component is not None else ""
         step = f", step {self.step}" if self.step is not None else ""
-        text = f"rank {self.rank}{component}{step}: {self.message}"
-        if self.remote_traceback:
-            text += f"\n--- traceback of rank {self.rank} ---\n{self.remote_traceback}"
-        return text
+        return f"rank {self.rank}{component}{step}: {self.message}"
+
+    @property
+    def remote_traceback(self) -> str:
+        """That of the rank's process; where this error's own is shown, it follows as a note."""
+        return self._remote_traceback
+
+    @remote_traceback.setter
+    def remote_traceback(self, text: str) -> None:
+        self._remote_traceback = text
+        self.__notes__ = [f"--- traceback of rank {self.rank} ---\n{text}"] if text else []
 
     def __reduce__(self) -> tuple[Any, ...]:  # the default cannot give keyword arguments back
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def load(options: argparse.Namespace, dtype: torch.dtype) -> Any:
             tensors of its denoisers.
     """
     local = Path(options.pipeline)
-    if not local.exists() and options.pipeline.count("/") != 1:
+    if not os.path.exists(options.pipeline) and options.pipeline.count("/") != 1:
         raise UsageError(f"--pipeline {options.pipeline} is neither a folder nor a file nor a hub id (owner/name)")
     if (local / "modular_model_index.json").is_file():
         raise UsageError(

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
+from partitioner.limits import (
+    LEAST_SECONDS,
+    MOST_BATCH,
+    MOST_SECONDS,
+    MOST_STEPS,
+    MOST_THREADS,
+    check_one_of,
+    check_real,
+    check_whole,
+)
+from partitioner.plan.predictor import PREDICTORS
+from partitioner.search.mode import MODES
 from runtime.errors import InputError
 
 if TYPE_CHECKING:
     from partitioner.plan.plan import Plan
 
 TRANSPORTS = ("processes", "threads", "emulation")  # what a rank is
-MOST_SECONDS = 1e7  # of a deadline; what waits cannot wait for much more
-MOST_THREADS = 1024  # of a rank; far more end the process
+QUALITIES: dict[str, float | None] = {"indistinguishable": 40.0, "good": 26.0, "off": None}  # dB
+MOST_DECIBELS = 1000.0
 
 
 @dataclass(frozen=True)
@@ -85,21 +97,40 @@ class EngineOptions:
     startup_timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
-        numbers = [("threads", 0, MOST_THREADS), ("microbatches", 1, None), ("warmup", 1, None)]
-        for name, least, most in (*numbers, ("kept_graphs", 1, None), ("kept_trajectories", 1, None)):
-            value = getattr(self, name)
-            if value is None and name in ("warmup", "microbatches"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least or value > (most or value):
-                to = f"{least} or more" if most is None else f"{least} to {most}"
-                raise InputError(f"{name} is {value!r}; expected {to}")
+        check_whole("threads", self.threads, 0, MOST_THREADS, InputError)
+        if self.microbatches is not None:
+            check_whole("microbatches", self.microbatches, 1, MOST_BATCH, InputError)
+        if self.warmup is not None:
+            check_whole("warmup", self.warmup, 1, MOST_STEPS, InputError)
+        for name in ("kept_graphs", "kept_trajectories"):
+            check_whole(name, getattr(self, name), 1, error=InputError)
         for name in ("step_timeout_s", "startup_timeout_s"):
-            seconds = getattr(self, name)
-            if not (math.isfinite(seconds) and 0 < seconds <= MOST_SECONDS):
-                raise InputError(f"{name} is {seconds!r}; expected seconds, above 0 and at most {MOST_SECONDS:g}")
+            check_real(name, getattr(self, name), LEAST_SECONDS, MOST_SECONDS, InputError)
+        decibels(self.quality)
+        check_one_of("transport", self.transport, TRANSPORTS, InputError)
+        check_one_of("predictor", self.predictor, (None, *PREDICTORS), InputError)
+        check_one_of("mode", self.mode, (None, *MODES), InputError)
 
     def microbatches_of(self, plan: Plan) -> int:
         """In how many parts the rows of a plan's exact calls are computed."""
         if self.microbatches is not None:
             return self.microbatches
         return 1 if self.exact else plan.microbatches
+
+
+def decibels(quality: float | str) -> float | None:
+    """What ``EngineOptions.quality`` asks for as a PSNR in dB; None where it is off.
+
+    Raises:
+        InputError: it is neither a number of dB nor one of QUALITIES.
+
+    >>> decibels("indistinguishable")
+    40.0
+    """
+    if isinstance(quality, str):
+        if quality in QUALITIES:
+            return QUALITIES[quality]
+    elif isinstance(quality, Real) and not isinstance(quality, bool) and 0 < quality <= MOST_DECIBELS:
+        return float(quality)
+    known = ", ".join(QUALITIES)
+    raise InputError(f"quality is {known} or a PSNR in dB above 0 and at most {MOST_DECIBELS:g}; got {quality!r}")

@@ -2,59 +2,44 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from partitioner.errors import UsageError
+from partitioner.errors import UsageError, reason_of
+from partitioner.writable import check_writable, kept_elsewhere
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEO_SUFFIXES = (".gif", ".mp4")
-VIDEO_PACKAGES = ("imageio", "cv2")  # one of which diffusers writes .mp4 with
-LEAST_BYTES = 1 << 20  # of free disk
+TRIED_PIXELS = 16  # of a side of what is written to try an encoder
 
 
 def check_output(path: Path, force: bool) -> None:
     """Refuse a file that could not be written after all steps. force: whether it may be overwritten.
 
     Raises:
-        UsageError: its suffix is none of an image or video, or there is no folder that can be written to.
+        UsageError: its suffix is none of an image or video, there is no place for it, or nothing here can write its
+            format, which is tried.
 
     >>> check_output(Path("picture.txt"), force=False)
     Traceback (most recent call last):
     partitioner.errors.UsageError: --output picture.txt: expected one of .png, .jpg, .jpeg, .webp, .gif, .mp4
     """
-    if path.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
         raise UsageError(f"--output {path}: expected one of {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
     check_writable(path, "--output", force)
-    if path.suffix.lower() == ".mp4" and not any(map(importlib.util.find_spec, VIDEO_PACKAGES)):
-        raise UsageError(
-            f"--output {path}: .mp4 needs another package: pip install imageio imageio-ffmpeg; .gif needs none"
-        )
+    from PIL import Image
 
-
-def check_writable(path: Path, option: str, force: bool) -> None:
-    """Refuse a path at which no file can be written. option: that named it.
-
-    Raises:
-        UsageError: something is there that may not be overwritten, or the folder cannot be written to, or is full.
-    """
-    if path.is_dir():
-        raise UsageError(f"{option} {path} is a folder; name a file in it")
-    if os.path.lexists(path) and not force:
-        raise UsageError(f"{path} exists; choose another {option} or add --force")
-    folder = path.parent
-    if not folder.is_dir():
-        raise UsageError(f"the folder {folder} does not exist; make it or choose another {option}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"the folder {folder} cannot be written to; choose another {option}")
-    free = shutil.disk_usage(folder).free
-    if free < LEAST_BYTES:
-        raise UsageError(f"the disk of {folder} is full ({free} bytes are free); choose another {option}")
+    frames = [Image.new("RGB", (TRIED_PIXELS, TRIED_PIXELS), color) for color in ("black", "white")]
+    with tempfile.TemporaryDirectory(prefix="run-plan-") as folder:
+        try:
+            _save(frames, Path(folder, f"tried{suffix}"))
+        except Exception as error:  # whatever an encoder raises
+            needs = "; pip install imageio imageio-ffmpeg, or take .gif" if suffix == ".mp4" else "; take .png"
+            raise UsageError(f"--output {path}: nothing here writes {suffix} ({reason_of(error)}){needs}") from error
 
 
 def write_media(media: list[Any], path: Path) -> None:
@@ -67,7 +52,7 @@ def write_media(media: list[Any], path: Path) -> None:
     Raises:
         UsageError: it cannot be written; then what was made is kept in a temporary file, which the message names.
     """
-    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    beside = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}{path.suffix}")
     try:
         try:
             _save(media, beside)
@@ -75,17 +60,31 @@ def write_media(media: list[Any], path: Path) -> None:
         finally:
             beside.unlink(missing_ok=True)
     except Exception as error:  # whatever an encoder raises; the steps must not have been in vain
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {reason_of(error)}"
         raise UsageError(f"{path} cannot be written ({reason}); {_kept(media, path.suffix)}") from error
 
 
+def written(media: list[Any], path: Path) -> str:
+    """What write_media has written, as a sentence.
+
+    >>> written([0, 1, 2], Path("a.png"))
+    'wrote a.png, the first of 3 images; .gif and .mp4 hold all'
+    """
+    if len(media) == 1 or path.suffix.lower() in VIDEO_SUFFIXES:
+        return f"wrote {path}"
+    return f"wrote {path}, the first of {len(media)} images; {' and '.join(VIDEO_SUFFIXES)} hold all"
+
+
 def _save(media: list[Any], path: Path) -> None:
-    if path.suffix.lower() == ".gif":
+    suffix = path.suffix.lower()
+    if suffix == ".gif":
         media[0].save(path, save_all=True, append_images=media[1:], duration=125, loop=0)
-    elif path.suffix.lower() == ".mp4":
+    elif suffix == ".mp4":
         from diffusers.utils import export_to_video
 
         export_to_video(media, str(path), fps=8)
+    elif suffix in (".jpg", ".jpeg"):
+        media[0].convert("RGB").save(path)  # it knows no transparency
     else:
         media[0].save(path)
 
@@ -93,12 +92,7 @@ def _save(media: list[Any], path: Path) -> None:
 def _kept(media: list[Any], suffix: str) -> str:
     """Where the result is now, as the end of a sentence: a file in its format, else one in a format that needs none."""
     for other in dict.fromkeys((suffix, ".gif" if len(media) > 1 else ".png")):
-        handle, name = tempfile.mkstemp(prefix="run-plan-", suffix=other)
-        os.close(handle)
-        try:
-            _save(media, Path(name))
-        except Exception:  # the next format, or nothing is left to try
-            Path(name).unlink(missing_ok=True)
-        else:
+        name = kept_elsewhere("run-plan", other, lambda path: _save(media, path))
+        if name is not None:
             return f"the result is in {name}"
     return "nor can a temporary file, so that the result is lost"

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from partitioner.fleet import MAX_DEVICES
 from partitioner.graph.torch_private import uncompiled
+from partitioner.limits import check_whole
 from partitioner.plan.pipeline_plans import PipelinePlans, load_plans
 from partitioner.plan.plan import Plan
 from partitioner.planning.options import DEFAULTS, PlanOptions
 from runtime.denoiser import Takeover, check_free, denoiser_name, may_be_denoisers, plain_denoiser
+from runtime.devices.names import device_names
 from runtime.devices.places import with_index
 from runtime.engine import Engine, PlannedDenoiser
 from runtime.errors import InputError, PlanMismatch
@@ -71,13 +74,17 @@ def parallelize(
     Raises:
         PlanError: the plan file is not valid.
         PlanMismatch: the plan does not fit the pipeline's denoiser or the devices.
-        InputError: the pipeline has no denoiser, or the options contradict each other.
+        InputError: the pipeline has no denoiser, the options contradict each other, or a device is none.
         StartupError: a rank did not start. Whatever is raised, the pipeline is as it was.
 
     >>> with parallelize(pipe, devices=2) as engine:  # doctest: +SKIP
     ...     image = pipe("a lighthouse at dusk").images[0]
     """
     options = replace(options or EngineOptions(), **overrides)
+    if isinstance(devices, int):
+        check_whole("devices", devices, 1, MAX_DEVICES, InputError)
+    elif devices is not None:
+        devices = device_names(devices)
     if options.transport == "processes":
         join(options.startup_timeout_s)
     with ExitStack() as stack:
@@ -91,6 +98,8 @@ def parallelize(
             takeovers[name] = Takeover(denoiser)
             denoisers[name] = PlannedDenoiser(denoiser, plans[name], takeovers[name].bare)
         first = denoisers.pop(names[0])
+        if plan is not None and isinstance(devices, int) and devices != first.plan.ranks:
+            raise PlanMismatch(f"devices is {devices}, and the plan is for {first.plan.ranks}; leave devices out")
         devices, options = _places(
             first.denoiser, first.plan, devices, options, transport_is_given="transport" in overrides
         )

@@ -22,6 +22,7 @@ ROOMS = {
     """,
     "partitioner": """
         _version errors process tables
+        command limits writable
         graph library search
         fleet models staleness
         costs plan

@@ -11,6 +11,11 @@ from tests.support.sources import FILES, ROOT
 # (why, where below tests/, modules; "a.*" for the modules of a package)
 ELSEWHERE: list[tuple[str, str, list[str]]] = [
     (
+        "limits and how commands end are tried on all commands",
+        "test_commands.py",
+        ["partitioner.limits", "tools.command"],
+    ),
+    (
         "the guard works before anything is imported, so it is tried on the installed wheel, as is the version",
         "test_install.py",
         ["profiles.import_guard", "partitioner._version"],
@@ -111,6 +116,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
             "partitioner.plan.differences",
             "partitioner.plan.fields",
             "partitioner.plan.placement",
+            "partitioner.plan.predictor",
             "partitioner.plan.ranks",
             "partitioner.plan.records",
             "partitioner.plan.speedup",

@@ -13,11 +13,13 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from tools.command import command
 from tools.published.paper import read_published
 from tools.published.speedups import compare
 from tools.published.speedups_table import table
 
 
+@command("tools.compare_published")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0."""
     published = read_published()

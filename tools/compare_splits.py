@@ -18,11 +18,13 @@ from typing import Any
 
 from partitioner.search.solver import Solver
 from profiles.json_files import canonical_bytes, read_json, write_atomic
+from tools.command import command
 from tools.published.golden import GOLDEN, merged, worse_rows
 from tools.published.splits import MODELS, document, sweep_rows, traced
 from tools.published.splits_table import sweep_table, table
 
 
+@command("tools.compare_splits")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0, or 1 where a figure is worse than its golden one or has none."""
     parser = argparse.ArgumentParser(prog="python -m tools.compare_splits", description=__doc__.split("\n")[0])

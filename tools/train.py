@@ -35,6 +35,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel
 
 from runtime.denoiser import denoiser_name
+from tools.command import command
 from tools.pictures.classifier import Classifier
 from tools.pictures.grid import picture_grid
 from tools.pictures.pipelines import (
@@ -306,6 +307,7 @@ def samples(pipe: Any, kind: str, seed: int, count: int) -> torch.Tensor:
     return pixels
 
 
+@command("tools.train")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m tools.train", description=__doc__.split("\n", 1)[0])

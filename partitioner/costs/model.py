@@ -219,7 +219,8 @@ def choose_cost_model(
         return CostModel(device)
     if _LIVE.fullmatch(profile):
         live = "cuda:0" if profile == "cuda" else profile
-        return CostModel(device or _known_name(_name_of(live)), live=live, command=command, progress=progress)
+        name = _name_of(live)  # which is there
+        return CostModel(device or _known_name(name), live=live, command=command, progress=progress)
     saved = load_profile(profile)
     return CostModel(device or _known_name("cpu" if saved.device == "cpu" else saved.device_name), profile=saved)
 

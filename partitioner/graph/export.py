@@ -31,6 +31,7 @@ from partitioner.graph.torch_private import (
     forgotten_sources,
     memory_put_back,
     nothing_to_read,
+    untold,
     without_constants,
 )
 from partitioner.graph.trace_failure import refuse_unloadable, trace_failure
@@ -107,7 +108,7 @@ def fake_mode() -> Iterator[None]:
     >>> layer.weight.shape
     torch.Size([100000, 100000])
     """
-    with FakesWithConstants(MAX_CONSTANT_BYTES), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with FakesWithConstants(MAX_CONSTANT_BYTES), torch.no_grad(), torch.random.fork_rng(devices=[]), untold():
         yield
 
 
@@ -156,6 +157,7 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str, lines: 
             torch.no_grad(),
             without_constants(),
             forgotten_sources(),
+            untold(),
             memory_put_back((*module.parameters(), *module.buffers())),
             warnings.catch_warnings(),
             watch,

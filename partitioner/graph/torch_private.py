@@ -132,6 +132,18 @@ def memory_put_back(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 
 
 @contextmanager
+def untold() -> Iterator[None]:
+    """Inside the block torch's fakes do not log, with a traceback, the errors that they also raise."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
 def nothing_to_read(lines: bool) -> Iterator[None]:
     """Inside the block, torch.export writes neither stack traces nor Python code for people, a fifth of its time.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from partitioner.errors import UsageError
+from partitioner.limits import MOST_SCALE, check_real
 from partitioner.models.guidance import GuidanceStyle
 
 # What calls take it as. Where there is the first, a second half is computed for that one, and what is called
@@ -75,10 +75,9 @@ def check_scale(scale: float) -> None:
 
     >>> check_scale(float("nan"))
     Traceback (most recent call last):
-    partitioner.errors.UsageError: --guidance-scale is nan; expected a finite number from 0
+    partitioner.errors.UsageError: guidance_scale is nan; expected a number from 0 to 1000
     """
-    if not (math.isfinite(scale) and scale >= 0):
-        raise UsageError(f"--guidance-scale is {scale:g}; expected a finite number from 0")
+    check_real("guidance_scale", scale, 0, MOST_SCALE)
 
 
 def runs_guided(guidance: bool, style: GuidanceStyle | None, scale: float | None) -> bool:

@@ -20,6 +20,7 @@ from partitioner.errors import UsageError, first_line
 from partitioner.graph.ir import Role
 from partitioner.graph.module_state import ModuleState
 from partitioner.graph.stateless import listed
+from partitioner.graph.torch_private import untold
 from partitioner.models.guidance import GuidanceStyle
 from partitioner.models.pipeline_call import (
     guessed_calls,
@@ -301,14 +302,11 @@ def _undisturbed() -> Iterator[None]:
 
     drawn, state = random.getstate(), numpy.random.get_state()
     levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    shapes = logging.getLogger("torch._subclasses.fake_tensor")  # tells every call that does not fit
-    shapes_level = shapes.level
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), untold():
             warnings.simplefilter("ignore")
             diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
             transformers_logging.set_verbosity(transformers_logging.CRITICAL)
-            shapes.setLevel(logging.CRITICAL)
             torch.manual_seed(0)
             random.seed(0)
             numpy.random.seed(0)  # what pipelines that use numpy's own generator draw from
@@ -318,4 +316,3 @@ def _undisturbed() -> Iterator[None]:
         numpy.random.set_state(state)
         diffusers_logging.set_verbosity(levels[0])
         transformers_logging.set_verbosity(levels[1])
-        shapes.setLevel(shapes_level)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from partitioner.errors import UsageError
+
 if TYPE_CHECKING:
     from partitioner.models.sampler_probe import Sampler
 
@@ -57,6 +59,19 @@ def settings_text(scheduler: str, config: str) -> str:
         {name: value for name, value in settings.items() if name in taken and value != taken[name].default},
         sort_keys=True,
     )
+
+
+def check_scheduler(scheduler: str) -> None:
+    """UsageError where diffusers has no scheduler class of that name.
+
+    >>> check_scheduler("DDIM")
+    Traceback (most recent call last):
+    partitioner.errors.UsageError: --scheduler 'DDIM' is no scheduler class of diffusers; one is DDIMScheduler
+    """
+    import diffusers
+
+    if not scheduler.endswith("Scheduler") or not hasattr(diffusers, scheduler):
+        raise UsageError(f"--scheduler {scheduler[:80]!r} is no scheduler class of diffusers; one is DDIMScheduler")
 
 
 @lru_cache(maxsize=1024)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from partitioner.errors import UsageError
+from partitioner.limits import MOST_BATCH, MOST_FRAMES, MOST_PIXELS, check_whole
 from partitioner.models.guidance import GUIDANCE_STYLES, GuidanceStyle
+
+MOST = {"height": MOST_PIXELS, "width": MOST_PIXELS, "frames": MOST_FRAMES, "batch": MOST_BATCH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +24,12 @@ class Sizes:
         guidance_style: How it is done, see ``partitioner.models.guidance``.
 
     Raises:
-        UsageError: A size is less than 1, there is no such style, or it contradicts ``guidance``.
+        UsageError: A size is out of range, there is no such style, or it contradicts ``guidance``.
 
     >>> Sizes(height=0)
     Traceback (most recent call last):
         ...
-    partitioner.errors.UsageError: --height is 0; expected 1 or more
+    partitioner.errors.UsageError: height is 0; expected a whole number from 1 to 65536
     """
 
     height: int | None = None
@@ -37,10 +40,10 @@ class Sizes:
     guidance_style: GuidanceStyle | None = None
 
     def __post_init__(self) -> None:
-        for option in ("height", "width", "frames", "batch"):
+        for option in MOST:
             value = getattr(self, option)
-            if value is not None and value < 1:
-                raise UsageError(f"--{option} is {value}; expected 1 or more")
+            if value is not None:
+                check_whole(option, value, 1, MOST[option])
         style = self.guidance_style
         if style is not None and style not in GUIDANCE_STYLES:
             raise UsageError(f"--guidance-style is {style}; expected {', '.join(GUIDANCE_STYLES[:-1])} or none")

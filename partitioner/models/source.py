@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -77,7 +78,7 @@ def find_source(model: str) -> ModelSource | None:
             sizes=known.sizes, steps=known.steps, guidance_scale=known.guidance_scale,
         )  # fmt: skip
     folder = Path(model)
-    if folder.is_dir():
+    if os.path.isdir(model):  # False also for what is no path at all
         return _from_files(folder.resolve().name, _folder_reader(folder), model)
     if _HUB_ID.fullmatch(model):
         return _from_files(model, _hub_reader(model), model)

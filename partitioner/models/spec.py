@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from partitioner.errors import UsageError
 from partitioner.graph.ir import Role
 from partitioner.library import cause_of
+from partitioner.limits import DTYPES
 from partitioner.models.build import build_denoiser
 from partitioner.models.built_in import BUILT_IN
 from partitioner.models.call_rows import CallRows, RowPaths, row_paths
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 # what descriptions raise that find other values in a configuration than those that its class has
 _OTHER_VALUES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-DTYPES = ("float16", "bfloat16", "float32")
 RECORDED_DTYPE = "bfloat16"  # of a denoiser that no description names another for
 
 

@@ -9,7 +9,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, Va
 
 from partitioner.graph.ir import DTYPE_BYTES
 
-PredictorName = Literal["hold", "linear", "adaptive"]
 InputRole = Literal["latent", "step", "timestep", "prompt", "constant"]
 
 # "module.path/operator.number"; module names are what add_module takes, and "@1" marks a module's second call

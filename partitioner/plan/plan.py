@@ -38,13 +38,13 @@ from partitioner.plan.fields import (
     ModelName,
     NodeKey,
     PlanRecord,
-    PredictorName,
     Size,
     as_label,
     first_error_of,
     shown_briefly,
 )
 from partitioner.plan.placement import NamePlacement
+from partitioner.plan.predictor import PredictorName
 from partitioner.plan.records import (
     Boundary,
     CostSource,

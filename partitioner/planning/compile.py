@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from partitioner.costs.model import CostModel
 from partitioner.errors import UsageError
 from partitioner.fleet import Fleet
-from partitioner.models.guidance import GuidanceStyle
+from partitioner.limits import check_one_of
+from partitioner.models.guidance import GUIDANCE_STYLES, GuidanceStyle
 from partitioner.plan.plan import Plan
 from partitioner.planning.expected_quality import SamplingSetup
 from partitioner.planning.options import DEFAULTS, PlanOptions
@@ -72,6 +73,7 @@ def compile(
     >>> plan.components, plan.mode, list(plan.placement.values())  # the driver has work of its own besides
     (2, 'lookahead', [0, 0, 0, 1])
     """
+    check_one_of("guidance_style", guidance_style, (None, *GUIDANCE_STYLES))
     several = [example_inputs] if isinstance(example_inputs, Mapping) else list(example_inputs)
     if roles is None:
         from partitioner.models.guess_roles import guess_roles

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from partitioner.errors import UsageError
 from partitioner.graph.ir import TracedGraph
+from partitioner.limits import MOST_STEPS, check_whole
 from partitioner.models.guidance import GuidanceStyle
 from partitioner.models.guidance_scale import check_scale, scale_in_effect
 from partitioner.models.samplers import refusal_of, settings_text
-from partitioner.plan.fields import PredictorName
+from partitioner.plan.predictor import PREDICTORS, PredictorName
 from partitioner.search.mode import Mode
 from partitioner.staleness.edge_errors import EdgeErrors, edge_errors_by_key
 from profiles.measured_figure import MeasuredFigure, QualityCase, exact_share, expected_figure, fewer_steps_figure
@@ -25,9 +25,7 @@ from profiles.quality_profile import QualityProfile
 if TYPE_CHECKING:
     from partitioner.models.spec import ModelSpec
 
-ASYNC_PREDICTORS: tuple[PredictorName, ...] = ("hold", "linear", "adaptive")  # of equal dB the first is taken
 STEPS = 50  # where nothing else is said
-MOST_STEPS = 10_000
 MARGIN_DB = 6.0  # by which a plan should come closer to the sequential output than fewer steps in the same time
 
 
@@ -46,7 +44,7 @@ class SamplingSetup:
 
     >>> SamplingSetup(steps=0)
     Traceback (most recent call last):
-    partitioner.errors.UsageError: --steps is 0; expected 1 to 10000
+    partitioner.errors.UsageError: steps is 0; expected a whole number from 1 to 10000
     """
 
     steps: int = STEPS
@@ -57,8 +55,7 @@ class SamplingSetup:
     scale_is_default: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise UsageError(f"--steps is {self.steps}; expected 1 to {MOST_STEPS}")
+        check_whole("steps", self.steps, 1, MOST_STEPS)
         if self.guidance_scale is not None:
             check_scale(self.guidance_scale)
 
@@ -217,9 +214,10 @@ class QualityAdvisor:
         Args:
             components: Of one branch.
         """
-        known = {p: found for p in ASYNC_PREDICTORS if (found := self._expected(components, "async", p)) is not None}
+        known = {p: found for p in PREDICTORS if (found := self._expected(components, "async", p)) is not None}
         highest = max((found.guidance_scale for found in known.values()), default=None)
         alike = {p: found.psnr_db for p, found in known.items() if found.guidance_scale == highest}
+        # of equal dB the first is taken
         return max(alike, key=lambda p: alike[p]) if alike else "adaptive"
 
     def runs_exactly(self, components: int, mode: Mode) -> bool:

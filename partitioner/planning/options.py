@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from partitioner.errors import UsageError
-from partitioner.plan.fields import PredictorName
-from partitioner.search.mode import Mode
+from partitioner.limits import (
+    MOST_BRANCHES,
+    MOST_GB,
+    MOST_PERIOD,
+    MOST_STEPS,
+    check_one_of,
+    check_real,
+    check_whole,
+)
+from partitioner.plan.predictor import PREDICTORS, PredictorName
+from partitioner.search.mode import MODES, Mode
 
 Prefer = Literal["quality", "speed", "memory"]
+PREFERENCES: tuple[Prefer, ...] = ("quality", "speed", "memory")
 Progress = Callable[[str], None]
-MOST_BRANCHES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +58,16 @@ class PlanOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.branches is not None and not 1 <= self.branches <= MOST_BRANCHES:
-            raise UsageError(f"--branches is {self.branches}; expected auto, or a number from 1 to {MOST_BRANCHES}")
-        if not 1 <= self.period <= 64:
-            raise UsageError(f"period is {self.period}; expected 1 to 64")
-        if self.warmup is not None and not 1 <= self.warmup <= 10_000:
-            raise UsageError(f"warm-up is {self.warmup} steps; expected 1 to 10000")
-        if self.memory_limit_bytes is not None and not self.memory_limit_bytes > 0:
-            raise UsageError(f"the memory limit is {self.memory_limit_bytes / 1e9:g} GB; expected more than 0")
+        check_whole("period", self.period, 1, MOST_PERIOD)
+        if self.branches is not None:
+            check_whole("branches", self.branches, 1, MOST_BRANCHES)
+        if self.warmup is not None:
+            check_whole("warmup", self.warmup, 1, MOST_STEPS)
+        if self.memory_limit_bytes is not None:
+            check_real("memory_limit_bytes", self.memory_limit_bytes, 1, MOST_GB * 1e9)
+        check_one_of("mode", self.mode, (None, *MODES))
+        check_one_of("predictor", self.predictor, (None, *PREDICTORS))
+        check_one_of("prefer", self.prefer, PREFERENCES)
         if self.period > 1 and self.mode == "lookahead":
             raise UsageError("look-ahead recomputes every component in every step; use --period 1 or --mode async")
         if self.prove and self.period > 1:

@@ -25,8 +25,9 @@ from partitioner.costs.node_costs import GraphCosts
 from partitioner.costs.relative_speed import with_speeds
 from partitioner.fleet import Fleet, as_devices, limit_memory
 from partitioner.graph.ir import Role, TracedGraph
-from partitioner.plan.fields import PredictorName, as_label
+from partitioner.plan.fields import as_label
 from partitioner.plan.plan import Plan
+from partitioner.plan.predictor import PredictorName
 from partitioner.plan.records import CostSource, DriverModule
 from partitioner.planning.branching import uneven_branchings
 from partitioner.planning.build_problem import build_problem

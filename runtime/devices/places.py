@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -51,6 +51,16 @@ def with_index(device: str) -> str:
     if named.type == "cuda" and named.index is None:
         return f"cuda:{torch.cuda.current_device()}"
     return device
+
+
+def check_count(plans: Iterable[Plan], devices: Sequence[str]) -> None:
+    """PlanMismatch where there is not one device for each rank of every plan."""
+    for plan in plans:
+        if len(devices) != plan.ranks:
+            raise PlanMismatch(
+                f"the plan needs {plan.ranks} devices ({plan.branches} branches of {plan.components} "
+                f"components), got {len(devices)}: {', '.join(devices)}; make a plan with --devices {len(devices)}"
+            )
 
 
 def needed_bytes(

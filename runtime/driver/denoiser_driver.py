@@ -34,7 +34,6 @@ from runtime.driver.denoiser_changes import TAKEN_OVER, DenoiserChanges
 from runtime.driver.dispatch import Dispatcher
 from runtime.driver.distribution import Distribution
 from runtime.driver.foresight import BegunCall, Foresight
-from runtime.driver.guard import decibels
 from runtime.driver.shared_rows import SharedRows
 from runtime.driver.stream import Stream
 from runtime.driver.streams import Streams
@@ -42,7 +41,7 @@ from runtime.driver.timestep_reader import TimestepReader
 from runtime.driver.traced_graphs import BuiltGraph, CallGraphs, TracedGraphs
 from runtime.driver.trajectory import RunMode
 from runtime.errors import InputError, WeightsChanged
-from runtime.options import EngineOptions
+from runtime.options import EngineOptions, decibels
 from runtime.ranks.base import DenoiserRanks
 from runtime.stats import CallTimes
 from runtime.transport.weights import Weights

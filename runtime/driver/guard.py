@@ -24,8 +24,6 @@ the decoder and of how much of the harm comes true: MARGIN is such that of the p
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from runtime.driver.amplification import Amplification
@@ -33,9 +31,7 @@ from runtime.driver.correction import narrow, shared_part
 from runtime.driver.forecast import USEFUL, Forecast, rms_of_moving
 from runtime.driver.noise_schedule import NoiseSchedule
 from runtime.driver.output_mix import OutputMix
-from runtime.errors import InputError
 
-QUALITIES: dict[str, float | None] = {"indistinguishable": 40.0, "good": 26.0, "off": None}  # dB
 MARGIN = 10.0  # dB; a picture's PSNR + 20·log10 of the bound is hardly ever below it
 
 
@@ -97,23 +93,6 @@ class Guard:
         near = alike * surprise <= USEFUL * rms_of_moving(forecast.slope)
         # not ``harm > share``: what is not finite is refused
         return ~((alike * harm <= self._share) & near).all()
-
-
-def decibels(quality: float | str) -> float | None:
-    """What ``EngineOptions.quality`` asks for as a PSNR in dB; None where it is off.
-
-    Raises:
-        InputError: it is neither a number of dB nor one of QUALITIES.
-
-    >>> decibels("indistinguishable")
-    40.0
-    """
-    if isinstance(quality, str):
-        if quality in QUALITIES:
-            return QUALITIES[quality]
-    elif not isinstance(quality, bool) and math.isfinite(quality) and quality > 0:
-        return float(quality)
-    raise InputError(f"quality is {', '.join(QUALITIES)} or a PSNR in dB above 0; got {quality!r}")
 
 
 def bound_of(quality: float) -> float:

@@ -9,9 +9,8 @@ from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import rank_of, seat_of
 from partitioner.process import open_standard_files
 from runtime.devices.acceleration import check_acceleration
-from runtime.devices.places import local_places, room_for_graphs
-from runtime.errors import InputError, PlanMismatch
-from runtime.options import TRANSPORTS, EngineOptions
+from runtime.devices.places import check_count, local_places, room_for_graphs
+from runtime.options import EngineOptions
 from runtime.ranks.base import Ranks
 from runtime.ranks.emulated import EmulatedRanks
 from runtime.ranks.launch import Launcher, LocalLauncher
@@ -36,18 +35,11 @@ def start_ranks(
         The ranks, ready for commands.
 
     Raises:
-        InputError: there is no such transport, or the devices cannot do what the options want.
+        InputError: the devices cannot do what the options want.
         PlanMismatch: there are too few or too many devices for a plan, or too little memory. Nothing was started.
         StartupError: a rank did not start.
     """
-    if options.transport not in TRANSPORTS:
-        raise InputError(f"transport is one of {', '.join(TRANSPORTS)}; got {options.transport!r}")
-    for plan in plans:
-        if len(devices) != plan.ranks:
-            raise PlanMismatch(
-                f"the plan needs {plan.ranks} devices ({plan.branches} branches of {plan.components} "
-                f"components), got {len(devices)}: {', '.join(devices)}; make a plan with --devices {len(devices)}"
-            )
+    check_count(plans, devices)
     check_acceleration(
         options.transport, devices, cuda_graphs=options.cuda_graphs is True, green_contexts=options.green_contexts
     )

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from partitioner import writable
 from partitioner.errors import UsageError
 from runtime import output_file
-from runtime.output_file import check_output, check_writable, write_media
+from runtime.output_file import check_output, write_media
 
 FRAMES = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
-Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture(autouse=True)
@@ -25,44 +23,44 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.setattr(writable, "ELSEWHERE", ())
     return folder
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_a_folder_and_a_folder_that_is_not_there_are_refused_even_with_force(tmp_path: Path, force: bool) -> None:
-    (tmp_path / "a.png").mkdir()
-    with pytest.raises(UsageError, match=r"--output .*a.png is a folder; name a file in it"):
-        check_output(tmp_path / "a.png", force)
-    with pytest.raises(UsageError, match=r"the folder .*none does not exist; make it or choose another --trace"):
-        check_writable(tmp_path / "none" / "a.json", "--trace", force)
-
-
-def test_a_dangling_link_is_something_that_is_there(tmp_path: Path) -> None:
-    link = tmp_path / "a.png"
-    link.symlink_to(tmp_path / "nowhere" / "b.png")
-    with pytest.raises(UsageError, match="exists; choose another --output or add --force"):
-        check_output(link, force=False)
-    check_output(link, force=True)
-    write_media(FRAMES, link)
-    assert not link.is_symlink()
-
-
-def test_a_folder_that_is_read_only_or_full_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "access", lambda *_: False)
-        with pytest.raises(UsageError, match="cannot be written to; choose another --output"):
-            check_output(tmp_path / "a.png", force=False)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 10, 0))
-    with pytest.raises(UsageError, match=r"the disk of .* is full \(0 bytes are free\)"):
-        check_output(tmp_path / "a.png", force=False)
-
-
-def test_a_video_that_no_package_can_write_is_refused_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("suffix", [".mp4", ".PNG", ".webp"])
+def test_a_format_that_nothing_here_writes_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    monkeypatch.setattr(output_file, "VIDEO_PACKAGES", ("no_such_package",))
-    with pytest.raises(UsageError, match=r"\.mp4 needs another package: pip install imageio"):
-        check_output(tmp_path / "a.mp4", force=False)
+    """Whatever keeps it from being written: an encoder that is not there, or one that fails."""
+    save = output_file._save
+
+    def broken(media: list[Any], path: Path) -> None:
+        save(media, path.with_suffix(".gif"))
+        raise ImportError("No encoder.\nInstall one.")
+
+    monkeypatch.setattr(output_file, "_save", broken)
+    with pytest.raises(UsageError, match=rf"nothing here writes {suffix.lower()} \(No encoder\); (pip install|take)"):
+        check_output(tmp_path / f"a{suffix}", force=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp", ".gif"])
+def test_what_can_be_written_is_taken_and_leaves_no_trace(tmp_path: Path, suffix: str) -> None:
+    check_output(tmp_path / f"a{suffix}", force=False)
+    assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]
+
+
+def test_a_picture_with_transparency_becomes_a_jpeg(tmp_path: Path) -> None:
+    write_media([Image.new("RGBA", (8, 8), "red")], tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as made:
+        assert made.mode == "RGB"
+
+
+def test_a_name_as_long_as_names_may_be_is_written(tmp_path: Path) -> None:
+    path = tmp_path / ("ä" * 125 + ".png")
+    check_output(path, force=False)
+    write_media(FRAMES, path)
+    assert path.is_file()
 
 
 @pytest.mark.parametrize(("name", "frames"), [("a.png", 1), ("a.GIF", 2)])

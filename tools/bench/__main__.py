@@ -27,28 +27,30 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
 
-from partitioner.plan.fields import PredictorName
-from tools.bench.command import at_least, run, say
+from partitioner.limits import whole
+from partitioner.plan.predictor import PREDICTORS
+from tools.bench.command import run, say
 from tools.bench.results import bench
 from tools.bench.settings import BenchSettings
 from tools.bench.table import table
+from tools.command import command
 from tools.denoisers import DENOISERS
 
 
+@command("tools.bench")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0 when done, 2 for a wrong option, 5 if a rank failed."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
 
     def add_count(name: str, default: int, text: str) -> None:
-        parser.add_argument(name, type=at_least(1), default=default, metavar="N", help=f"{text} (default: {default})")
+        parser.add_argument(name, type=whole(1), default=default, metavar="N", help=f"{text} (default: {default})")
 
     parser.add_argument("--denoiser", action="append", choices=tuple(DENOISERS), help="may be repeated (default: all)")
     add_count("--microbatches", 1, "parts of an exact call's batch")
     parser.add_argument(
         "--predictor",
-        choices=get_args(PredictorName),
+        choices=PREDICTORS,
         help="of lagged boundary tensors (default: the planner's choice)",
     )
     add_count("--steps", 50, "of a trajectory")

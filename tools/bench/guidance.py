@@ -20,20 +20,23 @@ from typing import Any
 
 import torch
 
+from partitioner.limits import whole
 from partitioner.tables import table_text
-from tools.bench.command import at_least, run, say
+from tools.bench.command import run, say
 from tools.bench.guidance_rounds import measure_guidance
 from tools.bench.guided_pipelines import GUIDED_PIPELINES, TINY
+from tools.command import command
 
 
+@command("tools.bench.guidance")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0 when done, 2 for a wrong option, 5 if a rank failed."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench.guidance", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--pipeline", action="append", choices=tuple(GUIDED_PIPELINES), help="may be repeated (default: all)"
     )
-    parser.add_argument("--steps", type=at_least(2), default=10, metavar="N", help="of a generation (default: 10)")
-    parser.add_argument("--rounds", type=at_least(2), default=5, metavar="N", help="of measurements (default: 5)")
+    parser.add_argument("--steps", type=whole(2), default=10, metavar="N", help="of a generation (default: 10)")
+    parser.add_argument("--rounds", type=whole(2), default=5, metavar="N", help="of measurements (default: 5)")
     parser.add_argument("--tiny", action="store_true", help="denoisers of a few ms, to try this out")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     options = parser.parse_args(arguments)

@@ -19,6 +19,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined] # public, b
 
 from partitioner.graph.torch_private import gloo_group
 from runtime.devices.memory import resident_bytes
+from runtime.errors import EngineError
 from tools.bench.asyncdiff_policy import AsyncDiffPolicy
 from tools.bench.denoiser_calls import CallArguments
 from tools.bench.hooked_denoiser import HookedDenoiser
@@ -84,7 +85,7 @@ class PolicyRanks:
             warmup: how many of the first are exact.
 
         Raises:
-            RuntimeError: a rank failed (with its traceback), died, or does not answer.
+            EngineError: a rank failed (with its traceback), died, or does not answer.
         """
         packed = pickle.dumps((list(calls), warmup))
         for connection in self._connections:
@@ -101,12 +102,12 @@ class PolicyRanks:
     def _answer(self, rank: int) -> Any:
         try:
             if not self._connections[rank].poll(self._timeout_s):
-                raise RuntimeError(f"rank {rank} of AsyncDiff's policy does not answer within {self._timeout_s:g} s")
+                raise EngineError(f"rank {rank} of AsyncDiff's policy does not answer within {self._timeout_s:g} s")
             answer = pickle.loads(self._connections[rank].recv_bytes())
         except (EOFError, OSError):
-            raise RuntimeError(f"rank {rank} of AsyncDiff's policy has died") from None
+            raise EngineError(f"rank {rank} of AsyncDiff's policy has died") from None
         if isinstance(answer, str):
-            raise RuntimeError(f"rank {rank} of AsyncDiff's policy failed:\n{answer}")
+            raise EngineError(f"rank {rank} of AsyncDiff's policy failed:\n{answer}")
         return answer
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from partitioner.graph.export import trace
 from partitioner.plan.plan import Plan
 from runtime.devices.memory import give_back, read_in_libraries, resident_bytes
 from runtime.engine import Engine
+from tools.command import command
 
 CALLS = 6  # until all that a trajectory keeps is there
 
@@ -80,6 +81,7 @@ def _rehearse(load: Callable[[], nn.Module], plan: Plan, inputs: Mapping[str, An
     return resident_bytes()
 
 
+@command("tools.bench.rank_memory")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the rows as JSON."""
     (folder,) = sys.argv[1:] if arguments is None else arguments

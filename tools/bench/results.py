@@ -38,7 +38,7 @@ def bench(name: str, given: Denoiser, settings: BenchSettings, progress: Callabl
 
     Raises:
         PartitionerError: no plan can be made.
-        EngineError, RuntimeError: a rank failed.
+        EngineError: a rank failed.
     """
     denoiser, inputs, roles = given
     torch.set_num_threads(1)

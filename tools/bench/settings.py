@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from partitioner.plan.fields import PredictorName
+from partitioner.plan.predictor import PredictorName
 
 RANKS = 2
 

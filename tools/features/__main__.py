@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.options import TRANSPORTS
+from tools.command import command
 from tools.features.cell import WRONG
 from tools.features.matrix import chosen, run_matrix
 from tools.features.subject import PIPELINES
@@ -27,6 +28,7 @@ from tools.pages import environment
 PAGE = Path("docs/results/features.md")
 
 
+@command("tools.features")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0 when no cell is wrong, 1 when one is, 2 for a wrong option."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from tools.command import command
 from tools.gpu_suite.mps import mps
 from tools.gpu_suite.packed import pack, unpack
 from tools.gpu_suite.parts import DENOISERS, TINY, SuitePart, plan_parts
@@ -31,6 +32,7 @@ from tools.gpu_suite.suite import GpuSuite
 JOBS = 3  # on a GPU; most of them wait, or compute on the host
 
 
+@command("tools.gpu_suite")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0 when every part has its document, 1 if not, 2 for a wrong option."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_suite", description=__doc__.splitlines()[0])

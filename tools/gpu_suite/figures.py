@@ -17,6 +17,7 @@ from typing import Any
 
 from profiles.cost_profile import CostProfile
 from profiles.device_sheets import match_device
+from tools.command import command
 from tools.gpu_suite.results import unpack_results
 from tools.gpu_suite.run_part import MODULES
 
@@ -25,6 +26,7 @@ OTHERS = (".profile.json", ".plan.json", ".trace.json")  # files that are no par
 Documents = Mapping[str, dict[str, Any]]  # by name of the part; of a part that did not end, what it had found
 
 
+@command("tools.gpu_suite.figures")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_suite.figures", description=__doc__.splitlines()[0])

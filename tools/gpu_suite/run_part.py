@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from profiles.json_files import write_atomic
+from tools.command import command
 from tools.gpu_suite.card import Card
 from tools.gpu_suite.part_run import PartRun
 
@@ -34,6 +35,7 @@ MODULES = {  # kind -> the module with the function of its name; only that one i
 }
 
 
+@command("tools.gpu_suite.run_part")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one part and write its document; exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_suite.run_part", description=__doc__.splitlines()[0])

@@ -24,7 +24,6 @@ from partitioner.costs.lookup import apply_profile
 from partitioner.costs.model import GivenCosts
 from partitioner.costs.relative_speed import with_speeds
 from partitioner.costs.timing import measure_by_turns, summarise
-from partitioner.errors import PartitionerError
 from partitioner.fleet import parse_fleet
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
@@ -36,6 +35,7 @@ from partitioner.search.mode import Mode
 from partitioner.search.solver import Solver
 from partitioner.tables import table_text
 from profiles.cost_profile import CostProfile
+from tools.command import command
 from tools.denoisers import DENOISERS
 from tools.measure.profile import record, whole_run
 
@@ -181,6 +181,7 @@ def misses(document: Mapping[str, Any]) -> list[str]:
     return found
 
 
+@command("tools.measure.costs")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0 if all targets are met, 1 if not, 2 for a wrong option."""
     parser = argparse.ArgumentParser(prog="python -m tools.measure costs", description=__doc__.split("\n")[0])
@@ -193,13 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if min(ranks) < 2:
         parser.error(f"--ranks {min(ranks)}: expected 2 or more")
     document: dict[str, list[dict[str, Any]]] = {"whole": [], "components": []}
-    try:
-        for name in options.denoiser or DENOISERS:
-            head, rows = check(name, ranks, options.mode, lambda text: print(text, file=sys.stderr, flush=True))
-            document["whole"].append(head)
-            document["components"] += rows
-    except PartitionerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for name in options.denoiser or DENOISERS:
+        head, rows = check(name, ranks, options.mode, lambda text: print(text, file=sys.stderr, flush=True))
+        document["whole"].append(head)
+        document["components"] += rows
     print(json.dumps(document, indent=1) if options.json else table(document))
     return 1 if misses(document) else 0

@@ -19,7 +19,6 @@ import argparse
 import json
 import multiprocessing
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,15 +29,17 @@ from typing import Any
 
 import torch
 
-from partitioner.errors import PartitionerError, UsageError
+from partitioner.errors import UsageError
 from partitioner.fleet import known_device
 from partitioner.graph.ir import TensorMeta
 from partitioner.simulator.machine import Link
 from partitioner.tables import table_text
-from profiles.json_files import JsonFileError, write_atomic
+from profiles.json_files import write_atomic
+from runtime.errors import EngineError
 from runtime.transport.mailbox import Expected, Mailbox, MessageKey
 from runtime.transport.packets import new_lines
 from runtime.transport.same_machine import SameMachineMailbox
+from tools.command import command
 
 SMALL, LARGE = 4, 16 << 20  # bytes
 REPEATS = 15
@@ -53,7 +54,7 @@ def measure_links(ranks: int) -> dict[tuple[int, int], Link]:
 
     Raises:
         ValueError: fewer than two ranks.
-        RuntimeError: a rank failed or does not answer.
+        EngineError: a rank failed or does not answer.
     """
     if ranks < 2:
         raise ValueError(f"links join two ranks at least; got {ranks}")
@@ -74,13 +75,13 @@ def measure_links(ranks: int) -> dict[tuple[int, int], Link]:
         while running:
             ready = wait(running, timeout=TIMEOUT_S)
             if not ready:
-                raise RuntimeError(f"no rank has said anything for {TIMEOUT_S:g} s")
+                raise EngineError(f"no rank has said anything for {TIMEOUT_S:g} s")
             for ours in ready:
                 assert isinstance(ours, Connection)
                 try:
                     found |= ours.recv()
                 except EOFError:
-                    raise RuntimeError("a rank ended before its links were measured") from None
+                    raise EngineError("a rank ended before its links were measured") from None
                 running.remove(ours)
         for ours, _ in pipes:
             ours.send(None)  # everyone is done: a mailbox may close now
@@ -177,6 +178,7 @@ def describe(links: Mapping[tuple[int, int], Link], name: str) -> dict[str, Any]
     return {"devices": devices}
 
 
+@command("tools.measure.links")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0, 2 for a wrong option or a file that cannot be written, 5 if a rank failed."""
     parser = argparse.ArgumentParser(prog="python -m tools.measure links", description=__doc__.split("\n")[0])
@@ -187,20 +189,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.ranks < 2:
         parser.error(f"--ranks {options.ranks}: links join two ranks at least")
-    try:
-        known_device(options.name)
-        if options.output is not None and options.output.exists():
-            raise UsageError(f"{options.output} exists already; choose another name")
-        links = measure_links(options.ranks)
-        if options.output is not None:
-            text = json.dumps(describe(links, options.name), indent=1) + "\n"
-            write_atomic(options.output, text.encode(), False)
-    except (PartitionerError, JsonFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 5
+    known_device(options.name)
+    if options.output is not None and options.output.exists():
+        raise UsageError(f"{options.output} exists already; choose another name")
+    links = measure_links(options.ranks)
+    if options.output is not None:
+        text = json.dumps(describe(links, options.name), indent=1) + "\n"
+        write_atomic(options.output, text.encode(), False)
     rows = [
         {"sender": a, "reader": b, "latency_us": link.latency_ms * 1e3, "gb_per_s": link.gb_per_s}
         for (a, b), link in links.items()

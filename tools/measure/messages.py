@@ -27,6 +27,7 @@ from partitioner.planning.options import PlanOptions
 from runtime.engine import Engine
 from runtime.options import EngineOptions
 from runtime.ranks.launch import LocalLauncher
+from tools.command import command
 from tools.denoisers import DENOISERS
 from tools.measure.unchecked_rank import skip_checks
 
@@ -104,6 +105,7 @@ def measure(name: str, rounds: int, calls: int) -> dict[str, Any]:
     }
 
 
+@command("tools.measure.messages")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0."""
     made = argparse.ArgumentParser(prog="python -m tools.measure messages", description=__doc__.split("\n")[0])

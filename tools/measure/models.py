@@ -31,6 +31,7 @@ import psutil
 from partitioner.models.built_in import BUILT_IN, built_in
 from partitioner.models.checked import CHECKED_FILE, CheckedName, checked_names
 from profiles.json_files import write_atomic
+from tools.command import command
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "models.md"
 WHERE = (
@@ -138,6 +139,7 @@ def _row(name: str, entry: CheckedName) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+@command("tools.measure.models")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0 when every name that was tried was planned, else 1."""
     parser = argparse.ArgumentParser(prog="python -m tools.measure models", description=(__doc__ or "").split("\n")[0])

@@ -21,15 +21,14 @@ from partitioner.costs.lookup import apply_profile
 from partitioner.costs.measure import measure
 from partitioner.costs.random_tensors import random_value
 from partitioner.costs.timing import TimingMode, measure_whole, measuring_device, summarise
-from partitioner.errors import PartitionerError
 from partitioner.graph.arguments import flatten_arguments
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
 from partitioner.models.registry import model_names
 from partitioner.models.spec import model_spec, trace_model
 from profiles.cost_profile import CostProfile, WholeCheck
-from profiles.json_files import JsonFileError
 from runtime.worker.segment import lower
+from tools.command import command
 from tools.denoisers import DENOISERS
 
 BUSY = 0.1  # an inter-quartile range of the whole above this share of it says more about the machine than the model
@@ -122,6 +121,7 @@ def report(profile: CostProfile) -> str:
     return "\n".join(lines)
 
 
+@command("tools.measure.profile")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0, or 2 for a wrong option, a missing device or a file that cannot be written."""
     parser = argparse.ArgumentParser(prog="python -m tools.measure profile", description=__doc__.splitlines()[0])
@@ -133,11 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="overwrite the file")
     options = parser.parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
-    try:
-        profile = record(options.model, options.device, options.mode, f"{parser.prog} {shlex.join(words)}")
-        profile.save(options.output, overwrite=options.force)
-    except (PartitionerError, JsonFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    profile = record(options.model, options.device, options.mode, f"{parser.prog} {shlex.join(words)}")
+    profile.save(options.output, overwrite=options.force)
     print(report(profile))
     return 0

@@ -25,8 +25,7 @@ from typing import Any
 
 import torch
 
-from partitioner.errors import PartitionerError, UsageError
-from profiles.json_files import JsonFileError
+from tools.command import command
 from tools.pictures.grid import picture_grid
 from tools.quality.calibration import calibrate
 from tools.quality.edge_errors import measure_edge_errors
@@ -85,18 +84,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
+@command("tools.quality")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0 when done, 2 for a wrong option or a file that cannot be read or written."""
     options = option_parser(__doc__.split("\n", 1)[0]).parse_args(argv)
     options.command = "python -m tools.quality " + shlex.join(sys.argv[1:] if argv is None else argv)
-    try:
-        document = run(options)
-    except PartitionerError as error:
-        print(f"tools.quality: {error}", file=sys.stderr)
-        return error.exit_code
-    except JsonFileError as error:
-        print(f"tools.quality: {error}", file=sys.stderr)
-        return UsageError.exit_code
+    document = run(options)
     print(json.dumps(document, indent=1) if options.json else table(document["rows"]))
     return 0
 

@@ -23,7 +23,8 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from partitioner.errors import PartitionerError, UsageError
+from partitioner.errors import UsageError
+from tools.command import command
 from tools.pages import versions
 from tools.pictures.pipelines import DENOISERS
 from tools.quality.cells_calibration import calibrate_cells
@@ -174,18 +175,15 @@ def _line(found: dict[str, dict[str, Any]]) -> str:
     return f"{key}: {cell['engine']['psnr_db']:.1f} dB, {margin(cell):+.1f}, at {cell['speedup']:.2f}x"
 
 
+@command("tools.quality.cells")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0 when done, 2 for a wrong option."""
     options = parser().parse_args(argv)
     options.command = "python -m tools.quality.cells " + shlex.join(sys.argv[1:] if argv is None else argv)
-    try:
-        results = run(options)
-        if options.calibrate:
-            named = cases_of(options.denoisers, options.only, options.guidance, options.steps)
-            calibrate_cells(options.calibrate, results, list(named))
-    except PartitionerError as error:
-        print(f"tools.quality.cells: {error}", file=sys.stderr)
-        return error.exit_code
+    results = run(options)
+    if options.calibrate:
+        named = cases_of(options.denoisers, options.only, options.guidance, options.steps)
+        calibrate_cells(options.calibrate, results, list(named))
     if options.write:
         options.write.write_text(document_page(results), encoding="utf-8")
     cells = measured(results)

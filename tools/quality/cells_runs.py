@@ -17,9 +17,9 @@ from partitioner.errors import first_line
 from partitioner.models.sampler_probe import probe
 from partitioner.models.samplers import denoiser_calls, steps_of
 from partitioner.plan.plan import Plan
-from runtime.driver.guard import decibels
 from runtime.driver.trajectory import GUARDED
 from runtime.engine import Engine
+from runtime.options import decibels
 from runtime.pipeline import parallelize
 from runtime.stats import Stats
 from tools.pages import be_quiet, commit

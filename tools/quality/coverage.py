@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from profiles.json_files import JsonFileError
 from profiles.measured_figure import MeasuredFigure, QualityCase, expected_figure
 from profiles.quality_profile import SHIPPED, QualityProfile
+from tools.command import command
 from tools.pages import give_page
 
 SCALES = (1.0, 3.0, 5.0, 7.5, 10.0)
@@ -63,18 +63,14 @@ def _word(figure: MeasuredFigure | None) -> str:
     return f"*between {figure.between[0]:g} and {figure.between[1]:g}*"
 
 
+@command("tools.quality.coverage")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0 when done, 2 for a file that cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m tools.quality.coverage", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--profile", type=Path, default=SHIPPED, metavar="FILE", help="default: the shipped one")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page there instead of printing it")
     options = parser.parse_args(argv)
-    try:
-        page = coverage_page(QualityProfile.load(options.profile))
-    except JsonFileError as error:
-        print(f"tools.quality.coverage: {error}", file=sys.stderr)
-        return 2
-    give_page(page, options.write)
+    give_page(coverage_page(QualityProfile.load(options.profile)), options.write)
     return 0
 
 

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from partitioner.errors import PartitionerError, UsageError
-from runtime.errors import EngineError
+from partitioner.errors import UsageError
+from tools.command import command
 from tools.quality.metrics_published import default_weights
 from tools.quality.protocol_pictures import PictureFolder, samples_of
 from tools.quality.protocol_prompts import digest, read_prompts
@@ -91,15 +91,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
+@command("tools.quality.protocol")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0 when done, else that of the error."""
     options = parser().parse_args(argv)
     options.command = "python -m tools.quality.protocol " + shlex.join(sys.argv[1:] if argv is None else argv)
-    try:
-        document = run(options)
-    except (EngineError, PartitionerError) as error:
-        print(f"tools.quality.protocol: {error}", file=sys.stderr)
-        return error.exit_code
+    document = run(options)
     print(json.dumps(document, indent=1) if options.json else scores_table(document["rows"]))
     return 0
 

@@ -8,7 +8,7 @@ import torch
 
 from partitioner.models.samplers import denoiser_calls, refusal_of, steps_of
 from partitioner.plan.plan import Plan
-from runtime.driver.guard import decibels
+from runtime.options import decibels
 from runtime.pipeline import parallelize
 from tools.quality.engine_config import EngineConfig
 from tools.quality.measured_pipeline import MeasuredPipeline

@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from partitioner.errors import PartitionerError, UsageError
+from partitioner.errors import UsageError
+from tools.command import command
 from tools.pages import give_page
 from tools.quality.scheduler_runs import Contestants, NotRun
 from tools.quality.schedulers_table import document_page
@@ -89,36 +90,33 @@ def _counts(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+@command("tools.quality.schedulers")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0 when done, 2 for a wrong option."""
     options = parser().parse_args(argv)
     options.schedulers = options.schedulers or scheduler_names()
     unknown = set(options.schedulers) - set(scheduler_names())
-    try:
-        if unknown or options.samples < 1:
-            what = f"--schedulers: diffusers has no {', '.join(sorted(unknown))}" if unknown else "--samples is below 1"
-            raise UsageError(what)
-        torch.set_num_threads(options.threads)
-        start = time.perf_counter()
-        known: dict[str, Any] = {"rows": [], "not_run": {}}
-        if options.results.exists():
-            known = json.loads(options.results.read_text())
-            if known["samples"] != options.samples:
-                raise UsageError(f"{options.results} holds rows of {known['samples']} samples; give --samples so, too")
-        known |= {
-            "command": "python -m tools.quality.schedulers " + shlex.join(sys.argv[1:] if argv is None else argv),
-            "date": time.strftime("%Y-%m-%d"),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__}
-            | {"diffusers": importlib.metadata.version("diffusers")},
-            "samples": options.samples,
-        }
-        with ExitStack() as stack:
-            for _ in rows(options, known, stack):
-                options.results.write_text(json.dumps(known, indent=1) + "\n")
-                print(f"{time.perf_counter() - start:6.0f} s  {len(known['rows'])} rows", file=sys.stderr)
-    except PartitionerError as error:
-        print(f"tools.quality.schedulers: {error}", file=sys.stderr)
-        return error.exit_code
+    if unknown or options.samples < 1:
+        what = f"--schedulers: diffusers has no {', '.join(sorted(unknown))}" if unknown else "--samples is below 1"
+        raise UsageError(what)
+    torch.set_num_threads(options.threads)
+    start = time.perf_counter()
+    known: dict[str, Any] = {"rows": [], "not_run": {}}
+    if options.results.exists():
+        known = json.loads(options.results.read_text())
+        if known["samples"] != options.samples:
+            raise UsageError(f"{options.results} holds rows of {known['samples']} samples; give --samples so, too")
+    known |= {
+        "command": "python -m tools.quality.schedulers " + shlex.join(sys.argv[1:] if argv is None else argv),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__}
+        | {"diffusers": importlib.metadata.version("diffusers")},
+        "samples": options.samples,
+    }
+    with ExitStack() as stack:
+        for _ in rows(options, known, stack):
+            options.results.write_text(json.dumps(known, indent=1) + "\n")
+            print(f"{time.perf_counter() - start:6.0f} s  {len(known['rows'])} rows", file=sys.stderr)
     page = document_page(known)
     give_page(page, options.write)
     return 0

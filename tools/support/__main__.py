@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.command import command
 from tools.pages import versions
 from tools.support.results import chosen, read_results, try_all, write_results
 from tools.support.table import page
@@ -23,6 +24,7 @@ PAGE = Path("docs/results/support.md")
 RESULTS = PAGE.with_suffix(".json")
 
 
+@command("tools.support")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 2 for a wrong option."""
     parser = argparse.ArgumentParser(prog="python -m tools.support", description=__doc__.splitlines()[0])

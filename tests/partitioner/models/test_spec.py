@@ -130,7 +130,7 @@ def test_a_list_of_samples_is_not_divided() -> None:
         ("svd", {"height": 1080}, "--height 1080 is not a multiple of 64.*use 1024 or 1088"),
         ("sdxl", {"frames": 8}, "sdxl makes images.*leave --frames out"),
         ("wan", {"frames": 80}, "use 77 or 81"),
-        ("sd15", {"batch": 0}, "--batch is 0; expected 1 or more"),
+        ("sd15", {"batch": 0}, "batch is 0; expected a whole number from 1 to"),
         ("sd15", {"dtype": "int8"}, "--dtype int8 is not one of float16, bfloat16, float32"),
     ],
 )

@@ -52,6 +52,4 @@ def test_the_command_prints_its_figures(monkeypatch: pytest.MonkeyPatch, capsys:
     assert result["boundary_tensors"] > 0
     assert result["checked_ms"] / result["unchecked_ms"] == pytest.approx(result["ratio"])
     assert 0 < result["drivers_checks_ms"] < result["checked_ms"]
-    with pytest.raises(SystemExit) as refused:
-        measure_header.main(["--rounds", "1"])
-    assert refused.value.code == 2
+    assert measure_header.main(["--rounds", "1"]) == 2

@@ -1,0 +1,8 @@
+"""PredictorName: what turns earlier values of a boundary tensor into an estimate of the current one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+PredictorName = Literal["hold", "linear", "adaptive"]
+PREDICTORS: tuple[PredictorName, ...] = ("hold", "linear", "adaptive")

@@ -1,0 +1,79 @@
+"""run_command: exit codes and sentences; what happens to streams is in tests/test_commands.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import pytest
+
+from partitioner.command import CommandParser, run_command
+from partitioner.errors import PlanError
+from runtime.errors import ComponentFailed, EngineError
+
+
+def failing(error: BaseException) -> str:
+    raise error
+
+
+def remote() -> ComponentFailed:
+    error = ComponentFailed("index out of range", rank=1, component=0, step=3, node="words/embedding.0")
+    error.remote_traceback = "Traceback (most recent call last):\n  the rank's own\n"
+    return error
+
+
+ENDS: list[tuple[BaseException, int, str]] = [
+    (PlanError("no plan"), 3, "it: error: no plan\n"),
+    (EngineError("no rank"), 5, "it: error: no rank\n"),
+    (
+        ValueError("bad\nand more"), 1,
+        "it: error: ValueError: bad (this was not foreseen; --debug shows where it comes from)\n",
+    ),
+    (MemoryError(), 1, "it: error: MemoryError (this was not foreseen; --debug shows where it comes from)\n"),
+    (KeyboardInterrupt(), 130, "it: interrupted\n"),
+    (SystemExit(2), 2, ""),
+    (SystemExit(), 0, ""),
+    (remote(), 5, "it: error: rank 1 (component 0), step 3: index out of range at node words/embedding.0\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "code", "said"), ENDS)
+def test_errors_end_in_a_sentence(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command("it", lambda: failing(error), []) == code
+    assert capsys.readouterr() == ("", said)
+
+
+def test_with_debug_the_whole_is_shown_before_the_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, part in ((remote(), "  the rank's own\n"), (ValueError("bad"), "in failing\n")):
+        run_command("it", lambda error=error: failing(error), ["--debug"])  # type: ignore[misc]
+        _, err = capsys.readouterr()
+        assert err.startswith("Traceback (most recent call last):\n")
+        assert part in err
+        assert err.splitlines()[-1].startswith("it: error: ")
+        assert "--debug shows" not in err
+
+
+def test_what_nobody_foresaw_is_raised_where_there_is_no_debug() -> None:
+    with pytest.raises(ValueError, match="bad"):
+        run_command("it", lambda: failing(ValueError("bad")))
+
+
+def test_the_result_is_printed_and_streams_are_given_back(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout, sys.stderr
+    assert run_command("it", lambda: "a result", []) == 0
+    assert run_command("it", lambda: 143, []) == 143
+    assert (sys.stdout, sys.stderr) == before
+    assert capsys.readouterr() == ("a result\n", "")
+
+
+def test_a_wrong_argument_is_one_sentence_however_long(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandParser(prog="it")
+    parser.add_argument("--kind", choices=("a", "b"))
+    assert run_command("it", lambda: str(parser.parse_args(["--kind", "c" * 9999])), []) == 2
+    _, err = capsys.readouterr()
+    assert err.startswith("it: error: argument --kind: invalid choice: 'ccc")
+    assert "…" in err
+    assert err.endswith("(choose from 'a', 'b'); see it --help\n")
+    assert isinstance(parser.parse_args(["--debug"]), argparse.Namespace)
