@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import resource
 import socket
 import threading
@@ -87,7 +88,16 @@ def test_a_seat_that_is_taken_or_not_expected_is_refused_in_a_line(caplog: pytes
         come_in(door, 2).close()
 
 
-@pytest.mark.parametrize("said", [b"", b"\0", b"GET / HTTP/1.1\r\n\r\n" * 5, os.urandom(68), os.urandom(10**5)])
+SAID = {
+    "nothing": b"",
+    "a zero": b"\0",
+    "HTTP": b"GET / HTTP/1.1\r\n\r\n" * 5,
+    "a proof's length": random.Random(0).randbytes(68),
+    "much": random.Random(0).randbytes(10**5),
+}
+
+
+@pytest.mark.parametrize("said", SAID.values(), ids=SAID)
 def test_strangers_are_sent_away(said: bytes) -> None:
     with opened(1) as (door, lines):
         for _ in range(3):
