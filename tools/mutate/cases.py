@@ -30,6 +30,7 @@ from tools.small_pipelines import load, saved
 _SIDE = 32  # pixels
 _PROMPT = "a red cat"
 Main = Callable[[Sequence[str]], int]
+PIPELINES = ("stable_diffusion", "flux", "stable_diffusion_3")
 KINDS = ("plans", "profiles", "folders", "weights")
 # what a command may end with; an invalid plan is one, wherever it is found out
 CODES = {"plans": {0, 3}, "profiles": {0, 2, 4}, "folders": {0, 2, 3, 4}, "weights": {0, 2, 3, 4}}
@@ -177,10 +178,15 @@ def _partition(model: Path, scratch: Path, **options: str) -> tuple[str, ...]:
     return (*(word for pair in given.items() for word in pair), "--output", str(scratch / "made.plan.json"), "--force")
 
 
-def make_originals(folder: Path) -> Originals:
-    """Save small pipelines, plans for them and profiles; what the commands import is imported in this process then."""
+def make_originals(folder: Path, names: Sequence[str] = PIPELINES) -> Originals:
+    """Save small pipelines, plans for them and profiles; what the commands import is imported in this process then.
+
+    Args:
+        folder: Where to; it is made.
+        names: Of the pipelines, see ``tools.small_pipelines``.
+    """
     folder.mkdir()
-    pipelines = tuple(saved(name, folder) for name in ("stable_diffusion", "flux", "stable_diffusion_3"))
+    pipelines = tuple(saved(name, folder) for name in names)
     cost, quality, devices = (folder / f"{name}.json" for name in ("cost", "quality", "devices"))
     _cost_profile(pipelines[0]).save(cost)
     _quality_profile().save(quality)
