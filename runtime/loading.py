@@ -21,6 +21,7 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack",
 _TEXTS = (".json", ".txt", ".model")  # which are read whole
 _MOST_TEXT_BYTES = 256 << 20  # the largest, of tokenizers, have some 40 MB
 _MOST_CONFIG_BYTES = 1_000_000
+_MOST_DEPTH = 3  # folders in folders; parts are in the first, and parts of parts
 # How many times what its files hold a pipeline may have, and what any may
 _MOST_MORE, _ALWAYS = 4, 256  # parameters: shared ones, and parts of one tensor
 _MOST_GROWTH, _ALWAYS_BYTES = 16, 256 << 20  # bytes: weights of 4 bits as 32, and shared ones
@@ -86,25 +87,37 @@ def _tensors_in(weights: Iterable[Path]) -> int:
 
 
 def _files_of(folder: Path) -> Iterator[Path]:
-    """The files of a pipeline's folder and of its parts' folders.
+    """The files of a pipeline's folder and of the folders in it, links followed.
 
     Raises:
-        UsageError: what a library would read is no file but something that never ends, or too large.
+        UsageError: what a library would read is no file but something that never ends, or too large; or a folder
+            cannot be looked into.
     """
-    for place in (folder, *(entry for entry in folder.iterdir() if entry.is_dir())):
-        for file in place.iterdir():
+    waiting = [(folder, 0)]
+    seen: set[tuple[int, int]] = set()
+    while waiting:
+        place, depth = waiting.pop()
+        try:
+            files = sorted(place.iterdir())
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be loaded: {cause_of(error)}") from error
+        for file in files:
             try:
                 info = file.stat()
             except OSError:  # a link that leads nowhere; whoever needs it says so
                 continue
-            if not stat.S_ISREG(info.st_mode) and not stat.S_ISDIR(info.st_mode):
+            if stat.S_ISDIR(info.st_mode):
+                if depth < _MOST_DEPTH and (info.st_dev, info.st_ino) not in seen:
+                    seen.add((info.st_dev, info.st_ino))
+                    waiting.append((file, depth + 1))
+                continue
+            if not stat.S_ISREG(info.st_mode):
                 raise UsageError(f"{folder} cannot be loaded: {file} is no file but a device, a pipe or a socket")
             if file.suffix in _TEXTS and info.st_size > _MOST_TEXT_BYTES:
                 raise UsageError(
                     f"{folder} cannot be loaded: {file} has {info.st_size} bytes; expected at most {_MOST_TEXT_BYTES}"
                 )
-            if stat.S_ISREG(info.st_mode):
-                yield file
+            yield file
 
 
 def _unreadable(files: Iterable[Path]) -> str:
