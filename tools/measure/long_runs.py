@@ -38,7 +38,7 @@ WIDTH, PLACES = 16, 20
 ROLES = {"x": "latent", "t": "timestep", "context": "prompt"}
 
 
-class SmallDenoiser(nn.Module):
+class PromptedDenoiser(nn.Module):
     """x: [1, tokens, 16] latent; t: scalar; context: [1, 16] prompt."""
 
     def __init__(self) -> None:
@@ -93,13 +93,15 @@ def held(engine: Engine, calls: int) -> Held:
     )
 
 
-class Caller:
+class PresentScheduler:
     """The scheduler of the loop that makes the present call."""
 
     scheduler: Any = None
 
 
-def generation(caller: Caller, engine: Engine, steps: int, tokens: int, context: str, seed: int) -> Iterator[None]:
+def generation(
+    caller: PresentScheduler, engine: Engine, steps: int, tokens: int, context: str, seed: int
+) -> Iterator[None]:
     """The calls of one generation, one for each ``next``."""
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(steps)
@@ -119,13 +121,13 @@ def measure(options: argparse.Namespace) -> list[Held]:
     """Run the calls; what is held on the way."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    denoiser = SmallDenoiser().eval()
+    denoiser = PromptedDenoiser().eval()
     example = {"x": torch.zeros(1, 4, WIDTH), "t": torch.tensor(1.0), "context": torch.zeros(1, WIDTH)}
     plan = compile(
         denoiser, example, ROLES, options.ranks, device="cpu",
         options=PlanOptions(branches=1, mode=options.mode, warmup=2, force=True),
     )  # fmt: skip
-    caller, rows, pending = Caller(), list[Held](), _generations(options)
+    caller, rows, pending = PresentScheduler(), list[Held](), _generations(options)
     done, engines = 0, 1 + options.restarts
     for number in range(engines):
         with _engine(denoiser, plan, options, caller) as engine, torch.no_grad():
@@ -142,7 +144,7 @@ def measure(options: argparse.Namespace) -> list[Held]:
     return rows
 
 
-def _engine(denoiser: nn.Module, plan: Plan, options: argparse.Namespace, caller: Caller) -> Engine:
+def _engine(denoiser: nn.Module, plan: Plan, options: argparse.Namespace, caller: PresentScheduler) -> Engine:
     made = EngineOptions(transport=options.transport, quality="off", record=options.record)
     return Engine(denoiser, plan, made, scheduler=lambda: caller.scheduler)
 

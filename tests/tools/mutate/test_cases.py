@@ -1,6 +1,6 @@
 """Mutated plans, profiles, folders and weights: every command ends as documented, in seconds, without a traceback.
 
-A few are run here, more where the whole suite is, and 500 of each kind by ``python -m tools.mutate``.
+Some are run in the slow suite, and 500 of each kind by ``python -m tools.mutate``.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def check(kind: str, numbers: range, originals: Originals, folder: Path) -> None
     assert {one.ended.code for one in outcomes} != {0}  # else nothing of what was mutated was looked at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_few_mutations_end_as_documented(kind: str, one: Originals, tmp_path: Path) -> None:
     check(kind, range(3), one, tmp_path)
