@@ -208,7 +208,6 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "how a rank's process starts and ends is tested with what can go wrong then",
         "runtime/faults/test_start_up.py",
         [
-            "runtime.ranks.launch",
             "runtime.ranks.rank_main",
             "runtime.ranks.rank_messages",
             "runtime.ranks.rank_process",

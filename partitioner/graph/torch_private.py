@@ -311,7 +311,9 @@ class FakesWithConstants(FakeTensorMode):  # type: ignore[no-untyped-call]
                 self._note_overwritten(func, args)
             return made
         tensors = [leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
-        small = sum(tensor.nbytes for tensor in tensors) <= self.max_bytes
+        small = (
+            sum(tensor.numel() * tensor.element_size() for tensor in tensors) <= self.max_bytes
+        )  # also of sparse ones
         return func(*args, **(kwargs or {})) if small and all(t.device.type == "cpu" for t in tensors) else made
 
     def _note_overwritten(self, func: OpOverload, args: Sequence[Any]) -> None:

@@ -29,6 +29,7 @@ NAMED = {
     ".venv/bin/pip install": "the same",
     ". .venv/bin/activate": "the same",
     ".venv/bin/python -m pytest": "README's test command, which .ci/run reads from there",
+    "export": "a variable of the shell",
     "python -m pytest": "its options are tried below",
     "pip install": "extras are checked below",
     "ruff check .": ".ci/run",

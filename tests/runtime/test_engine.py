@@ -202,7 +202,7 @@ class TestRefusedBeforeAnythingStarts:
             Engine(DENOISER, toy_plan(DENOISER), devices=["cpu"] * 3)
 
     def test_an_unknown_transport(self) -> None:
-        with pytest.raises(InputError, match="transport is one of processes, threads, emulation; got 'mpi'"):
+        with pytest.raises(InputError, match="transport is 'mpi'; expected one of 'processes', 'threads', 'emulation'"):
             Engine(DENOISER, toy_plan(DENOISER), EngineOptions(transport="mpi"))
 
     def test_a_module_in_training_mode(self) -> None:

@@ -72,7 +72,7 @@ def test_with_true_latents_foreseen_the_output_is_the_pipelines_own(
         return truth[call]
 
     monkeypatch.setattr(OutputForecast, "predict", predict)
-    with parallelize(pipe, plans[components], transport="emulation") as engine:
+    with parallelize(pipe, plans[components], transport="emulation", microbatches=1) as engine:
         assert torch.equal(pipelines.call(pipe, steps=STEPS), expected)
         assert engine.stats.mode == "lookahead"
         stats = engine.stats
@@ -130,7 +130,7 @@ def test_with_a_sampler_that_adds_noise_calls_are_exact_and_without_a_guard_asyn
 
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
     expected = pipelines.call(pipe, steps=STEPS)
-    with parallelize(pipe, plans[2], transport="emulation") as engine:
+    with parallelize(pipe, plans[2], transport="emulation", microbatches=1) as engine:
         assert torch.equal(pipelines.call(pipe, steps=STEPS), expected)
         assert engine.stats.exact_reasons == {"later latents cannot be predicted": STEPS}
     with parallelize(pipe, plans[2], transport="emulation", quality="off") as engine:
@@ -158,7 +158,7 @@ def test_the_guard_makes_calls_exact_until_the_quality_is_there(pipe: Any, plans
     expected = pipelines.call(pipe, steps=STEPS)
     errors, guarded = [], []
     for quality in ("off", "good", "indistinguishable", 120.0):
-        with parallelize(pipe, plans[2], transport="emulation", quality=quality) as engine:
+        with parallelize(pipe, plans[2], transport="emulation", quality=quality, microbatches=1) as engine:
             errors.append(float((pipelines.call(pipe, steps=STEPS) - expected).norm()))
             guarded.append(engine.stats.exact_reasons.get("quality guard", 0))
     assert guarded[0] == 0
@@ -168,12 +168,22 @@ def test_the_guard_makes_calls_exact_until_the_quality_is_there(pipe: Any, plans
     assert errors[0] > errors[2]
 
 
+def test_exact_calls_in_the_plans_micro_batches_differ_in_the_last_bits(pipe: Any, plans: dict[int, Plan]) -> None:
+    assert plans[2].microbatches == 2
+    outputs = []
+    for parts in (None, 1):
+        with parallelize(pipe, plans[2], transport="emulation", microbatches=parts) as engine:
+            outputs.append(pipelines.call(pipe, steps=STEPS))
+            assert engine.stats.exact_steps >= 3
+    assert 0 < float((outputs[0] - outputs[1]).norm()) < 1e-4 * float(outputs[1].norm())
+
+
 @pytest.mark.parametrize("quality", ["fine", -3.0, 0, float("nan"), float("inf"), True])
 def test_a_quality_that_is_none_is_refused_before_anything_starts(
     pipe: Any, plans: dict[int, Plan], quality: Any
 ) -> None:
     with (
-        pytest.raises(InputError, match="quality is indistinguishable, good, off or a PSNR in dB above 0; got"),
+        pytest.raises(InputError, match="a PSNR in dB above 0 and at most 1000; got"),
         parallelize(pipe, plans[2], transport="emulation", quality=quality),
     ):
         pass

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from partitioner.tables import table_text
+from tools.command import command
 from tools.mutate.cases import KINDS, Outcome, make_originals, run_case
 from tools.mutate.forked import Limits
 
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+@command("tools.mutate")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 1 where a run ended otherwise than documented."""
     options = parser().parse_args(arguments)

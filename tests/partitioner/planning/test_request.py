@@ -69,7 +69,7 @@ def test_devices_are_parsed_once(devices: Any, expected: str) -> None:
             {"step": CallRows(4, (4,), 2, whole="they are tied"), "branches": 4},
             "2 calls of 4 rows; they are tied; use --branches auto or 1, 2",
         ),
-        ({"branches": 0}, "--branches is 0; expected auto, or a number from 1"),
+        ({"branches": 0}, "branches is 0; expected a whole number from 1 to"),
         ({"refine": True}, "--refine measures components; give --profile"),
     ],
 )

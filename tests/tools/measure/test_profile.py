@@ -75,5 +75,5 @@ def test_impossible_requests_end_with_2_and_a_sentence(
     assert record_profile.main([*options, "--output", str(tmp_path / "x.json")]) == 2
     error = capsys.readouterr().err
     assert expected in error
-    assert error.startswith("error: ")
+    assert error.startswith("tools.measure.profile: error: ")
     assert not (tmp_path / "x.json").exists()
