@@ -19,7 +19,9 @@ the cells in a file and goes on where it was stopped.
   of the samples, then the median of fewer steps. Bold: the engine is further away than fewer steps.
 - The **speed-up** is the one that was had: calls that were run exactly are counted as such, at the times that the plan
   predicts (simulated, not measured). Each generation is compared with as many fewer steps as take its own time, to the
-  last step that it leaves time for.
+  last step that it leaves time for. Cells that are older than plans with exact calls in
+  micro-batches count an exact call at its whole time (the results file has each cell's date by its commit): their
+  speed-ups are lower than they would be now. The pictures are the same but for the last bits.
 - **exact**: the share of exact calls, where it is more than half; all of them where the sampler's latents cannot be
   predicted (why is in a table below). **async**: without a guard (quality off) the engine runs these in async mode.
 - Sequential pictures are made 64 at a time. Of the engine's, few are made in one call, as users do (how many, stands
