@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -235,6 +236,78 @@ class Pass(nn.Module):
 class Skip(ModelHook):
     def new_forward(self, _module: nn.Module, hidden: torch.Tensor, *_args: Any) -> torch.Tensor:
         return hidden
+
+
+def optimize(optimizer: type[torch.optim.Optimizer], denoiser: Any, **options: Any) -> None:
+    for parameter in denoiser.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer(denoiser.parameters(), lr=0.1, **options).step()
+    for parameter in denoiser.parameters():
+        parameter.grad = None
+
+
+def average(denoiser: Any) -> None:
+    average = EMAModel(denoiser.parameters())
+    average.shadow_params = [parameter * 1.2 for parameter in average.shadow_params]
+    average.copy_to(denoiser.parameters())
+
+
+def without_gradients(write: Callable[[nn.Parameter], object]) -> Callable[[Any], None]:
+    """A write to a parameter that another rank than the driver's computes with."""
+
+    def change(denoiser: Any) -> None:
+        with torch.no_grad():
+            write(denoiser.down[1].read.weight)
+
+    return change
+
+
+# every way of writing to parameters, and whether torch counts it as a write
+WRITES: dict[str, tuple[Callable[[Any], object], bool]] = {
+    "in place": (without_gradients(lambda p: p.mul_(1.5)), True),
+    "one element": (without_gradients(lambda p: p[1, 5].add_(1)), True),
+    "copied": (without_gradients(lambda p: p.copy_(torch.ones_like(p))), True),
+    "set": (without_gradients(lambda p: p.set_(p * 1.5)), True),
+    "other memory": (without_gradients(lambda p: setattr(p, "data", p.data * 1.5)), True),
+    "by a part that is detached": (without_gradients(lambda p: p.detach()[2].mul_(1.5)), True),
+    "by .data": (without_gradients(lambda p: p.data.mul_(1.5)), False),
+    "one element by .data": (without_gradients(lambda p: p.data[1, 5].add_(1)), False),
+    "by numpy": (without_gradients(lambda p: p.detach().numpy().__setitem__(3, 2.0)), False),
+    "by storage": (without_gradients(lambda p: p.untyped_storage().copy_((p * 1.5).untyped_storage())), False),
+    "SGD": (partial(optimize, torch.optim.SGD), True),
+    "Adam": (partial(optimize, torch.optim.Adam, foreach=True), True),
+    "fused Adam": (partial(optimize, torch.optim.AdamW, fused=True), False),
+    "average": (average, False),
+    "loaded": (lambda d: d.load_state_dict({k: v * 1.1 for k, v in d.state_dict().items()}), True),
+    "assigned": (lambda d: d.load_state_dict({k: v * 1.1 for k, v in d.state_dict().items()}, assign=True), True),
+    "as a vector": (
+        lambda d: nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(d.parameters()) * 1.1, d.parameters()),
+        True,
+    ),
+}
+
+
+@pytest.mark.processes
+def test_every_write_reaches_the_ranks_that_have_the_parameter() -> None:
+    """The next trajectory has it, and the next call where torch counts it."""
+    plain, run = toy(), toy()
+    trajectory = Trajectory(calls=2)
+    with Engine(run, toy_plan(run, 2), EngineOptions(exact=True)) as engine, torch.no_grad():
+        # those that count for the next trajectory first, whose start the others make doubtful by ending one early
+        for name, (write, is_counted) in sorted(WRITES.items(), key=lambda item: item[1][1]):
+            before = trajectory.through(plain)
+            if is_counted:
+                engine(**trajectory.inputs(0))
+            else:
+                trajectory.through(engine)
+            for denoiser in (plain, run):
+                with torch.enable_grad():
+                    write(denoiser)
+            expected = trajectory.through(plain)
+            assert not torch.equal(expected[1], before[1]), name
+            if is_counted:
+                assert torch.equal(engine(**trajectory.inputs(1))[0], expected[1]), name
+            assert equal(trajectory.through(engine), expected), name
 
 
 @pytest.mark.parametrize("exact", [True, False])
