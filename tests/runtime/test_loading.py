@@ -1,8 +1,12 @@
-"""load_pipeline: a folder, with what its index says is missing left out; a variant of its weights; a single file."""
+"""load_pipeline: a folder, with what its index says is missing left out; a variant of its weights; a single file.
+
+What cannot be loaded is one sentence, which names the file at fault where one cannot be read.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,19 +15,16 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from partitioner.models.spec import model_spec, trace_model
-from runtime import parallelize
+from partitioner.errors import UsageError
 from runtime.loading import load_pipeline
 from tests.support import pipelines
-from tests.support.engines import contiguous, plan_of
 from tests.support.single_file import same_state, save_single_file
 
 
 def test_an_index_that_is_no_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds no JSON object"):
+    with pytest.raises(UsageError, match="holds no JSON object"):
         load_pipeline(tmp_path, torch.float32)
 
 
@@ -59,64 +60,93 @@ def test_a_variant_is_the_weights_of_that_name(saved: Path, tmp_path: Path) -> N
 
 def test_what_contradicts_itself_is_refused(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "one.safetensors").touch()
-    with pytest.raises(ValueError, match=r"one.safetensors is a single file, which has no variant fp16"):
+    with pytest.raises(UsageError, match=r"one.safetensors is a single file, which has no variant fp16"):
         load_pipeline(tmp_path / "one.safetensors", torch.float32, variant="fp16")
-    with pytest.raises(ValueError, match="is not a single file, and has its own configuration instead of sd15"):
+    with pytest.raises(UsageError, match="is not a single file, and has its own configuration instead of sd15"):
         load_pipeline(saved, torch.float32, config="sd15")
 
 
-FILE = "diffusion_pytorch_model.safetensors"
+def change(file: str, **values: Any) -> Callable[[Path], None]:
+    """Puts values into a configuration."""
+
+    def mutate(folder: Path) -> None:
+        path = folder / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return mutate
 
 
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in load_file(folder / FILE).items()}
+def replace(file: str, data: bytes) -> Callable[[Path], None]:
+    return lambda folder: bytes_into(folder / file, data)
 
 
-def put_shards_beside(unet: Path) -> None:
-    """Of other values, with an index: which diffusers then reads instead of the whole file."""
-    made = diffusers.UNet2DConditionModel.from_pretrained(unet)
-    with torch.no_grad():
-        made.conv_out.weight.add_(1)
-    made.save_pretrained(unet.parent / "shards", max_shard_size="500KB")
-    for file in (unet.parent / "shards").glob("diffusion*"):
-        file.rename(unet / file.name)
+def bytes_into(file: Path, data: bytes) -> None:
+    file.unlink(missing_ok=True)
+    file.write_bytes(data)
 
 
-def put_only_pickled(unet: Path) -> None:
-    torch.save(tensors_of(unet), unet / "diffusion_pytorch_model.bin")
-    (unet / FILE).unlink()
+def instead(file: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def mutate(folder: Path) -> None:
+        (folder / file).unlink()
+        make(folder / file)
+
+    return mutate
 
 
-def put_variant_beside(unet: Path) -> None:
-    save_file({name: tensor + 1 for name, tensor in tensors_of(unet).items()}, unet / FILE.replace(".s", ".ema.s"))
-
-
-FOLDERS: dict[str, Callable[[Path], object]] = {
-    "an index of another variant": lambda unet: (unet / f"{FILE.replace('.s', '.fp16.s')}.index.json").write_text("{}"),
-    "an index that nobody reads": lambda unet: (unet / "diffusion_pytorch_model.bin.index.json").write_text("junk"),
-    "a shard that nobody reads": lambda unet: (unet / FILE.replace(".", "-00001-of-00009.")).write_bytes(b"junk"),
-    "pickled weights of other values": lambda unet: torch.save(
-        {name: tensor + 1 for name, tensor in tensors_of(unet).items()}, unet / "diffusion_pytorch_model.bin"
+DEEP = b'{"a":' * 5000 + b"1" + b"}" * 5000
+# what is done to a folder, and what the sentence says
+BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
+    "deep index": (replace("model_index.json", DEEP), "model_index.json is nested deeper than 32 levels"),
+    "deep configuration": (replace("vae/config.json", DEEP), "vae/config.json is nested deeper than 32 levels"),
+    "deep scheduler": (
+        replace("scheduler/scheduler_config.json", DEEP), "scheduler_config.json is nested deeper than 32 levels"
     ),
-    "a variant of other values": put_variant_beside,
-    "shards of other values, which are read": put_shards_beside,
-    "pickled weights alone": put_only_pickled,
-}
+    "library": (change("model_index.json", scheduler=[0, "DDIMScheduler"]), "TypeError: attribute name must be string"),
+    "entry": (change("model_index.json", unet=[1]), "not enough values to unpack"),
+    "value of a kind": (change("vae/config.json", norm_num_groups=""), "TypeError: unsupported operand"),
+    "text encoder": (change("text_encoder/config.json", num_attention_heads=[1]), "Validation error for field"),
+    "absurd layers": (change("text_encoder/config.json", num_hidden_layers=10**6), "more than"),
+    "absurd width": (change("text_encoder/config.json", vocab_size=10**9), "GB of parameters, and its files of"),
+    "tokenizer": (replace("tokenizer/tokenizer.json", b'{"model": []}'), "cannot be loaded: "),
+    "weights": (
+        replace("unet/diffusion_pytorch_model.safetensors", b"\xff" * 99),
+        "diffusion_pytorch_model.safetensors is no safetensors file: SafetensorError: ",
+    ),
+    "stray index": (
+        lambda folder: bytes_into(
+            folder / "unet/diffusion_pytorch_model.safetensors.index.json", b'{"weight_map": [], "metadata": {}}'
+        ),
+        "AttributeError: 'list' object has no attribute",
+    ),
+    "pipe": (instead("unet/config.json", os.mkfifo), "unet/config.json is no file but a device, a pipe or a socket"),
+    "device": (
+        instead("unet/config.json", lambda file: file.symlink_to("/dev/zero")), "is no file but a device, a pipe or"
+    ),
+    "huge": (
+        instead("vae/config.json", lambda file: (file.touch(), os.truncate(file, 1 << 40))), "has 1099511627776 bytes"
+    ),
+    "link to itself": (instead("vae/config.json", lambda file: file.symlink_to(file)), "no file named config.json"),
+}  # fmt: skip
 
 
-@pytest.mark.processes
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FOLDERS)
-def test_an_engine_has_the_weights_that_diffusers_reads(saved: Path, tmp_path: Path, name: str) -> None:
-    folder = Path(shutil.copytree(saved, tmp_path / "pipeline"))
-    FOLDERS[name](folder / "unet")
-    graph = trace_model(model_spec(str(folder), dtype="float32", height=32, width=32))
-    plan = plan_of(graph, contiguous(graph, 2), warmup=2)
-    pipe = load_pipeline(folder, torch.float32)
-    expected = pipelines.call(pipe, steps=2)
-    with parallelize(pipe, plan, exact=True) as engine:
-        released = engine._first._weights._released.values()
-        read = {each.mapped.opened.file.name for each in released}
-        assert torch.equal(pipelines.call(pipe, steps=2), expected)
-    assert torch.equal(pipelines.call(pipe, steps=2), expected)
-    assert bool(read) == (name != "pickled weights alone")
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_folder_is_refused_in_one_sentence(name: str, saved: Path, tmp_path: Path) -> None:
+    mutate, expected = BROKEN[name]
+    folder = tmp_path / "sd"
+    shutil.copytree(saved, folder)
+    mutate(folder)
+    with pytest.raises(UsageError) as caught:
+        load_pipeline(folder, torch.float32)
+    message = str(caught.value)
+    assert message.startswith(str(folder))
+    assert expected in message
+    assert "\n" not in message
+    assert len(message) < 900
+
+
+def test_defects_of_the_loader_itself_are_not_blamed_on_the_folder(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.loading.read_json", lambda *_: [].no_such_thing)  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        load_pipeline(saved, torch.float32)
