@@ -67,7 +67,8 @@ class OpenFile:
         """
         self.file = file
         self.descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self.descriptor)
+        closing = weakref.finalize(self, os.close, self.descriptor)
+        closing.atexit = False  # at the end of the program a block that was never left still reads it
 
     @property
     def state(self) -> FileState:
