@@ -20,7 +20,8 @@ from partitioner.fleet import Fleet
 from partitioner.planning.branching import Branching
 from partitioner.planning.candidates import Candidate, Solvers, seats_of
 from partitioner.planning.rows_apart import RowsApart
-from partitioner.search.evaluate import evaluate
+from partitioner.search.evaluate import ComponentFigures, evaluate
+from partitioner.search.problem import Problem
 
 ALIKE = 0.1  # by so much the measured shares of two costs may differ
 WORTH = 0.95  # of the whole's time that parts may take at most: they are more messages, and another graph to keep
@@ -59,18 +60,20 @@ def in_microbatches(
         return candidate
     rows, calls = branching.rows[0], branching.calls
     devices, _ = seats_of(fleet, branching, candidate.components)
-    best = candidate
+    whole, best = solvers(rows, calls).problem, candidate
+
+    def figures_of(problem: Problem) -> tuple[ComponentFigures, ...]:
+        return evaluate(problem, split.assignment, devices, candidate.mode, split.device_of).components
+
+    whole_figures = figures_of(whole)
+    whole_ms = sum(component.load_ms for component in whole_figures)
+    driver_ms = sum(component.load_ms - component.work_ms for component in whole_figures)  # once, for all parts
     alike = (n for n, found in costs.items() if rows % n == 0 and found.covered >= costs[rows].covered - ALIKE)
     for part in sorted(set(alike) - {rows}, reverse=True):
-        whole, problem, parts = solvers(rows, calls).problem, solvers(part, calls).problem, rows // part
+        problem, parts = solvers(part, calls).problem, rows // part
         if problem.names != whole.names or not apart.divides_into(part):
             continue
-        whole_figures, figures = (
-            evaluate(each, split.assignment, devices, candidate.mode, split.device_of).components
-            for each in (whole, problem)
-        )
-        whole_ms = sum(component.load_ms for component in whole_figures)
-        driver_ms = sum(component.load_ms - component.work_ms for component in whole_figures)  # once, for all parts
+        figures = figures_of(problem)
         works = [max(c.work_ms, all_rows.work_ms / parts) for c, all_rows in zip(figures, whole_figures, strict=True)]
         factor = (sum(works) + (parts - 1) * max(works) + driver_ms) / whole_ms
         if factor < min(WORTH, best.exact_factor):
