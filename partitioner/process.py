@@ -70,7 +70,7 @@ class Terminated(BaseException):
 def run_until_stopped(program: str, work: Callable[[], Result]) -> Result | int:
     """Run a command; Ctrl-C and SIGTERM end it with one message, however often they come.
 
-    Each raises KeyboardInterrupt or Terminated until the work has ended by that, and nothing after.
+    Each raises KeyboardInterrupt or Terminated until the work has ended by that, and is ignored after.
 
     Args:
         program: Name of the command.
@@ -109,9 +109,9 @@ def run_until_stopped(program: str, work: Callable[[], Result]) -> Result | int:
         if not came:  # else it was raised in the wake of that
             raise
     finally:
-        if not came:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        for number, handler in before.items():
+            # Python's own end restores every handler but this one, and would let a late signal kill the process.
+            signal.signal(number, signal.SIG_IGN if came else handler)
     first = came[0] if came else ended_by
     if first is None:
         return result
