@@ -18,7 +18,6 @@ import torch
 
 from partitioner.errors import UsageError
 from runtime.loading import load_pipeline
-from tests.support import pipelines
 from tests.support.single_file import same_state, save_single_file
 
 
@@ -35,11 +34,6 @@ def test_parts_that_are_missing_are_passed_as_none(tmp_path: Path, monkeypatch: 
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     load_pipeline(tmp_path, torch.float16)
     assert passed == {"torch_dtype": torch.float16, "variant": None, "text_encoder_3": None}
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipelines.saved("stable_diffusion", tmp_path_factory.mktemp("saved"))
 
 
 def test_a_single_file_gives_the_same_weights(saved: Path, tmp_path: Path) -> None:

@@ -30,20 +30,15 @@ pytestmark = [pytest.mark.usefixtures("trace_once"), pytest.mark.processes]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipelines.saved("stable_diffusion", tmp_path_factory.mktemp("pipeline"))
-
-
-@pytest.fixture(scope="module")
-def plan(folder: Path) -> Plan:
-    graph = trace_model(model_spec(str(folder), dtype="float32", height=32, width=32))
+def plan(saved: Path) -> Plan:
+    graph = trace_model(model_spec(str(saved), dtype="float32", height=32, width=32))
     return plan_of(graph, contiguous(graph, 2), warmup=2)
 
 
 @pytest.fixture
-def pipe(folder: Path, tmp_path: Path) -> Any:
+def pipe(saved: Path, tmp_path: Path) -> Any:
     """A pipeline whose folder belongs to the test."""
-    return pipelines.load(Path(shutil.copytree(folder, tmp_path / "pipeline")))
+    return pipelines.load(Path(shutil.copytree(saved, tmp_path / "pipeline")))
 
 
 def values(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -186,9 +181,9 @@ def test_ranks_know_them_by_the_paths_that_lora_has_given_them(pipe: Any, plan: 
     assert same(values(pipe.unet), before)
 
 
-def test_one_shard_of_several_behind_links_is_written_to(folder: Path, plan: Plan, tmp_path: Path) -> None:
+def test_one_shard_of_several_behind_links_is_written_to(saved: Path, plan: Plan, tmp_path: Path) -> None:
     """As hubs keep files: links in the folder, to files in a cache."""
-    pipe = pipelines.load(folder)
+    pipe = pipelines.load(saved)
     pipe.unet.save_pretrained(tmp_path / "folder", max_shard_size="300KB")
     (tmp_path / "cache").mkdir()
     for number, shard in enumerate(sorted((tmp_path / "folder").glob("*.safetensors"))):
@@ -300,13 +295,13 @@ def test_a_change_that_a_file_takes_with_it_is_refused_once(pipe: Any, plan: Pla
 
 
 @pytest.mark.slow
-def test_a_block_that_is_never_left_ends_with_the_program(folder: Path, plan: Plan, tmp_path: Path) -> None:
+def test_a_block_that_is_never_left_ends_with_the_program(saved: Path, plan: Plan, tmp_path: Path) -> None:
     plan.save(tmp_path / "a.plan.json")
     code = (
         "from runtime import parallelize\n"
         "from tests.support import pipelines\n"
         "from tests.support.traces import rank_processes\n"
-        f"pipe = pipelines.load({str(folder)!r})\n"
+        f"pipe = pipelines.load({str(saved)!r})\n"
         f"block = parallelize(pipe, {str(tmp_path / 'a.plan.json')!r})\n"
         "block.__enter__()\n"
         "print('ranks', *rank_processes())\n"
@@ -338,8 +333,8 @@ def test_where_the_ranks_have_ended_the_error_names_the_file(pipe: Any, plan: Pl
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
-def test_shards_and_variants_are_let_go_of(folder: Path, plan: Plan, tmp_path: Path, variant: str | None) -> None:
-    pipe = pipelines.load(folder)
+def test_shards_and_variants_are_let_go_of(saved: Path, plan: Plan, tmp_path: Path, variant: str | None) -> None:
+    pipe = pipelines.load(saved)
     if variant:
         pipe.unet.half()
     pipe.unet.save_pretrained(tmp_path, variant=variant, max_shard_size="300KB")

@@ -17,12 +17,6 @@ from runtime.loading import load_pipeline
 from tests.support import pipelines
 from tests.support.engines import contiguous, plan_of
 
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipelines.saved("stable_diffusion", tmp_path_factory.mktemp("saved"))
-
-
 FILE = "diffusion_pytorch_model.safetensors"
 
 
