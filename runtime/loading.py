@@ -125,7 +125,9 @@ def _unreadable(files: Iterable[Path]) -> str:
     for file in files:
         try:
             if file.suffix == ".json" and file.stat().st_size <= _MOST_CONFIG_BYTES:
-                read_json(file, _MOST_CONFIG_BYTES)
+                document = read_json(file, _MOST_CONFIG_BYTES)
+                if file.name.endswith(".safetensors.index.json") and not _is_index(document):
+                    return f' ({file} is no index of weights: expected "metadata", and a "weight_map" to file names)'
             elif file.suffix == ".safetensors":
                 with safe_open(file, framework="pt"):
                     pass
@@ -134,6 +136,14 @@ def _unreadable(files: Iterable[Path]) -> str:
         except (OSError, SafetensorError, MemoryError) as error:
             return f" ({file} is no safetensors file: {cause_of(error)})"
     return ""
+
+
+def _is_index(document: object) -> bool:
+    """Whether a document is one beside weights in several files: {"metadata": {}, "weight_map": {tensor: file}}."""
+    if not isinstance(document, dict) or not isinstance(document.get("metadata"), dict):
+        return False
+    files = document.get("weight_map")
+    return isinstance(files, dict) and all(isinstance(file, str) for file in files.values())
 
 
 def _from_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Any:

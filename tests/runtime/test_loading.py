@@ -87,6 +87,11 @@ def instead(file: str, make: Callable[[Path], object]) -> Callable[[Path], None]
     return mutate
 
 
+def index(weights: str, document: Any) -> Callable[[Path], None]:
+    return lambda folder: bytes_into(folder / f"{weights}.safetensors.index.json", json.dumps(document).encode())
+
+
+NO_INDEX = "{folder}/unet/diffusion_pytorch_model.safetensors.index.json is no index of weights: expected "
 DEEP = b'{"a":' * 5000 + b"1" + b"}" * 5000
 # what is done to a folder, and what the sentence says
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -106,11 +111,14 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         replace("unet/diffusion_pytorch_model.safetensors", b"\xff" * 99),
         "diffusion_pytorch_model.safetensors is no safetensors file: SafetensorError: ",
     ),
-    "stray index": (
-        lambda folder: bytes_into(
-            folder / "unet/diffusion_pytorch_model.safetensors.index.json", b'{"weight_map": [], "metadata": {}}'
-        ),
-        "AttributeError: 'list' object has no attribute",
+    "index without a map": (index("unet/diffusion_pytorch_model", {}), f"KeyError: 'weight_map' ({NO_INDEX}"),
+    "index with a list": (
+        index("unet/diffusion_pytorch_model", {"weight_map": [], "metadata": {}}),
+        f"AttributeError: 'list' object has no attribute 'values' ({NO_INDEX}",
+    ),
+    "index to a number": (
+        index("unet/diffusion_pytorch_model", {"weight_map": {"conv_in.weight": 3}, "metadata": {}}),
+        f"TypeError: expected str, bytes or os.PathLike object, not int ({NO_INDEX}",
     ),
     "pipe": (instead("unet/config.json", os.mkfifo), "unet/config.json is no file but a device, a pipe or a socket"),
     "device": (
@@ -133,7 +141,7 @@ def test_a_broken_folder_is_refused_in_one_sentence(name: str, saved: Path, tmp_
         load_pipeline(folder, torch.float32)
     message = str(caught.value)
     assert message.startswith(str(folder))
-    assert expected in message
+    assert expected.replace("{folder}", str(folder)) in message
     assert "\n" not in message
     assert len(message) < 900
 
