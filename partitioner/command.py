@@ -44,7 +44,7 @@ def run_command(program: str, work: Callable[[], str | int], arguments: Sequence
             result = work()
             code = result if isinstance(result, int) else 0
             if isinstance(result, str):
-                print(result)
+                print(_readable(result))
         except SystemExit as end:  # argparse: --help, or an argument that is wrong
             code = end.code if isinstance(end.code, int) else UNFORESEEN if end.code else 0
         except KeyboardInterrupt:
@@ -75,8 +75,19 @@ def _unforeseen(error: Exception, debug: bool) -> str:
 def _cut(text: str) -> str:
     """A message without the middle of a line that repeats what a user gave, or a library had, at any length."""
     half = MOST_SHOWN // 2
-    lines = text.splitlines()
+    lines = _readable(text).split("\n")
     return "\n".join(line if len(line) <= MOST_SHOWN else f"{line[:half]}…{line[-half:]}" for line in lines)
+
+
+def _readable(text: str) -> str:
+    r"""A text with escapes for what terminals obey instead of showing it, which files from elsewhere may hold.
+
+    >>> _readable("a\x1b[2J\nb")
+    'a\\x1b[2J\nb'
+    """
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 class CommandParser(argparse.ArgumentParser):

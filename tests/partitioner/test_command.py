@@ -77,3 +77,14 @@ def test_a_wrong_argument_is_one_sentence_however_long(capsys: pytest.CaptureFix
     assert "…" in err
     assert err.endswith("(choose from 'a', 'b'); see it --help\n")
     assert isinstance(parser.parse_args(["--debug"]), argparse.Namespace)
+
+
+def test_what_a_terminal_would_obey_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("it", lambda: failing(PlanError("no \x1b[2Jé\0\u202e\ud800\nplan")), []) == 3
+    assert run_command("it", lambda: "a\x1b[2J\nb é", []) == 0
+    parser = CommandParser(prog="it")
+    assert run_command("it", lambda: str(parser.parse_args(["\x07"])), []) == 2
+    assert capsys.readouterr() == (
+        "a\\x1b[2J\nb é\n",
+        "it: error: no \\x1b[2Jé\\x00\\u202e\\ud800\nplan\nit: error: unrecognized arguments: \\x07; see it --help\n",
+    )
