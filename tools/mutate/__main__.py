@@ -43,14 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gc.freeze()  # so that forked processes share memory
         for kind in kinds:
             for number in numbers:
-                outcome = run_case(kind, number, options.seed, originals, Path(made, "case"), Limits())
-                found.append(outcome)
-                if options.only is not None:
-                    print(" ".join(outcome.case.arguments), outcome.ended, sep="\n")
-                    print(outcome.ended.output)
-                if outcome.wrong or options.only is not None:
-                    print(f"{kind} {number}: {outcome.wrong or 'right'}: {outcome.case.what}", file=sys.stderr)
-                    print(f"    {(outcome.ended.output.strip().splitlines() or [''])[-1][:300]}", file=sys.stderr)
+                outcomes = run_case(kind, number, options.seed, originals, Path(made, "case"), Limits())
+                found += outcomes
+                for outcome in outcomes:
+                    if options.only is not None:
+                        print(" ".join(outcome.command.arguments), outcome.ended, sep="\n")
+                        print(outcome.ended.output)
+                    if outcome.wrong or options.only is not None:
+                        wrong = outcome.wrong or "right"
+                        print(f"{kind} {number}: {outcome.command.name}: {wrong}: {outcome.what}", file=sys.stderr)
+                        print(f"    {(outcome.ended.output.strip().splitlines() or [''])[-1][:300]}", file=sys.stderr)
     print(_table(found))
     return int(any(outcome.wrong for outcome in found))
 
@@ -58,17 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _table(found: Sequence[Outcome]) -> str:
     """How many runs of each kind ended how, and the most that one of them took."""
     rows = []
-    for kind in dict.fromkeys(outcome.case.kind for outcome in found):
-        own = [outcome for outcome in found if outcome.case.kind == kind]
+    for kind, name in dict.fromkeys((outcome.kind, outcome.command.name) for outcome in found):
+        own = [outcome for outcome in found if (outcome.kind, outcome.command.name) == (kind, name)]
         codes = Counter(outcome.ended.code for outcome in own)
         rows.append([
-            kind, str(len(own)), str(sum(bool(outcome.wrong) for outcome in own)),
+            kind, name, str(len(own)), str(sum(bool(outcome.wrong) for outcome in own)),
             ", ".join(f"{code}: {count}" for code, count in sorted(codes.items())),
             f"{max(outcome.ended.cpu_s for outcome in own):.1f}", f"{max(outcome.ended.wall_s for outcome in own):.1f}",
             f"{max(outcome.ended.memory_bytes for outcome in own) / 1e6:.0f}",
         ])  # fmt: skip
-    header = ["mutated", "runs", "wrong", "exit codes", "most s of processor", "most s", "most MB more"]
-    return table_text(header, rows, left={0, 3})
+    header = ["mutated", "command", "runs", "wrong", "exit codes", "most s of processor", "most s", "most MB more"]
+    return table_text(header, rows, left={0, 1, 4})
 
 
 if __name__ == "__main__":

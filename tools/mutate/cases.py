@@ -1,4 +1,4 @@
-"""Cases: a mutated file, or a folder with one, and the command that it is given to; all follow from a seed."""
+"""Cases: a mutated file, or a folder with one, and the commands that read it; all follow from a seed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from torch import nn
 
 from partitioner.cli import main as partition_model
 from partitioner.costs.signature import signature
+from partitioner.fleet import parse_devices
 from partitioner.graph.export import trace
 from partitioner.models.spec import model_spec, trace_model
+from partitioner.plan.pipeline_plans import load_plans
 from partitioner.planning.options import PlanOptions
 from profiles.cost_profile import CostProfile, SignatureCost, WholeCheck
 from profiles.quality_profile import MeasuredDrift, QualityProfile
 from runtime.cli import main as run_plan
 from runtime.pipeline import plan_for
-from tools.mutate.documents import mutated_json
+from tools.mutate.documents import mutated_file
 from tools.mutate.folders import mutate_folder, mutate_weights
 from tools.mutate.forked import Limits, RunEnd, run_forked
 from tools.small_pipelines import load, saved
@@ -32,8 +34,8 @@ _PROMPT = "a red cat"
 Main = Callable[[Sequence[str]], int]
 PIPELINES = ("stable_diffusion", "flux", "stable_diffusion_3")
 KINDS = ("plans", "profiles", "folders", "weights")
-# what a command may end with; an invalid plan is one, wherever it is found out
-CODES = {"plans": {0, 3}, "profiles": {0, 2, 4}, "folders": {0, 2, 3, 4}, "weights": {0, 2, 3, 4}}
+# what a command may end with; a plan that is one for other calls is 2, any other wrong one 3, wherever it is found out
+CODES = {"plans": {0, 2, 3}, "profiles": {0, 2, 4}, "folders": {0, 2, 3, 4}, "weights": {0, 2, 3, 4}}
 
 
 @dataclass(frozen=True)
@@ -48,66 +50,88 @@ class Originals:
 
 
 @dataclass(frozen=True)
-class MutatedCase:
-    """A command with one mutated input.
+class Command:
+    """A command on one input.
 
     Attributes:
-        kind: One of KINDS.
-        number: Of the case; kind, number and seed make it again.
-        what: What was mutated, and how.
-        main: The command.
-        arguments: Of the command.
+        main: What it runs.
+        arguments: What it is given.
+        writes: The name of the file that it writes where it ends well; "" where it writes none.
     """
 
-    kind: str
-    number: int
-    what: str
     main: Main
     arguments: tuple[str, ...]
+    writes: str = ""
 
     @property
-    def command(self) -> str:
-        """The command's name."""
+    def name(self) -> str:
+        """What its messages begin with."""
         return "run-plan" if self.main is run_plan else "partition-model"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a case ended, and what is wrong with that; "" where nothing is."""
+    """How a command ended on a mutated input.
 
-    case: MutatedCase
+    Attributes:
+        kind: One of KINDS.
+        number: Of the mutation; kind, number and seed make it again.
+        what: What was mutated, and how.
+        command: What was run.
+        ended: How it ended.
+        wrong: What is wrong with that; "" where nothing is.
+    """
+
+    kind: str
+    number: int
+    what: str
+    command: Command
     ended: RunEnd
     wrong: str
 
 
-def run_case(kind: str, number: int, seed: int, originals: Originals, scratch: Path, limits: Limits) -> Outcome:
-    """Make a case and run it.
+def run_case(kind: str, number: int, seed: int, originals: Originals, scratch: Path, limits: Limits) -> list[Outcome]:
+    """Make a mutated input, and run each command that reads it.
 
     Args:
         kind: One of KINDS.
-        number: Of the case.
-        seed: Of all cases.
+        number: Of the mutation.
+        seed: Of all mutations.
         originals: What is mutated.
         scratch: A folder that does not exist; it is there only while the case runs.
-        limits: What the run may take.
+        limits: What each run may take.
     """
     scratch.mkdir()
+    outcomes = []
     try:
-        case = _MAKERS[kind](number, Random(f"{kind} {seed} {number}"), originals, scratch)
-        ended = run_forked(case.main, case.arguments, scratch, limits)
-        return Outcome(case, ended, wrong_with(case, ended, limits))
+        what, commands = _MAKERS[kind](Random(f"{kind} {seed} {number}"), originals, scratch)
+        for command in commands:
+            ended = run_forked(command.main, command.arguments, scratch, limits)
+            wrong = wrong_with(kind, command, ended, limits)
+            outcomes.append(Outcome(kind, number, what, command, ended, wrong))
+        return outcomes
     finally:
         shutil.rmtree(scratch)
 
 
-def wrong_with(case: MutatedCase, ended: RunEnd, limits: Limits) -> str:
-    """What is wrong with how a case ended; "" where nothing is."""
+def wrong_with(kind: str, command: Command, ended: RunEnd, limits: Limits) -> str:
+    """What is wrong with how a command ended on an input of a kind; "" where nothing is."""
+    lines = ended.output.splitlines()
+    sentences = [line for line in lines if line.startswith(f"{command.name}: error: ")]
     if "Traceback (most recent call last)" in ended.output:
         return "a traceback"
-    if ended.code not in CODES[case.kind]:
+    if ended.code not in CODES[kind]:
         return f"exit code {ended.code}"
-    if ended.code and not any(line.startswith(f"{case.command}: ") for line in ended.output.splitlines()):
-        return "no sentence"
+    if len(sentences) != bool(ended.code) or sentences != lines[len(lines) - len(sentences) :]:
+        return f"{len(sentences)} sentences at exit code {ended.code}, or something after it"
+    if not all(line.isprintable() for line in (*sentences, *ended.result.split("\n"))):
+        return "what a terminal obeys instead of showing it"
+    if ended.code and ended.result:
+        return f"a result at exit code {ended.code}"
+    if set(ended.touched) != ({command.writes} if command.writes and not ended.code else set()):
+        return f"files left, changed or missing: {', '.join(ended.touched) or command.writes}"
+    if ended.processes:
+        return f"{ended.processes} processes left"
     if ended.cpu_s > limits.cpu_s or ended.wall_s > limits.wall_s:
         return f"{ended.cpu_s:.0f} s of processor time, {ended.wall_s:.0f} s in all"
     if ended.memory_bytes > limits.memory_bytes:
@@ -115,67 +139,63 @@ def wrong_with(case: MutatedCase, ended: RunEnd, limits: Limits) -> str:
     return ""
 
 
-def _plan(number: int, random: Random, originals: Originals, scratch: Path) -> MutatedCase:
+Made = tuple[str, tuple[Command, ...]]  # what was mutated, and what reads it
+
+
+def _plan(random: Random, originals: Originals, scratch: Path) -> Made:
     choice = random.randrange(len(originals.pipelines))
-    data, what = mutated_json(originals.plans[choice].read_bytes(), random)
     plan = scratch / "mutated.plan.json"
-    plan.write_bytes(data)
-    if random.random() < 0.2:
-        return MutatedCase(
-            "plans", number, what, partition_model, ("inspect", str(plan), *(["--json"] * random.randrange(2)))
-        )
-    return MutatedCase("plans", number, what, run_plan, _run(plan, originals.pipelines[choice], scratch))
+    what = mutated_file(originals.plans[choice], plan, load_plans, random)
+    inspect = Command(partition_model, ("inspect", str(plan), *(["--json"] * random.randrange(2))))
+    return f"{originals.plans[choice].name}: {what}", (inspect, _run(plan, originals.pipelines[choice], scratch))
 
 
-def _profile(number: int, random: Random, originals: Originals, scratch: Path) -> MutatedCase:
-    option = random.choice(("--profile", "--quality", "--devices"))
-    original = {"--profile": originals.cost, "--quality": originals.quality, "--devices": originals.devices}[option]
-    data, what = mutated_json(original.read_bytes(), random)
+def _profile(random: Random, originals: Originals, scratch: Path) -> Made:
+    option, original, load = random.choice((
+        ("--profile", originals.cost, CostProfile.load),
+        ("--quality", originals.quality, QualityProfile.load),
+        ("--devices", originals.devices, lambda file: parse_devices(str(file))),
+    ))  # fmt: skip
     file = scratch / "mutated.json"
-    file.write_bytes(data)
+    what = mutated_file(original, file, load, random)
     given = {"--devices": "2", option: str(file)}
-    arguments = _partition(originals.pipelines[0], scratch, **given)
-    return MutatedCase("profiles", number, f"{option}: {what}", partition_model, arguments)
+    return f"{option}: {what}", (_partition(originals.pipelines[0], scratch, **given),)
 
 
-def _folder(number: int, random: Random, originals: Originals, scratch: Path) -> MutatedCase:
-    return _of_folder("folders", number, random, originals, scratch, mutate_folder)
+def _folder(random: Random, originals: Originals, scratch: Path) -> Made:
+    folder, plan = _copied(random, originals, scratch)
+    what = mutate_folder(folder, random)
+    partition = _partition(folder, scratch, **{"--devices": "2"})
+    return f"{folder.name}/{what}", (partition, _run(plan, folder, scratch))
 
 
-def _weights(number: int, random: Random, originals: Originals, scratch: Path) -> MutatedCase:
-    return _of_folder("weights", number, random, originals, scratch, mutate_weights)
+def _weights(random: Random, originals: Originals, scratch: Path) -> Made:
+    folder, plan = _copied(random, originals, scratch)
+    return f"{folder.name}/{mutate_weights(folder, random)}", (_run(plan, folder, scratch),)
 
 
-def _of_folder(
-    kind: str,
-    number: int,
-    random: Random,
-    originals: Originals,
-    scratch: Path,
-    mutate: Callable[[Path, Random], str],
-) -> MutatedCase:
+def _copied(random: Random, originals: Originals, scratch: Path) -> tuple[Path, Path]:
+    """A copy of one of the pipelines, and its plan."""
     choice = random.randrange(len(originals.pipelines))
-    folder = scratch / originals.pipelines[choice].name
-    shutil.copytree(originals.pipelines[choice], folder)
-    what = f"{folder.name}/{mutate(folder, random)}"
-    if kind == "folders" and random.random() < 0.4:  # which reads no weights
-        return MutatedCase(kind, number, what, partition_model, _partition(folder, scratch, **{"--devices": "2"}))
-    return MutatedCase(kind, number, what, run_plan, _run(originals.plans[choice], folder, scratch))
+    original = originals.pipelines[choice]
+    return Path(shutil.copytree(original, scratch / original.name)), originals.plans[choice]
 
 
 _MAKERS = {"plans": _plan, "profiles": _profile, "folders": _folder, "weights": _weights}
 
 
-def _run(plan: Path, pipeline: Path, scratch: Path) -> tuple[str, ...]:
-    return (
+def _run(plan: Path, pipeline: Path, scratch: Path) -> Command:
+    arguments = (
         str(plan), "--pipeline", str(pipeline), "--prompt", _PROMPT, "--transport", "emulation", "--steps", "3",
         "--height", str(_SIDE), "--width", str(_SIDE), "--output", str(scratch / "out.png"),
     )  # fmt: skip
+    return Command(run_plan, arguments, "out.png")
 
 
-def _partition(model: Path, scratch: Path, **options: str) -> tuple[str, ...]:
+def _partition(model: Path, scratch: Path, **options: str) -> Command:
     given = {"--model": str(model), "--height": str(_SIDE), "--width": str(_SIDE), "--branches": "1", **options}
-    return (*(word for pair in given.items() for word in pair), "--output", str(scratch / "made.plan.json"), "--force")
+    words = (word for pair in given.items() for word in pair)
+    return Command(partition_model, (*words, "--output", str(scratch / "made.plan.json")), "made.plan.json")
 
 
 def make_originals(folder: Path, names: Sequence[str] = PIPELINES) -> Originals:

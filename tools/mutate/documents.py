@@ -6,16 +6,19 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 
 DEEP = 20_000  # levels; Python's own parser gives up at a thousand
 # what stands where something else was expected; NaN and Infinity are written as Python writes them
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, 1, 2, 3, 7, -1, -(2**31), 2**31, 2**63, 10**30, 0.5, -1.5, 1e308, float("nan"), float("inf"),
-    "", "x", "\0", "../../..", "é" * 300, "nan", "1", [], {}, [None], [[]], {"": 0}, ["x"], [1, 2], [-1], [0, 0, 0],
+    None, True, False, 0, 1, 2, 3, 7, -1, -(2**31), 2**31, 2**63, 10**30, 10**400, 0.5, -1.5, 1e308, 5e-324,
+    float("nan"), float("inf"), "", "x", "\0", "\x1b[2J", "a\nb", "\ud800", "../../..", "/etc/passwd", "é" * 300, "nan",
+    "1", "x" * 200_000, [], {}, [None], [[]], {"": 0}, ["x"], [1, 2], [-1], [0, 0, 0], [0] * 20_000,
 )  # fmt: skip
-FACTORS = (-1, 0, 2, 3, 1000, 10**6, 10**12)
+FACTORS = (-1, 0, 1, 1, 2, 3, 1000, 10**6, 10**12)
+_TRIES = 100  # to mutate a file so that it can be loaded
 _Place = tuple[Any, ...]  # keys and positions that lead to a value
 
 
@@ -33,6 +36,37 @@ def mutated_json(data: bytes, random: Random) -> tuple[bytes, str]:
         document, what = _mutated(document, random)
         done.append(what)
     return json.dumps(document).encode(errors="surrogatepass"), "; ".join(done)
+
+
+def mutated_file(original: Path, file: Path, load: Callable[[Path], object], random: Random) -> str:
+    """Write a mutated copy of a JSON file; every second one can be loaded, so that more than its form is tested.
+
+    Args:
+        original: The file.
+        file: The copy.
+        load: What reads such files, and raises where it cannot.
+        random: What chooses.
+
+    Returns:
+        What was mutated.
+    """
+    data, what = mutated_json(original.read_bytes(), random)
+    tries = random.choice((0, _TRIES))
+    while tries and not _is_sound(data, original, file, load):
+        data, what = mutated_json(original.read_bytes(), random)
+        tries -= 1
+    file.write_bytes(data)
+    return what
+
+
+def _is_sound(data: bytes, original: Path, file: Path, load: Callable[[Path], object]) -> bool:
+    """Whether a file with this data can be read, and says something else than the original."""
+    file.write_bytes(data)
+    try:
+        load(file)
+    except Exception:
+        return False
+    return bool(json.loads(data) != json.loads(original.read_bytes()))
 
 
 def damaged(data: bytes, random: Random) -> tuple[bytes, str]:
@@ -83,7 +117,7 @@ def _mutated(document: Any, random: Random) -> tuple[Any, str]:
     owner, key = _at(document, place[:-1]), place[-1]
     where = ".".join(map(str, place))
     old = owner[key]
-    kind = random.randrange(8)
+    kind = random.randrange(10)
     if kind == 0:
         del owner[key]
         return document, f"{where} left out"
@@ -97,8 +131,16 @@ def _mutated(document: Any, random: Random) -> tuple[Any, str]:
         other = _chosen(document, random)
         owner[key] = copy.deepcopy(_at(document, other))
         return document, f"{where} is {'.'.join(map(str, other))}"
+    if kind in (8, 9):  # what may well be taken for right
+        alike = [other for _ in range(30) if type(_at(document, other := _chosen(document, random))) is type(old)]
+        other = random.choice([other for other in alike if other[: len(place)] != place] or [place])
+        owner[key] = copy.deepcopy(_at(document, other))
+        if kind == 9 and place[: len(other)] != other:
+            _at(document, other[:-1])[other[-1]] = old
+            return document, f"{where} and {'.'.join(map(str, other))} exchanged"
+        return document, f"{where} is {'.'.join(map(str, other))}"
     if kind in (3, 4) and isinstance(old, (int, float)):
-        owner[key] = old * random.choice(FACTORS) + random.choice((0, 0, 1))
+        owner[key] = old * random.choice(FACTORS) + random.choice((-1, 0, 1))
     elif kind == 3 and isinstance(old, str):
         owner[key] = random.choice((old + "x", old[:-1], old.upper(), old * 100, f"{old}.0", f"{old}.{old}"))
     elif kind == 3 and isinstance(old, list):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from tools.mutate.documents import damaged, mutated_json
 
@@ -27,7 +31,7 @@ def mutate_folder(folder: Path, random: Random) -> str:
         file = random.choices(files, weights)[0]
         mutated.add(file)
         if random.random() < 0.2:
-            what = _replace(file, random)
+            what = _replace(file, random, _REPLACEMENTS)
         else:
             is_json = file.suffix == ".json"
             data, what = (mutated_json if is_json else damaged)(file.read_bytes(), random)
@@ -42,9 +46,11 @@ def mutate_weights(folder: Path, random: Random) -> str:
     data = file.read_bytes()
     choice = random.random()
     if choice < 0.15:
-        what = _replace(file, random)
+        what = _replace(file, random, _REPLACEMENTS | _PICKLES)
     elif choice < 0.3:
         what = _index(file, random)
+    elif choice < 0.45:
+        what = _other_tensors(file, random)
     elif choice < 0.75:
         size = int.from_bytes(data[:8], "little")
         header, what = mutated_json(data[8 : 8 + size], random)
@@ -59,11 +65,21 @@ def mutate_weights(folder: Path, random: Random) -> str:
     return f"{file.relative_to(folder)}: {what}"
 
 
+def _other_tensors(file: Path, random: Random) -> str:
+    """Make one of the tensors another one, in a file that is sound by itself."""
+    tensors = load_file(file)
+    name = random.choice(sorted(tensors))
+    change = random.choice(sorted(_CHANGES))
+    made = _CHANGES[change](tensors.pop(name))
+    tensors |= {key.format(name): tensor.contiguous() for key, tensor in made.items()}
+    save_file(tensors, file, {"format": "pt"})
+    return f"the tensor {name} {change}"
+
+
 def _index(file: Path, random: Random) -> str:
     """Make the weights two files with an index, which says something wrong; or add a stray one."""
     index = file.with_name(f"{file.name}.index.json")
-    size = int.from_bytes(file.read_bytes()[:8], "little")
-    names = [name for name in json.loads(file.read_bytes()[8 : 8 + size]) if name != "__metadata__"]
+    names = list(load_file(file))
     first = file.with_name(f"{file.stem}-00001-of-00001.safetensors")
     target = random.choice((first.name, file.name, "missing.safetensors", "../../model_index.json", "/etc/hostname"))
     document = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, target)}
@@ -77,25 +93,68 @@ def _index(file: Path, random: Random) -> str:
     return f"an index to {target}, {what}, beside the file"
 
 
-def _replace(file: Path, random: Random) -> str:
+def _replace(file: Path, random: Random, replacements: Mapping[str, Replacement]) -> str:
     """Put something else in a file's place."""
-    name = random.choice(sorted(_REPLACEMENTS))
+    name = random.choice(sorted(replacements))
     kept = file.read_bytes()
     file.unlink()
-    _REPLACEMENTS[name](file, kept)
+    replacements[name](file, kept)
     return name
 
 
 def _parts_link(file: Path, _kept: bytes) -> None:
     """Its folder becomes a link to the folder above, so that paths go round."""
-    folder = file.parent
-    if (folder / "model_index.json").exists():
-        return
-    shutil.rmtree(folder)
-    folder.symlink_to("..")
+    if file.name != "model_index.json":  # whose folder is the whole
+        shutil.rmtree(file.parent)
+        file.parent.symlink_to("..")
 
 
-_REPLACEMENTS: dict[str, Callable[[Path, bytes], object]] = {
+def _parts_file(file: Path, _kept: bytes) -> None:
+    shutil.rmtree(file.parent)
+    file.parent.touch()
+
+
+def _unreadable(file: Path, kept: bytes) -> None:  # but for root
+    file.write_bytes(kept)
+    file.chmod(0)
+
+
+class _Hostile:
+    """What runs code where it is unpickled: the code makes a file, which is found then."""
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, ("made-by-a-pickle", "w")
+
+
+def _pickled(file: Path) -> Path:
+    """The name that pickled weights have, which libraries read where there is no safetensors file."""
+    return file.with_name("pytorch_model.bin" if file.stem == "model" else f"{file.stem}.bin")
+
+
+Replacement = Callable[[Path, bytes], object]
+_PICKLES: dict[str, Replacement] = {
+    "a hostile pickle": lambda file, kept: _pickled(file).write_bytes(pickle.dumps({"a": _Hostile()})),
+    "a hostile archive": lambda file, kept: torch.save({"a": _Hostile()}, _pickled(file)),
+    "junk for a pickle": lambda file, kept: _pickled(file).write_bytes(kept[:99]),
+}
+_CHANGES: dict[str, Callable[[torch.Tensor], dict[str, torch.Tensor]]] = {  # {} stands for its name
+    "left out": lambda tensor: {},
+    "renamed": lambda tensor: {"{}x": tensor},
+    "twice": lambda tensor: {"{}": tensor, "{}x": tensor.clone()},
+    "with a dimension more": lambda tensor: {"{}": tensor[None]},
+    "flat": lambda tensor: {"{}": tensor.flatten()},
+    "the other way round": lambda tensor: {"{}": tensor.reshape(tensor.shape[::-1])},
+    "longer": lambda tensor: {"{}": torch.cat([tensor, tensor])},
+    "empty": lambda tensor: {"{}": tensor[:0]},
+    "of whole numbers": lambda tensor: {"{}": tensor.to(torch.int32)},
+    "of bytes": lambda tensor: {"{}": tensor.to(torch.uint8)},
+    "of 64 bits": lambda tensor: {"{}": tensor.to(torch.float64)},
+    "of 16 bits": lambda tensor: {"{}": tensor.to(torch.bfloat16)},
+    "of 8 bits": lambda tensor: {"{}": tensor.to(torch.float8_e4m3fn)},
+    "not a number": lambda tensor: {"{}": tensor * float("nan")},
+    "of large numbers": lambda tensor: {"{}": tensor * 1e30},
+}
+_REPLACEMENTS: dict[str, Replacement] = {
     "missing": lambda file, kept: None,
     "empty": lambda file, kept: file.touch(),
     "a folder": lambda file, kept: file.mkdir(),
@@ -106,6 +165,8 @@ _REPLACEMENTS: dict[str, Callable[[Path, bytes], object]] = {
     "a pipe": lambda file, kept: os.mkfifo(file),
     "a part's folder that is a link to the whole": _parts_link,
     "a part's folder that is missing": lambda file, kept: shutil.rmtree(file.parent),
+    "a part's folder that is a file": _parts_file,
+    "a file that may not be read": _unreadable,
     "a large file of zeros": lambda file, kept: os.truncate(_touched(file), 3 << 30),
     "json of another kind": lambda file, kept: file.write_text('["a", 1]'),
 }

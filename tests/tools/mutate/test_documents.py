@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 from random import Random
 
-from tools.mutate.documents import damaged, mutated_json
+from tools.mutate.documents import damaged, mutated_file, mutated_json
 
 DOCUMENT = {"a": 1, "b": [1, 2, {"c": "text"}], "d": {"e": None, "f": 0.5}}
 DATA = json.dumps(DOCUMENT).encode()
@@ -35,3 +36,20 @@ def test_damages_reach_from_nothing_to_deep_nesting() -> None:
     assert made["deep lists"].startswith(b"[[[[")
     assert made["doubled"] == DATA + DATA
     assert len(made) >= 14
+
+
+def test_every_second_mutated_file_can_be_loaded(tmp_path: Path) -> None:
+    original, file = tmp_path / "original", tmp_path / "file"
+    original.write_bytes(DATA)
+
+    def load(path: Path) -> None:
+        if not isinstance(json.loads(path.read_bytes())["a"], int):
+            raise ValueError
+
+    loaded = 0
+    for number in range(60):
+        assert mutated_file(original, file, load, Random(number))
+        with contextlib.suppress(Exception):
+            load(file)
+            loaded += json.loads(file.read_bytes()) != DOCUMENT
+    assert 30 < loaded < 60

@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from safetensors.torch import load_file
 
 from tools.mutate.folders import mutate_folder, mutate_weights
 
@@ -44,3 +45,30 @@ def test_some_files_are_mutated_and_named(mutate: object, suffixes: set[str], tm
 def content(file: Path) -> bytes:
     with file.open("rb") as opened:  # which may be large, or without end
         return opened.read(10_000)
+
+
+def test_pickles_stand_where_libraries_look_for_them_and_would_be_found_out(tmp_path: Path) -> None:
+    made = set()
+    for number in range(120):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(FILES["unet/model.safetensors"])
+        mutate_weights(folder, Random(number))
+        for file in folder.glob("*.bin"):
+            made.add(file.name)
+            data = file.read_bytes()
+            assert b"made-by-a-pickle" in data or data == FILES["unet/model.safetensors"][:99]
+    assert made == {"pytorch_model.bin"}
+
+
+def test_a_tensor_becomes_another_in_a_sound_file(tmp_path: Path) -> None:
+    changed = set()
+    for number in range(200):
+        file = tmp_path / f"{number}" / "model.safetensors"
+        file.parent.mkdir()
+        file.write_bytes(FILES["unet/model.safetensors"])
+        what = mutate_weights(file.parent, Random(number))
+        if what.startswith("model.safetensors: the tensor w "):
+            tensors = load_file(file)
+            changed.add((len(tensors), *((tensors["w"].dtype, tensors["w"].shape) if "w" in tensors else ())))
+    assert len(changed) > 6
