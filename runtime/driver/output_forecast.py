@@ -89,7 +89,8 @@ class OutputForecast(Forecast):
         gamma = self._gamma()
         foreseen: dict[int, torch.Tensor] = {}
         for k in range(now, call if now > 0 else now):
-            fixed, change = self._output(k, latent.float())
+            # of the newest latent the output was foreseen when that was observed
+            fixed, change = self._trial if k == now and self._trial is not None else self._output(k, latent.float())
             foreseen[k] = fixed + gamma * change
             for back, weight in enumerate(self._moves[k]):
                 z = z + weight * (foreseen[k - back] if k - back >= now else self._shown[k - back])

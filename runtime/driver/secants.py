@@ -31,11 +31,46 @@ CURVATURE = 0.1  # how much less than what predictions missed the bend of the tr
 
 @dataclass(frozen=True)
 class Secant:
-    """Along ``direction`` the output changes by sensitivity·direction + ``rest``; all tensors rows first."""
+    """Along ``direction`` the output changes by sensitivity·direction + rest; tensors are (rows, elements).
+
+    Attributes:
+        direction: of the latent.
+        rest: of the output; over the sensitivity, unless that is 0.
+        sensitivity: at the call that showed it.
+    """
 
     direction: torch.Tensor
     rest: torch.Tensor
     sensitivity: float
+
+
+class Span:
+    """What secants together say of a change along any direction, by least squares.
+
+    Args:
+        secants: one or more.
+    """
+
+    def __init__(self, secants: Sequence[Secant]) -> None:
+        directions = torch.stack([secant.direction for secant in secants], 1)  # (rows, secants, elements)
+        length = directions.norm(dim=2, keepdim=True).clamp_min(1e-10)
+        directions = directions / length
+        ridge = RIDGE * torch.eye(len(secants), device=directions.device)
+        # no check of the result, for which the host would wait for a GPU: with the ridge no matrix is singular
+        inverse, _ = torch.linalg.inv_ex(torch.bmm(directions, directions.mT) + ridge)
+        self._shares = torch.bmm(inverse, directions) / length
+        self._rests = torch.stack([secant.rest for secant in secants], 2)  # (rows, elements, secants)
+        self._is_scaled = [secant.sensitivity != 0.0 for secant in secants]
+
+    def rest(self, moved: torch.Tensor, sensitivity: float) -> torch.Tensor:
+        """The change beyond sensitivity·moved where that is the sensitivity. moved: (rows, elements), as the result."""
+        shares = torch.bmm(self._shares, moved.unsqueeze(2))
+        if all(self._is_scaled):
+            shares = sensitivity * shares
+        elif any(self._is_scaled):
+            scales = [sensitivity if scaled else 1.0 for scaled in self._is_scaled]
+            shares = torch.tensor(scales, device=shares.device)[:, None] * shares
+        return torch.bmm(self._rests, shares).squeeze(2)
 
 
 class Secants:
@@ -63,15 +98,17 @@ class Secants:
         self._missed: list[torch.Tensor] = []  # by the last three latents
         self._bends: list[tuple[torch.Tensor, torch.Tensor]] = []  # squares of what was missed and of the trajectory's
         self._told: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the last secants, what those before told of them
+        self._span: Span | None = None  # of the secants
+        self._trust: torch.Tensor | None = None  # in it, by row
 
     def show(self, latent: torch.Tensor, output: torch.Tensor, call: int, missed: torch.Tensor | None = None) -> None:
         """Take the latent that a call was computed on, and its output, of the latent's shape; in call order.
 
         missed: the true latent minus that one; None where all are true ones.
         """
-        self._shown = [*self._shown[-2:], (call, latent.detach().float(), output.detach().float())]
+        self._shown = [*self._shown[-2:], (call, _flat(latent), _flat(output))]
         if missed is not None:
-            self._missed = [*self._missed[-2:], missed.float()]
+            self._missed = [*self._missed[-2:], _flat(missed)]
         calls = [shown for shown, _, _ in self._shown]
         if calls != [call - 2, call - 1, call] or self._is_bent(call):
             return
@@ -82,23 +119,31 @@ class Secants:
             bend = self._second(*self._missed)
             true = direction + bend
             self._bends = [*self._bends[1 - CHECKED :], (_inner(bend, bend), _inner(true, true))]
-        if self._secants:
-            told = self._rest(direction, call)
+        if self._span is not None:
+            told = self._span.rest(direction, sensitivity)
             self._told = [*self._told[1 - CHECKED :], (_inner(told, rest), _inner(told, told))]
-        self._secants = [*self._secants[1 - KEPT :], Secant(direction, rest, sensitivity)]
+            self._trust = self._trusted()
+        secant = Secant(direction, rest / sensitivity if sensitivity else rest, sensitivity)
+        self._secants = [*self._secants[1 - KEPT :], secant]
+        self._span = Span(self._secants)
 
     def times(self, moved: torch.Tensor, call: int) -> torch.Tensor:
         """How much a call's output changes if its latent does by ``moved``, to first order."""
-        moved = moved.float()
-        change = self.sign * self._sensitivity[call] * moved
-        if not self._told:
-            return change
+        flat = _flat(moved)
+        sensitivity = self.sign * self._sensitivity[call]
+        change = sensitivity * flat
+        if self._span is not None and self._trust is not None:
+            change = change + self._trust[:, None] * self._span.rest(flat, sensitivity)
+        return change.view(moved.shape)
+
+    def _trusted(self) -> torch.Tensor:
+        """How far the secants would have told those that came after them, from 0 to 1, by row."""
         shared, norm = sums(self._told)
         trust = (shared / norm.clamp_min(1e-30)).clamp(0.0, 1.0)
-        if self._bends:
-            bend, true = sums(self._bends)
-            trust = trust * bend / (bend + CURVATURE * true).clamp_min(1e-30)
-        return change + per_row(trust, moved) * self._rest(moved, call)
+        if not self._bends:
+            return trust
+        bend, true = sums(self._bends)
+        return trust * bend / (bend + CURVATURE * true).clamp_min(1e-30)
 
     def _is_bent(self, call: int) -> bool:
         """Whether the last three calls tell nothing: a new level after two calls at one, where no line is known."""
@@ -112,21 +157,6 @@ class Secants:
         share = (self._level[call] - self._level[call - 1]) / before if abs(before) > 1e-9 else 0.0
         return newest - older - share * (older - oldest)
 
-    def _rest(self, moved: torch.Tensor, call: int) -> torch.Tensor:
-        """What the secants say of a change beyond sensitivity·moved."""
-        directions = torch.stack([secant.direction.flatten(1) for secant in self._secants], 1)
-        length = directions.norm(dim=2).clamp_min(1e-10)
-        directions = directions / length[:, :, None]
-        ridge = RIDGE * torch.eye(len(self._secants), device=moved.device)
-        # no check of the result, for which the host would wait for a GPU: with the ridge no matrix is singular
-        inverse, _ = torch.linalg.inv_ex(directions @ directions.mT + ridge)
-        share = (inverse @ (directions @ moved.flatten(1)[:, :, None])).squeeze(2) / length
-        made = torch.zeros_like(moved)
-        for index, secant in enumerate(self._secants):
-            scaled = self.sign * self._sensitivity[call] / secant.sensitivity if secant.sensitivity else 1.0
-            made += per_row(share[:, index], moved) * secant.rest * scaled
-        return made
-
 
 def sums(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of the first of all pairs, and that of the second."""
@@ -134,7 +164,12 @@ def sums(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tens
 
 
 def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return (a * b).flatten(1).sum(1)
+    return (a * b).sum(1)
+
+
+def _flat(values: torch.Tensor) -> torch.Tensor:
+    """(rows, elements), in float32."""
+    return values.detach().float().flatten(1)
 
 
 def per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
