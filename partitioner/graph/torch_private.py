@@ -434,3 +434,8 @@ def abandon_capture(device: int, pool: Any) -> None:
     """
     torch._C._cuda_endAllocateToPool(device, pool)
     torch._C._cuda_releasePool(device, pool)
+
+
+def is_profiling() -> bool:
+    """Whether torch.profiler is at work in this process, in whichever thread."""
+    return bool(torch.autograd.profiler._is_profiler_enabled)

@@ -16,6 +16,7 @@ import torch
 from partitioner.graph.ir import Role
 from partitioner.plan.program import Compute, Receive, Send
 from runtime.devices.memory import give_back, resident_bytes
+from runtime.devices.spans import span
 from runtime.transport.mailbox import PARAMETER_CONTEXT, Expected, Mailbox, MessageKey
 from runtime.transport.weight_files import at_offset, read_stored
 from runtime.worker.commands import DRIVER, Build, Evaluate, Forget, ForgetGraphs, Load, SendBack, Setup
@@ -265,7 +266,8 @@ class Worker:
         self, segment: Segment, values: Mapping[str, torch.Tensor], command: Evaluate
     ) -> dict[str, torch.Tensor]:
         start = Recorder.now()
-        made = run_segment(segment, values, self.setup, command.step)
+        with span(f"component {self.setup.component}: {segment.name}", self.device):
+            made = run_segment(segment, values, self.setup, command.step)
         if self.recorder is not None:
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()  # so that the span is the work's, not its launch's

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import partitioner
 from partitioner.errors import PlanError
@@ -235,6 +236,15 @@ class Failing(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
         hidden = self.first(x)
         return (self.last(hidden + self.table(hidden.abs().sum().long().clamp(min=0)) + hidden.log()),)
+
+
+def test_torchs_profiler_shows_which_component_computes() -> None:
+    plan = toy_plan(DENOISER)
+    with Engine(DENOISER, plan, EngineOptions(transport="emulation")) as engine:
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            Trajectory(calls=2).through(engine)
+    seen = {event.key.partition(":")[0] for event in profiler.key_averages()}
+    assert {f"component {number}" for number in range(plan.components)} <= seen
 
 
 def _failing_engine(**options: Any) -> Engine:
