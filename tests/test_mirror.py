@@ -50,6 +50,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
             "partitioner.graph.row_parts",
             "partitioner.graph.row_places",
             "partitioner.graph.row_rules",
+            "partitioner.graph.row_values",
         ],
     ),
     (

@@ -1,100 +1,44 @@
 """DigitFlow: follows one digit of a batch's rows through a graph, node by node.
 
-Each value of the graph is one of
-
-    AllParts    every part of the rows is in it, at a RowPlace
-    SameRows    the same for all parts; places along which its positions are all equal (as after expand) are noted
-    OnePart     of one part alone, as after x[0]; its key says what it is of that part, whichever it is
-    PartPieces  of some parts, position by position, as while a tensor is written to one row after the other
-    LostRows    parts are mixed, or treated otherwise, or it is not known
+Each value of the graph is a RowValue (partitioner.graph.row_values).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 
 from partitioner.graph.ir import CONSTANT, Argument, Input, Node, Parameter, Ref, TensorMeta, TracedGraph
 from partitioner.graph.row_moves import JOINS, RESHAPES, RowMove, equal_places, known_numbers, moves
-from partitioner.graph.row_places import Extents, RowLabel, RowPlace, labels, regular, reshaped, taken, whole
+from partitioner.graph.row_places import (
+    Extents,
+    RowLabel,
+    RowPlace,
+    any_holds,
+    digits_within,
+    equal_after,
+    labels,
+    regular,
+    reshaped,
+    whole,
+)
 from partitioner.graph.row_rules import NodeCall, OperandSlot, RowPattern, call_of, patterns, writes
+from partitioner.graph.row_values import (
+    MIXED,
+    UNKNOWN,
+    UNLIKE,
+    AllParts,
+    LostRows,
+    OnePart,
+    PartPieces,
+    RowFault,
+    RowValue,
+    SameRows,
+    value_key,
+)
 
-MIXED, UNLIKE, UNKNOWN = "mixes rows of the batch", "treats rows of the batch differently", "is not known to keep rows"
 OVERWRITES = frozenset({"copy", "fill", "zero"})
 _COPIES = frozenset({"lift_fresh_copy", "to", "alias", "detach", "clone"})
-
-
-@dataclass(frozen=True)
-class RowFault:
-    """Where rows do not stay apart.
-
-    Attributes:
-        key: of the operator's node, "module.path/operator.k".
-        what: MIXED, UNLIKE or UNKNOWN, in words that follow the operator's name.
-    """
-
-    key: str
-    what: str
-
-    @property
-    def known(self) -> bool:
-        """Whether the rows are known not to stay apart."""
-        return self.what != UNKNOWN
-
-    def __str__(self) -> str:
-        module, _, operator = self.key.rpartition("/")
-        apart = "" if self.known else " apart"
-        return f"{operator.rpartition('.')[0] or operator} in {module or 'its forward'} {self.what}{apart}"
-
-
-@dataclass(frozen=True, slots=True)
-class AllParts:
-    """Every part is in it, at a place."""
-
-    key: int
-    place: RowPlace
-
-    @property
-    def places(self) -> tuple[RowPlace, ...]:
-        """Its place alone."""
-        return (self.place,)
-
-
-@dataclass(frozen=True, slots=True)
-class SameRows:
-    """The same for all parts; along some places all is equal."""
-
-    key: int
-    places: tuple[RowPlace, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class OnePart:
-    """Of one part alone."""
-
-    key: int
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class PartPieces:
-    """Positions of a dimension of one part each, in another order than a RowPlace has; None: of all parts alike."""
-
-    key: int
-    dim: int
-    labels: tuple[RowLabel | None, ...]
-    origin: str  # key of the node that gave them this order
-
-
-@dataclass(frozen=True, slots=True)
-class LostRows:
-    """The parts do not stay apart in it."""
-
-    fault: RowFault
-
-
-RowValue = AllParts | SameRows | OnePart | PartPieces | LostRows
 
 
 class DigitFlow:
@@ -148,7 +92,7 @@ class DigitFlow:
                     return value.fault
                 if isinstance(value, PartPieces):
                     return self._disorder(value)
-                if isinstance(value, OnePart) or not _holds(value.places, self._place):
+                if isinstance(value, OnePart) or not any_holds(value.places, self._place):
                     key = self._graph.node_by_name[name].key if name in self._graph.node_by_name else name
                     return RowFault(key, UNKNOWN if isinstance(value, SameRows) else MIXED)
         return None
@@ -207,7 +151,7 @@ class DigitFlow:
 
     def _canonical(self, argument: Argument) -> Hashable:
         if isinstance(argument, Ref):
-            return ("%", *(_key(value) for value in self._values[argument.name]))
+            return ("%", *(value_key(value) for value in self._values[argument.name]))
         if isinstance(argument, tuple):
             return tuple(map(self._canonical, argument))
         return (type(argument), repr(argument) if isinstance(argument, float) else argument)
@@ -254,14 +198,14 @@ class DigitFlow:
             at = rows[0]
             if len(set(rows)) > 1 or at.dim in pattern.varies or len(orders) > 1:
                 return self._lost(call.node, MIXED)
-            if at.dim in uneven or not all(_holds(places, at) for places in equal):
+            if at.dim in uneven or not all(any_holds(places, at) for places in equal):
                 return self._lost(call.node, UNLIKE)
             if not orders:
                 return AllParts(key, at)
             mixed = any(isinstance(value, AllParts) for value in values.values())
             return self._lost(call.node, UNKNOWN) if mixed else PartPieces(key, at.dim, *orders.pop())
         every = [place for places in equal for place in places] if equal else whole(shape)
-        kept = (p for p in every if p.dim not in uneven and all(_holds(places, p) for places in equal))
+        kept = (p for p in every if p.dim not in uneven and all(any_holds(places, p) for places in equal))
         return SameRows(key, tuple(dict.fromkeys(kept)))
 
     def _reshaped(self, call: NodeCall, value: RowValue, key: int) -> RowValue:
@@ -302,7 +246,7 @@ class DigitFlow:
         assert isinstance(value, SameRows)
         equal = [p._replace(dim=p.dim + move.leading) for p in value.places]
         for dim, index in move.takes:
-            equal = [*_equal_after(equal, dim, shape[dim], index)]
+            equal = [*equal_after(equal, dim, shape[dim], index)]
             shape = (*shape[:dim], len(index), *shape[dim + 1 :])
         return SameRows(key, tuple(p._replace(dim=p.dim - (p.dim > gone)) for p in equal if p.dim != gone))
 
@@ -362,7 +306,7 @@ class DigitFlow:
         """Have the storage that a node wrote to, and all views of it, be what they are then."""
         owner, views = self._storage[node.group]
         written, former = self._values[node.name][0], self._values[owner.name][0]
-        key = self._number(("write", node.key, _key(former), _key(written)))
+        key = self._number(("write", node.key, value_key(former), value_key(written)))
         now = self._owner_after(owner, views, node, former, written, key)
         self._values[owner.name] = (now,)
         for view in views:
@@ -389,12 +333,12 @@ class DigitFlow:
             seen = self._through(chain, owner, former)
             if isinstance(seen, AllParts) and (
                 (isinstance(written, AllParts) and written.place == seen.place)
-                or (isinstance(written, SameRows) and _holds(written.places, seen.place))
+                or (isinstance(written, SameRows) and any_holds(written.places, seen.place))
             ):
                 return AllParts(key, former.place)
             return self._lost(node, MIXED if isinstance(written, AllParts | OnePart) else UNLIKE)
         if isinstance(written, AllParts):
-            for place in _digits_within(former.places, self._size):
+            for place in digits_within(former.places, self._size):
                 seen = self._through(chain, owner, AllParts(key, place))
                 if isinstance(seen, AllParts) and seen.place == written.place:
                     return AllParts(key, place)
@@ -403,7 +347,7 @@ class DigitFlow:
         for place in former.places:
             seen = self._through(chain, owner, SameRows(key, (place,)))
             if isinstance(seen, SameRows) and any(
-                p.size == place.size and _holds(written.places, p) for p in seen.places
+                p.size == place.size and any_holds(written.places, p) for p in seen.places
             ):
                 kept.append(place)
         return SameRows(key, tuple(kept))
@@ -412,7 +356,9 @@ class DigitFlow:
         self, owner: Node, chain: Sequence[Node], node: Node, former: RowValue, written: RowValue
     ) -> RowValue:
         """What a storage is after something of one part was written to some positions of a dimension."""
-        key = self._number(("write", node.target, _key(former) if isinstance(former, OnePart) else 0, _key(written)))
+        key = self._number(
+            ("write", node.target, value_key(former) if isinstance(former, OnePart) else 0, value_key(written))
+        )
         if isinstance(former, OnePart):
             fits = isinstance(written, OnePart) and written.number == former.number
             return (
@@ -430,7 +376,7 @@ class DigitFlow:
             every = list(former.labels)
         elif isinstance(former, AllParts) and former.place.dim == dim:
             every = [(number, (former.key, what)) for number, what in labels(former.place, length)]
-        elif isinstance(former, SameRows) and _holds(former.places, RowPlace(dim, 1, length)):
+        elif isinstance(former, SameRows) and any_holds(former.places, RowPlace(dim, 1, length)):
             every = [None] * length
         else:
             return self._lost(node, UNKNOWN)
@@ -456,56 +402,8 @@ class DigitFlow:
         return shown
 
 
-def _key(value: RowValue) -> Hashable:
-    return value.fault.key if isinstance(value, LostRows) else value.key
-
-
 def _name(node: Node) -> str:
     return node.target.split(".")[1]
-
-
-def _holds(places: Sequence[RowPlace], place: RowPlace) -> bool:
-    return any(each.holds(place) for each in places)
-
-
-def _equal_after(equal: Sequence[RowPlace], dim: int, length: int, index: Sequence[int]) -> Iterator[RowPlace]:
-    """Places along which all is equal, after positions of a dimension were taken."""
-    for place in equal:
-        if place.dim != dim:
-            yield place
-        elif place.size == length:
-            yield RowPlace(dim, 1, len(index))
-        else:
-            kept = taken(place, length, index)[0]
-            if kept is not None:
-                yield kept
-    blocks = _equal_blocks(length, index)
-    if blocks is not None and not any(place.dim == dim and place.size == length for place in equal):
-        yield blocks._replace(dim=dim)
-
-
-def _equal_blocks(length: int, index: Sequence[int]) -> RowPlace | None:
-    """The digit of a dimension along which the same positions were taken again: by repeat or repeat_interleave."""
-    if isinstance(index, range) or len(index) <= length or not length or len(index) % length:
-        return None
-    times = len(index) // length
-    if list(index) == list(range(length)) * times:
-        return RowPlace(0, 1, times)
-    if list(index) == [i // times for i in range(len(index))]:
-        return RowPlace(0, length, times)
-    return None
-
-
-def _digits_within(places: Sequence[RowPlace], size: int) -> Iterator[RowPlace]:
-    """The digits of a size along which all is equal."""
-    for place in places:
-        for outer in _divisors(place.size // size) if place.size % size == 0 else ():
-            yield RowPlace(place.dim, place.outer * outer, size)
-
-
-@lru_cache(maxsize=1024)
-def _divisors(number: int) -> tuple[int, ...]:
-    return tuple(d for d in range(1, number + 1) if number % d == 0)
 
 
 def _storages(graph: TracedGraph) -> dict[int, tuple[Node, list[Node]]]:

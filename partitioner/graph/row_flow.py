@@ -13,9 +13,10 @@ from functools import cached_property
 from itertools import permutations
 
 from partitioner.graph.ir import Role, TracedGraph
-from partitioner.graph.row_digit import DigitFlow, RowFault
+from partitioner.graph.row_digit import DigitFlow
 from partitioner.graph.row_parts import part_fault
 from partitioner.graph.row_places import RowPlace, factors
+from partitioner.graph.row_values import RowFault
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,9 @@ import numpy
 
 from partitioner.graph.ir import CONSTANT, Argument, Node, TracedGraph
 from partitioner.graph.operator_classes import operator_name
-from partitioner.graph.row_digit import (
-    UNLIKE,
-    AllParts,
-    DigitFlow,
-    OnePart,
-    PartPieces,
-    RowFault,
-    RowValue,
-    SameRows,
-)
+from partitioner.graph.row_digit import DigitFlow
 from partitioner.graph.row_moves import JOINS, RESHAPES
+from partitioner.graph.row_values import UNLIKE, AllParts, OnePart, PartPieces, RowFault, RowValue, SameRows
 
 _SIZED = RESHAPES | JOINS | {
     "expand", "broadcast_to", "repeat", "tile", "repeat_interleave", "zeros", "ones", "empty", "new_zeros", "new_ones",

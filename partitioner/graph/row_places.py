@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 Extents = tuple[int, ...]
@@ -107,6 +108,51 @@ def taken(place: RowPlace, length: int, index: Sequence[int]) -> tuple[RowPlace 
     every = labels(place, length)
     found = [every[i] for i in index]
     return regular(place.dim, place.size, found), found
+
+
+def any_holds(places: Sequence[RowPlace], place: RowPlace) -> bool:
+    """Whether a digit is part of one of some."""
+    return any(each.holds(place) for each in places)
+
+
+def equal_after(equal: Sequence[RowPlace], dim: int, length: int, index: Sequence[int]) -> Iterator[RowPlace]:
+    """Places along which all is equal, after positions of a dimension were taken."""
+    for place in equal:
+        if place.dim != dim:
+            yield place
+        elif place.size == length:
+            yield RowPlace(dim, 1, len(index))
+        else:
+            kept = taken(place, length, index)[0]
+            if kept is not None:
+                yield kept
+    blocks = _equal_blocks(length, index)
+    if blocks is not None and not any(place.dim == dim and place.size == length for place in equal):
+        yield blocks._replace(dim=dim)
+
+
+def _equal_blocks(length: int, index: Sequence[int]) -> RowPlace | None:
+    """The digit of a dimension along which the same positions were taken again: by repeat or repeat_interleave."""
+    if isinstance(index, range) or len(index) <= length or not length or len(index) % length:
+        return None
+    times = len(index) // length
+    if list(index) == list(range(length)) * times:
+        return RowPlace(0, 1, times)
+    if list(index) == [i // times for i in range(len(index))]:
+        return RowPlace(0, length, times)
+    return None
+
+
+def digits_within(places: Sequence[RowPlace], size: int) -> Iterator[RowPlace]:
+    """The digits of a size along which all is equal."""
+    for place in places:
+        for outer in _divisors(place.size // size) if place.size % size == 0 else ():
+            yield RowPlace(place.dim, place.outer * outer, size)
+
+
+@lru_cache(maxsize=1024)
+def _divisors(number: int) -> tuple[int, ...]:
+    return tuple(d for d in range(1, number + 1) if number % d == 0)
 
 
 def factors(number: int) -> Iterator[int]:

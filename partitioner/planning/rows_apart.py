@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from partitioner.errors import UsageError
 from partitioner.graph.ir import Role, TracedGraph
-from partitioner.graph.row_digit import RowFault
 from partitioner.graph.row_flow import RowFlow
+from partitioner.graph.row_values import RowFault
 from partitioner.planning.branching import Branching
 
 _LOGGER = logging.getLogger("partitioner")

@@ -240,9 +240,9 @@ class Failing(nn.Module):
 
 def test_torchs_profiler_shows_which_component_computes() -> None:
     plan = toy_plan(DENOISER)
-    with Engine(DENOISER, plan, EngineOptions(transport="emulation")) as engine:
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            Trajectory(calls=2).through(engine)
+    engine = Engine(DENOISER, plan, EngineOptions(transport="emulation"))
+    with engine, profile(activities=[ProfilerActivity.CPU]) as profiler:
+        Trajectory(calls=2).through(engine)
     seen = {event.key.partition(":")[0] for event in profiler.key_averages()}
     assert {f"component {number}" for number in range(plan.components)} <= seen
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from partitioner.graph.export import trace
-from partitioner.graph.row_digit import MIXED, UNKNOWN, UNLIKE
 from partitioner.graph.row_flow import RowFlow
+from partitioner.graph.row_values import MIXED, UNKNOWN, UNLIKE
 from tests.support.random_modules import RandomModule, keeps_apart
 
 Change = Callable[[torch.Tensor], torch.Tensor]
