@@ -27,10 +27,11 @@ from partitioner.graph.rewrites import rewritten
 from partitioner.graph.stateless import check_stateless
 from partitioner.graph.torch_private import (
     FakesWithConstants,
-    FakeTensor,
+    fake_mode_of,
     forgotten_sources,
     memory_put_back,
     nothing_to_read,
+    tree_leaves,
     untold,
     without_constants,
 )
@@ -204,9 +205,9 @@ def _program(
         lines: Note for every operator which line of the denoiser calls it, which only torch.export does, and slowly.
     """
     weights = (*module.parameters(), *module.buffers())
-    if not lines and any(isinstance(weight, FakeTensor) for weight in weights):
+    if not lines and weights:
         state.bring_to(weights[0].device)
-        with suppress(NotDirect):
+        with suppress(NotDirect), fake_mode_of([*weights, *tree_leaves(dict(arguments))]):
             program = direct_trace(module, arguments, watch.where)
             if not any(noted):
                 return program

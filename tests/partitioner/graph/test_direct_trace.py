@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from partitioner.graph import export
 from partitioner.graph.direct_trace import NotDirect, direct_trace
 from partitioner.graph.export import fake_mode, trace
 from partitioner.graph.ir import TracedGraph
-from partitioner.graph.torch_private import without_constants
+from partitioner.graph.torch_private import FakeTensorMode, without_constants
 from partitioner.models.built_in import built_in
 from partitioner.models.spec import model_spec
 from tests.support.small_models import small_denoiser, write_pipeline
@@ -68,12 +68,13 @@ def both_ways(
     arguments: Callable[[], dict[str, Any]],
     roles: Mapping[str, Any],
     patch: pytest.MonkeyPatch,
+    mode: Callable[[], AbstractContextManager[None]] = fake_mode,
 ) -> tuple[TracedGraph, TracedGraph]:
     """The graph as it is traced, and as torch.export traces it."""
-    with fake_mode():
+    with mode():
         direct = trace(build().eval(), arguments(), roles)
     patch.setattr(export, "direct_trace", refuse)
-    with fake_mode():
+    with mode():
         return direct, trace(build().eval(), arguments(), roles)
 
 
@@ -92,12 +93,24 @@ def parts(graph: TracedGraph) -> list[Any]:
     ]
 
 
-def test_the_graph_is_that_of_torch_export(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", [fake_mode, nullcontext], ids=["without weights", "with weights"])
+def test_the_graph_is_that_of_torch_export(
+    mode: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
     monkeypatch.setattr(export, "direct_trace", lambda *args: asked.append(direct_trace(*args)) or asked[-1])
-    direct, exported = both_ways(Denoiser, inputs, ROLES, monkeypatch)
+    direct, exported = both_ways(Denoiser, inputs, ROLES, monkeypatch, mode)
     assert len(asked) == 1
     assert parts(direct) == parts(exported)
+
+
+def test_weights_stay_as_they_are() -> None:
+    module = Denoiser().eval()
+    before = {name: (weight, weight.clone()) for name, weight in (*module.named_parameters(), *module.named_buffers())}
+    trace(module, inputs(), ROLES)
+    after = dict((*module.named_parameters(), *module.named_buffers()))
+    assert list(after) == list(before)
+    assert all(after[name] is weight and torch.equal(weight, values) for name, (weight, values) in before.items())
 
 
 @pytest.mark.slow
@@ -141,3 +154,11 @@ def test_what_is_out_of_the_ordinary_is_left_to_torch_export(kind: str) -> None:
         with without_constants(), pytest.raises(NotDirect):
             direct_trace(module, {"x": x}, lambda: "")
         assert trace(module, {"x": x}, {"x": "latent"}).latent_nodes
+
+
+@pytest.mark.parametrize("kind", ["a constant", "autocast"])
+def test_so_it_is_with_weights(kind: str) -> None:
+    module, given = Odd(kind).eval(), {"x": torch.zeros(2, 4)}
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(NotDirect):
+        direct_trace(module, given, lambda: "")
+    assert trace(module, given, {"x": "latent"}).latent_nodes
