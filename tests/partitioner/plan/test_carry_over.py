@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -30,6 +32,7 @@ class Lora(nn.Module):
         return result + self.lora_B["default"](self.lora_A["default"](x)) * 0.5
 
 
+@cache
 def graph_of(
     size: int = 16, rows: int = 2, dtype: torch.dtype = torch.float16, lora: bool = False, blocks: int = 2
 ) -> TracedGraph:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -20,8 +21,12 @@ from partitioner.planning.request import PlanRequest
 from partitioner.planning.sources import FromGraphs
 from tests.support.chain import ROLES, Chain, arguments
 
-GRAPHS = {rows: trace(Chain().eval(), arguments(rows), ROLES) for rows in (1, 2, 4)}
 DRIVER_MS = 2.0
+
+
+@cache
+def graph_of(rows: int) -> TracedGraph:
+    return trace(Chain().eval(), arguments(rows), ROLES)
 
 
 def rows_of(graph: TracedGraph) -> int:
@@ -53,7 +58,7 @@ def planned(
         nodes = {node.name: each if "linear" in node.target else free for node in graph.nodes}
         return GraphCosts(nodes, "measured", "toy", covered(count))
 
-    source = FromGraphs(GRAPHS[rows], tuple(GRAPHS[part] for part in parts))
+    source = FromGraphs(graph_of(rows), tuple(map(graph_of, parts)))
     fleet = tuple(Device(f"device{n}", 1e12, 100.0, 0.0, 1.0) for n in range(devices))
     wanted = PlanOptions(**{"mode": "lookahead", "branches": 1, **options})  # type: ignore[arg-type]
     return plan(PlanRequest(source, fleet, GivenCosts(costs, "toy", driver_ms=DRIVER_MS), wanted))

@@ -15,6 +15,7 @@ import pytest
 
 from partitioner.errors import UsageError
 from partitioner.models.samplers import denoiser_calls
+from partitioner.plan.plan import Plan
 from tools.quality import cells as command
 from tools.quality.cells_cases import Case, Way, cases_of, key_of, parse_way, ways_of
 from tools.quality.cells_file import is_done, read_results, write_results
@@ -106,10 +107,16 @@ def test_cells_that_are_exact_and_held_out_denoisers_are_counted_apart() -> None
     assert "98% of the calls and more exact in 1 of 1" in summary([whole])[0]
 
 
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return shipped_pipeline("unet", 1, 1, None).plan(EngineConfig(2, 1, "chain"))[0]
+
+
 @pytest.mark.parametrize(("exact", "others"), [(20, 0), (4, 16), (9, 11), (2, 18)])
 @pytest.mark.parametrize("sampler", ["DDIMScheduler", "HeunDiscreteScheduler"])
-def test_fewer_steps_take_no_longer_than_the_engine_and_one_more_would(sampler: str, exact: int, others: int) -> None:
-    plan = shipped_pipeline("unet", 1, 1, None).plan(EngineConfig(2, 1, "chain"))[0]
+def test_fewer_steps_take_no_longer_than_the_engine_and_one_more_would(
+    plan: Plan, sampler: str, exact: int, others: int
+) -> None:
     time = denoiser_calls(sampler, 20) / speedup_of(plan, exact, others)
     steps = fewer_steps(plan, sampler, 20, exact, others)
     assert denoiser_calls(sampler, steps) <= time * 1.001
