@@ -1,4 +1,4 @@
-"""One model of each kind over 2, 3, 4 and 8 devices, at a low resolution to be quick: plans load and are balanced.
+"""One model of each kind over 2, 3 and 8 devices, at a low resolution to be quick: plans load and are balanced.
 
 Every name at its full size is what ``python -m tools.measure models`` plans.
 """
@@ -15,7 +15,7 @@ from tests.support.plans import plan_simply
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("animatediff", "flux", "pixart", "sd15", "sd3", "sdxl", "svd", "wan", "x4up")
+NAMES = ("animatediff", "flux", "pixart", "sd3", "sdxl", "svd", "wan")
 SIZE = {"svd": (64, 128, 4), "animatediff": (64, 64, 4), "wan": (64, 64, 5)}  # height, width, frames
 
 
@@ -23,7 +23,7 @@ SIZE = {"svd": (64, 128, 4), "animatediff": (64, 64, 4), "wan": (64, 64, 5)}  # 
 def test_plans_load_and_are_balanced(model: str, tmp_path: Path) -> None:
     height, width, frames = SIZE.get(model, (256, 256, None))
     graph = trace_model(model_spec(model, height=height, width=width, frames=frames))
-    for count in (2, 3, 4, 8):
+    for count in (2, 3, 8):
         plan = plan_simply(graph, count, "a100").plan
         path = tmp_path / f"{count}.json"
         plan.save(path)
