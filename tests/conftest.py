@@ -44,7 +44,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Have ``-n`` divide the tests once, in two halves of whole files, whose fixtures are made once, and even out later.
+    """Have ``-n`` divide the tests once, so that most fixtures of files are made once, and even out at the end.
 
     By itself it hands out ever fewer tests at a time: most files of the last third would be in both processes.
     """
