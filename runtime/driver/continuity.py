@@ -92,7 +92,7 @@ class Moves:
 def _thinned(tensor: torch.Tensor, part: Sequence[int]) -> Readback:
     """Of the first entries of every dimension, some of each row: [rows, elements]."""
     rows = tensor[tuple(slice(0, size) for size in part)].reshape(part[0], -1)
-    return Readback(rows[:, :: -(-rows.shape[1] // ELEMENTS)])
+    return Readback(rows[:, :: max(1, -(-rows.shape[1] // ELEMENTS))])
 
 
 @numpy.errstate(all="ignore")

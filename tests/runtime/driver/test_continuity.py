@@ -78,3 +78,9 @@ def test_what_cannot_be_compared_says_nothing() -> None:
     assert moves.unexplained(latent * 0.5) < 1e-6
     assert moves.unexplained(torch.full((2, 64), float("nan"))) == 0.0
     assert moves.unexplained(torch.zeros(2, 64)) == 0.0
+
+
+def test_latents_of_no_elements_are_no_division_by_zero() -> None:
+    moves, latent = Moves(), torch.randn(1, 0, 64)
+    moves.add(latent, latent)
+    assert moves.unexplained(latent) == 0.0
