@@ -14,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from partitioner.errors import UsageError
 from partitioner.library import cause_of, library_call
+from partitioner.models.config_bounds import check_sizes
 from partitioner.models.parameter_bound import MOST_OF_PIPELINE, bounded_parameters
 from profiles.json_files import JsonFileError, read_json
+from runtime.memory_bound import bounded_memory
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5")
 _TEXTS = (".json", ".txt", ".model")  # which are read whole
@@ -25,6 +27,7 @@ _MOST_DEPTH = 3  # folders in folders; parts are in the first, and parts of part
 # How many times what its files hold a pipeline may have, and what any may
 _MOST_MORE, _ALWAYS = 4, 256  # parameters: shared ones, and parts of one tensor
 _MOST_GROWTH, _ALWAYS_BYTES = 16, 256 << 20  # bytes: weights of 4 bits as 32, and shared ones
+_ALWAYS_MEMORY = 768 << 20  # with what libraries take for themselves, stacks of threads included
 
 
 def load_pipeline(
@@ -47,7 +50,8 @@ def load_pipeline(
     if path.is_file():
         if variant is not None:
             raise UsageError(f"{source} is a single file, which has no variant {variant}")
-        with _bounded(source, path.stat().st_size), library_call(f"{source} cannot be loaded"):
+        size = path.stat().st_size
+        with _bounded(source, size), _bounded_memory(source, size), library_call(f"{source} cannot be loaded"):
             return _from_file(str(source), dtype, config)
     if config is not None:
         raise UsageError(f"{source} is not a single file, and has its own configuration instead of {config}")
@@ -55,10 +59,13 @@ def load_pipeline(
         with _bounded(source, None), library_call(f"{source} cannot be loaded"):
             return _from_hub(str(source), dtype, variant)
     files = list(_files_of(path))
+    for file in files:
+        check_sizes(file)
     weights = [file for file in files if file.suffix in _WEIGHTS]
     bounded = _bounded(source, sum(file.stat().st_size for file in weights), _tensors_in(weights))
+    memory = _bounded_memory(source, sum(file.stat().st_size for file in files))
     try:
-        with bounded, library_call(f"{source} cannot be loaded"):
+        with bounded, memory, library_call(f"{source} cannot be loaded"):
             return _from_folder(path, dtype, variant)
     except JsonFileError as error:  # of the index
         raise UsageError(f"{source} cannot be loaded: {error}") from error
@@ -72,6 +79,11 @@ def _bounded(
     """Inside it a pipeline may have as many parameters as one with such weights can have."""
     most_bytes = None if weights_bytes is None else _ALWAYS_BYTES + _MOST_GROWTH * weights_bytes
     return bounded_parameters(str(source), min(MOST_OF_PIPELINE, _ALWAYS + _MOST_MORE * tensors), most_bytes)
+
+
+def _bounded_memory(source: object, files_bytes: int) -> AbstractContextManager[None]:
+    """Inside it a pipeline may take as much memory as one with such files can take, tables included."""
+    return bounded_memory(str(source), _ALWAYS_MEMORY + _MOST_GROWTH * files_bytes)
 
 
 def _tensors_in(weights: Iterable[Path]) -> int:

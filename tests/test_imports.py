@@ -45,6 +45,7 @@ ROOMS = {
         engine
         denoiser second_denoisers parts
         pipeline
+        memory_bound
         loading
         generation output_file
         cli

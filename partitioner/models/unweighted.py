@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from partitioner.errors import UsageError, first_line
 from partitioner.models.build import build_denoiser, cast
+from partitioner.models.config_bounds import check_sizes
 
 if TYPE_CHECKING:
     from partitioner.models.stand_ins import StandIns
@@ -58,6 +59,8 @@ def _part(folder: Path, name: str, library: str, class_name: str, dtype: str, st
             if not (folder / name / "config.json").is_file():  # transformers would take defaults
                 raise FileNotFoundError("it has no config.json.")
             return stand_ins.take(_module(folder / name, cls, dtype, stand_ins), name)
+        for file in sorted((folder / name).glob("*.json")):
+            check_sizes(file)
         return cls.from_pretrained(folder / name)
     except UsageError:
         raise

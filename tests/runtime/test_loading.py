@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,14 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "text encoder": (change("text_encoder/config.json", num_attention_heads=[1]), "Validation error for field"),
     "absurd layers": (change("text_encoder/config.json", num_hidden_layers=10**6), "more than"),
     "absurd width": (change("text_encoder/config.json", vocab_size=10**9), "GB of parameters, and its files of"),
+    "absurd table": (
+        change("scheduler/scheduler_config.json", num_train_timesteps=10**9),
+        "has a num_train_timesteps of 1000000000; expected at most 100000",
+    ),
+    "absurd prompt": (
+        change("tokenizer/tokenizer_config.json", model_max_length=10**12),
+        "has a model_max_length of 1000000000000; expected at most 2000000",
+    ),
     "tokenizer": (replace("tokenizer/tokenizer.json", b'{"model": []}'), "cannot be loaded: "),
     "weights": (
         replace("unet/diffusion_pytorch_model.safetensors", b"\xff" * 99),
@@ -144,6 +153,14 @@ def test_a_broken_folder_is_refused_in_one_sentence(name: str, saved: Path, tmp_
     assert expected.replace("{folder}", str(folder)) in message
     assert "\n" not in message
     assert len(message) < 900
+
+
+def test_a_table_of_absurd_size_is_refused_before_it_is_made(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *_, **__: torch.zeros(10**10))
+    with pytest.raises(UsageError, match=r"asks for more than \d\.\d GB of memory, and its files have far less"):
+        load_pipeline(saved, torch.float32)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == limits
 
 
 def test_defects_of_the_loader_itself_are_not_blamed_on_the_folder(

@@ -35,6 +35,7 @@ Main = Callable[[Sequence[str]], int]
 PIPELINES = ("stable_diffusion", "flux", "stable_diffusion_3")
 KINDS = ("plans", "profiles", "folders", "weights")
 # what a command may end with; a plan that is one for other calls is 2, any other wrong one 3, wherever it is found out
+_NO_MEMORY = ("allocate memory", "memory allocation of", "MemoryError", "bad_alloc")  # what ends then may say
 CODES = {"plans": {0, 2, 3}, "profiles": {0, 2, 4}, "folders": {0, 2, 3, 4}, "weights": {0, 2, 3, 4}}
 
 
@@ -120,6 +121,8 @@ def wrong_with(kind: str, command: Command, ended: RunEnd, limits: Limits) -> st
     sentences = [line for line in lines if line.startswith(f"{command.name}: error: ")]
     if "Traceback (most recent call last)" in ended.output:
         return "a traceback"
+    if any(words in ended.output for words in _NO_MEMORY):
+        return "more memory than there may be"
     if ended.code not in CODES[kind]:
         return f"exit code {ended.code}"
     if len(sentences) != bool(ended.code) or sentences != lines[len(lines) - len(sentences) :]:

@@ -81,6 +81,7 @@ SENTENCE = "run-plan: error: it is wrong"
         (ended(-9), "exit code -9"),
         (ended(2, SENTENCE), ""),
         (ended(5, SENTENCE), "exit code 5"),
+        (ended(3, f"{SENTENCE}: MemoryError"), "more memory than there may be"),
         (ended(3, f"Traceback (most recent call last)\n{SENTENCE}"), "a traceback"),
         (ended(touched=("out.png", "tmpx1")), "files left, changed or missing: out.png, tmpx1"),
         (ended(touched=()), "files left, changed or missing: out.png"),
