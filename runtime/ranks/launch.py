@@ -11,6 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -124,37 +125,45 @@ class LocalProcess:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self._lock = threading.Lock()
-        self._ending: str | None = None
+        self._ended = False
+        self._status: int | None = None
 
     def __str__(self) -> str:
         return str(self._process.pid)
 
     def ending(self, timeout_s: float = 0.0) -> str | None:
         until = time.monotonic() + timeout_s
-        while self._ending is None and not self._look():
+        while not self._look():
             if time.monotonic() >= until:
                 return None
             time.sleep(_LOOK_S)
-        return self._ending
+        return status_in_words(self._status)
+
+    def status(self) -> int | None:
+        """Its exit status, when it has ended; minus a signal that killed it. None: somebody else has taken it."""
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        self._look()
+        return self._status
 
     def _look(self) -> bool:
         """Whether it has ended; how is asked before subprocess takes the status, and calls one that is gone a 0."""
         with self._lock:
-            if self._ending is None:
-                try:
+            if not self._ended:
+                with suppress(ChildProcessError):
                     found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                     if found is None:
                         return False
-                    status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-                    self._ending = status_in_words(status)
-                except ChildProcessError:
-                    self._ending = STATUS_TAKEN
+                    self._status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+                self._ended = True
                 self._process.poll()
             return True
 
     def kill(self) -> None:
-        if self.ending() is None:
-            self._process.kill()
+        with self._lock:
+            if not self._ended:
+                with suppress(ProcessLookupError):
+                    os.kill(self._process.pid, signal.SIGKILL)  # subprocess's own would take the status
 
 
 def start_process(
@@ -189,8 +198,10 @@ def _is_in_a_folder() -> bool:
     return True
 
 
-def status_in_words(status: int) -> str:
-    """How a process ended, by its exit status."""
+def status_in_words(status: int | None) -> str:
+    """How a process ended, by its exit status; None where that is not known."""
+    if status is None:
+        return STATUS_TAKEN
     if status >= 0:
         return f"ended with status {status}"
     try:

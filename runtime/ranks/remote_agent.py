@@ -37,7 +37,7 @@ class RemoteAgent:
         self.changed = threading.Condition()
         self.pids: dict[int, int] = {}
         self.refusals: dict[int, str] = {}
-        self.statuses: dict[int, int] = {}
+        self.statuses: dict[int, int | None] = {}
         self.same: frozenset[str] | None = None
         self.lost = False
         self.processes: dict[int, RemoteProcess] = {}  # whose connections are open
@@ -97,9 +97,8 @@ class RemoteProcess:
         agent, number = self._agent, self._number
         with agent.changed:
             agent.changed.wait_for(lambda: number in agent.statuses or agent.lost, timeout=timeout_s)
-            status = agent.statuses.get(number)
-        if status is not None:
-            return status_in_words(status)
+            if number in agent.statuses:
+                return status_in_words(agent.statuses[number])
         return f"ended with the process that torchrun had started for it ({agent})" if agent.lost else None
 
     def kill(self) -> None:

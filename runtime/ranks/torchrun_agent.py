@@ -10,14 +10,13 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from runtime.ranks.launch import start_process
+from runtime.ranks.launch import LocalProcess, start_process
 from runtime.ranks.torchrun_messages import (
     FROM_DRIVER,
     Begin,
@@ -91,7 +90,7 @@ class TorchrunAgent:
 
     def __init__(self, rank: int, contact: Contact) -> None:
         self._host = contact.host
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._processes: dict[int, LocalProcess] = {}
         self._driver = MessageLine(self._connect(contact.port, contact.job_key().proof, rank), FROM_DRIVER)
         self._driver.send(Introduction.own(rank))
 
@@ -123,12 +122,12 @@ class TorchrunAgent:
         except OSError as error:
             self._driver.send(Refused(number=number, text=str(error)[:1000]))
             return
-        self._processes[number] = process
+        begun = self._processes[number] = LocalProcess(process)
         self._driver.send(Begun(number=number, pid=process.pid))
-        threading.Thread(target=self._await, args=(number, process), daemon=True).start()
+        threading.Thread(target=self._await, args=(number, begun), daemon=True).start()
 
-    def _await(self, number: int, process: subprocess.Popen[bytes]) -> None:
-        status = process.wait()
+    def _await(self, number: int, process: LocalProcess) -> None:
+        status = process.status()
         del self._processes[number]
         with contextlib.suppress(OSError):
             self._driver.send(Ended(number=number, status=status))
@@ -145,7 +144,7 @@ class TorchrunAgent:
         """Kill every process that it has started."""
         self._kill(list(self._processes.values()))
 
-    def _kill(self, processes: Sequence[subprocess.Popen[bytes] | None]) -> None:
+    def _kill(self, processes: Sequence[LocalProcess | None]) -> None:
         for process in processes:
             if process is not None:
                 process.kill()

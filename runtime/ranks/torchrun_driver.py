@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from runtime.devices.places import Place
-from runtime.errors import PlanMismatch, StartupError
+from runtime.errors import OtherProcess, PlanMismatch, StartupError
 from runtime.ranks.launch import Launched, Launcher
 from runtime.ranks.remote_agent import RemoteAgent, RemoteProcess
 from runtime.ranks.torchrun_messages import (
@@ -73,7 +73,13 @@ def torchrun_launcher(ranks: int) -> Launcher | None:
 
     Raises:
         PlanMismatch: the plan needs another number of ranks than torchrun has started.
+        OtherProcess: this process was forked from the driver, whose connections to the ranks it must not use.
     """
+    if _server is not None and not _server.is_owner:
+        raise OtherProcess(
+            f"an engine in process {os.getpid()}, which was forked from the driver that torchrun has started: only "
+            'that one can have the ranks of torchrun. Start the engine there, or here with transport="threads"'
+        )
     if _server is not None and _server.world != ranks:
         raise PlanMismatch(
             f"the plan needs {ranks} ranks and torchrun has started {_server.world}; "
@@ -116,6 +122,11 @@ class DriverServer(Launcher):
         self._door = Door(host, self._key.proof, range(1, world), self._serve)
         self.contact = Contact.of(self._door.address, self._key)
         atexit.register(self.close)
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this process is the driver, and none that was forked from it."""
+        return os.getpid() == self._owner
 
     def _serve(self, rank: int, line: socket.socket) -> None:
         """Take the messages of the agent that has come for a rank, to its end."""
@@ -222,7 +233,7 @@ class DriverServer(Launcher):
 
     def close(self) -> None:
         """Let in nobody else, and tell the agents that the program ends; without effect in a forked child."""
-        if os.getpid() == self._owner:
+        if self.is_owner:
             self._door.close()
             for agent in self._agents.values():
                 agent.tell(Goodbye())

@@ -123,11 +123,14 @@ class Refused(Record):
 
 
 class Ended(Record):
-    """The process has ended. status: its exit status, or minus the signal that killed it (as in subprocess)."""
+    """The process has ended.
+
+    status: its exit status, or minus the signal that killed it (as in subprocess); None: somebody else has taken it.
+    """
 
     kind: Literal["ended"] = "ended"
     number: _Positive
-    status: Annotated[int, Field(ge=-256, le=256)]
+    status: Annotated[int, Field(ge=-256, le=256)] | None
 
 
 class Same(Record):

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from runtime.devices.places import Place
-from runtime.errors import PlanMismatch, StartupError
+from runtime.errors import OtherProcess, PlanMismatch, StartupError
 from runtime.ranks import torchrun_driver, torchrun_store
+from runtime.ranks.launch import STATUS_TAKEN
 from runtime.ranks.remote_agent import RemoteAgent
 from runtime.ranks.torchrun_agent import TorchrunAgent
 from runtime.ranks.torchrun_driver import DriverServer, torchrun_launcher
@@ -68,6 +69,22 @@ def test_an_agents_process_is_begun_and_its_end_is_told() -> None:
             line.shutdown(socket.SHUT_RDWR)  # ends itself where its connection does
     at_work.thread.join(timeout=60)
     assert not at_work.thread.is_alive()
+
+
+@pytest.mark.processes
+def test_the_status_of_a_process_that_somebody_else_has_taken_is_no_zero() -> None:
+    with running_server() as server:
+        at_work = AgentThread(server)
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        try:
+            launched = server.begin(1, timeout_s=60)
+            with launched.line:
+                os.kill(int(str(launched.process).split()[0]), signal.SIGKILL)
+                assert launched.process.ending(timeout_s=60) == STATUS_TAKEN
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+        launched.process.kill()
+    at_work.thread.join(timeout=60)
 
 
 def test_an_agent_that_cannot_begin_a_process_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +288,14 @@ def test_a_plan_for_another_number_of_ranks_is_refused(monkeypatch: pytest.Monke
         assert torchrun_launcher(2) is server
         with pytest.raises(PlanMismatch, match=r"needs 3 ranks and torchrun has started 2"):
             torchrun_launcher(3)
+
+
+def test_a_process_that_was_forked_from_the_driver_does_not_use_its_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_server() as server, monkeypatch.context() as forked:
+        forked.setattr(torchrun_driver, "_server", server)
+        forked.setattr(server, "_owner", os.getpid() + 1)
+        with pytest.raises(OtherProcess, match="forked from the driver that torchrun has started"):
+            torchrun_launcher(2)
 
 
 def test_every_rank_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
