@@ -7,6 +7,7 @@ each; all have the same ranks, which hold their share of every one.
 from __future__ import annotations
 
 import itertools
+import sys
 import warnings
 import weakref
 from collections import deque
@@ -236,6 +237,11 @@ class Engine:
         self._first.generations.passed_by[name] += 1
 
     @property
+    def was_called(self) -> bool:
+        """Whether it has made a call."""
+        return self._shared.times.steps > 0
+
+    @property
     def stats(self) -> Stats:
         """Calls and their times by mode, why calls were exact, and each rank's bytes, waits and memory.
 
@@ -274,6 +280,8 @@ class Engine:
             OtherProcess: this process was forked from the engine's, which goes on.
         """
         self._turns.check_process("engine.close()")
+        if sys.is_finalizing():
+            return  # the program's end has ended the ranks, needs no parameters, and can do little of this any more
         if at_engine_work():
             self._closing = True
             later(self.close, "close engine")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -120,7 +121,15 @@ def parallelize(
         try:
             yield engine
         except GeneratorExit:
-            warnings.warn("a parallelize block was thrown away before its end", ResourceWarning, stacklevel=2)
+            if not sys.is_finalizing():
+                # `engine = parallelize(...).__enter__()` keeps no block, and all calls would go without the engine
+                kind = ResourceWarning if engine.was_called else RuntimeWarning
+                warnings.warn(
+                    "a parallelize block was thrown away before its end, and the denoiser runs without ranks again: "
+                    "use parallelize in a with statement, or keep what it returns as long as the engine",
+                    kind,
+                    stacklevel=2,
+                )
             raise
 
 

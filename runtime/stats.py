@@ -72,10 +72,15 @@ class CallTimes:
         self._calls[mode] += 1
         self._seconds[mode] += seconds
 
+    @property
+    def steps(self) -> int:
+        """How many there are so far."""
+        return sum(self._calls.values())
+
     def stats(self, ranks: tuple[Report, ...], uncovered_calls: Mapping[str, int]) -> Stats:
         """The figures so far, with what the ranks report and the calls that passed the engine by."""
         return Stats(
-            steps=sum(self._calls.values()),
+            steps=self.steps,
             exact_steps=self._calls["exact"],
             lookahead_steps=self._calls["lookahead"],
             async_steps=self._calls["async"],

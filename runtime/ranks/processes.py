@@ -210,8 +210,13 @@ class ProcessRanks(Ranks):
 
     # ---- work
 
-    def command(self, rank: int, command: RankCommand) -> None:
+    def _check_open(self) -> None:
         self._failure.check()
+        if self._failure.closed:
+            raise EngineClosed("the engine has ended with the program")
+
+    def command(self, rank: int, command: RankCommand) -> None:
+        self._check_open()
         handle = self._handles[rank]
         if isinstance(command.command, Load):
             handle.loads += 1
@@ -230,7 +235,7 @@ class ProcessRanks(Ranks):
         return self._launcher.readable(rank, stored, self._startup_timeout_s)
 
     def run(self, work: Waiting[T]) -> T:
-        self._failure.check()
+        self._check_open()
         try:
             return run_to_end(work, self.workers[0].mailbox, self._step_timeout_s)
         except TimeoutError:
@@ -245,6 +250,7 @@ class ProcessRanks(Ranks):
         raise EngineClosed("the engine was closed during a step")
 
     def reports(self) -> list[Report]:
+        self._check_open()
         answers = self._ask(self._step_timeout_s)
         self._failure.check()
         missing = [handle.setup for rank, handle in self._handles.items() if rank not in answers]

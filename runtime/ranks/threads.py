@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -81,6 +83,8 @@ class ThreadRanks(Ranks):
             rank: EngineThread(partial(self._serve, rank), f"rank {rank}") for rank in range(1, len(setups))
         }
         self._running = list(range(len(setups)))  # ranks that have not ended
+        self._owner = os.getpid()
+        atexit.register(self.close)  # a thread that comes out of torch later takes the program down with it
         for thread in self._threads.values():
             thread.start()
 
@@ -190,6 +194,9 @@ class ThreadRanks(Ranks):
         return [report(workers) for workers in self._workers]
 
     def close(self) -> None:
+        if os.getpid() != self._owner:
+            return  # a child that the driver forked has none of the threads
+        atexit.unregister(self.close)
         for queue in self._queues:
             queue.put(Stop())
         for workers in self._workers:
