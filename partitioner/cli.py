@@ -1,7 +1,7 @@
 """partition-model: a model's name to a plan file. The result goes to stdout, progress and errors to stderr.
 
-Exit codes: 0 done, 1 not foreseen, 2 usage, 3 invalid plan, 4 no feasible split, 130 interrupted. Torch is imported
-only when something is traced, so that --help and usage errors come at once.
+Exit codes: 0 done, 1 not foreseen, 2 usage, 3 invalid plan, 4 no feasible split, 130 interrupted, 143 terminated. Torch
+is imported only when something is traced, so that --help and usage errors come at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from partitioner.limits import (
 from partitioner.models.guidance import GUIDANCE_STYLES
 from partitioner.models.guidance_scale import runs_guided, scale_remarks
 from partitioner.plan.predictor import PREDICTORS
-from partitioner.process import end_at_once
+from partitioner.process import end_at_once, interrupts_put_off, run_until_stopped
 from partitioner.search.mode import MODES
 from partitioner.writable import check_apart, check_writable, kept_elsewhere
 from profiles.collector import without_collector
@@ -60,7 +60,9 @@ exit codes: 0 done, 1 not foreseen, 2 usage, 3 invalid plan, 4 no feasible split
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code. Arguments: those of the process by default."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    code = run_command("partition-model", lambda: _result(arguments), arguments)
+    code = run_command(
+        "partition-model", lambda: run_until_stopped("partition-model", lambda: _result(arguments)), arguments
+    )
     if argv is None and code == 0:  # this is all that the process is for
         end_at_once(code)
     return code
@@ -271,7 +273,8 @@ def _plan(arguments: argparse.Namespace, start: float, untouched: bool) -> str:
 def _save(save: Callable[..., object], path: Path, force: bool) -> None:
     """Write a file; what cannot be written is kept elsewhere. save: takes a path and whether it may be overwritten."""
     try:
-        save(path, overwrite=force)
+        with interrupts_put_off():  # whole or not at all, and nothing beside it
+            save(path, overwrite=force)
     except (PlanError, UsageError) as error:
         kept = kept_elsewhere("partition-model", ".json", lambda other: save(other, overwrite=True))
         raise UsageError(f"{error}; {'it is lost' if kept is None else f'it is in {kept}'}") from error

@@ -60,6 +60,7 @@ def interrupted(program: str) -> int:
     return INTERRUPTED
 
 
+_AGAIN_S = 0.01  # until a signal is sent again whose exception was lost
 TERMINATED = 143  # exit code of a command that SIGTERM ended
 
 
@@ -82,13 +83,25 @@ def run_until_stopped(program: str, work: Callable[[], Result]) -> Result | int:
     if threading.current_thread() is not threading.main_thread():
         return work()
     came: list[int] = []
-    ends = False
+    ends = losing = False
 
     def stop(number: int, _frame: Any) -> None:
         came.append(number)
-        if not ends:
+        if not ends and not losing:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
+    def unraisable(given: Any) -> None:
+        nonlocal losing
+        losing = True
+        if not came or not issubclass(given.exc_type, (KeyboardInterrupt, Terminated)):
+            before_hook(given)
+        elif not ends:  # Python has lost it, as in a finalizer: once more, when that has ended
+            again = threading.Timer(_AGAIN_S, signal.pthread_kill, (threading.main_thread().ident, came[0]))
+            again.daemon = True
+            again.start()
+        losing = False
+
+    before_hook = sys.unraisablehook
     before = {
         number: signal.signal(number, stop)
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -98,6 +111,7 @@ def run_until_stopped(program: str, work: Callable[[], Result]) -> Result | int:
     ended_by = None
     try:
         try:
+            sys.unraisablehook = unraisable
             result = work()
         finally:
             ends = True
@@ -109,6 +123,7 @@ def run_until_stopped(program: str, work: Callable[[], Result]) -> Result | int:
         if not came:  # else it was raised in the wake of that
             raise
     finally:
+        sys.unraisablehook = before_hook
         for number, handler in before.items():
             # Python's own end restores every handler but this one, and would let a late signal kill the process.
             signal.signal(number, signal.SIG_IGN if came else handler)

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import partitioner.cli
 import runtime.cli
 from tests.support.pages import reference_hook
 from tests.support.sources import FILES, ROOT
+from tools.command import command
 
 GOLDEN = str(ROOT / "tests" / "partitioner" / "plan" / "golden.plan.json")
 MAIN: dict[str, Callable[[Sequence[str]], int]] = {
@@ -227,3 +229,19 @@ def test_names_and_texts_that_a_stream_cannot_show_are_shown_otherwise() -> None
         )
         assert done.returncode == code, done.stderr
         assert b"Traceback" not in done.stderr
+
+
+def test_a_tool_ends_at_sigterm_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    @command("tools.example")
+    def main() -> int:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert main() == 143
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert capsys.readouterr().err == "tools.example: terminated\n"

@@ -351,14 +351,22 @@ def _process(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_a_process_that_is_interrupted_leaves_no_file(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_process_that_is_stopped_again_and_again_leaves_no_file(
+    folder: Path, number: signal.Signals, status: int, word: str
+) -> None:
     process = _process("--model", "unet-8", "--devices", "2", "--device", "cpu", cwd=folder)
     assert process.stderr is not None
     assert "tracing" in process.stderr.readline()
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    while process.poll() is None:
+        process.send_signal(number)
+        time.sleep(0.005)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
+    assert (process.returncode, err.splitlines()[-1:]) == (status, [f"partition-model: {word}"]), err
+    assert err.count(word) == 1
     assert "Traceback" not in err
     assert [path.name for path in folder.iterdir()] == ["unet-8"]
 

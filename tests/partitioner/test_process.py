@@ -302,6 +302,31 @@ def test_a_command_ends_with_one_message_however_often_it_is_stopped(
     assert (done.returncode, done.stdout, done.stderr) == (status, "", f"command: {word}\n")
 
 
+FINALIZER = """
+import os, signal, sys
+from partitioner.process import run_until_stopped
+
+class Stopped:
+    def __del__(self):
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        list(range(10))
+
+def work():
+    Stopped()
+    signal.pause()  # as what takes long
+
+sys.exit(run_until_stopped("command", work))
+"""
+
+
+@pytest.mark.parametrize(("number", "status", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_that_comes_in_a_finalizer_is_not_lost(number: str, status: int, word: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FINALIZER, number], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", f"command: {word}\n")
+
+
 def test_a_command_that_nobody_stops_leaves_signals_as_they_were() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 

@@ -42,7 +42,9 @@ def on_process(pid: int) -> None:
     attempt("signal", str(pid), lambda: os.kill(pid, signal.SIGSTOP))
     attempt("look at", str(pid), lambda: os.listdir(f"/proc/{pid}/fd"))
     for name in ("mem", "maps", "environ", "pagemap", "cwd", "root", "auxv"):
-        attempt("look at", f"{pid} {name}", lambda name=name: os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_NONBLOCK))
+        attempt(
+            "look at", f"{pid} {name}", lambda name=name: os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_NONBLOCK)
+        )
     attempt("trace", str(pid), lambda: called(libc.ptrace, PTRACE_SEIZE, pid, None, None))
     room = ctypes.create_string_buffer(16)
     part = (ctypes.c_void_p * 2)(ctypes.addressof(room), 16)
