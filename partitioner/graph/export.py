@@ -84,12 +84,13 @@ def trace(
             "name the noisy sample in roles"
         )
     nested = nest_arguments(flat.values, flat.containers)
-    program = _export(module, nested, model)
-    try:
-        graph = _read(program, flat, input_roles, model, type(module).__name__)
-    except TraceError:  # raised again, with the line of the denoiser in which the operator is called
-        program = _export(module, nested, model, lines=True)
-        graph = _read(program, flat, input_roles, model, type(module).__name__)
+    with _ONE_AT_A_TIME:  # another thread may trace this very module, which has fakes for parameters meanwhile
+        program = _export(module, nested, model)
+        try:
+            graph = _read(program, flat, input_roles, model, type(module).__name__)
+        except TraceError:  # raised again, with the line of the denoiser in which the operator is called
+            program = _export(module, nested, model, lines=True)
+            graph = _read(program, flat, input_roles, model, type(module).__name__)
     check_dtypes(graph)
     return graph
 
@@ -154,7 +155,6 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str, lines: 
         put_back.insert(0, state.restore)
         state.restore()  # which empties caches: a tensor in them would be a constant of the graph
         with (
-            _ONE_AT_A_TIME,
             torch.no_grad(),
             without_constants(),
             forgotten_sources(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -156,3 +157,12 @@ def test_an_interrupt_ends_a_trace_as_an_interrupt_and_leaves_no_hook(early: boo
     for child in module.modules():
         assert not child._forward_hooks
         assert not child._forward_pre_hooks
+
+
+def test_threads_that_trace_one_module_get_the_same_graph() -> None:
+    module = nn.Sequential(nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 8)).eval()
+    latent = torch.zeros(2, 8)
+    with ThreadPoolExecutor(3) as pool:
+        traced = [pool.submit(trace, module, {"input": latent}, {"input": "latent"}) for _ in range(6)]
+    assert len({made.result().fingerprint for made in traced}) == 1
+    assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
