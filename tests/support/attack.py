@@ -21,6 +21,7 @@ HELD = 400  # connections that stay open
 GREETING_BYTES, PROOF_BYTES = 66, 32
 MARK = b"a guess, by who knows no secret "  # in place of a challenge
 PATIENCE_S = 1.0
+HASTE_S = 0.02
 PTRACE_SEIZE, PIDFD_OPEN, PIDFD_GETFD = 0x4206, 434, 438
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -102,21 +103,23 @@ def on_port(host: str, port: int, heard: list[bytes]) -> None:
     line.close()
 
 
-def connected(host: str, port: int) -> socket.socket:
+def connected(host: str, port: int, patience_s: float = PATIENCE_S) -> socket.socket:
     tried["connect"] += 1
-    return socket.create_connection((host, port), timeout=PATIENCE_S)
+    return socket.create_connection((host, port), timeout=patience_s)
 
 
 def flood(host: str, port: int) -> None:
-    for _ in range(FLOOD):
-        connected(host, port).close()
     tried["flood"] += 1
+    for _ in range(FLOOD):
+        with contextlib.suppress(TimeoutError):  # the queue of those who wait to be let in is full
+            connected(host, port, HASTE_S).close()
 
 
 def hold(host: str, port: int) -> None:
     tried["hold"] += 1
     for _ in range(HELD):
-        held.append(connected(host, port))
+        with contextlib.suppress(TimeoutError):
+            held.append(connected(host, port, HASTE_S))
     while len(held) > 2 * HELD:
         held.pop(0).close()
 

@@ -52,4 +52,4 @@ def test_another_user_gains_nothing_of_torchruns_ranks(tmp_path: Path, monkeypat
     assert not other.gained
     attacks = ("signal", "look at", "trace", "open", "take", "connect", "flood", "hold", "garble", "replay", "guess")
     assert not [what for what in attacks if not other.tried.get(what)], other.tried
-    assert other.tried["connect"] > 2 * SOFT_LIMIT
+    assert other.tried["connect"] > SOFT_LIMIT
