@@ -343,3 +343,35 @@ def test_shards_and_variants_are_let_go_of(saved: Path, plan: Plan, tmp_path: Pa
     with parallelize(pipe, plan) as engine:
         own, others = (held.keys() for held in engine._first._distribution._held)
         assert engine._first._weights.released == others - own
+
+
+@pytest.mark.parametrize("kind", ["bin", "fp16"])
+def test_weights_that_no_safetensors_file_holds_as_they_are_stay_in_memory(
+    pipe: Any, plan: Plan, tmp_path: Path, kind: str
+) -> None:
+    """From pickled files, and from half precision: the ranks are sent them, and what is done to them is followed."""
+    from diffusers import UNet2DConditionModel
+
+    folder = tmp_path / kind
+    with torch.no_grad():
+        for parameter in pipe.unet.parameters():
+            parameter.mul_(1.01)  # so that no other file holds the same
+    if kind == "bin":
+        pipe.unet.save_pretrained(folder, safe_serialization=False)
+        pipe.unet = UNet2DConditionModel.from_pretrained(folder, use_safetensors=False)
+    else:
+        pipe.unet.half().save_pretrained(folder, variant="fp16")
+        pipe.unet = UNet2DConditionModel.from_pretrained(folder, variant="fp16")
+    expected = pipelines.call(pipe, steps=2)
+    with parallelize(pipe, plan, exact=True) as engine:
+        assert "conv_in.weight" not in engine._first._weights.released
+        assert torch.equal(pipelines.call(pipe, steps=2), expected)
+        (file,) = folder.glob("*.bin" if kind == "bin" else "*.safetensors")
+        with file.open("r+b") as written:
+            written.write(bytes(4096))
+        assert torch.equal(pipelines.call(pipe, steps=2), expected)
+        with torch.no_grad():
+            pipe.unet.conv_in.weight.mul_(1.5)
+        changed = pipelines.call(pipe, steps=2)
+    assert not torch.equal(changed, expected)
+    assert torch.equal(pipelines.call(pipe, steps=2), changed)
