@@ -27,7 +27,7 @@ _MOST_DEPTH = 3  # folders in folders; parts are in the first, and parts of part
 # How many times what its files hold a pipeline may have, and what any may
 _MOST_MORE, _ALWAYS = 4, 256  # parameters: shared ones, and parts of one tensor
 _MOST_GROWTH, _ALWAYS_BYTES = 16, 256 << 20  # bytes: weights of 4 bits as 32, and shared ones
-_ALWAYS_MEMORY = 768 << 20  # with what libraries take for themselves, stacks of threads included
+_ALWAYS_MEMORY, _THREAD_MEMORY = 768 << 20, 16 << 20  # bytes that libraries take for themselves, and stacks
 
 
 def load_pipeline(
@@ -83,7 +83,8 @@ def _bounded(
 
 def _bounded_memory(source: object, files_bytes: int) -> AbstractContextManager[None]:
     """Inside it a pipeline may take as much memory as one with such files can take, tables included."""
-    return bounded_memory(str(source), _ALWAYS_MEMORY + _MOST_GROWTH * files_bytes)
+    always = _ALWAYS_MEMORY + _THREAD_MEMORY * torch.get_num_threads()
+    return bounded_memory(str(source), always + _MOST_GROWTH * files_bytes)
 
 
 def _tensors_in(weights: Iterable[Path]) -> int:

@@ -155,6 +155,31 @@ def test_a_broken_folder_is_refused_in_one_sentence(name: str, saved: Path, tmp_
     assert len(message) < 900
 
 
+class MakesFolder:
+    """What runs code where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize(
+    "file", ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"], ids=["unet", "text encoder"]
+)
+def test_no_code_in_pickled_weights_is_run(file: str, saved: Path, tmp_path: Path) -> None:
+    safe = Path(shutil.copytree(saved, tmp_path / "sd")) / file
+    safe.unlink()
+    pickled = safe.with_name("pytorch_model.bin" if safe.stem == "model" else f"{safe.stem}.bin")
+    torch.save({"w": MakesFolder(tmp_path / "made")}, pickled)
+    with pytest.raises(UsageError, match="cannot be loaded: "):
+        load_pipeline(tmp_path / "sd", torch.float32)
+    assert not (tmp_path / "made").exists()
+    torch.load(pickled, weights_only=False)
+    assert (tmp_path / "made").exists()  # it would have been
+
+
 def test_a_table_of_absurd_size_is_refused_before_it_is_made(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *_, **__: torch.zeros(10**10))
