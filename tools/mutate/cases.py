@@ -36,6 +36,7 @@ PIPELINES = ("stable_diffusion", "flux", "stable_diffusion_3")
 KINDS = ("plans", "profiles", "folders", "weights")
 # what a command may end with; a plan that is one for other calls is 2, any other wrong one 3, wherever it is found out
 _NO_MEMORY = ("allocate memory", "memory allocation of", "MemoryError", "bad_alloc")  # what ends then may say
+_MORE = ("What to do: ", "  ")  # what may follow a sentence: advice where a model cannot be traced, and lines of code
 CODES = {"plans": {0, 2, 3}, "profiles": {0, 2, 4}, "folders": {0, 2, 3, 4}, "weights": {0, 2, 3, 4}}
 
 
@@ -125,7 +126,8 @@ def wrong_with(kind: str, command: Command, ended: RunEnd, limits: Limits) -> st
         return "more memory than there may be"
     if ended.code not in CODES[kind]:
         return f"exit code {ended.code}"
-    if len(sentences) != bool(ended.code) or sentences != lines[len(lines) - len(sentences) :]:
+    after = lines[lines.index(sentences[0]) + 1 :] if sentences else []
+    if len(sentences) != bool(ended.code) or not all(line.startswith(_MORE) for line in after):
         return f"{len(sentences)} sentences at exit code {ended.code}, or something after it"
     if not all(line.isprintable() for line in (*sentences, *ended.result.split("\n"))):
         return "what a terminal obeys instead of showing it"

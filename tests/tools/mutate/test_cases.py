@@ -71,6 +71,7 @@ SENTENCE = "run-plan: error: it is wrong"
         (ended(), ""),
         (ended(output="a warning\nrun-plan: 2 ranks ready\n"), ""),
         (ended(3, f"a warning\n{SENTENCE}\n"), ""),
+        (ended(3, f"{SENTENCE}\nWhat to do: something else\n"), ""),
         (ended(3, "run-plan: it is wrong"), "0 sentences at exit code 3, or something after it"),
         (ended(3, f"{SENTENCE}\n{SENTENCE}"), "2 sentences at exit code 3, or something after it"),
         (ended(3, f"{SENTENCE}\n and more"), "1 sentences at exit code 3, or something after it"),
