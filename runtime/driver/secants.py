@@ -44,7 +44,7 @@ class Secant:
     sensitivity: float
 
 
-class Span:
+class SecantSpan:
     """What secants together say of a change along any direction, by least squares.
 
     Args:
@@ -98,7 +98,7 @@ class Secants:
         self._missed: list[torch.Tensor] = []  # by the last three latents
         self._bends: list[tuple[torch.Tensor, torch.Tensor]] = []  # squares of what was missed and of the trajectory's
         self._told: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the last secants, what those before told of them
-        self._span: Span | None = None  # of the secants
+        self._span: SecantSpan | None = None  # of the secants
         self._trust: torch.Tensor | None = None  # in it, by row
 
     def show(self, latent: torch.Tensor, output: torch.Tensor, call: int, missed: torch.Tensor | None = None) -> None:
@@ -125,7 +125,7 @@ class Secants:
             self._trust = self._trusted()
         secant = Secant(direction, rest / sensitivity if sensitivity else rest, sensitivity)
         self._secants = [*self._secants[1 - KEPT :], secant]
-        self._span = Span(self._secants)
+        self._span = SecantSpan(self._secants)
 
     def times(self, moved: torch.Tensor, call: int) -> torch.Tensor:
         """How much a call's output changes if its latent does by ``moved``, to first order."""
