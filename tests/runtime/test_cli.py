@@ -103,7 +103,8 @@ def test_an_image_is_written_and_described(run: Run, tmp_path: Path) -> None:
     assert "run-plan: 2 ranks ready" in err
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k == "dit" else [pytest.mark.slow]) for k in DENOISERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DENOISERS)
 def test_the_shipped_denoisers_draw_what_is_asked_for(kind: str, run: Run, tmp_path: Path) -> None:
     """They are saved in float16, which a CPU is not to compute in."""
     folder = TRAINED / kind

@@ -78,10 +78,10 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     return Parts(tmp_path_factory.mktemp("changes"))
 
 
-@pytest.mark.parametrize("transport", ["emulation", "processes"])
-def test_a_day_with_lora(parts: Parts, transport: str) -> None:
+@pytest.mark.processes
+def test_a_day_with_lora(parts: Parts) -> None:
     plain, run = pipelines.load(parts.folder), pipelines.load(parts.folder)
-    with parallelize(run, parts.plan, transport=transport, exact=True) as engine:
+    with parallelize(run, parts.plan, exact=True) as engine:
         held = [len(paths) for paths in engine._first._distribution._held]
         for name, step in parts.lora_day().items():
             step(plain)

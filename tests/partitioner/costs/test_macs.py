@@ -78,7 +78,8 @@ def test_macs_equal_what_torch_counts_for_every_product() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [pytest.param("sd15-like", marks=pytest.mark.slow), "dit-like"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd15-like", "dit-like"])
 def test_macs_equal_what_torch_counts_for_small_denoisers(name: str) -> None:
     with fake_mode():
         module, inputs, _ = DENOISERS[name]()

@@ -407,7 +407,7 @@ _PATHS = _paths(document())[1:]
 @settings(max_examples=300)
 @given(st.sampled_from(_PATHS), _json_values)
 def test_fuzz_one_value(tmp_path_factory: pytest.TempPathFactory, path: tuple[Any, ...], value: Any) -> None:
-    changed = document()
+    changed = json.loads(_GOOD)
     target = changed
     for part in path[:-1]:
         target = target[part]

@@ -95,7 +95,7 @@ def orders(requests: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("scheduled", [True, False], ids=["one scheduler", "none"])
 @pytest.mark.parametrize(
-    ("kept", "requests"), [(2, 5), pytest.param(1, 7, marks=SLOW), pytest.param(32, 100, marks=SLOW)]
+    ("kept", "requests"), [(2, 5), pytest.param(1, 7, marks=SLOW), pytest.param(12, 40, marks=SLOW)]
 )
 def test_no_trajectory_goes_on_as_another(
     watched: Callable[..., Watched], kept: int, requests: int, scheduled: bool
