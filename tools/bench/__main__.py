@@ -36,9 +36,11 @@ from tools.bench.settings import BenchSettings
 from tools.bench.table import table
 from tools.command import command
 from tools.denoisers import DENOISERS
+from tools.trace_once import traced_once
 
 
 @command("tools.bench")
+@traced_once(plans=True)  # one denoiser in many engines
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0 when done, 2 for a wrong option, 5 if a rank failed."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])

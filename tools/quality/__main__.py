@@ -37,10 +37,12 @@ from tools.quality.plot import plot
 from tools.quality.runs import measure
 from tools.quality.samplers import cases
 from tools.quality.table import progress_line, table
+from tools.trace_once import traced_once
 
 SHOWN = 8  # pictures of each row in --picture
 
 
+@traced_once(plans=True)  # one denoiser in many engines
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure every case, write the files that are asked for, and return the document that ``--json`` prints."""
     wanted, configs = cases(options.scheduler, options.steps), [parse_config(text) for text in options.ways.split(",")]

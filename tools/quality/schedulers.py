@@ -30,6 +30,7 @@ from tools.command import command
 from tools.pages import give_page
 from tools.quality.scheduler_runs import Contestants, NotRun
 from tools.quality.schedulers_table import document_page
+from tools.trace_once import traced_once
 
 DENOISERS = ("unet", "mmdit")  # the first that can run a scheduler does
 
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         | {"diffusers": importlib.metadata.version("diffusers")},
         "samples": options.samples,
     }
-    with ExitStack() as stack:
+    with traced_once(plans=True), ExitStack() as stack:
         for _ in rows(options, known, stack):
             options.results.write_text(json.dumps(known, indent=1) + "\n")
             print(f"{time.perf_counter() - start:6.0f} s  {len(known['rows'])} rows", file=sys.stderr)

@@ -26,6 +26,7 @@ from tools.quality.__main__ import main
 from tools.quality.engine_config import parse_config
 from tools.quality.measured_pipeline import shipped_pipeline
 from tools.quality.samplers import SamplingCase
+from tools.trace_once import traced_once
 
 KEYS = {
     "devices", "branches", "components", "period", "split", "predictor", "scheduler", "steps", "warmup", "samples",
@@ -146,6 +147,7 @@ def test_held_out_denoisers_are_measured_and_calibrate_a_file_of_ones_own(
 
 
 @pytest.mark.slow
+@traced_once(plans=True)
 def test_guidance_in_two_calls_has_the_figures_of_one_stream_after_the_other() -> None:
     pipeline = shipped_pipeline("mmdit", 2, 2, None, two_calls=True)
     pipeline.use(SamplingCase(None, 8))
