@@ -52,7 +52,7 @@ class Originals:
 
 
 @dataclass(frozen=True)
-class Command:
+class Invocation:
     """A command on one input.
 
     Attributes:
@@ -87,7 +87,7 @@ class Outcome:
     kind: str
     number: int
     what: str
-    command: Command
+    command: Invocation
     ended: RunEnd
     wrong: str
 
@@ -116,7 +116,7 @@ def run_case(kind: str, number: int, seed: int, originals: Originals, scratch: P
         shutil.rmtree(scratch)
 
 
-def wrong_with(kind: str, command: Command, ended: RunEnd, limits: Limits) -> str:
+def wrong_with(kind: str, command: Invocation, ended: RunEnd, limits: Limits) -> str:
     """What is wrong with how a command ended on an input of a kind; "" where nothing is."""
     lines = ended.output.splitlines()
     sentences = [line for line in lines if line.startswith(f"{command.name}: error: ")]
@@ -144,14 +144,14 @@ def wrong_with(kind: str, command: Command, ended: RunEnd, limits: Limits) -> st
     return ""
 
 
-Made = tuple[str, tuple[Command, ...]]  # what was mutated, and what reads it
+Made = tuple[str, tuple[Invocation, ...]]  # what was mutated, and what reads it
 
 
 def _plan(random: Random, originals: Originals, scratch: Path) -> Made:
     choice = random.randrange(len(originals.pipelines))
     plan = scratch / "mutated.plan.json"
     what = mutated_file(originals.plans[choice], plan, load_plans, random)
-    inspect = Command(partition_model, ("inspect", str(plan), *(["--json"] * random.randrange(2))))
+    inspect = Invocation(partition_model, ("inspect", str(plan), *(["--json"] * random.randrange(2))))
     return f"{originals.plans[choice].name}: {what}", (inspect, _run(plan, originals.pipelines[choice], scratch))
 
 
@@ -189,18 +189,18 @@ def _copied(random: Random, originals: Originals, scratch: Path) -> tuple[Path, 
 _MAKERS = {"plans": _plan, "profiles": _profile, "folders": _folder, "weights": _weights}
 
 
-def _run(plan: Path, pipeline: Path, scratch: Path) -> Command:
+def _run(plan: Path, pipeline: Path, scratch: Path) -> Invocation:
     arguments = (
         str(plan), "--pipeline", str(pipeline), "--prompt", _PROMPT, "--transport", "emulation", "--steps", "3",
         "--height", str(_SIDE), "--width", str(_SIDE), "--output", str(scratch / "out.png"),
     )  # fmt: skip
-    return Command(run_plan, arguments, "out.png")
+    return Invocation(run_plan, arguments, "out.png")
 
 
-def _partition(model: Path, scratch: Path, **options: str) -> Command:
+def _partition(model: Path, scratch: Path, **options: str) -> Invocation:
     given = {"--model": str(model), "--height": str(_SIDE), "--width": str(_SIDE), "--branches": "1", **options}
     words = (word for pair in given.items() for word in pair)
-    return Command(partition_model, (*words, "--output", str(scratch / "made.plan.json")), "made.plan.json")
+    return Invocation(partition_model, (*words, "--output", str(scratch / "made.plan.json")), "made.plan.json")
 
 
 def make_originals(folder: Path, names: Sequence[str] = PIPELINES) -> Originals:

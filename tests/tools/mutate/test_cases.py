@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tools.mutate.cases import KINDS, Command, Originals, make_originals, run_case, wrong_with
+from tools.mutate.cases import KINDS, Invocation, Originals, make_originals, run_case, wrong_with
 from tools.mutate.forked import Limits, RunEnd, run_forked
 
 LIMITS = Limits()
@@ -96,7 +96,7 @@ SENTENCE = "run-plan: error: it is wrong"
 def test_what_is_wrong_is_seen(how: RunEnd, wrong: str) -> None:
     from runtime.cli import main
 
-    assert wrong_with("plans", Command(main, (), "out.png"), how, LIMITS) == wrong
+    assert wrong_with("plans", Invocation(main, (), "out.png"), how, LIMITS) == wrong
 
 
 def wait_and_fill(arguments: Sequence[str]) -> int:
