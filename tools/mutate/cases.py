@@ -34,9 +34,9 @@ _PROMPT = "a red cat"
 Main = Callable[[Sequence[str]], int]
 PIPELINES = ("stable_diffusion", "flux", "stable_diffusion_3")
 KINDS = ("plans", "profiles", "folders", "weights")
-# what a command may end with; a plan that is one for other calls is 2, any other wrong one 3, wherever it is found out
 _NO_MEMORY = ("allocate memory", "memory allocation of", "MemoryError", "bad_alloc")  # what ends then may say
 _MORE = ("What to do: ", "  ")  # what may follow a sentence: advice where a model cannot be traced, and lines of code
+# what a command may end with; a plan that is one for other calls is 2, any other wrong one 3, wherever it is found out
 CODES = {"plans": {0, 2, 3}, "profiles": {0, 2, 4}, "folders": {0, 2, 3, 4}, "weights": {0, 2, 3, 4}}
 
 
