@@ -34,7 +34,7 @@ from partitioner.limits import (
 from partitioner.models.guidance import GUIDANCE_STYLES
 from partitioner.models.guidance_scale import runs_guided, scale_remarks
 from partitioner.plan.predictor import PREDICTORS
-from partitioner.process import end_at_once, interrupts_put_off, run_until_stopped
+from partitioner.process import end_at_once, interrupts_put_off
 from partitioner.search.mode import MODES
 from partitioner.writable import check_apart, check_writable, kept_elsewhere
 from profiles.collector import without_collector
@@ -60,9 +60,7 @@ exit codes: 0 done, 1 not foreseen, 2 usage, 3 invalid plan, 4 no feasible split
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code. Arguments: those of the process by default."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    code = run_command(
-        "partition-model", lambda: run_until_stopped("partition-model", lambda: _result(arguments)), arguments
-    )
+    code = run_command("partition-model", lambda: _result(arguments), arguments)
     if argv is None and code == 0:  # this is all that the process is for
         end_at_once(code)
     return code

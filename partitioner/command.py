@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from partitioner.errors import UsageError, first_line
-from partitioner.process import interrupted, open_standard_files
+from partitioner.process import interrupted, open_standard_files, run_until_stopped
 
 UNFORESEEN = 1  # exit code
 DEBUG = "--debug"
@@ -26,8 +26,9 @@ MOST_SHOWN = 1000  # characters of a line
 def run_command(program: str, work: Callable[[], str | int], arguments: Sequence[str] | None = None) -> int:
     """Do a command's work, print its result, and say on stderr in one sentence why there is none.
 
-    Errors with an ``exit_code`` are the project's own. Ctrl-C is exit code 130. A reader who has left stdout is no
-    error; a stdout that cannot be written to is exit code 2, and a stderr that cannot be is passed over in silence.
+    Errors with an ``exit_code`` are the project's own. Ctrl-C is exit code 130 and SIGTERM 143 (``run_until_stopped``).
+    A reader who has left stdout is no error; a stdout that cannot be written to is exit code 2, and a stderr that
+    cannot be is passed over in silence.
 
     Args:
         program: What sentences begin with, such as "run-plan".
@@ -41,7 +42,7 @@ def run_command(program: str, work: Callable[[], str | int], arguments: Sequence
     with _standard_streams() as (out, err):
         debug = arguments is not None and DEBUG in arguments
         try:
-            result = work()
+            result = run_until_stopped(program, work)
             code = result if isinstance(result, int) else 0
             if isinstance(result, str):
                 print(_readable(result))

@@ -28,7 +28,7 @@ from partitioner.limits import (
     whole,
 )
 from partitioner.plan.predictor import PREDICTORS
-from partitioner.process import raise_interrupt_behind, run_until_stopped
+from partitioner.process import raise_interrupt_behind
 from partitioner.writable import check_apart, check_writable
 from runtime.errors import EngineError, InputError, OtherCalls, OtherDenoiser
 from runtime.options import TRANSPORTS, EngineOptions, decibels
@@ -159,12 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 not foreseen, 2 usage, 3 invalid plan, 5 a rank failed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-
-    def work() -> str | int:
-        options = parser().parse_args(arguments)
-        return run_until_stopped("run-plan", lambda: _result(options))
-
-    return run_command("run-plan", work, arguments)
+    return run_command("run-plan", lambda: _result(parser().parse_args(arguments)), arguments)
 
 
 def _result(options: argparse.Namespace) -> str:

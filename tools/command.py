@@ -7,7 +7,6 @@ from functools import wraps
 from typing import ParamSpec
 
 from partitioner.command import run_command
-from partitioner.process import run_until_stopped
 
 P = ParamSpec("P")
 
@@ -15,9 +14,9 @@ P = ParamSpec("P")
 def command(program: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
     """Decorate a ``main`` that prints its results and returns an exit code, or raises an error that has one.
 
-    What the decorated one does about streams that cannot be written to, wrong arguments and errors, ``run_command``
-    says, and about Ctrl-C and SIGTERM ``run_until_stopped``. An error that nobody foresaw is raised with its
-    traceback: those who use the tools have the sources at hand.
+    What the decorated one does about streams that cannot be written to, wrong arguments, signals and errors,
+    ``run_command`` says. An error that nobody foresaw is raised with its traceback: those who use the tools have the
+    sources at hand.
 
     Args:
         program: What sentences on stderr begin with, such as "tools.quality".
@@ -26,7 +25,7 @@ def command(program: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
     def decorate(main: Callable[P, int]) -> Callable[P, int]:
         @wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> int:
-            return run_command(program, lambda: run_until_stopped(program, lambda: main(*args, **kwargs)))
+            return run_command(program, lambda: main(*args, **kwargs))
 
         return run
 
