@@ -127,9 +127,12 @@ def hold(host: str, port: int) -> None:
 def answer(line: socket.socket, said: bytes) -> None:
     """Say to an accepting side what should prove something."""
     line.settimeout(PATIENCE_S)
-    while GREETING_BYTES and len(line.recv(GREETING_BYTES, socket.MSG_PEEK)) < GREETING_BYTES:
-        pass
-    line.recv(GREETING_BYTES)
+    missing = GREETING_BYTES
+    while missing:
+        piece = line.recv(missing)
+        if not piece:
+            return  # it was closed before, to which nothing can be said
+        missing -= len(piece)
     line.sendall(said)
     if any(told := read_to_end(line)):
         gained.append(f"an answer from {line.getpeername()}: {told!r}")
