@@ -220,7 +220,7 @@ def plan_for(
         UsageError: The pipeline's sizes or the number of devices make no sense.
         InfeasibleError: No plan over so many devices is faster than one.
     """
-    from partitioner.models.spec import live_spec
+    from partitioner.models.find_spec import live_spec
     from partitioner.planning.planner import plan
 
     denoiser = uncompiled(getattr(pipe, name or denoiser_name(pipe)))

@@ -102,13 +102,14 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     (
         "building a denoiser and its example inputs are steps of tracing a described model",
         "partitioner/models/test_spec.py",
-        ["partitioner.models.build", "partitioner.models.inputs"],
+        ["partitioner.models.build", "partitioner.models.find_spec", "partitioner.models.inputs"],
     ),
     (
         "a name's description and the class's are compared with the pipeline's call as one",
         "partitioner/models/test_architectures.py",
-        ["partitioner.models.architectures.*", "partitioner.models.built_in"],
+        ["partitioner.models.architectures.*", "partitioner.models.built_in", "partitioner.models.described_spec"],
     ),
+    ("specs are what is recorded", "partitioner/models/test_recorded.py", ["partitioner.models.recorded_spec"]),
     ("it is what the list shows", "partitioner/test_model_list.py", ["partitioner.models.checked"]),
     (
         "the parts of a plan file are read and refused as one file",

@@ -12,21 +12,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from partitioner.errors import UsageError, first_line
+from partitioner.models.described_spec import described_spec
+from partitioner.models.find_spec import find_model, live_source, live_spec, model_spec
 from partitioner.models.guidance import GuidanceStyle, guider_style
+from partitioner.models.recorded_spec import RECORDED_DTYPE, recorded_spec
 from partitioner.models.registry import ARCHITECTURES, load_plugins
 from partitioner.models.sizes import Sizes
 from partitioner.models.source import DENOISER_NAMES, ModelSource, may_be_stepped, pipeline_folder
-from partitioner.models.spec import (
-    RECORDED_DTYPE,
-    ModelSpec,
-    described_spec,
-    dtype_name,
-    find_model,
-    live_source,
-    live_spec,
-    model_spec,
-    recorded_spec,
-)
+from partitioner.models.spec import ModelSpec, dtype_name
 
 if TYPE_CHECKING:
     import torch

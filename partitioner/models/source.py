@@ -13,6 +13,7 @@ from typing import Any
 from partitioner.errors import UsageError, first_line
 from partitioner.models.built_in import BUILT_IN, built_in
 from partitioner.models.guidance_scale import scale_of_call
+from partitioner.models.samplers import config_text
 from profiles.json_files import JsonFileError, read_json
 
 _WEIGHTS = [f"*.{end}" for end in ("safetensors", "bin", "pt", "pth", "ckpt", "gguf", "onnx*", "msgpack", "h5")]
@@ -61,6 +62,19 @@ class ModelSource:
     def is_made_like(self, other: ModelSource) -> bool:
         """Whether both have one class and one configuration, and so one plan."""
         return (self.class_name, self.config) == (other.class_name, other.config)
+
+    def scheduler(self) -> tuple[str | None, str]:
+        """Class and configuration of the denoiser's scheduler in a model_index.json: ["diffusers", "DDIMScheduler"].
+
+        Where there are several, "prior_scheduler" is that of "prior" and of "prior_prior".
+        """
+        names = [name for name in self.pipeline if SCHEDULER_NAME.fullmatch(name)]
+        own = [name for name in names if (self.part or "").startswith(name.removesuffix("scheduler").rstrip("_"))]
+        name = max(own, key=len, default="scheduler")
+        entry = self.pipeline.get(name)
+        if not (isinstance(entry, list | tuple) and len(entry) == 2 and entry[1]):
+            return None, ""
+        return str(entry[1]), config_text(self.samplers[name]) if name in self.samplers else ""
 
 
 def find_source(model: str) -> ModelSource | None:

@@ -35,7 +35,7 @@ class PlanRequest:
     Raises:
         UsageError: Something in it is wrong, or does not go with the rest. Nothing has been traced or measured yet.
 
-    >>> from partitioner.models.spec import model_spec
+    >>> from partitioner.models.find_spec import model_spec
     >>> from partitioner.planning.sources import FromSpec
     >>> request = PlanRequest(FromSpec(model_spec("sdxl")), "h200,a100-80g", CostModel("h200"))
     >>> [device.name for device in request.fleet]

@@ -16,7 +16,8 @@ import pytest
 
 from partitioner import cli
 from partitioner._version import __version__
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.find_spec import model_spec
+from partitioner.models.spec import trace_model
 from partitioner.plan.plan import Plan
 from partitioner.planning import planner
 from partitioner.planning.expected_quality import SamplingSetup

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import partitioner.cli
-from partitioner.models.spec import model_spec
+from partitioner.models.find_spec import model_spec
 from runtime.cli import main
 from tests.support import pipelines, undescribed_pipelines
 from tests.support.plans import plan_simply

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from partitioner.models.spec import live_spec
+from partitioner.models.find_spec import live_spec
 from partitioner.plan.plan import Plan
 from runtime import parallelize
 from runtime.driver.output_forecast import OutputForecast

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.find_spec import model_spec
+from partitioner.models.spec import trace_model
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import seat_of
 from runtime import parallelize

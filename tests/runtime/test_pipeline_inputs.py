@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from partitioner.models.spec import live_spec, trace_model
+from partitioner.models.find_spec import live_spec
+from partitioner.models.spec import trace_model
 from partitioner.plan.plan import Plan
 from runtime import parallelize
 from runtime.denoiser import denoiser_name

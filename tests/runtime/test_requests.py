@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from partitioner.models.spec import live_spec
+from partitioner.models.find_spec import live_spec
 from partitioner.plan.plan import Plan
 from runtime import parallelize
 from tests.support import pipelines

@@ -6,7 +6,8 @@ import functools
 
 from partitioner.graph.export import fake_mode, trace
 from partitioner.graph.ir import TracedGraph
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.find_spec import model_spec
+from partitioner.models.spec import trace_model
 from tools.denoisers import DENOISERS
 
 

@@ -11,8 +11,8 @@ import diffusers
 import torch
 
 from partitioner.graph.arguments import flatten_arguments
+from partitioner.models.find_spec import model_spec
 from partitioner.models.source import find_source
-from partitioner.models.spec import model_spec
 
 # What makes a published configuration small, its topology aside.
 SMALL: dict[str, dict[str, Any]] = {

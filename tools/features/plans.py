@@ -9,8 +9,8 @@ import torch
 
 from partitioner.costs.model import CostModel
 from partitioner.graph.torch_private import uncompiled
+from partitioner.models.find_spec import live_spec
 from partitioner.models.inputs import ExampleTensor
-from partitioner.models.spec import live_spec
 from partitioner.plan.plan import Plan
 from partitioner.planning.options import PlanOptions
 from partitioner.planning.planner import plan

@@ -20,7 +20,8 @@ from torch import nn
 from partitioner.graph import ir, nesting
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.find_spec import model_spec
+from partitioner.models.spec import trace_model
 from profiles.json_files import write_atomic
 from tools.gpu_suite.parts import SMALL, TINY
 

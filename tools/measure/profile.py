@@ -24,8 +24,9 @@ from partitioner.costs.timing import TimingMode, measure_whole, measuring_device
 from partitioner.graph.arguments import flatten_arguments
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
+from partitioner.models.find_spec import model_spec
 from partitioner.models.registry import model_names
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.spec import trace_model
 from profiles.cost_profile import CostProfile, WholeCheck
 from runtime.worker.segment import lower
 from tools.command import command

@@ -17,7 +17,8 @@ from partitioner.cli import main as partition_model
 from partitioner.costs.signature import signature
 from partitioner.fleet import parse_devices
 from partitioner.graph.export import trace
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.find_spec import model_spec
+from partitioner.models.spec import trace_model
 from partitioner.plan.pipeline_plans import load_plans
 from partitioner.planning.options import PlanOptions
 from profiles.cost_profile import CostProfile, SignatureCost, WholeCheck

@@ -15,8 +15,9 @@ from typing import Any
 from partitioner.costs.node_costs import GraphCosts
 from partitioner.costs.roofline import estimate_on
 from partitioner.graph.ir import TracedGraph
+from partitioner.models.find_spec import model_spec
 from partitioner.models.source import diffusers_class
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.spec import trace_model
 from partitioner.simulator.actions import work
 from partitioner.simulator.simulate import Simulation
 from profiles.device_sheets import DeviceSpec, Efficiency, device_spec

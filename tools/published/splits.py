@@ -10,7 +10,8 @@ from typing import Any
 from partitioner.baselines.asyncdiff_split import broadcast_bytes, by_module, published_split
 from partitioner.costs.roofline import estimate
 from partitioner.graph.ir import TracedGraph
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.find_spec import model_spec
+from partitioner.models.spec import trace_model
 from partitioner.planning.build_problem import build_problem
 from partitioner.search.devices import Devices
 from partitioner.search.evaluate import Evaluation, evaluate

@@ -8,7 +8,7 @@ from torch import nn
 
 from partitioner.graph.arguments import bind_arguments
 from partitioner.graph.export import trace
-from partitioner.models.spec import live_spec
+from partitioner.models.find_spec import live_spec
 from partitioner.staleness.measured import measure_module_edge_errors
 from profiles.quality_profile import MeasuredDrift
 from runtime.denoiser import denoiser_name

@@ -12,9 +12,9 @@ from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 
 from partitioner.costs.model import CostModel
 from partitioner.errors import UsageError
+from partitioner.models.find_spec import live_spec
 from partitioner.models.guidance_scale import live_scale, scale_in_effect
 from partitioner.models.samplers import config_text, settings_text
-from partitioner.models.spec import live_spec
 from partitioner.plan.plan import Plan
 from partitioner.planning.options import PlanOptions
 from partitioner.planning.planner import Planning, plan

@@ -6,7 +6,8 @@ import pytest
 
 from partitioner.costs.roofline import estimate
 from partitioner.graph.ir import TracedGraph
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.find_spec import model_spec
+from partitioner.models.spec import trace_model
 from partitioner.planning.build_problem import build_problem
 from partitioner.search.problem import Problem
 

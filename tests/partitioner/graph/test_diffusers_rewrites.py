@@ -14,7 +14,7 @@ from torch.nn import functional
 from partitioner.graph.diffusers_rewrites import DIFFUSERS_REWRITES
 from partitioner.graph.export import trace
 from partitioner.graph.rewrites import rewritten
-from partitioner.models.spec import model_spec
+from partitioner.models.find_spec import model_spec
 from tests.partitioner.graph.test_rewrites import found
 from tests.support.small_models import small_denoiser
 from tools.support.denoisers import DENOISERS

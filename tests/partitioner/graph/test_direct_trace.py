@@ -17,7 +17,7 @@ from partitioner.graph.export import fake_mode, trace
 from partitioner.graph.ir import TracedGraph
 from partitioner.graph.torch_private import FakeTensorMode, without_constants
 from partitioner.models.built_in import built_in
-from partitioner.models.spec import model_spec
+from partitioner.models.find_spec import model_spec
 from tests.support.small_models import small_denoiser, write_pipeline
 
 

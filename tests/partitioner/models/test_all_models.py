@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.find_spec import model_spec
+from partitioner.models.spec import trace_model
 from partitioner.plan.plan import Plan
 from tests.support.plans import plan_simply
 

@@ -17,11 +17,13 @@ from partitioner.errors import UsageError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments
 from partitioner.graph.ir import Role
 from partitioner.models.built_in import BUILT_IN, BuiltIn, built_in
+from partitioner.models.described_spec import _spec
+from partitioner.models.find_spec import live_spec, model_spec
 from partitioner.models.inputs import ExampleTensor
 from partitioner.models.registry import ARCHITECTURES, NotDescribed
 from partitioner.models.sizes import Sizes
 from partitioner.models.source import find_source
-from partitioner.models.spec import ModelSpec, _spec, live_spec, model_spec, trace_model
+from partitioner.models.spec import ModelSpec, trace_model
 from tests.support.adapters import load_ip_adapter
 from tests.support.small_models import LIKE, shapes, small_denoiser, tensors_of, write_pipeline
 from tests.support.tiny_runs import RUNS, Run, run_animatediff_xl

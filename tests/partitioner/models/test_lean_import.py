@@ -13,7 +13,7 @@ UNUSED = """
 import sys
 from partitioner.models.lean_import import import_lean
 import_lean()
-from partitioner.models.spec import model_spec
+from partitioner.models.find_spec import model_spec
 spec = model_spec("sd15")
 spec.load()
 print([name for name in ("peft", "scipy", "torchao", "transformers") if name in sys.modules])

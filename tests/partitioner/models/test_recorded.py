@@ -14,10 +14,11 @@ import torch
 from partitioner.errors import UsageError
 from partitioner.graph.ir import Role
 from partitioner.models.call_rows import CallRows
+from partitioner.models.find_spec import live_spec, model_spec
 from partitioner.models.inputs import ExampleTensor, latent, prompt, timestep
 from partitioner.models.recorded import Recording, record
 from partitioner.models.sizes import Sizes
-from partitioner.models.spec import live_spec, model_spec, trace_model
+from partitioner.models.spec import trace_model
 from partitioner.models.stand_ins import StandIns
 from partitioner.models.unweighted import twin_of
 from tests.support import pipelines

@@ -12,9 +12,10 @@ from torch import nn
 
 from partitioner.errors import UsageError
 from partitioner.graph.ir import Role
+from partitioner.models.find_spec import model_spec
 from partitioner.models.inputs import Inputs, latent, prompt, timestep
 from partitioner.models.registry import ARCHITECTURES, Request, load_plugins, model_names, register_model
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.spec import trace_model
 from tests.support.small_models import shapes
 
 

@@ -9,8 +9,8 @@ import pytest
 from diffusers import DDIMScheduler
 
 from partitioner.errors import UsageError
+from partitioner.models.find_spec import model_spec
 from partitioner.models.samplers import config_text
-from partitioner.models.spec import model_spec
 from tests.support.small_models import shapes, small_denoiser, write_pipeline
 
 

@@ -11,8 +11,9 @@ import torch
 from partitioner.errors import UsageError
 from partitioner.graph.export import trace
 from partitioner.models.call_rows import CallRows
+from partitioner.models.find_spec import model_spec
 from partitioner.models.guidance import GuidanceStyle
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.spec import trace_model
 from tests.support.small_models import shapes, small_denoiser
 
 # One of each way to call a denoiser.

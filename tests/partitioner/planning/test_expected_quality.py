@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from partitioner.errors import UsageError
+from partitioner.models.find_spec import model_spec
 from partitioner.models.samplers import refusal_of
-from partitioner.models.spec import model_spec
 from partitioner.planning.branching import Branching
 from partitioner.planning.candidates import Candidate
 from partitioner.planning.choose import advice_on, choose

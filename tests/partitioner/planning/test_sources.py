@@ -9,7 +9,8 @@ import torch
 
 from partitioner.graph.export import trace
 from partitioner.models.call_rows import CallRows
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.find_spec import model_spec
+from partitioner.models.spec import trace_model
 from partitioner.planning.sources import FromGraphs, FromModule, FromSpec
 from tests.support.chain import ROLES, Chain, arguments
 

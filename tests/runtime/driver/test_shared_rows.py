@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional
 
 from partitioner.graph.export import trace
-from partitioner.models.spec import model_spec, trace_model
+from partitioner.models.find_spec import model_spec
+from partitioner.models.spec import trace_model
 from partitioner.plan.plan import Plan
 from runtime import parallelize
 from runtime.engine import Engine

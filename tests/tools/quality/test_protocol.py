@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from partitioner.costs.model import CostModel
-from partitioner.models.spec import model_spec
+from partitioner.models.find_spec import model_spec
 from partitioner.planning.options import PlanOptions
 from partitioner.planning.planner import plan
 from partitioner.planning.request import PlanRequest

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from partitioner.costs.model import CostModel
-from partitioner.models.spec import model_spec
+from partitioner.models.find_spec import model_spec
 from partitioner.plan.plan import Plan
 from partitioner.planning.options import PlanOptions
 from partitioner.planning.planner import plan
