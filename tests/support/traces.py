@@ -20,12 +20,13 @@ def rank_processes(parent: int | None = None) -> list[int]:
         if folder.name.isdigit():
             with contextlib.suppress(OSError, IndexError):
                 # the command's name is in brackets and may hold blanks
-                ppid = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                ppid, started = int(fields[1]), int(fields[19])
                 command = (folder / "cmdline").read_bytes()
                 is_rank = b"runtime.ranks.rank_process" in command or b"tests.support.warm_ranks" in command
                 if is_rank and ppid == (parent or os.getpid()) and int(folder.name) != server_pid():
-                    found.append(int(folder.name))
-    return sorted(found)
+                    found.append((started, int(folder.name)))
+    return [pid for _, pid in sorted(found)]  # process ids begin anew at some time
 
 
 def is_gone(pid: int) -> bool:

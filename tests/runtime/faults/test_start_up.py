@@ -29,9 +29,9 @@ def _at_first_sight(action: Callable[[int], None]) -> threading.Thread:
 
     def watch() -> None:
         until = time.monotonic() + 60
-        while not (ranks := rank_processes()) and time.monotonic() < until:
+        while not rank_processes() and time.monotonic() < until:
             time.sleep(0.005)
-        action(ranks[0])
+        action(rank_processes()[0])  # the look that found one may have come too early for one before it
 
     thread = threading.Thread(target=watch)
     thread.start()
