@@ -21,7 +21,16 @@ from runtime.engine import Engine
 from runtime.ranks import torchrun_driver
 from tests.support.engines import equal
 from tests.support.traces import is_gone, listening, rank_processes
-from tests.support.trouble import call_until_it_fails, engine_for, fragile, inputs, plan_for, soon, trajectory
+from tests.support.trouble import (
+    call_until_it_fails,
+    engine_for,
+    fragile,
+    inputs,
+    plan_for,
+    soon,
+    trajectory,
+    wait_until,
+)
 
 
 def say(**words: Any) -> None:
@@ -87,13 +96,13 @@ def fault(engine: Engine, act: Callable[[int], None]) -> None:
         with soon(lambda: act(rank)) as done:
             error: Any = call_until_it_fails(engine, begin=6)
         seconds = time.monotonic() - done[0]
+    wait_until(lambda: is_gone(rank), 20)  # nobody waits for it where its agent has ended
     say(
         error=type(error).__name__,
         rank=error.rank,
         value=getattr(error, "value", None),
         text=str(error),
         seconds=seconds,
-        gone=is_gone(rank),
     )
 
 
