@@ -30,7 +30,7 @@ ROOMS = {
         baselines
         planning
         branch_text
-        model_list report report_text
+        model_list report report_text cli_options
         cli
     """,
     "runtime": """

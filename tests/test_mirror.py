@@ -35,6 +35,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "partitioner/test_cli.py",
         ["partitioner.errors"],
     ),
+    ("options are tried by the command that has them", "partitioner/test_cli.py", ["partitioner.cli_options"]),
     ("so are errors at run time", "runtime/test_engine.py", ["runtime.errors"]),
     (
         "one stream, and a call, are tried where all streams are",

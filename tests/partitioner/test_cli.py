@@ -16,6 +16,7 @@ import pytest
 
 from partitioner import cli
 from partitioner._version import __version__
+from partitioner.cli_options import plan_parser
 from partitioner.models.find_spec import model_spec
 from partitioner.models.spec import trace_model
 from partitioner.plan.plan import Plan
@@ -161,7 +162,7 @@ def test_inspect_shows_what_the_plan_says(split: Run, run: Run) -> None:
 
 def test_a_name_brings_its_steps_sampler_and_guidance(folder: Path) -> None:
     def sampling(*arguments: str) -> SamplingSetup:
-        parsed = cli._parser().parse_args(["--devices", "2", "--model", *arguments])
+        parsed = plan_parser().parse_args(["--devices", "2", "--model", *arguments])
         (request,) = cli._requests(parsed, False).values()
         return request.sampling
 
