@@ -1,4 +1,4 @@
-"""Limits: how large the numbers that a user gives may be, as options of commands and as arguments.
+"""Limits: how large the numbers that a user gives may be, and which texts, as options of commands and as arguments.
 
 What is beyond is a slip of the pen, and ends in an allocation that fails or in no end at all.
 """
@@ -48,6 +48,21 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
         return number
 
     return parsed
+
+
+def text(given: str) -> str:
+    """The argparse type of an option that is a text, which has passed the shell as bytes.
+
+    >>> text("a \\udcff")
+    Traceback (most recent call last):
+    argparse.ArgumentTypeError: expected a text in the encoding of the terminal, usually UTF-8, got 'a \\udcff'
+    """
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        expected = "a text in the encoding of the terminal, usually UTF-8"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {_shown(given)}") from None
+    return given
 
 
 def real(least: float, most: float) -> Callable[[str], float]:

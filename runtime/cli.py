@@ -25,6 +25,7 @@ from partitioner.limits import (
     MOST_THREADS,
     SEEDS,
     real,
+    text,
     whole,
 )
 from partitioner.plan.predictor import PREDICTORS
@@ -56,8 +57,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER|HUB_ID",
         help="for a single file: a pipeline with its configuration; default: the published one that it is taken for",
     )
-    made.add_argument("--prompt", default=None, metavar="TEXT", help="what to make")
-    made.add_argument("--negative-prompt", default=None, metavar="TEXT", help="what to avoid")
+    made.add_argument("--prompt", type=text, default=None, metavar="TEXT", help="what to make")
+    made.add_argument("--negative-prompt", type=text, default=None, metavar="TEXT", help="what to avoid")
     made.add_argument("--image", default=None, metavar="FILE", help="start image, for pipelines that take one (SVD)")
     made.add_argument("--seed", type=whole(*SEEDS), default=0, metavar="S", help="of the noise (default 0)")
     made.add_argument(

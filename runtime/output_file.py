@@ -38,8 +38,10 @@ def check_output(path: Path, force: bool) -> None:
         try:
             _save(frames, Path(folder, f"tried{suffix}"))
         except Exception as error:  # whatever an encoder raises
-            needs = "; pip install imageio imageio-ffmpeg, or take .gif" if suffix == ".mp4" else "; take .png"
-            raise UsageError(f"--output {path}: nothing here writes {suffix} ({reason_of(error)}){needs}") from error
+            needs = "pip install imageio imageio-ffmpeg, or take .gif" if suffix == ".mp4" else "take .png"
+            # what a library says of a package that is missing is several lines, about others than these
+            why = "" if isinstance(error, ImportError) else f" ({reason_of(error)})"
+            raise UsageError(f"--output {path}: nothing here writes {suffix}{why}; {needs}") from error
 
 
 def write_media(media: list[Any], path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 import partitioner.cli
 import runtime.cli
+from partitioner import limits
 from tests.support.pages import reference_hook
 from tests.support.sources import FILES, ROOT
 from tools.command import command
@@ -77,6 +78,8 @@ WRONG = {
         (["--output", "/dev/null", "--force"], "expected one of .png"),
         (["--output", "a\0b.png"], "cannot be written"),
         (["--output", "a.png", "--image", "a\0b"], "is no file"),
+        (["--prompt", "a \udcff"], "argument --prompt: expected a text"),
+        (["--negative-prompt", "\udc80"], "argument --negative-prompt: expected a text"),
         (["--pipeline", "9" * 5000], "is neither a folder nor a file nor a hub id"),
     ],
 }
@@ -114,9 +117,10 @@ def ended(capsys: pytest.CaptureFixture[str], command: str, arguments: Sequence[
 
 
 def numeric(command: str) -> list[argparse.Action]:
-    """The options of a command whose type comes from partitioner.limits."""
+    """The options of a command whose type comes from partitioner.limits, and is no text's."""
     parser = reference_hook().parser_of([command])
-    return [action for action in parser._actions if getattr(action.type, "__module__", "").endswith("limits")]
+    ours = [action for action in parser._actions if getattr(action.type, "__module__", "").endswith("limits")]
+    return [action for action in ours if action.type is not limits.text]
 
 
 @pytest.mark.parametrize("command", MAIN)

@@ -27,19 +27,22 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".PNG", ".webp"])
+@pytest.mark.parametrize(
+    ("suffix", "error", "why"),
+    [(".mp4", ImportError, ""), (".PNG", RuntimeError, r" \(No encoder\)"), (".webp", OSError, r" \(No encoder\)")],
+)
 def test_a_format_that_nothing_here_writes_is_refused_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, error: type[Exception], why: str
 ) -> None:
     """Whatever keeps it from being written: an encoder that is not there, or one that fails."""
     save = output_file._save
 
     def broken(media: list[Any], path: Path) -> None:
         save(media, path.with_suffix(".gif"))
-        raise ImportError("No encoder.\nInstall one.")
+        raise error("No encoder.\nInstall one.")
 
     monkeypatch.setattr(output_file, "_save", broken)
-    with pytest.raises(UsageError, match=rf"nothing here writes {suffix.lower()} \(No encoder\); (pip install|take)"):
+    with pytest.raises(UsageError, match=rf"nothing here writes {suffix.lower()}{why}; (pip install|take)"):
         check_output(tmp_path / f"a{suffix}", force=False)
     assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
 
