@@ -43,6 +43,7 @@ def report_text(document: Document) -> str:
         "",
         _component_table(document, ms),
         *weights_text(document),
+        *_memory_text(document),
         "",
         f"predicted step   {document['step_ms']:.4g} {ms}, sequential {document['sequential_ms']:.4g} {ms}: "
         f"speed-up {document['speedup_step']:.2f} x",
@@ -234,6 +235,17 @@ def _component_table(document: Document, ms: str) -> str:
         for c in document["components"]
     ]  # fmt: skip
     return table_text(headers, rows, left={3, 4})
+
+
+def _memory_text(document: Document) -> list[str]:
+    """What of the memory is for messages, and what CUDA graphs take besides; nothing of what earlier releases made."""
+    components = document["components"]
+    if any(c["graph_bytes"] is None for c in components):
+        return []
+    messages, graphs = (max(c[name] for c in components) for name in ("message_bytes", "graph_bytes"))
+    return [
+        f"memory: up to {size_text(messages)} of it for messages; CUDA graphs take up to {size_text(graphs)} beside it"
+    ]
 
 
 def _baseline_table(document: Document, ms: str) -> str:

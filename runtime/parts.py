@@ -41,7 +41,8 @@ def place_parts(pipe: Any, plans: Mapping[str, Plan], devices: Sequence[str]) ->
             denoiser.to(home)
     places = local_places(devices)
     held_on = [home if together else "cpu"] * len(plans)
-    needed = needed_bytes(list(plans.values()), places, held_on=held_on, graphs=True)
+    threads = len({place.device for place in places}) < len(places)  # which parallelize chooses where ranks share a GPU
+    needed = needed_bytes(list(plans.values()), places, held_on=held_on, one_process=threads, graphs=True)
     free = places[0].free_bytes
     left = None if free is None else free - needed[places[0]]
     stay: dict[str, nn.Module] = {}

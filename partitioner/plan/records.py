@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from partitioner.graph.ir import DTYPE_BYTES
 from partitioner.plan.fields import (
@@ -23,6 +23,8 @@ from partitioner.plan.fields import (
     TensorShape,
     shown_briefly,
 )
+
+_LATER_FIGURES = ("message_bytes", "slot_bytes", "graph_bytes")
 
 
 class PlanInput(PlanRecord):
@@ -85,7 +87,12 @@ class Boundary(PlanRecord):
 
 
 class PredictedComponent(PlanRecord):
-    """What one component of one branch is predicted to cost in a step, and to hold; macs of one call."""
+    """What one component of one branch is predicted to cost in a step, and to hold; macs of one call.
+
+    memory_bytes: parameters, what is kept of prompts, activations and messages. message_bytes: of that, what messages
+    take. slot_bytes: of those, slots for what is sent, which there are only between GPUs. graph_bytes: what CUDA graphs
+    take besides; None in files of earlier releases, which have none of the three.
+    """
 
     compute_ms: Figure
     macs: Count
@@ -94,6 +101,24 @@ class PredictedComponent(PlanRecord):
     memory_bytes: Count
     receive_bytes: Count
     send_bytes: Count
+    message_bytes: Count = 0
+    slot_bytes: Count = 0
+    graph_bytes: Count | None = None
+
+    @model_validator(mode="after")
+    def _parts(self) -> Self:
+        if not self.slot_bytes <= self.message_bytes <= self.memory_bytes:
+            raise ValueError(
+                f"slot_bytes, message_bytes and memory_bytes are {self.slot_bytes}, {self.message_bytes} and "
+                f"{self.memory_bytes}; each is a part of the next"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _if_said(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what a file of an earlier release lacks, so that its bytes stay."""
+        fields: dict[str, Any] = write(self)
+        return fields if self.graph_bytes is not None else {k: v for k, v in fields.items() if k not in _LATER_FIGURES}
 
 
 class Predicted(PlanRecord):

@@ -22,6 +22,7 @@ from partitioner.errors import InfeasibleError
 from partitioner.fleet import Fleet, grouped
 from partitioner.plan.ranks import rank_of
 from partitioner.planning.branching import Branching
+from partitioner.planning.message_memory import component_memory
 from partitioner.planning.options import PlanOptions, Progress
 from partitioner.search.devices import Devices
 from partitioner.search.evaluate import Evaluation, evaluate, scaled
@@ -33,6 +34,7 @@ from partitioner.staleness.edge_errors import EdgeErrors, least_error
 
 RESCORED = (EPSILON / 4, EPSILON / 2, EPSILON)  # the best split for each is rescored by its measured error
 Solvers = Callable[[int, int], Solver]  # (rows of a call, calls of a branch in a step) -> of the problem of one call
+ROOMS = 4  # how often a split is looked for that fits the devices
 MOST_SPARED = 8  # components in a chain that leaves devices idle: longer ones are only solved with all devices
 
 
@@ -125,7 +127,8 @@ class Candidate(Shape):
     @property
     def memory_bytes(self) -> int:
         """Of the rank that holds most."""
-        return max(c.memory_bytes for figures in self.evaluations for c in figures.components)
+        calls = self.branching.calls
+        return max(c.memory_bytes for figures in self.evaluations for c in component_memory(figures, calls))
 
 
 def find_candidates(
@@ -197,13 +200,9 @@ def solve_candidate(solvers: Solvers, shape: Shape, fleet: Fleet, edge_errors: E
     each = [solvers(rows, branching.calls) for rows in branching.rows[: 1 if branching.is_even else None]]
     own = [devices] if branching.is_even else [devices.reordered([d]) for d in range(len(devices))]
     try:
-        splits = [_split(solver, d, shape, edge_errors) for solver, d in zip(each, own, strict=True)]
+        splits = [_split_that_fits(solver, d, shape, edge_errors) for solver, d in zip(each, own, strict=True)]
     except InfeasibleError as error:
         return replace(unsolved, reason=str(error))
-    if not all(split.evaluation.feasible for split in splits):
-        needed = max(c.memory_bytes for split in splits for c in split.evaluation.components)
-        reason = f"one component needs {needed / 1e9:.2f} GB, more than its device has; use more or larger devices"
-        return replace(unsolved, reason=reason)
     ranks = [0] * shape.ranks
     for number in range(shape.branches):
         for k, d in enumerate(splits[0].device_of):
@@ -248,6 +247,36 @@ def _scored(problem: Problem, devices: Devices, evaluations: Sequence[Evaluation
         placed=dict(zip(problem.names, split.assignment, strict=True)),
         evaluations=tuple(evaluations),
     )
+
+
+def _split_that_fits(solver: Solver, devices: Devices, shape: Shape, edge_errors: EdgeErrors | None) -> Split:
+    """The solver's split, of which every component fits its device.
+
+    The solver counts less of messages than there is (see message_memory); where its split then does not fit, it is
+    asked again with as much less memory.
+
+    Raises:
+        InfeasibleError: There is none.
+    """
+    room, refused = devices, None
+    for _ in range(ROOMS):
+        try:
+            split = _split(solver, room, shape, edge_errors)
+        except InfeasibleError as error:
+            raise refused or error from None
+        needed = component_memory(split.evaluation, shape.branching.calls)
+        excess = max(n.memory_bytes - devices.memory_bytes[d] for n, d in zip(needed, split.device_of, strict=True))
+        if excess <= 0:
+            return split
+        most = max(each.memory_bytes for each in needed)
+        refused = refused or InfeasibleError(
+            f"one component needs {most / 1e9:.2f} GB, more than its device has; use more or larger devices"
+        )
+        if excess >= min(room.memory_bytes):
+            break
+        room = room.with_less_memory(excess)
+    assert refused is not None
+    raise refused
 
 
 def _split(solver: Solver, devices: Devices, shape: Shape, edge_errors: EdgeErrors | None) -> Split:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from partitioner.costs.node_costs import GraphCosts
 from partitioner.fleet import Fleet
-from partitioner.graph.ir import TracedGraph
+from partitioner.graph.ir import Role, TracedGraph
 from partitioner.plan.build_programs import build_programs
 from partitioner.plan.preamble import build_preamble
+from partitioner.plan.program import Program
 from partitioner.plan.ranks import rank_of
 from partitioner.plan.records import Predicted, PredictedComponent
 from partitioner.planning.candidates import Candidate
+from partitioner.planning.graph_buffers import graph_bytes
+from partitioner.planning.message_memory import SLOTS, component_memory
 
 
 def predicted_figures(
@@ -26,6 +31,8 @@ def predicted_figures(
     for branch in range(chosen.branches):
         evaluation = chosen.evaluations[branch % len(branching.rows)]
         calls = branching.calls_of(branch)
+        held_by = component_memory(evaluation, calls)
+        beside = [_slots_beside(graph, programs, chosen, branch, k) for k in range(chosen.components)]
         for k, (figures, program) in enumerate(zip(evaluation.components, programs, strict=True)):
             driver = rank_of(branch, k, chosen.components) == 0
             held = {*program.parameters, *(preamble.parameters if driver else ())}
@@ -39,9 +46,12 @@ def predicted_figures(
                     macs=figures.macs,
                     parameters=sum(meta.numel for meta in metas),
                     parameter_bytes=sum(meta.size_bytes for meta in metas),
-                    memory_bytes=figures.memory_bytes,
+                    memory_bytes=held_by[k].memory_bytes + beside[k],
                     receive_bytes=calls * figures.receive_bytes,
                     send_bytes=calls * figures.send_bytes,
+                    message_bytes=held_by[k].message_bytes + beside[k],
+                    slot_bytes=held_by[k].slot_bytes + beside[k],
+                    graph_bytes=graph_bytes(graph, program),
                 )
             )
     return Predicted(
@@ -56,6 +66,26 @@ def predicted_figures(
         macs=sum(cost.macs for cost in whole_costs.nodes.values()),
         components=tuple(components),
     )
+
+
+def _slots_beside(
+    graph: TracedGraph, programs: Sequence[Program], chosen: Candidate, branch: int, component: int
+) -> int:
+    """Bytes of a rank's slots for what is no boundary tensor: the driver sends inputs, other branches their results."""
+    if component != chosen.components - 1:
+        return 0
+    nodes = graph.node_by_name
+    if branch > 0:
+        results = [nodes[name].meta.size_bytes for name in programs[component].results]
+        return chosen.branching.calls_of(branch) * SLOTS * sum(results)
+    total = 0
+    for other in range(chosen.branches):
+        for program in programs if other else programs[:-1]:
+            for name in program.inputs:
+                item = graph.input_by_name.get(name) or nodes[name]
+                slots = SLOTS if item.role > Role.PROMPT else 1  # a prompt's is sent once in a trajectory
+                total += chosen.branching.calls_of(other) * slots * item.meta.size_bytes
+    return total
 
 
 def _slowest_speed(chosen: Candidate, fleet: Fleet, branch: int, component: int) -> float:

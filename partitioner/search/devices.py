@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from partitioner.errors import UsageError
@@ -72,6 +72,10 @@ class Devices:
     def receive_ms(self, device: int, size_bytes: float, messages: float) -> float:
         """Time in ms in which the device receives so many messages of so many bytes in all."""
         return messages * self.latency_ms[device] + size_bytes / (self.link_gb_per_s[device] * 1e6)
+
+    def with_less_memory(self, size_bytes: float) -> Devices:
+        """The same devices with so much less memory each."""
+        return replace(self, memory_bytes=tuple(memory - size_bytes for memory in self.memory_bytes))
 
     def reordered(self, order: Sequence[int]) -> Devices:
         """The same devices in another order."""

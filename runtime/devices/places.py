@@ -11,6 +11,7 @@ import torch
 
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import seat_of
+from partitioner.plan.records import PredictedComponent
 from runtime.devices.memory import free_bytes
 from runtime.errors import PlanMismatch
 
@@ -77,8 +78,9 @@ def needed_bytes(
         plans: by denoiser, the plans that the ranks will run.
         places: rank -> its place.
         held_on: by denoiser, the driver's device that holds its parameters already; None where it has none.
-        one_process: whether all ranks on that device use those parameters as they are; else the driver's does alone.
-        graphs: whether ranks on GPUs also need buffers of CUDA graphs, for what a call sends and receives.
+        one_process: whether all ranks on that device use those parameters as they are, and pass messages on as they
+            are; else the driver's does alone, and ranks on GPUs copy messages from slots.
+        graphs: whether ranks on GPUs also need the buffers of CUDA graphs.
     """
     needed: dict[Place, int] = {}
     for rank, place in enumerate(places):
@@ -87,9 +89,18 @@ def needed_bytes(
             predicted = plan.predicted.components[branch * plan.components + component]
             there = place == Place("", str(held), None) and (rank == 0 or one_process)
             needed[place] = needed.get(place, 0) + predicted.memory_bytes - there * predicted.parameter_bytes
-            if graphs and place.device.startswith("cuda"):
-                needed[place] += (predicted.receive_bytes + predicted.send_bytes) // plan.calls_of_branch
+            on_gpu = place.device.startswith("cuda")
+            if one_process or not on_gpu:
+                needed[place] -= predicted.slot_bytes
+            if graphs and on_gpu:
+                needed[place] += _graph_bytes(plan, predicted)
     return needed
+
+
+def _graph_bytes(plan: Plan, predicted: PredictedComponent) -> int:
+    if predicted.graph_bytes is not None:
+        return predicted.graph_bytes
+    return (predicted.receive_bytes + predicted.send_bytes) // plan.calls_of_branch  # at least, of an earlier release
 
 
 def room_for_graphs(

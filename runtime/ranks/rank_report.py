@@ -17,9 +17,10 @@ class Report:
     steps: evaluations done. step: the one begun last. busy: within an evaluation or a load.
     waiting_for: the value that it waits for and the rank that sends it, None while it computes or is idle.
     send_seconds: time spent in handing over what it computed. wait_seconds: time spent in waiting for messages.
-    parameter_bytes: of the parameters that it holds. resident_bytes: memory of its process. started_bytes: the same
-    when the rank began and held nothing. trajectories: of how many, or micro-batches of one, it keeps something.
-    marks: what it recorded, where recording was asked for.
+    parameter_bytes: of the parameters that it holds. slot_bytes: of the memory that it has made for messages, which it
+    shares with their readers; 0 where they are passed on without. resident_bytes: memory of its process.
+    started_bytes: the same when the rank began and held nothing. trajectories: of how many, or micro-batches of one, it
+    keeps something. marks: what it recorded, where recording was asked for.
     """
 
     steps: int
@@ -33,6 +34,7 @@ class Report:
     resident_bytes: int
     started_bytes: int = 0
     trajectories: int = 0
+    slot_bytes: int = 0
     marks: tuple[Mark, ...] = field(default=(), repr=False)
 
 
@@ -53,6 +55,7 @@ def report(workers: Sequence[Worker]) -> Report:
         resident_bytes=resident_bytes(),
         started_bytes=workers[0].started_bytes,
         trajectories=sum(worker.trajectories_kept for worker in workers),
+        slot_bytes=mailbox.slot_bytes,
         marks=tuple(latest.recorder.marks) if latest.recorder is not None else (),
     )
 

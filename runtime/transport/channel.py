@@ -135,6 +135,11 @@ class Channel:
 
     # ---- send
 
+    @property
+    def slot_bytes(self) -> int:
+        """Of the slots that it has made for what it sends."""
+        return self._slots.size_bytes
+
     def send(self, header: list[int], key: MessageKey, tensor: torch.Tensor) -> None:
         """Send a message; returns at once.
 

@@ -80,6 +80,11 @@ class Mailbox(ABC):
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
 
+    @property
+    def slot_bytes(self) -> int:
+        """Of the memory that it has made for what it sends, which is shared with the readers."""
+        return 0
+
     @abstractmethod
     def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
         """Send a tensor to other ranks; returns at once.

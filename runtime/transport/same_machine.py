@@ -76,6 +76,10 @@ class SameMachineMailbox(CheckedMailbox):
 
     # ---- send
 
+    @property
+    def slot_bytes(self) -> int:
+        return sum(channel.slot_bytes for channel in self._channels.values())
+
     def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
         layout = Layout(tensor.dtype, tensor.shape, tensor.stride())
         before = self._sent_before.get(key[:2])

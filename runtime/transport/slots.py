@@ -58,6 +58,12 @@ class OwnSlots:
         self._count = 0
         self._numbers: deque[int] = deque()  # of slots that are gone
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all slots that it has."""
+        held = (*self._of_wire.values(), *self._spare.values())
+        return sum(slot.size_bytes for slots in held for _, slot in slots)
+
     def take(self, table: int, wire: int, memory: Memory, size_bytes: int) -> tuple[int, Slot, bytes, list[int]]:
         """A slot that is free, and marked from now on.
 

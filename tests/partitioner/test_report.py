@@ -19,7 +19,7 @@ KEYS = {
 }  # fmt: skip
 COMPONENT_KEYS = {
     "rank", "branch", "nodes", "pieces", "compute_ms", "macs", "parameters", "parameter_bytes", "memory_bytes",
-    "receive_bytes", "send_bytes", "modules",
+    "receive_bytes", "send_bytes", "message_bytes", "slot_bytes", "graph_bytes", "modules",
 }  # fmt: skip
 
 

@@ -42,12 +42,33 @@ def test_every_rank_needs_what_its_component_needs() -> None:
             check_memory([plan], places(*free), held_on=[None])
 
 
+def changed(plan: Plan, **figures: int | None) -> Plan:
+    """The plan with other figures of every component."""
+    components = tuple(each.model_copy(update=figures) for each in plan.predicted.components)
+    return plan.model_copy(update={"predicted": plan.predicted.model_copy(update={"components": components})})
+
+
+def test_slots_are_needed_between_processes_on_gpus_only() -> None:
+    """Elsewhere readers use messages where they lie, and those are counted."""
+    plan = changed(plan_needing(3, 5), message_bytes=2 * GB, slot_bytes=GB)
+    check_memory([plan], places(5, 3), held_on=[None], one_process=False)
+    with pytest.raises(PlanMismatch, match=r"rank 0 on cuda:0 need 5\.0 GB"):
+        check_memory([plan], places(4, 3), held_on=[None], one_process=False)
+    check_memory([plan], places(4, 2), held_on=[None])
+    check_memory([plan], [Place("", "cpu", 6 * GB)] * 2, held_on=[None], one_process=False)
+
+
+def test_buffers_of_graphs_are_those_of_the_plan() -> None:
+    plan = changed(plan_needing(3, 5), graph_bytes=GB)
+    check_memory([plan], places(6, 4), held_on=[None], graphs=True)
+    with pytest.raises(PlanMismatch, match=r"rank 1 on cuda:1 need 4\.0 GB"):
+        check_memory([plan], places(6, 3), held_on=[None], graphs=True)
+    check_memory([plan], [Place("", "cpu", 8 * GB)] * 2, held_on=[None], graphs=True)
+
+
 def test_buffers_of_graphs_need_room_on_gpus(caplog: pytest.LogCaptureFixture) -> None:
-    plan = plan_needing(3, 5)
-    components = tuple(
-        each.model_copy(update={"receive_bytes": GB, "send_bytes": GB}) for each in plan.predicted.components
-    )
-    plan = plan.model_copy(update={"predicted": plan.predicted.model_copy(update={"components": components})})
+    """A plan of an earlier release says what is sent, and not what graphs take."""
+    plan = changed(plan_needing(3, 5), receive_bytes=GB, send_bytes=GB)
     room, none = places(7, 5), places(6, 5)
     assert room_for_graphs([plan], room, held_on=[None], wanted=None)
     assert room_for_graphs([plan], room, held_on=[None], wanted=True)
