@@ -75,8 +75,31 @@ def check_free(pipe: Any, name: str) -> None:
     if not isinstance(module, nn.Module):
         raise InputError(f"a plan is given for {name}, and this {type(pipe).__name__} has no such module")
     forward = vars(uncompiled(module)).get("forward")
-    if isinstance(forward, EngineForward) and forward.engine is not None:
-        raise InputError("this pipeline is already inside a parallelize block; leave it first")
+    if getattr(forward, "engine", None) is not None:
+        raise InputError(_TAKEN)
+
+
+_TAKEN = (
+    "this pipeline's denoiser is already inside a parallelize block, which another thread, or one for another pipeline "
+    "of its parts, may have entered or be about to enter; leave that first. Its engine serves all of them"
+)
+_claims: dict[int, object] = {}  # by the id of a denoiser
+
+
+@contextmanager
+def claimed(denoiser: nn.Module) -> Iterator[None]:
+    """Inside the block no other such block for this denoiser can be entered, in whichever thread.
+
+    Raises:
+        InputError: there is one.
+    """
+    claim = object()
+    if _claims.setdefault(id(denoiser), claim) is not claim:
+        raise InputError(_TAKEN)
+    try:
+        yield
+    finally:
+        _claims.pop(id(denoiser), None)  # unless this module has been loaded again meanwhile
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from partitioner.graph.alone import works_alone
 from partitioner.plan.plan import Plan
 from partitioner.plan.timeline import Timeline
 from partitioner.process import interrupts_put_off
@@ -270,8 +271,9 @@ class Engine:
     def close(self) -> None:
         """End the ranks and give the denoiser its parameters back; nothing is left running. May be called again.
 
-        In the middle of a call, as by a signal handler or a finalizer, it returns at once, and a thread closes the
-        engine when the call has ended, after which there is no other. Ctrl-C and other signals wait until it is closed.
+        In the middle of a call or a trace, as by a signal handler or a finalizer, it returns at once, and a thread
+        closes the engine when that has ended, after which there is no call. Ctrl-C and other signals wait until it is
+        closed.
 
         Raises:
             EngineError: a file that held parameters of the denoiser was written to, and the ranks that have them, too,
@@ -282,7 +284,7 @@ class Engine:
         self._turns.check_process("engine.close()")
         if sys.is_finalizing():
             return  # the program's end has ended the ranks, needs no parameters, and can do little of this any more
-        if at_engine_work():
+        if at_engine_work() or works_alone():
             self._closing = True
             later(self.close, "close engine")
             return
@@ -338,7 +340,7 @@ def _end_dropped(turns: Turns, ranks: Ranks, give_back_weights: Sequence[Callabl
                 stack.callback(give_back_own)
             stack.callback(ranks.close)
 
-    if at_engine_work():  # the garbage collector may run in the middle of anything
+    if at_engine_work() or works_alone():  # the garbage collector may run in the middle of anything
         later(end, "end engine")
     else:
         end()

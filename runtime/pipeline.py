@@ -21,7 +21,7 @@ from partitioner.limits import check_whole
 from partitioner.plan.pipeline_plans import PipelinePlans, load_plans
 from partitioner.plan.plan import Plan
 from partitioner.planning.options import DEFAULTS, PlanOptions
-from runtime.denoiser import Takeover, check_free, denoiser_name, may_be_denoisers, plain_denoiser
+from runtime.denoiser import Takeover, check_free, claimed, denoiser_name, may_be_denoisers, plain_denoiser
 from runtime.devices.names import device_names
 from runtime.devices.places import with_index
 from runtime.engine import Engine, PlannedDenoiser
@@ -75,7 +75,8 @@ def parallelize(
     Raises:
         PlanError: the plan file is not valid.
         PlanMismatch: the plan does not fit the pipeline's denoiser or the devices.
-        InputError: the pipeline has no denoiser, the options contradict each other, or a device is none.
+        InputError: the pipeline has no denoiser, or one that is in another such block, the options contradict each
+            other, or a device is none.
         StartupError: a rank did not start. Whatever is raised, the pipeline is as it was.
 
     >>> with parallelize(pipe, devices=2) as engine:  # doctest: +SKIP
@@ -95,6 +96,7 @@ def parallelize(
         denoisers: dict[str, PlannedDenoiser] = {}
         takeovers: dict[str, Takeover] = {}
         for name in names:
+            stack.enter_context(claimed(uncompiled(getattr(pipe, name))))
             denoiser = stack.enter_context(plain_denoiser(pipe, name))
             takeovers[name] = Takeover(denoiser)
             denoisers[name] = PlannedDenoiser(denoiser, plans[name], takeovers[name].bare)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from threading import RLock
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from partitioner.errors import ForwardFailed, TraceError
+from partitioner.graph.alone import LIBRARIES, alone_with, parts_of
 from partitioner.graph.arguments import FlatArguments, bind_arguments, flatten_arguments, role_of
 from partitioner.graph.constants import MAX_CONSTANT_BYTES
 from partitioner.graph.direct_trace import NotDirect, TraceProgram, direct_trace
@@ -84,7 +85,7 @@ def trace(
             "name the noisy sample in roles"
         )
     nested = nest_arguments(flat.values, flat.containers)
-    with _ONE_AT_A_TIME:  # another thread may trace this very module, which has fakes for parameters meanwhile
+    with alone_with(parts_of(module) | LIBRARIES):
         program = _export(module, nested, model)
         try:
             graph = _read(program, flat, input_roles, model, type(module).__name__)
@@ -114,9 +115,6 @@ def fake_mode() -> Iterator[None]:
         yield
 
 
-_ONE_AT_A_TIME = RLock()  # for a trace changes functions of torch and of libraries while it lasts
-
-
 def _read(
     program: TraceProgram, flat: FlatArguments, roles: Mapping[str, Role], model: str, class_name: str
 ) -> TracedGraph:
@@ -135,11 +133,18 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str, lines: 
     names = {id(child): name for name, child in module.named_modules()}
     limits = TraceLimits(model)
 
+    tracer = get_ident()
+
     def note(child: nn.Module, _args: Any) -> None:
+        if get_ident() != tracer:  # it is called by another thread, and has fakes for parameters until the trace ends
+            with alone_with(parts_of(child)):
+                return
         limits.look()
         failed_in.append(names.get(id(child), ""))
 
     def clear(child: nn.Module, _args: Any, _output: Any) -> None:
+        if get_ident() != tracer:
+            return
         failed_in.pop()
         if child is module and not changed:  # torch.export itself puts some attributes back
             changed.extend(difference for difference in state.differences() if not difference.is_part)

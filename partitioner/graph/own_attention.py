@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 
 import torch
 
@@ -27,9 +28,12 @@ class OwnAttention(AttentionSettings):
         self.places: list[str] = []
         self.where = where
         self._around = _setting()
+        self._thread = get_ident()
 
     def changed(self) -> None:
-        """Note the place, unless what was set is what was set before."""
+        """Note the place, unless what was set is what was set before, or by another thread."""
+        if get_ident() != self._thread:
+            return
         place = self.where()
         if _setting() != self._around and place not in self.places:
             self.places.append(place)

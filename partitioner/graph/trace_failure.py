@@ -55,6 +55,16 @@ def trace_failure(error: BaseException, module: nn.Module, where: str, model: st
     """
     child = module.get_submodule(where)
     place = f"module {where or '<root>'} ({type(child).__name__})"
+    if isinstance(error, OSError):
+        return TraceError(
+            f"{model} cannot be traced, since the system refuses what torch asks for: {first_line(error)}. It needs "
+            "files, and a folder for temporary ones that it can write to (TMPDIR)"
+        )
+    if getattr(vars(child).get("forward"), "engine", None) is not None:
+        return TraceError(
+            f"{model} cannot be traced: {place} is inside a parallelize block, whose engine computes its calls; use "
+            "that engine, or leave the block first"
+        )
     if "forward" in vars(child) and type(child).forward.__code__ not in _codes(error):
         return TraceError(
             f"{model} cannot be traced: a hook has taken over the forward of {place}, and moves or casts weights "

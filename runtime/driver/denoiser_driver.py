@@ -20,11 +20,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from partitioner.graph.alone import Parts, alone_with, parts_of
 from partitioner.graph.stateless import listed
 from partitioner.plan.plan import Plan
 from runtime.driver.call_arguments import CallForm, CallReader, Tensors
@@ -116,13 +118,15 @@ class DenoiserDriver:
         self._foresight = Foresight(self._streams, shared.times, shared.warned)
         self.generations = self._streams.generations
         self._calls = CallReader(denoiser, plan)
-        self._weights = Weights(denoiser)
         self._timesteps = TimestepReader()
         self._graphs = TracedGraphs(
             denoiser, plan, self._calls, shared.tables, most=options.kept_graphs, warned=shared.warned, traced=traced
         )
         self._rows = SharedRows(denoiser, plan, shared.warned)
-        self._planned = self._graphs.planned()
+        self._parts = parts_of(denoiser)  # as it is now: what is added later comes beside them
+        with alone_with(self._parts):
+            self._weights = Weights(denoiser)
+            self._planned = self._graphs.planned()
 
     @property
     def held_on(self) -> str | None:
@@ -142,12 +146,13 @@ class DenoiserDriver:
         Raises:
             EngineError: a rank failed.
         """
-        self._changes = DenoiserChanges(self.denoiser, self._ignored, self._weights.marks)
-        if self._planned is not None:
-            self._distribution.give(self._planned)
-            self._distribution.release()
-            self._planned = None
-            self._changes.settle()
+        with alone_with(self._parts):
+            self._changes = DenoiserChanges(self.denoiser, self._ignored, self._weights.marks)
+            if self._planned is not None:
+                self._distribution.give(self._planned)
+                self._distribution.release()
+                self._planned = None
+                self._changes.settle()
 
     def in_context(self, name: str) -> str:
         """Have calls of this thread or task from here on belong to another cache context; returns the former's name."""
@@ -176,6 +181,25 @@ class DenoiserDriver:
         """
         home = next(iter(tensors.values())).device
         tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
+        with alone_with(self._parts):
+            found = self._find(caller, tensors, form)
+        start = time.perf_counter()
+        others: list[BegunCall] = []
+        if isinstance(found, BegunCall):
+            begun = found
+        else:
+            begun = self._begin(*found)
+            if self.plan.streams > 1:
+                others = self._foresight.begin_others(*found, self._begin)
+        results = self._dispatcher.finish(begun.running, [other.running for other in others])
+        self._shared.times.add(begun.mode, time.perf_counter() - start, begun.reason)
+        self._streams.done(begun.stream, begun.call, results[0], begun.reason)
+        self._let_go([begun, *others])
+        output = [item.to(home) if isinstance(item, torch.Tensor) else item for item in results]
+        return begun.call.graph.output(output)
+
+    def _find(self, caller: Caller, tensors: Tensors, form: CallForm) -> BegunCall | tuple[DenoiserCall, Stream]:
+        """What was begun of a call, where it was foreseen, or the call and its stream, which has taken its inputs."""
         undone = self._distribution.recover()  # first: whoever looks for changes reads parameters
         if undone:
             raise InputError(_undone_text(undone))
@@ -186,21 +210,7 @@ class DenoiserDriver:
             return not self._graphs.turns or self._graphs_of(tensors, form).branches == graphs.branches
 
         begun = self._foresight.made(caller, self.context_name.get(), tensors, form, number, is_present)
-        others: list[BegunCall] = []
-        if begun is None:
-            call, stream = self._stream_of(caller, tensors, form, number)
-            start = time.perf_counter()
-            begun = self._begin(call, stream)
-            if self.plan.streams > 1:
-                others = self._foresight.begin_others(call, stream, self._begin)
-        else:
-            start = time.perf_counter()
-        results = self._dispatcher.finish(begun.running, [other.running for other in others])
-        self._shared.times.add(begun.mode, time.perf_counter() - start, begun.reason)
-        self._streams.done(begun.stream, begun.call, results[0], begun.reason)
-        self._let_go([begun, *others])
-        output = [item.to(home) if isinstance(item, torch.Tensor) else item for item in results]
-        return begun.call.graph.output(output)
+        return begun or self._stream_of(caller, tensors, form, number)
 
     def _let_go(self, present: Sequence[BegunCall]) -> None:
         """Have ranks forget what is not kept any longer: between calls, and all of them in the order of commands.
@@ -332,18 +342,24 @@ class DenoiserDriver:
             WeightsChanged: with that, writes to parameters since the last call are undone.
         """
         self.generations.end_all()
-        undone = self._distribution.recover(thorough=True)
+        with alone_with(self._parts):
+            undone = self._distribution.recover(thorough=True)
         if undone:
             raise WeightsChanged(_undone_text(undone))
 
     def restore(self) -> None:
         """Give the denoiser its parameters back."""
-        self._weights.restore()
+        self.give_back()
 
     @property
     def give_back(self) -> Callable[[], None]:
         """Does as ``restore`` does, and keeps neither this nor the denoiser alive."""
-        return self._weights.restore
+        return partial(_restore, self._weights, self._parts)
+
+
+def _restore(weights: Weights, parts: Parts) -> None:
+    with alone_with(parts):
+        weights.restore()
 
 
 def _undone_text(paths: Sequence[str]) -> str:

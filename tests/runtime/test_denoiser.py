@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from runtime.denoiser import EngineForward, Takeover, check_free, denoiser_name, plain_denoiser
+from runtime import parallelize
+from runtime.denoiser import EngineForward, Takeover, check_free, claimed, denoiser_name, plain_denoiser
 from runtime.engine import Engine
 from runtime.errors import InputError
 from runtime.options import EngineOptions
@@ -79,6 +80,18 @@ def test_a_denoiser_that_is_taken_over_is_itself_and_gives_what_it_gave() -> Non
     assert set(vars(denoiser)) == attributes
     assert denoiser_name(SimpleNamespace(unet=denoiser)) == "unet"
     assert equal(trajectory.through(denoiser), before)
+
+
+def test_a_denoiser_that_another_block_is_about_to_take_is_refused_also_in_other_pipelines() -> None:
+    denoiser = toy()
+    plan = toy_plan(denoiser)
+    with claimed(denoiser):  # as in another thread that traces it
+        for pipe in (SimpleNamespace(unet=denoiser), SimpleNamespace(unet=toy(), unet_2=denoiser)):
+            with pytest.raises(InputError, match="already inside a parallelize block, which another thread"):
+                parallelize(pipe, plan, transport="emulation").__enter__()
+    assert "forward" not in vars(denoiser)
+    with parallelize(pipe, plan, transport="emulation", exact=True):
+        assert equal(Trajectory().through(pipe.unet_2), Trajectory().through(toy()))
 
 
 def test_its_own_hooks_run_once_around_the_engine() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
@@ -157,6 +159,42 @@ def test_an_interrupt_ends_a_trace_as_an_interrupt_and_leaves_no_hook(early: boo
     for child in module.modules():
         assert not child._forward_hooks
         assert not child._forward_pre_hooks
+
+
+class Slow(nn.Module):
+    """In a trace its forward goes on when another thread has been at a call for a moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.begun, self.called = Event(), Event()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        if torch.compiler.is_compiling() and not self.called.is_set():
+            self.begun.set()
+            self.called.wait(20)
+            time.sleep(0.05)
+        return self.last(x)
+
+
+@torch.no_grad()
+def test_a_call_by_another_thread_in_the_middle_of_a_trace_waits_for_its_end() -> None:
+    module, latent = Slow().eval(), torch.ones(2, 8)
+    wanted = module(latent)
+
+    def call() -> torch.Tensor:
+        assert module.begun.wait(20)
+        module.called.set()
+        with torch.no_grad():
+            made: torch.Tensor = module(latent)
+        return made
+
+    with ThreadPoolExecutor(1) as pool:
+        called = pool.submit(call)
+        graph = trace(module, {"x": latent}, {"x": "latent"})
+        assert torch.equal(called.result(), wanted)
+    assert len(graph.nodes) == 2
 
 
 def test_threads_that_trace_one_module_get_the_same_graph() -> None:

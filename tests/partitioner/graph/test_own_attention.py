@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from partitioner.errors import TraceError
 from partitioner.graph.export import trace
+from partitioner.graph.own_attention import OwnAttention
 
 
 class Attention(nn.Module):
@@ -37,3 +40,13 @@ def test_a_choice_around_the_call_is_the_processs_own() -> None:
     with sdpa_kernel(SDPBackend.MATH):
         traced([])
         traced([SDPBackend.MATH])
+
+
+def test_what_another_thread_chooses_meanwhile_is_none_of_the_forwards() -> None:
+    def choose() -> None:
+        with sdpa_kernel(SDPBackend.MATH):
+            pass
+
+    with OwnAttention(lambda: "") as watch, ThreadPoolExecutor(1) as pool:
+        pool.submit(choose).result()
+    assert not watch.places

@@ -45,6 +45,28 @@ def test_a_hook_that_moves_weights_in_forward_is_said_to() -> None:
         traced(module)
 
 
+def test_what_the_system_refuses_is_no_fault_of_the_denoisers() -> None:
+    class Refused(nn.Module):
+        def forward(self, input: torch.Tensor) -> Any:
+            raise FileNotFoundError("No usable temporary directory found")  # as torch does where it is first needed
+
+    with pytest.raises(TraceError, match=r"refuses what torch asks for: No usable temporary .* \(TMPDIR\)$"):
+        traced(Refused().eval())
+
+
+def test_a_module_in_a_parallelize_block_is_said_to_be() -> None:
+    class EnginesForward:
+        engine = "an engine"
+
+        def __call__(self, input: torch.Tensor) -> Any:
+            raise ZeroDivisionError
+
+    module = denoiser()
+    module.forward = EnginesForward()
+    with pytest.raises(TraceError, match=r"module <root> \(Sequential\) is inside a parallelize block"):
+        traced(module)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("feature", ["layerwise casting", "group offload", "torchao", "bitsandbytes"])
 def test_features_of_diffusers_that_keep_weights_elsewhere(feature: str) -> None:

@@ -7,6 +7,8 @@ import gc
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +214,29 @@ def test_engines_that_are_thrown_away_leave_nothing() -> None:
         with pytest.warns(ResourceWarning, match="thrown away without having been closed"):
             lose()
         assert not rank_processes()
+
+
+def test_engines_of_one_module_start_run_and_end_in_several_threads_which_also_call_it() -> None:
+    plan, wanted = plan_for(FRAGILE), trajectory(FRAGILE)
+    state = {name: tensor.clone() for name, tensor in FRAGILE.state_dict().items()}
+    begin = threading.Barrier(4)
+
+    def use_engines() -> bool:
+        begin.wait()
+        done = []
+        for _ in range(2):
+            with engine_for(FRAGILE, plan, exact=True) as engine:
+                done.append(equal(trajectory(engine), wanted))
+        return all(done)
+
+    def call() -> bool:
+        begin.wait()
+        return all(equal(trajectory(FRAGILE), wanted) for _ in range(20))
+
+    with ThreadPoolExecutor(4) as pool:
+        at_work = [*(pool.submit(use_engines) for _ in range(3)), pool.submit(call)]
+        assert all(each.result() for each in at_work)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in FRAGILE.state_dict().items())
 
 
 def test_starts_and_stops_leave_the_program_as_it_was() -> None:
