@@ -195,7 +195,9 @@ def register_model(
     """
 
     def register(describe: Callable[[Request], Inputs]) -> Callable[[Request], Inputs]:
-        if name in BUILT_IN or (name in ARCHITECTURES and ARCHITECTURES[name].describe is not describe):
+        known = ARCHITECTURES.get(name)
+        # of the same name is the same function, once more: a notebook's cell, or a module, is run again
+        if name in BUILT_IN or (known is not None and _place_of(known.describe) != _place_of(describe)):
             raise UsageError(f"a model named {name!r} is registered already; choose another name")
         if guidance_style not in GUIDANCE_STYLES:
             raise UsageError(f"guidance_style is {guidance_style!r}; expected one of {', '.join(GUIDANCE_STYLES)}")
@@ -203,6 +205,10 @@ def register_model(
         return describe
 
     return register
+
+
+def _place_of(describe: Callable[[Request], Inputs]) -> tuple[str, str]:
+    return describe.__module__, describe.__qualname__
 
 
 def model_names() -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import diffusers
@@ -56,6 +56,19 @@ def test_one_decorated_function_adds_an_architecture() -> None:
         register_model("tiny-denoiser")(lambda request: {})
     with pytest.raises(UsageError, match="registered already"):
         register_model("sdxl")(tiny)
+
+
+def test_a_notebooks_cell_that_registers_a_model_may_be_run_again() -> None:
+    def run_cell() -> Callable[[Request], Inputs]:
+        @register_model("tiny-again", build=TinyDenoiser)
+        def tiny(request: Request) -> Inputs:
+            return {"t": timestep()}
+
+        return tiny
+
+    run_cell()
+    again = run_cell()
+    assert ARCHITECTURES["tiny-again"].describe is again
 
 
 def test_the_guide_s_example_adds_a_diffusers_class(tmp_path: Path) -> None:
