@@ -309,6 +309,12 @@ class Engine:
         with interrupts_put_off():
             self._ranks.close()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an engine can be neither copied nor sent to another process, as an argument of a spawned one: start one "
+            "there, from the denoiser and the plan"
+        )
+
     def __enter__(self) -> Engine:
         return self
 

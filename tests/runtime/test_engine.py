@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import threading
 from typing import Any
@@ -209,6 +211,14 @@ class TestRefusedBeforeAnythingStarts:
     def test_a_module_in_training_mode(self) -> None:
         with pytest.raises(PlanMismatch, match=r"\.eval\(\)"):
             Engine(toy().train(), toy_plan(DENOISER))
+
+    @pytest.mark.parametrize("by", [copy.copy, copy.deepcopy, pickle.dumps])
+    def test_an_engine_that_is_to_be_in_two_places(self, by: Any) -> None:
+        with (
+            Engine(DENOISER, toy_plan(DENOISER), EngineOptions(transport="emulation")) as engine,
+            pytest.raises(TypeError, match="neither copied nor sent to another process"),
+        ):
+            by(engine)
 
 
 # ---- its end
