@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -106,9 +107,11 @@ def direct_trace(module: nn.Module, arguments: Mapping[str, Any], where: Callabl
 @contextmanager
 def _no_autocast() -> Iterator[None]:
     """Inside the block, torch.autocast ends the trace: its casts are no operators of the graph."""
-    before = torch.autocast.__enter__
+    before, tracer = torch.autocast.__enter__, get_ident()
 
     def refuse(self: Any) -> Any:
+        if get_ident() != tracer:
+            return before(self)  # type: ignore[no-untyped-call]
         raise NotDirect("autocast")
 
     torch.autocast.__enter__ = refuse  # type: ignore[method-assign]

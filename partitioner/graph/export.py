@@ -111,8 +111,13 @@ def fake_mode() -> Iterator[None]:
     >>> layer.weight.shape
     torch.Size([100000, 100000])
     """
-    with FakesWithConstants(MAX_CONSTANT_BYTES), torch.no_grad(), torch.random.fork_rng(devices=[]), untold():
-        yield
+    mode = FakesWithConstants(MAX_CONSTANT_BYTES)
+    try:
+        with mode, torch.no_grad(), untold():
+            yield
+    finally:
+        if mode.state_before_draws is not None:  # only then: what other threads draw meanwhile must not come again
+            torch.set_rng_state(mode.state_before_draws)
 
 
 def _read(

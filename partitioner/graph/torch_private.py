@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Any, Self, cast
 
 import torch
@@ -187,23 +187,28 @@ class _NoTraceback:
 def calls_recorded(record: Callable[[OpOverload, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
     """Inside the block, ``record`` is given all calls of operators, before autograd takes them apart, as torch.export.
 
+    No setting by which torch computes is another meanwhile: it would be so for other threads, too.
+
     Args:
         record: Makes the call, and returns what it gives.
     """
-    with _no_backends(), _compiling_state_context(), enable_python_dispatcher(), _CallRecorder(record):
+    with _compiling_state_context(), enable_python_dispatcher(), _CallRecorder(record):
         yield
 
 
-@contextmanager
-def _no_backends() -> Iterator[None]:
-    """Inside the block, no library takes part in choosing operators, nor stands in their arguments."""
-    backends: Any = (torch.backends.mkldnn, torch.backends.nnpack, torch.backends.cudnn)
-    before = [backend.set_flags(False) for backend in backends]
-    try:
-        yield
-    finally:
-        for backend, flags in zip(backends, before, strict=True):
-            backend.set_flags(*flags)
+def _without_backends(func: OpOverload, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a call as they are under torch.export, which switches cuDNN off: group_norm has that."""
+    position = _backend_position(func)
+    if position is None:
+        return args
+    left_out = [argument.default_value for argument in func._schema.arguments[len(args) : position]]
+    return (*args[:position], *left_out, False, *args[position + 1 :])
+
+
+@cache
+def _backend_position(func: OpOverload) -> int | None:
+    names = [argument.name for argument in func._schema.arguments]
+    return next((names.index(name) for name in ("cudnn_enabled", "cudnn_enable") if name in names), None)
 
 
 class _CallRecorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -223,7 +228,7 @@ class _CallRecorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         with (
             torch._C._DisablePythonDispatcher()
         ):  # what is inside the operator is computed without Python, which is faster
-            return self._record(func, args, kwargs or {})
+            return self._record(func, _without_backends(func, args), kwargs or {})
 
 
 class AttentionSettings:
@@ -292,6 +297,7 @@ class FakesWithConstants(FakeTensorMode):  # type: ignore[no-untyped-call]
         super().__init__(allow_non_fake_inputs=True)
         self.max_bytes = max_bytes
         self.keeps_constants = True
+        self.state_before_draws: torch.Tensor | None = None  # of torch's generator, before real random numbers
 
     def dispatch(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -314,7 +320,11 @@ class FakesWithConstants(FakeTensorMode):  # type: ignore[no-untyped-call]
         small = (
             sum(tensor.numel() * tensor.element_size() for tensor in tensors) <= self.max_bytes
         )  # also of sparse ones
-        return func(*args, **(kwargs or {})) if small and all(t.device.type == "cpu" for t in tensors) else made
+        if not small or any(t.device.type != "cpu" for t in tensors):
+            return made
+        if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()) and self.state_before_draws is None:
+            self.state_before_draws = torch.get_rng_state()
+        return func(*args, **(kwargs or {}))
 
     def _note_overwritten(self, func: OpOverload, args: Sequence[Any]) -> None:
         """Note a real tensor that something fake is written to, so that its values are not known any more."""

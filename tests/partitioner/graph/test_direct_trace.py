@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,31 @@ def test_so_it_is_with_weights(kind: str) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(NotDirect):
         direct_trace(module, given, lambda: "")
     assert trace(module, given, {"x": "latent"}).latent_nodes
+
+
+def setting_elsewhere() -> tuple[bool, ...]:
+    """By which another thread computes now, under an autocast."""
+
+    def setting() -> tuple[bool, ...]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            backends: Any = torch.backends
+            return backends.mkldnn.enabled, backends.cudnn.enabled, torch.is_autocast_enabled("cpu")
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(setting).result()
+
+
+def test_other_threads_compute_meanwhile_as_ever() -> None:
+    """With the same libraries, and under an autocast, which would end the trace of a forward that enters it."""
+    usual = setting_elsewhere()
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.GroupNorm(2, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert setting_elsewhere() == usual
+            return self.norm(x)
+
+    trace(Watched().eval(), {"x": torch.zeros(2, 8)}, {"x": "latent"})

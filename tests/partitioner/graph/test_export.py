@@ -197,6 +197,12 @@ def test_a_call_by_another_thread_in_the_middle_of_a_trace_waits_for_its_end() -
     assert len(graph.nodes) == 2
 
 
+def test_what_another_thread_draws_in_the_middle_of_a_trace_is_not_drawn_again() -> None:
+    with fake_mode(), ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(torch.rand, 8).result()
+    assert not torch.equal(torch.rand(8), drawn)
+
+
 def test_threads_that_trace_one_module_get_the_same_graph() -> None:
     module = nn.Sequential(nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 8)).eval()
     latent = torch.zeros(2, 8)
