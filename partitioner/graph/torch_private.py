@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     unset_fake_temporarily,
 )
+from torch.autograd import forward_ad
 from torch.distributed import ProcessGroupGloo
 from torch.fx import GraphModule
 from torch.fx import proxy as fx_proxy
@@ -59,11 +60,13 @@ __all__ = [
     "nothing_to_read",
     "plain_callable",
     "real_of",
+    "storage_is_shared",
     "tree_flatten",
     "tree_leaves",
     "tree_map_only",
     "tree_unflatten",
     "uncompiled",
+    "under_a_transform",
     "unset_fake_temporarily",
     "without_constants",
     "without_own_hooks",
@@ -285,6 +288,14 @@ def real_of(tensor: torch.Tensor) -> torch.Tensor | None:
     return None if hasattr(real.untyped_storage(), _UNKNOWN) else real
 
 
+def storage_is_shared(tensor: torch.Tensor) -> bool:
+    """Whether a tensor, a numpy array or a process beside this tensor has a part of the memory that it lies in."""
+    storage = tensor.untyped_storage()
+    own = 2 if tensor._base is None else 3  # the tensor, what it is a view of, and ``storage``
+    counted: int = torch._C._storage_Use_Count(storage._cdata)
+    return counted > own or tensor.is_shared()
+
+
 class FakesWithConstants(FakeTensorMode):  # type: ignore[no-untyped-call]
     """A fake mode in which small tensors that are made of numbers alone are real.
 
@@ -362,6 +373,11 @@ def uncompiled(module: nn.Module) -> nn.Module:
     """The module that ``torch.compile(module)`` wraps, or the module itself."""
     inner: nn.Module = getattr(module, "_orig_mod", module)
     return inner
+
+
+def under_a_transform() -> bool:
+    """Whether torch.func transforms what is called now (vmap, jvp, grad), or gradients are computed forward."""
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from partitioner.graph.tensor_digest import digest, digests
 from runtime.devices.memory import give_back
 from runtime.errors import PlanMismatch, WeightsChanged
 from runtime.transport.mapped_memory import is_within, private_mappings, written_pages
+from runtime.transport.movable import is_plain, movable
 from runtime.transport.weight_files import (
     FileState,
     MappedFile,
@@ -109,7 +110,10 @@ class Weights:
         return tuple(self._offset(state[p.path]) if p.path in state else 0 for p in wanted)
 
     def take_out(self, wanted: Sequence[Parameter]) -> None:
-        """Give parameters and buffers that lie in a mapped file memory of their own: who writes to it changes them."""
+        """Give parameters and buffers that lie in a mapped file memory of their own: who writes to it changes them.
+
+        That and what follows leaves alone what is not ``movable``.
+        """
         state = self.state()
         self._take_out({p.path: state[p.path] for p in wanted if p.path in state})
 
@@ -119,18 +123,20 @@ class Weights:
 
     def take_out_written(self, written: Collection[torch.Tensor]) -> None:
         """Give released parameters that were written to memory of their own: no file holds what they hold."""
-        for released in [self._released[id(tensor)] for tensor in written if id(tensor) in self._released]:
-            if released.is_as_released:
+        found = [self._released[id(tensor)] for tensor in written if id(tensor) in self._released]
+        alone = movable([released.parameter for released in found])
+        for released in found:
+            if released.is_as_released and id(released.parameter) in alone:
                 _own_memory(released.parameter, released.offset)
             del self._released[id(released.parameter)]
 
     def _take_out(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        alone = _not_overlapping(self.state().values())
         places = private_mappings()
-        for tensor in tensors.values():
-            if id(tensor) in alone and is_within(places, tensor.data_ptr()):
-                _own_memory(tensor, self._offset(tensor))
-                self._released.pop(id(tensor), None)
+        plain = [tensor for tensor in tensors.values() if is_plain(tensor)]
+        in_files = {id(tensor): tensor for tensor in plain if is_within(places, tensor.data_ptr())}
+        for number in movable(in_files.values(), self.state().values()):
+            _own_memory(in_files[number], self._offset(in_files[number]))
+            self._released.pop(number, None)
 
     def release(self, paths: Collection[str], kept: Collection[str]) -> None:
         """Make views of files of those parameters that a file holds in the same dtype and layout.
@@ -142,7 +148,8 @@ class Weights:
         """
         state = self.state()
         stays = {id(state[path]) for path in kept if path in state}
-        alone = _not_overlapping(state.values()) - stays
+        wanted = {id(state[path]): state[path] for path in paths if path in state}
+        alone = movable([each for number, each in wanted.items() if number not in stays], state.values())
         by_file: dict[tuple[OpenFile, FileState], dict[str, str | None]] = defaultdict(dict)
         for path in dict.fromkeys(paths):
             stored, tensor = self._stored.get(path), state.get(path)
@@ -155,8 +162,7 @@ class Weights:
             except (OSError, SafetensorError):
                 continue  # it was written to just now: the parameters stay in memory
             self._mapped.append(mapped)
-            for path, view in mapped.tensors.items():
-                self._release(path, state[path], mapped, view, digest_of[path])
+            self._release(mapped, digest_of, state)
         pages = self.marks()
         for number, released in self._released.items():
             released.pages = released.pages or pages.get(number)
@@ -167,12 +173,15 @@ class Weights:
         give_back()
 
     def _release(
-        self, path: str, parameter: torch.Tensor, mapped: MappedFile, view: torch.Tensor, digest: str | None
+        self, mapped: MappedFile, digest_of: Mapping[str, str | None], state: Mapping[str, torch.Tensor]
     ) -> None:
-        offset = offset_of(parameter)
-        parameter.data = view.as_strided(parameter.shape, parameter.stride())
-        memory, version = _memory(parameter), parameter._version
-        self._released[id(parameter)] = _Released(path, parameter, mapped, memory, offset, version, digest)
+        """Have parameters, and nothing else, be what lies in a mapped file."""
+        for path, view in mapped.tensors.items():
+            parameter, offset = state[path], offset_of(state[path])
+            parameter.data = view.as_strided(parameter.shape, parameter.stride())
+            memory, version = _memory(parameter), parameter._version
+            self._released[id(parameter)] = _Released(path, parameter, mapped, memory, offset, version, digest_of[path])
+        mapped.tensors.clear()
 
     def marks(self) -> dict[int, bytes]:
         """By id, of the released parameters, what is another after any write to them: they need not be read for it."""
@@ -235,8 +244,9 @@ class Weights:
             WeightsChanged: a file was written to, so that parameters in it cannot be had any more; they are NaN then.
         """
         lost, pages, views = set(map(id, self.lost())), self.marks(), self._views()
+        alone = movable([each.parameter for _, each in views]) - lost
         for number, each in views:
-            if number not in lost:
+            if number in alone:
                 _own_memory(each.parameter, each.offset)
         for number, each in views:  # its file may have been written to while it was copied
             is_another = each.mapped.opened.state != each.mapped.state and not self._is_written(each, pages)
@@ -287,9 +297,9 @@ def check_in_memory(denoiser: nn.Module) -> None:
         more = f" and {len(absent) - 1} more of its {len(tensors)} tensors" if len(absent) > 1 else ""
         folder = getattr(getattr(denoiser, "config", None), "_name_or_path", None)
         raise PlanMismatch(
-            f"{absent[0]}{more} of this {kind} {'have' if more else 'has'} no values (the device is meta): the files "
-            f"that it was loaded from{f', in {folder},' if folder else ''} hold no tensor of that name; get the whole "
-            "of them, or the configuration that belongs to them"
+            f"{absent[0]}{more} of this {kind} {'have' if more else 'has'} no values (the device is meta): it was "
+            f"moved there, or the files that it was loaded from{f', in {folder},' if folder else ''} hold no tensor of "
+            "that name; load it again, from the whole of the files, with the configuration that belongs to them"
         )
 
 
@@ -307,27 +317,7 @@ def _own_memory(tensor: torch.Tensor, offset: int) -> None:
     tensor.data = at_offset(tensor.detach().clone(), offset)
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether it lies in ordinary memory of this process, in no parts, and can be given other memory."""
-    if type(tensor.data) is not torch.Tensor or tensor.is_inference():
-        return False
-    return tensor.device.type == "cpu" and tensor.layout is torch.strided
-
-
 def _can_be_view(tensor: torch.Tensor | None, dtype: torch.dtype) -> bool:
     if type(tensor) is not nn.Parameter or tensor.nbytes == 0:
         return False
     return tensor.dtype == dtype and tensor.is_floating_point() and tensor.is_contiguous()
-
-
-def _not_overlapping(tensors: Collection[torch.Tensor]) -> set[int]:
-    """Ids of those plain tensors whose memory no other of them has a part of."""
-    plain = {id(tensor): tensor for tensor in tensors if _is_plain(tensor)}
-    found = set(plain)
-    end, last = 0, 0
-    for tensor in sorted(plain.values(), key=torch.Tensor.data_ptr):
-        if tensor.nbytes and tensor.data_ptr() < end:
-            found -= {id(tensor), last}
-        if tensor.data_ptr() + tensor.nbytes > end:
-            end, last = tensor.data_ptr() + tensor.nbytes, id(tensor)
-    return found

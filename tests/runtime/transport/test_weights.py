@@ -213,9 +213,52 @@ def test_tied_and_overlapping_parameters_stay_so(folder: Path) -> None:
     weights.restore()
 
 
+def written_through(module: nn.Module, kept: dict[str, torch.Tensor]) -> bool:
+    """Whether a write through each of the kept tensors is one to the parameter of its name, and leaves it in place."""
+    for tensor in kept.values():
+        tensor.numpy()[...] += 1
+    return same(values(module), kept)
+
+
+def test_what_somebody_else_has_a_part_of_stays_where_it_is(module: Loaded) -> None:
+    """As what state_dict() gave before: who writes to it writes to the parameters, in a file's memory or their own."""
+    module.two.weight.data = module.two.weight.data.clone()
+    kept = {name: module.state_dict()[name] for name in ("one.weight", "one.bias", "two.weight")}
+    weights = release(module, "one.bias")
+    assert weights.released == {"two.bias"}
+    assert written_through(module, kept | {"two.bias": module.state_dict()["two.bias"]} | {"table": module.table})
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["after", "before and after"])
+def test_so_does_what_was_taken_while_it_was_released(module: Loaded, between: bool) -> None:
+    weights = release(module)
+    kept = module.state_dict()
+    if between:
+        assert written_through(module, kept)
+        weights.take_out_written(list(module.parameters()))
+        assert not weights.released
+    weights.restore()
+    assert written_through(module, kept)
+
+
+def test_what_is_left_in_cycles_is_nobodys(module: Loaded) -> None:
+    holder = SimpleNamespace(state=module.state_dict())
+    holder.itself = holder
+    del holder
+    assert release(module).released == PARAMETERS
+
+
+def test_memory_that_processes_share_is_not_let_go_of(module: Loaded) -> None:
+    module.one.share_memory()
+    assert release(module).released == {"two.weight", "two.bias"}
+    assert module.one.weight.is_shared()
+
+
 def test_parameters_without_memory_are_refused(module: Loaded, folder: Path) -> None:
     module.two.weight = nn.Parameter(torch.empty(20, 30, device="meta"))
-    with pytest.raises(PlanMismatch, match=f"^two.weight of this Loaded has no values .* from, in {folder}, hold no"):
+    with pytest.raises(
+        PlanMismatch, match=f"^two.weight of this Loaded has no values .* moved there.* in {folder}, hold no"
+    ):
         Weights(module)
     module.to("meta")
     with pytest.raises(PlanMismatch, match=r"^one.weight and 4 more of its 5 tensors of this Loaded have no values "):
