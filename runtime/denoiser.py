@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from partitioner.graph.arguments import bind_arguments
-from partitioner.graph.torch_private import compiled_call_set_aside, uncompiled, without_own_hooks
+from partitioner.graph.torch_private import compiled_call_set_aside, uncompiled, under_a_transform, without_own_hooks
 from runtime.engine import Engine, EngineCalls
 from runtime.errors import InputError
 
@@ -198,6 +198,11 @@ class EngineForward(_MethodInstead):
             raise InputError(
                 "an input of this denoiser call requires gradients, which an engine does not compute: make the call "
                 "under torch.no_grad(), or outside of the parallelize block"
+            )
+        if under_a_transform():
+            raise InputError(
+                "this denoiser call is made inside of a transform of torch.func (vmap, jvp, grad) or of forward-mode "
+                "gradients, which an engine does not follow: make the call outside of it, or of the parallelize block"
             )
         output = engine(*args, **kwargs)
         by_name = bind_arguments(self._owner, args, kwargs).get("return_dict", True)

@@ -35,6 +35,7 @@ class TensorValues:
         """
         self.tensors = list(tensors)
         self._versioned = [tensor for tensor in self.tensors if not tensor.is_inference()]
+        self._placed = [tensor for tensor in self.tensors if tensor.layout is torch.strided]
         self._marks = marks
         self._digests: dict[int, str | None] = {}
         self.settle(self.tensors)
@@ -47,7 +48,7 @@ class TensorValues:
         """The tensors that were written to or moved, or that hold anything else."""
         versions, places = self._versions_and_places()
         found = {id(t) for t, now, old in zip(self._versioned, versions, self._taken[0], strict=True) if now != old}
-        found |= {id(t) for t, now, old in zip(self.tensors, places, self._taken[1], strict=True) if now != old}
+        found |= {id(t) for t, now, old in zip(self._placed, places, self._taken[1], strict=True) if now != old}
         marks = self._marks()
         unread = marks.keys() & self._taken_marks.keys()
         found |= {marked for marked in unread if marks[marked] != self._taken_marks[marked]}
@@ -65,5 +66,5 @@ class TensorValues:
         self._taken_marks = self._marks()
 
     def _versions_and_places(self) -> tuple[list[int], list[int]]:
-        # inference tensors have no versions; wrappers of other tensors have no address
-        return list(map(_version, self._versioned)), list(map(torch.Tensor.data_ptr, self.tensors))
+        # inference tensors have no versions; sparse ones, and wrappers of other tensors, have no address
+        return list(map(_version, self._versioned)), list(map(torch.Tensor.data_ptr, self._placed))

@@ -31,7 +31,7 @@ _PLAIN = (torch.Tensor, nn.Parameter, nn.Buffer, FakeTensor)
 
 
 def refuse_unloadable(module: nn.Module, model: str) -> None:
-    """Refuse a module with parameters that are no plain tensors, such as quantised ones.
+    """Refuse a module with parameters that are no plain tensors, such as quantised and sparse ones.
 
     Raises:
         TraceError: There is one; the message names it.
@@ -41,6 +41,11 @@ def refuse_unloadable(module: nn.Module, model: str) -> None:
             raise TraceError(
                 f"{model}: parameter {path} is of type {type(tensor).__name__}, a tensor with parts of its own (it is "
                 "quantised, say), which ranks cannot load; load the denoiser without quantisation"
+            )
+        if tensor.layout is not torch.strided:
+            raise TraceError(
+                f"{model}: parameter {path} has the layout {str(tensor.layout).removeprefix('torch.')}, which ranks "
+                "cannot load; expected an ordinary, dense tensor: convert it with .to_dense()"
             )
 
 

@@ -22,7 +22,8 @@ from partitioner.plan.plan import Plan
 from runtime.driver.call_arguments import CallForm, CallReader, CallSignature, Tensors, call_signature, graph_signature
 from runtime.driver.denoiser_changes import KEPT
 from runtime.driver.warn_once import warn_once
-from runtime.errors import InputError, OtherCalls, OtherDenoiser
+from runtime.errors import InputError, OtherCalls, OtherDenoiser, PlanMismatch
+from runtime.transport.weights import check_in_memory
 from runtime.worker.specs import ComponentSpec, PreambleSpec, build_specs
 
 REMEMBERED = 1024  # graphs that were let go of, by a number each
@@ -278,6 +279,10 @@ class TracedGraphs:
     def _trace(
         self, example: Callable[[], Mapping[str, Any]], roles: Mapping[str, str], *, same_denoiser: bool
     ) -> BuiltGraph:
+        try:
+            check_in_memory(self._denoiser)
+        except PlanMismatch as error:
+            raise TraceError(str(error)) from error
         with traceable(self._denoiser):
             graph = trace(self._traced(), example(), roles, model=self._plan.model)
         if not same_denoiser and not self._plan.is_of_modified(graph):

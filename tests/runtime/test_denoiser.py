@@ -8,7 +8,7 @@ import inspect
 import io
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType, SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from runtime import parallelize
 from runtime.denoiser import EngineForward, Takeover, check_free, claimed, denoiser_name, plain_denoiser
@@ -25,6 +26,8 @@ from runtime.options import EngineOptions
 from tests.support.engines import ToyDenoiser, Trajectory, equal, toy, toy_plan
 
 pytestmark = pytest.mark.usefixtures("trace_once")
+
+Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Changed(ToyDenoiser):
@@ -198,6 +201,30 @@ def test_gradients_are_refused() -> None:
             denoiser(**inputs)
         with torch.no_grad():
             denoiser(**inputs)
+
+
+def forward_gradient(function: Function, x: torch.Tensor) -> torch.Tensor:
+    with forward_ad.dual_level():
+        return function(forward_ad.make_dual(x, x))
+
+
+TRANSFORMS: dict[str, Callable[[Function, torch.Tensor], object]] = {
+    "jvp": lambda function, x: torch.func.jvp(function, (x,), (x,)),
+    "vmap": lambda function, x: torch.func.vmap(function)(x[None]),
+    "forward gradients": forward_gradient,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own call
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_of_functions_are_refused(name: str) -> None:
+    denoiser, inputs = toy(), Trajectory().inputs(0)
+    x = inputs.pop("x")
+    with (
+        taken_over(denoiser),
+        pytest.raises(InputError, match=r"a transform of torch\.func .* outside of it"),
+    ):
+        TRANSFORMS[name](lambda x: denoiser(x=x, **inputs)[0], x)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import prune
 
 from partitioner import compile
 from partitioner.planning.options import PlanOptions
@@ -215,6 +216,34 @@ def test_an_engine_stays_usable_after_a_call_in_the_dtype_before_a_cast() -> Non
         denoiser.float()
         assert equal(trajectory.through(engine), trajectory.through(denoiser))
         assert len(before) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda d: d.to("meta"), r"time\.weight .* of this ToyDenoiser have no values .*: it was moved there, or"),
+        (
+            lambda d: setattr(d.down[1].read, "weight", nn.Parameter(torch.eye(8).to_sparse())),
+            r"parameter down\.1\.read\.weight has the layout sparse_coo",
+        ),
+        (lambda d: prune.l1_unstructured(d.down[1].read, "weight", 0.4), r"changes attribute weight of module down\.1"),
+    ],
+    ids=["moved to meta", "sparse", "pruned"],
+)
+def test_weights_that_ranks_cannot_hold_are_refused(change: Callable[[Any], object], expected: str) -> None:
+    denoiser, trajectory = toy(), Trajectory(calls=2)
+    state = {path: tensor.clone() for path, tensor in denoiser.state_dict().items()}
+    with Engine(denoiser, toy_plan(denoiser, 2), EngineOptions(transport="emulation", exact=True)) as engine:
+        before = trajectory.through(engine)
+        change(denoiser)
+        with pytest.raises(InputError, match=expected):
+            trajectory.through(engine)
+        if hasattr(denoiser.down[1].read, "weight_orig"):
+            prune.remove(denoiser.down[1].read, "weight")
+        for path in state if denoiser.time.weight.is_meta else ["down.1.read.weight"]:
+            parent, _, name = path.rpartition(".")
+            setattr(denoiser.get_submodule(parent), name, nn.Parameter(state[path]))
+        assert equal(trajectory.through(engine), before)
 
 
 class Pass(nn.Module):

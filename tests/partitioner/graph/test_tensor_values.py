@@ -25,6 +25,7 @@ def tensors() -> list[torch.Tensor]:
         without_version,
         torch.ones(0),
         torch.ones(4, device="meta"),
+        torch.eye(3).to_sparse(),
     ]
 
 

@@ -33,6 +33,13 @@ def test_a_parameter_that_ranks_cannot_load_is_named() -> None:
         traced(module)
 
 
+def test_so_is_one_that_is_sparse() -> None:
+    module = denoiser()
+    module[1].weight = nn.Parameter(torch.eye(4).to_sparse())
+    with pytest.raises(TraceError, match=r"parameter 1\.weight has the layout sparse_coo.*convert it with .to_dense"):
+        traced(module)
+
+
 def test_a_hook_that_moves_weights_in_forward_is_said_to() -> None:
     module = denoiser()
     forward = module[1].forward
