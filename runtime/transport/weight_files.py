@@ -146,10 +146,15 @@ class WeightFiles:
         """Tensor name -> files that have such a name: shards, and variants in other dtypes."""
         found: dict[str, list[Path]] = {}
         for file in dict.fromkeys((*_files_in(self._folder), *mapped_files(".safetensors"))):
-            with suppress(OSError, SafetensorError), safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 # it is no mapping
+            with suppress(OSError, SafetensorError):
+                for name in _names_in(file) if file.is_file() else ():  # a pipe would be waited for
                     found.setdefault(name, []).append(file)
         return found
+
+
+def _names_in(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as opened:
+        return list(opened.keys())
 
 
 def _files_in(folder: str) -> list[Path]:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from partitioner.graph.ir import TensorMeta
 from runtime.errors import WeightsChanged
+from runtime.transport import weight_files
 from runtime.transport.weight_files import FileState, MappedFile, OpenFile, WeightFiles, digest_of, read_stored
 
 
@@ -45,6 +47,22 @@ def test_the_file_is_the_one_that_holds_the_values(tmp_path: Path) -> None:
     cast = found.holding("a", halves["a"])
     assert cast is not None
     assert (cast.file, cast.dtype) == (plain, torch.float32)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens a pipe waits until somebody writes to it."""
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "endless.safetensors").symlink_to("/dev/zero")
+    (tmp_path / "itself.safetensors").symlink_to("itself.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    save_file({"a": torch.ones(3)}, tmp_path / "the.safetensors")
+
+    def open_file(file: Path, framework: str) -> Any:
+        assert file.is_file(), file
+        return safe_open(file, framework)
+
+    monkeypatch.setattr(weight_files, "safe_open", open_file)
+    assert files(tmp_path).holding("a", torch.ones(3)) is not None
 
 
 def test_bytes_count_and_not_values(tmp_path: Path) -> None:
