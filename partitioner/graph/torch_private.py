@@ -293,7 +293,7 @@ def storage_is_shared(tensor: torch.Tensor) -> bool:
     storage = tensor.untyped_storage()
     own = 2 if tensor._base is None else 3  # the tensor, what it is a view of, and ``storage``
     counted: int = torch._C._storage_Use_Count(storage._cdata)
-    return counted > own or tensor.is_shared()
+    return counted > own or bool(tensor.is_shared())  # type: ignore[no-untyped-call]
 
 
 class FakesWithConstants(FakeTensorMode):  # type: ignore[no-untyped-call]
