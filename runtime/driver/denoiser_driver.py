@@ -348,7 +348,8 @@ class DenoiserDriver:
             raise WeightsChanged(_undone_text(undone))
 
     def restore(self) -> None:
-        """Give the denoiser its parameters back."""
+        """Give the denoiser its parameters back; the ranks have ended."""
+        self._distribution.let_go()
         self.give_back()
 
     @property

@@ -147,6 +147,10 @@ class Distribution:
         for preamble in self._preambles.values():
             preamble.forget(contexts)
 
+    def let_go(self) -> None:
+        """Drop what the driver computes with: the ranks have ended."""
+        self._preambles.clear()
+
     def release(self) -> None:
         """Let go of the parameters that only other processes need, if the options want that; files hold them."""
         if not self._keeps:

@@ -67,4 +67,6 @@ class EmulatedRanks(Ranks):
     def close(self) -> None:
         for workers in self._workers:
             workers[0].mailbox.close()
+            for worker in workers:
+                worker.let_go()
         self._queues = [deque() for _ in self._queues]

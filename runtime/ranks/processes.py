@@ -88,6 +88,7 @@ class ProcessRanks(Ranks):
         self._lines: list[dict[int, socket.socket]] = []
         self._threads: list[threading.Thread] = []
         self._mailbox: CheckedMailbox | None = None
+        self.workers = []
         self._rendezvous = Rendezvous(partial(announce, self._handles, 0), startup_timeout_s)
         secret = secrets.token_bytes(KEY_BYTES)
         self._failure = Failure()
@@ -294,6 +295,8 @@ class ProcessRanks(Ranks):
         await_threads(self._threads, _GRACE_S)
         if self._mailbox is not None:
             self._mailbox.close()
+        for worker in self.workers:
+            worker.let_go()
         for lines in self._lines:  # of ranks that were not started
             for line in lines.values():
                 line.close()

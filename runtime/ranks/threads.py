@@ -211,6 +211,9 @@ class ThreadRanks(Ranks):
                 why = f", after: {self._stalled}" if self._stalled else f" within {self._step_timeout_s:g} s"
                 text = f"rank {rank} (component {component}) has not ended with its engine{why}"
                 leave_behind(LeftBehind(self._threads.get(rank), self._streams[rank], text))
+            else:
+                for worker in self._workers[rank]:
+                    worker.let_go()
             self._running.pop(0)
 
     def _end(self, rank: int, until: float) -> bool:

@@ -217,6 +217,13 @@ class Worker:
             self._contexts.pop(number, None)
             self.mailbox.forget(number, command.before_step)
 
+    def let_go(self) -> None:
+        """Drop all tensors: its rank has ended, and whoever keeps the engine is not to keep their memory."""
+        self.parameters.clear()
+        self._components.clear()
+        self._static.clear()
+        self._contexts.clear()
+
     @property
     def trajectories_kept(self) -> int:
         """Of how many trajectories, or micro-batches of one, it keeps something."""

@@ -14,7 +14,7 @@ from runtime.errors import InputError
 from runtime.options import TRANSPORTS, EngineOptions
 from runtime.stats import Stats
 from runtime.worker.specs import build_specs
-from tests.support.engines import Trajectory, equal, largest_difference
+from tests.support.engines import Trajectory, equal, largest_difference, toy, toy_plan
 from tests.support.toy_plans import DENOISER, GRAPHS, KINDS, Kind
 
 pytestmark = pytest.mark.usefixtures("trace_once")
@@ -212,3 +212,14 @@ def test_stats_count_calls_bytes_and_waits(running: tuple[Engine, Kind]) -> None
         assert new.sent_bytes > old.sent_bytes
         assert new.wait_seconds >= old.wait_seconds
         assert new.resident_bytes > 0
+
+
+@pytest.mark.parametrize("transport", ["emulation", "threads", "processes"])
+def test_a_closed_engine_keeps_no_parameters(transport: str) -> None:
+    """Not even where somebody keeps the engine."""
+    denoiser = toy()
+    with Engine(denoiser, toy_plan(denoiser), EngineOptions(transport=transport, exact=True)) as engine:
+        Trajectory(calls=1).through(engine)
+        worker, preambles = engine._ranks.workers[0], engine._first._distribution._preambles
+        assert all((worker.parameters, worker._components, worker._static, preambles))
+    assert not any((worker.parameters, worker._components, worker._static, worker._contexts, preambles))
