@@ -26,6 +26,7 @@ from runtime.devices.names import device_names
 from runtime.devices.places import with_index
 from runtime.engine import Engine, PlannedDenoiser
 from runtime.errors import InputError, PlanMismatch
+from runtime.moved_denoisers import on_cpu_meanwhile
 from runtime.options import EngineOptions
 from runtime.second_denoisers import counted, second_denoisers
 from runtime.torchrun import join, launched
@@ -100,12 +101,14 @@ def parallelize(
             denoiser = stack.enter_context(plain_denoiser(pipe, name))
             takeovers[name] = Takeover(denoiser)
             denoisers[name] = PlannedDenoiser(denoiser, plans[name], takeovers[name].bare)
+        planned = list(denoisers.values())
         first = denoisers.pop(names[0])
         if plan is not None and isinstance(devices, int) and devices != first.plan.ranks:
             raise PlanMismatch(f"devices is {devices}, and the plan is for {first.plan.ranks}; leave devices out")
         devices, options = _places(
             first.denoiser, first.plan, devices, options, transport_is_given="transport" in overrides
         )
+        stack.enter_context(on_cpu_meanwhile(pipe, [denoiser.denoiser for denoiser in planned], devices))
         engine = stack.enter_context(
             Engine(
                 first.denoiser,

@@ -44,6 +44,7 @@ ROOMS = {
         driver
         engine
         denoiser second_denoisers parts
+        moved_denoisers
         pipeline
         memory_bound
         loading
