@@ -17,6 +17,7 @@ O(states x kinds of devices x m^2).
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,18 +39,30 @@ class Chain:
 
 
 State = tuple[int, ...]  # devices in use, by kind
+MOST_MOVES = 8000  # states times kinds, such as those of 2 x 60 devices or of 9 that are all different
 
 
 def device_states(devices: Devices) -> list[State]:
-    """All states, fewest devices first; the first is empty, the last has all."""
+    """The states that are searched, fewest devices first; the first is empty, the last has all.
+
+    All of them, if they are not too many, as with many kinds of devices: then those of one order, the devices' own.
+
+    >>> def of_speeds(*speeds):
+    ...     return Devices(("a",) * len(speeds), speeds, *((1.0,) * len(speeds),) * 3)
+    >>> len(device_states(of_speeds(1, 2, 3))), len(device_states(of_speeds(*range(1, 13))))
+    (8, 13)
+    """
     ranges = [range(len(members) + 1) for members in devices.kinds]
+    if math.prod(map(len, ranges)) * len(ranges) > MOST_MOVES:
+        kind_of = {device: kind for kind, members in enumerate(devices.kinds) for device in members}
+        taken = np.zeros((len(devices) + 1, len(ranges)), dtype=np.int64)
+        taken[np.arange(1, len(devices) + 1), [kind_of[device] for device in range(len(devices))]] = 1
+        return [tuple(state) for state in taken.cumsum(axis=0).tolist()]
     return sorted(itertools.product(*ranges), key=lambda state: (sum(state), state))
 
 
-def without(state: State, kind: int) -> State | None:
-    """The state before a device of that kind was taken; None if there was none."""
-    if state[kind] == 0:
-        return None
+def without(state: State, kind: int) -> State:
+    """The state before a device of that kind was taken; one that there is not, where there was none."""
     return (*state[:kind], state[kind] - 1, *state[kind + 1 :])
 
 
@@ -91,7 +104,7 @@ class ContiguousSearch:
                 best[0] = 0.0
             for kind, table in enumerate(tables):
                 previous = without(state, kind)
-                if previous is not None:
+                if previous in filled:
                     best = np.minimum(best, combine(filled[previous][:, None], table).min(axis=0))
             filled[state] = best
         return filled
@@ -102,7 +115,7 @@ class ContiguousSearch:
         while sum(state):
             for kind, table in enumerate(tables):
                 previous = without(state, kind)
-                if previous is None:
+                if previous not in filled:
                     continue
                 candidates = filled[previous] + table[:, end]
                 start = int(np.argmin(candidates))

@@ -33,6 +33,7 @@ from partitioner.search.mode import Mode
 
 ROUNDING = 1e-9
 MOST_CANDIDATES = 1_000_000  # about 300 MB and 1 s
+MOST_TRIED = 50_000_000  # candidates times states: about 0.5 s a search
 
 
 class TooManyCandidatesError(Exception):
@@ -54,17 +55,22 @@ class Fold:
 class FoldedSearch:
     """Folds of one Problem over given devices, with T <= cap_ms.
 
-    The components that can be part of one grow in number as m^4 where the cap leaves much room: TooManyCandidatesError
-    where there are more than MOST_CANDIDATES.
+    The components that can be part of one grow in number as m^4 where the cap leaves much room, and each is tried in
+    every state: TooManyCandidatesError where there are more than MOST_CANDIDATES, or, unless ``whatever_it_takes``,
+    more than MOST_TRIED allows.
     """
 
-    def __init__(self, intervals: Intervals, devices: Devices, mode: Mode, cap_ms: float) -> None:
+    def __init__(
+        self, intervals: Intervals, devices: Devices, mode: Mode, cap_ms: float, *, whatever_it_takes: bool = False
+    ) -> None:
         self._devices = devices
         self._mode = mode
         self._cap_ms = cap_ms
         self._size = intervals.size
         self._intervals = intervals
         self._states = device_states(devices)
+        allowed = MOST_CANDIDATES if whatever_it_takes else MOST_TRIED // len(self._states)
+        self._most = min(MOST_CANDIDATES, allowed)
         self._outer = self._shapes(np.zeros(1, dtype=np.int64), np.full(1, self._size, dtype=np.int64))
         inside = np.triu_indices(self._size + 1, 1)
         middle = len(devices) > 2
@@ -96,7 +102,7 @@ class FoldedSearch:
         first = np.maximum(np.searchsorted(node_ms, node_ms[end] - (high - taken)), a + 1)
         final = np.minimum(np.searchsorted(node_ms, node_ms[end] - (low - taken), side="right"), end + 1)
         runs = np.maximum(final - first, 0)
-        if int(runs.sum()) > MOST_CANDIDATES:
+        if int(runs.sum()) > self._most:
             raise TooManyCandidatesError(f"{int(runs.sum())} components may be part of a fold")
         start, a, end = np.repeat(start, runs), np.repeat(a, runs), np.repeat(end, runs)
         b = np.repeat(first, runs) + _counting(runs)
@@ -141,13 +147,13 @@ class FoldedSearch:
             shapes, own = (self._outer, outer) if sum(state) == 1 else (self._inner, inner)
             for kind in kinds:
                 previous = without(state, kind)
-                if previous is not None:
+                if previous in filled:
                     shapes.lower(best, combine(filled[previous][shapes.start, shapes.end], own[kind]))
             filled[state] = best
         value, choice = np.inf, (0, 0)
         for kind in kinds:
             previous = without(self._states[-1], kind)
-            if previous is not None and len(self._last.start):
+            if previous in filled and len(self._last.start):
                 total = combine(filled[previous][self._last.start, self._last.end], last[kind])
                 index = int(np.argmin(total))
                 if total[index] < value:
@@ -168,12 +174,12 @@ class FoldedSearch:
         a, b = int(self._last.start[index]), int(self._last.end[index])
         left, right, kinds = [b, a], [b, b], [kind]
         state = without(self._states[-1], kind)
-        while state is not None and any(state):
+        while any(state):
             shapes, own = (self._outer, outer) if sum(state) == 1 else (self._inner, inner)
             leaving = shapes.leaving(a, b)
             for kind in range(len(own)):
                 previous = without(state, kind)
-                if previous is None or leaving.start == leaving.stop:
+                if previous not in filled or leaving.start == leaving.stop:
                     continue
                 total = combine(filled[previous][shapes.start[leaving], shapes.end[leaving]], own[kind][leaving])
                 best = int(np.argmin(total))

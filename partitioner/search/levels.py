@@ -97,7 +97,8 @@ class Levels:
         for level in self.clusters[:-1]:
             with contextlib.suppress(TooManyCandidatesError):
                 return level, FoldedSearch(level.intervals, devices, mode, cap_ms)
-        return self.clusters[-1], FoldedSearch(self.clusters[-1].intervals, devices, mode, cap_ms)
+        coarsest = self.clusters[-1]
+        return coarsest, FoldedSearch(coarsest.intervals, devices, mode, cap_ms, whatever_it_takes=True)
 
 
 def _order(problem: Problem, nodes: Ints, form: str) -> Order:

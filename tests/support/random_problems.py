@@ -101,13 +101,19 @@ def is_fold(assignment: tuple[int, ...]) -> bool:
 
 
 def brute_force(
-    problem: Problem, devices: Devices, mode: Mode, shape: Callable[[tuple[int, ...]], bool]
+    problem: Problem,
+    devices: Devices,
+    mode: Mode,
+    shape: Callable[[tuple[int, ...]], bool],
+    order: tuple[int, ...] | None = None,
 ) -> list[Evaluation]:
-    """Evaluations of every placement of that shape that fits the memories."""
+    """Evaluations of every placement of that shape that fits the memories. order: of the devices; all by default."""
     found = []
-    for assignment, order in placements(problem, devices, shape):
+    for assignment, placed in placements(problem, devices, shape):
+        if order is not None and placed != order:
+            continue
         try:
-            figures = evaluate(problem, assignment, devices, mode, order)
+            figures = evaluate(problem, assignment, devices, mode, placed)
         except UsageError:  # look-ahead backwards
             continue
         if figures.feasible:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from partitioner.search import chains
 from partitioner.search.chains import ContiguousSearch
 from partitioner.search.evaluate import evaluate
 from partitioner.search.intervals import Intervals
@@ -45,3 +46,18 @@ def test_contiguous_search_agrees_with_brute_force(seed: int) -> None:
         assert figures.feasible
         assert figures.step_ms <= cap
         assert score(figures, WEIGHT) == pytest.approx(least_score(found, cap, WEIGHT), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_many_kinds_of_devices_one_order_is_searched(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their states would be too many."""
+    monkeypatch.setattr(chains, "MOST_MOVES", 0)
+    problem, devices = random_problem(seed), random_devices(seed, 3)
+    in_order = tuple(range(3))
+    found = brute_force(problem, devices, "async", is_contiguous, order=in_order)
+    fastest = min((figures.step_ms for figures in found), default=math.inf)
+    search = ContiguousSearch(Intervals(problem), devices, "async")
+    assert search.fastest_ms() == pytest.approx(fastest, rel=1e-9)
+    chain = search.best(fastest * SLACK, WEIGHT)
+    assert (chain is None) == (not found)
+    assert chain is None or [devices.figures(d) for d in chain.device_of] == [devices.figures(d) for d in in_order]

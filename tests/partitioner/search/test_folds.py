@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from partitioner.search import chains, folds
 from partitioner.search.evaluate import evaluate
-from partitioner.search.folds import FoldedSearch
+from partitioner.search.folds import FoldedSearch, TooManyCandidatesError
 from partitioner.search.intervals import Intervals
 from tests.support.random_problems import (
     brute_force,
@@ -47,3 +48,24 @@ def test_folded_search_agrees_with_brute_force(seed: int) -> None:
         assert figures.feasible
         assert figures.step_ms <= cap
         assert score(figures, WEIGHT) == pytest.approx(least_score(found, cap, WEIGHT), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_many_kinds_of_devices_one_order_is_searched(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chains, "MOST_MOVES", 0)
+    problem, devices = random_problem(seed), random_devices(seed, 3)
+    found = brute_force(problem, devices, "async", is_fold, order=tuple(range(3)))
+    fastest = min((figures.step_ms for figures in found), default=math.inf)
+    fold = FoldedSearch(Intervals(problem), devices, "async", 1e9).fastest()
+    assert (fold is None) == (not found)
+    if fold is not None:
+        least_ms = evaluate(problem, unfold(problem, fold), devices, "async", fold.device_of).step_ms
+        assert least_ms == pytest.approx(fastest, rel=1e-9)
+
+
+def test_more_components_than_can_be_tried_in_every_state_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, devices = random_problem(0), random_devices(0, 3)
+    monkeypatch.setattr(folds, "MOST_TRIED", 0)
+    with pytest.raises(TooManyCandidatesError):
+        FoldedSearch(Intervals(problem), devices, "async", 1e9)
+    FoldedSearch(Intervals(problem), devices, "async", 1e9, whatever_it_takes=True)
