@@ -65,7 +65,8 @@ class EngineOptions:
             gone and goes on starts anew, with exact calls.
         record: keep what every rank did and when, for ``Engine.timeline``; of the last calls, where a rank has done
             more than 100,000 things (runtime.worker.recording).
-        threads: torch threads per rank process; 0: torch's own default.
+        threads: torch threads per rank process; 0: torch's own default. By their number operators of a CPU sum up in
+            another order: exact steps have the bits that the unmodified denoiser has with as many.
         step_timeout_s: seconds that a step may wait for other ranks before the engine ends with RankStalled.
         startup_timeout_s: seconds that the ranks may take to start before the engine ends with StartupError.
 
