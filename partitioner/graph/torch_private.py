@@ -39,6 +39,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map_on
 
 __all__ = [
     "AttentionSettings",
+    "Draws",
     "FakeTensor",
     "FakeTensorMode",
     "FakesWithConstants",
@@ -234,6 +235,20 @@ class _CallRecorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._record(func, _without_backends(func, args), kwargs or {})
 
 
+class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes whether random numbers are drawn inside it, by this thread. drew: whether so."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.drew = False
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.drew = self.drew or draws_random_numbers(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
 class AttentionSettings:
     """Inside it, ``changed`` is called when it has been set how torch is to compute attention."""
 
@@ -333,7 +348,7 @@ class FakesWithConstants(FakeTensorMode):  # type: ignore[no-untyped-call]
         )  # also of sparse ones
         if not small or any(t.device.type != "cpu" for t in tensors):
             return made
-        if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()) and self.state_before_draws is None:
+        if self.state_before_draws is None and draws_random_numbers(func, args, kwargs or {}):
             self.state_before_draws = torch.get_rng_state()
         return func(*args, **(kwargs or {}))
 

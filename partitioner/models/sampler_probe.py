@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from partitioner.errors import first_line
+from partitioner.graph.torch_private import Draws
 
 CLEAN, NUDGE = 0.5, 1e-3
 OTHER, MIXED, FIRST = 4, 5, 6  # entries
@@ -167,15 +168,21 @@ def _likely_first(scheduler: Any) -> list[str]:
 
 @contextmanager
 def _random_numbers_kept() -> Iterator[None]:
-    """Leave torch's and numpy's global random numbers as they were."""
+    """Leave torch's and numpy's global random numbers as they were; torch's only where this thread has drawn some.
+
+    What other threads draw meanwhile, as for the latents of their requests, must not come again.
+    """
     import numpy
 
-    state = numpy.random.get_state()
+    states = torch.get_rng_state(), numpy.random.get_state()
+    draws = Draws()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with draws:
             yield
     finally:
-        numpy.random.set_state(state)
+        if draws.drew:
+            torch.set_rng_state(states[0])
+        numpy.random.set_state(states[1])
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import diffusers
@@ -80,6 +82,20 @@ def test_nothing_of_the_user_is_touched() -> None:
     assert {name: value for name, value in vars(scheduler).items() if not isinstance(value, torch.Tensor)} == before
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (numpy.random.get_state()[2], random.getstate()) == states[1:]
+
+
+def test_what_another_thread_draws_meanwhile_is_not_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, inner = [], diffusers.EulerDiscreteScheduler.step
+
+    @functools.wraps(inner)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            drawn.append(pool.submit(torch.rand, 8).result())
+        return inner(*args, **kwargs)
+
+    monkeypatch.setattr(diffusers.EulerDiscreteScheduler, "step", step)
+    assert probe(scheduler_of("EulerDiscreteScheduler", BETAS, 13)).refusal is None
+    assert not torch.equal(torch.rand(8), drawn[0])
 
 
 @pytest.mark.parametrize("name", ["PNDMScheduler", DPM, "FlowMatchEulerDiscreteScheduler"])
