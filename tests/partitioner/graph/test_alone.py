@@ -23,7 +23,11 @@ def module() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 4), nn.SiLU()).eval()
 
 
-@pytest.mark.parametrize("shared", [lambda whole: whole, lambda whole: whole[0], without_own_hooks], ids=str)
+@pytest.mark.parametrize(
+    "shared",
+    [lambda whole: whole, lambda whole: whole[0], without_own_hooks],
+    ids=["all", "a part", "without its hooks"],
+)
 def test_threads_wait_for_each_other_where_modules_have_parts_in_common(shared: Any) -> None:
     whole, other, done = module(), module(), []
 
