@@ -145,7 +145,7 @@ class Forecast:
     def doubt(self) -> torch.Tensor:
         """How bad the last predictions were, from 0 to 1, by row, in a shape that multiplies the latent."""
         if not self._shares:
-            return torch.zeros(()).to(self.latent.device)
+            return torch.zeros((), dtype=torch.float32).to(self.latent.device)
         most = torch.stack(self._shares).amax(0)
         return per_row(most / (most + DOUBTED**2), self.latent)
 
@@ -203,7 +203,8 @@ class Forecast:
 
     def _damping(self, now: int, ahead: int) -> torch.Tensor:
         """γ for predictions ``ahead`` calls ahead, one per row, in a shape that multiplies the latent."""
-        shared = torch.zeros(self._latents[now].shape[0], device=self._latents[now].device)
+        latent = self._latents[now]
+        shared = torch.zeros(latent.shape[0], dtype=torch.float32, device=latent.device)
         norm = torch.zeros_like(shared)
         for known in range(now - self.checked + 1, now + 1):
             if known - ahead < self.needs - 1:
@@ -212,7 +213,7 @@ class Forecast:
             missed = (self._z[known] - fixed).flatten(1)
             shared += (missed * change.flatten(1)).sum(1)
             norm += (change.flatten(1) ** 2).sum(1)
-        return per_row(damping_of(shared, norm), self._latents[now])
+        return per_row(damping_of(shared, norm), latent)
 
 
 class TwoCallForecast(Forecast):

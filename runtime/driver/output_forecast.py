@@ -112,5 +112,9 @@ class OutputForecast(Forecast):
 
     def _gamma(self) -> torch.Tensor:
         like = self._latents[self._calls - 1]
-        known = damping_of(*sums(self._trials)) if self._trials else torch.ones(like.shape[0], device=like.device)
+        known = (
+            damping_of(*sums(self._trials))
+            if self._trials
+            else torch.ones(like.shape[0], dtype=torch.float32, device=like.device)
+        )
         return per_row(known, like)

@@ -72,14 +72,14 @@ class OutputMix:
         """
         rows = slope.shape[0]
         if made is None or made.shape != slope.shape:
-            self.gain = torch.full((rows,), UNSEEN, device=slope.device)
+            self.gain = torch.full((rows,), UNSEEN, dtype=torch.float32, device=slope.device)
             return
         made, slope = made.flatten(1).float(), slope.flatten(1).float()
         if self._groups is None or self._left is None:
-            self._groups, self._left = _groups(slope), torch.zeros(2, rows, device=slope.device)
+            self._groups, self._left = _groups(slope), torch.zeros(2, rows, dtype=torch.float32, device=slope.device)
         if self._groups is None:
             return  # nothing has moved yet
-        gain = torch.ones(rows, device=slope.device)
+        gain = torch.ones(rows, dtype=torch.float32, device=slope.device)
         left = (slope - made).square().sum(1)
         for group in self._groups:
             gain[group.rows], left[group.rows] = group.show(made[group.rows], slope[group.rows[0]])
@@ -91,7 +91,7 @@ class OutputMix:
 
 def _solved(gram: torch.Tensor, shared: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:
     """The weights of all rows but the first."""
-    inverse, _ = torch.linalg.inv_ex(gram + ridge * torch.eye(len(gram), device=gram.device))
+    inverse, _ = torch.linalg.inv_ex(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
     found: torch.Tensor = inverse @ shared
     return found
 
@@ -107,6 +107,6 @@ def _groups(slope: torch.Tensor) -> list[RowGroup] | None:
     for rows in marks.values():
         if len(rows) > 1:
             others = len(rows) - 1
-            empty = torch.zeros(others, others, device=device), torch.zeros(others, device=device)
+            empty = slope.new_zeros(others, others), slope.new_zeros(others)
             found.append(RowGroup(torch.tensor(rows, device=device), *empty))
     return found

@@ -55,7 +55,7 @@ class SecantSpan:
         directions = torch.stack([secant.direction for secant in secants], 1)  # (rows, secants, elements)
         length = directions.norm(dim=2, keepdim=True).clamp_min(1e-10)
         directions = directions / length
-        ridge = RIDGE * torch.eye(len(secants), device=directions.device)
+        ridge = RIDGE * torch.eye(len(secants), dtype=directions.dtype, device=directions.device)
         # no check of the result, for which the host would wait for a GPU: with the ridge no matrix is singular
         inverse, _ = torch.linalg.inv_ex(torch.bmm(directions, directions.mT) + ridge)
         self._shares = torch.bmm(inverse, directions) / length
@@ -69,7 +69,7 @@ class SecantSpan:
             shares = sensitivity * shares
         elif any(self._is_scaled):
             scales = [sensitivity if scaled else 1.0 for scaled in self._is_scaled]
-            shares = torch.tensor(scales, device=shares.device)[:, None] * shares
+            shares = torch.tensor(scales, dtype=shares.dtype, device=shares.device)[:, None] * shares
         return torch.bmm(self._rests, shares).squeeze(2)
 
 
