@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from partitioner.graph.alone import works_alone
+from partitioner.graph.export import makes_on
 from partitioner.plan.plan import Plan
 from partitioner.plan.timeline import Timeline
 from partitioner.process import interrupts_put_off
@@ -144,13 +145,14 @@ class Engine:
         plans = [plan, *(other.plan for other in (others or {}).values())]
         parts = max(self.options.microbatches_of(each) for each in plans)
         self._shared = Shared(itertools.count(step=1 + parts))
-        self._first = self._driver_of(PlannedDenoiser(denoiser, plan, traced))
-        self._drivers = [self._first]
-        for name, other in (others or {}).items():
-            try:
-                self._drivers.append(self._driver_of(other))
-            except OtherDenoiser as error:
-                raise OtherDenoiser(f"{name}: {error}; {name} needs a plan of its own") from error
+        with makes_on("cpu"):
+            self._first = self._driver_of(PlannedDenoiser(denoiser, plan, traced))
+            self._drivers = [self._first]
+            for name, other in (others or {}).items():
+                try:
+                    self._drivers.append(self._driver_of(other))
+                except OtherDenoiser as error:
+                    raise OtherDenoiser(f"{name}: {error}; {name} needs a plan of its own") from error
         self._names = tuple(others or {})
         give_back()  # what tracing took
         self._turns.take("starting an engine", lambda: self._start(names))
@@ -170,7 +172,7 @@ class Engine:
         )
         self._dropped.atexit = False  # the program's end ends the ranks, and needs nothing else
         try:
-            with torch.inference_mode(False):  # as in calls
+            with torch.inference_mode(False), makes_on("cpu"):  # as in calls
                 for driver in self._drivers:
                     self._ranks.stream.call(driver.start)
         except BaseException:
@@ -216,12 +218,13 @@ class Engine:
         self, driver: DenoiserDriver, caller: Caller, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, ...]:
         self._check_open()
-        tensors, form = driver.read(args, kwargs)
+        with makes_on("cpu"):
+            tensors, form = driver.read(args, kwargs)
         started = Recorder.now()
         self._ranks.follow_settings()
         try:
             # ranks see ordinary tensors only, in whatever mode the caller is: what is compiled for them fits always
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), makes_on("cpu"):
                 results = self._ranks.stream.call(lambda: driver.call(caller, tensors, form))
         except InputError:
             raise

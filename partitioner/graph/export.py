@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from itertools import chain
 from threading import get_ident
 from typing import Any
 
@@ -85,7 +86,8 @@ def trace(
             "name the noisy sample in roles"
         )
     nested = nest_arguments(flat.values, flat.containers)
-    with alone_with(parts_of(module) | LIBRARIES):
+    held = next(chain(module.parameters(), module.buffers()), None)
+    with alone_with(parts_of(module) | LIBRARIES), makes_on(held.device if held is not None else "cpu"):
         program = _export(module, nested, model)
         try:
             graph = _read(program, flat, input_roles, model, type(module).__name__)
@@ -113,11 +115,19 @@ def fake_mode() -> Iterator[None]:
     """
     mode = FakesWithConstants(MAX_CONSTANT_BYTES)
     try:
-        with mode, torch.no_grad(), untold():
+        with mode, torch.no_grad(), untold(), makes_on("cpu"):
             yield
     finally:
         if mode.state_before_draws is not None:  # only then: what other threads draw meanwhile must not come again
             torch.set_rng_state(mode.state_before_draws)
+
+
+def makes_on(device: torch.device | str) -> AbstractContextManager[Any]:
+    """Inside it torch makes tensors on that device where none is named, if the user has set a default device.
+
+    That is meant for calls, and not for what is made to trace them, nor for what an engine makes of its own.
+    """
+    return torch.device(device) if torch.get_default_device() != torch.device("cpu") else nullcontext()
 
 
 def _read(

@@ -221,6 +221,13 @@ class TestRefusedBeforeAnythingStarts:
             by(engine)
 
 
+def test_torchs_default_device_is_none_of_the_engines() -> None:
+    denoiser, trajectory = toy(), Trajectory()
+    wanted = run(denoiser, toy_plan(denoiser), trajectory)
+    with torch.device("meta"), Engine(denoiser, toy_plan(denoiser), EngineOptions(transport="threads")) as engine:
+        assert equal(trajectory.through(engine), wanted)
+
+
 # ---- its end
 
 

@@ -30,6 +30,16 @@ def test_fake_and_real_modules_trace_alike_and_real_ones_stay_as_they_are() -> N
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in real.modules())
 
 
+def test_torchs_default_device_is_none_of_a_traces() -> None:
+    module = Denoiser().eval()
+    fingerprint = trace(module, inputs(), ROLES).fingerprint
+    given = inputs()
+    with torch.device("meta"):
+        assert trace(module, given, ROLES).fingerprint == fingerprint
+        with fake_mode():
+            assert trace(Denoiser().eval(), inputs(), ROLES).fingerprint == fingerprint
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()
