@@ -193,6 +193,23 @@ def fresh_plan(denoiser: nn.Module) -> Any:
     return plan_of(graph, contiguous(graph, 2), warmup=2)
 
 
+@pytest.mark.slow
+def test_a_call_with_other_parameters_in_their_place_has_these() -> None:
+    """As averages of parameters are tried."""
+    denoiser, trajectory = toy(), Trajectory(calls=2)
+    average = {path: parameter.detach() * 1.1 for path, parameter in denoiser.named_parameters()}
+
+    def call(**inputs: Any) -> Any:
+        return torch.func.functional_call(denoiser, average, (), inputs)
+
+    before, expected = trajectory.through(denoiser), trajectory.through(call)
+    with taken_over(denoiser):
+        for _ in range(2):
+            assert equal(trajectory.through(denoiser), before)
+            assert equal(trajectory.through(call), expected)
+    assert equal(trajectory.through(denoiser), before)
+
+
 def test_gradients_are_refused() -> None:
     denoiser, inputs = toy(), Trajectory().inputs(0)
     with taken_over(denoiser):

@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from partitioner import compile
 from partitioner.planning.options import PlanOptions
@@ -101,8 +103,22 @@ def other_forward(denoiser: Any) -> None:
     denoiser.down[1].forward = lambda *args: forward(*args) + 1
 
 
+def exchange(denoiser: Any) -> None:
+    down = denoiser.down
+    down[0], down[1] = down[1], down[0]
+
+
+def parametrize(denoiser: Any) -> None:
+    weight_norm(denoiser.up[2].read)
+
+
+def unparametrize(denoiser: Any) -> None:
+    remove_parametrizations(denoiser.up[2].read, "weight")
+
+
 CHANGES: list[Callable[[Any], None]] = [
-    wrap, rescale, merge, write, unwrap, other_memory, hook, unhook, other_parameter, other_forward, write_by_data,
+    wrap, rescale, merge, write, unwrap, other_memory, hook, unhook, other_parameter, other_forward, exchange,
+    parametrize, unparametrize, write_by_data,
 ]  # fmt: skip
 
 
@@ -281,6 +297,10 @@ def average(denoiser: Any) -> None:
     average.copy_to(denoiser.parameters())
 
 
+def exchanged(one: Any, other: Any) -> None:
+    one.weight, other.weight = other.weight, one.weight
+
+
 def without_gradients(write: Callable[[nn.Parameter], object]) -> Callable[[Any], None]:
     """A write to a parameter that another rank than the driver's computes with."""
 
@@ -298,6 +318,8 @@ WRITES: dict[str, tuple[Callable[[Any], object], bool]] = {
     "copied": (without_gradients(lambda p: p.copy_(torch.ones_like(p))), True),
     "set": (without_gradients(lambda p: p.set_(p * 1.5)), True),
     "other memory": (without_gradients(lambda p: setattr(p, "data", p.data * 1.5)), True),
+    "swapped": (lambda d: torch.utils.swap_tensors(d.time.bias, nn.Parameter(d.time.bias.detach() + 1)), True),
+    "exchanged": (lambda d: exchanged(d.down[1].read, d.up[1].read), True),
     "by a part that is detached": (without_gradients(lambda p: p.detach()[2].mul_(1.5)), True),
     "by .data": (without_gradients(lambda p: p.data.mul_(1.5)), False),
     "one element by .data": (without_gradients(lambda p: p.data[1, 5].add_(1)), False),
