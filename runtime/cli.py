@@ -130,6 +130,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--green-contexts", action="store_true", help="ranks that share a GPU each get a share of its multiprocessors"
     )
+    made.add_argument(
+        "--offload",
+        action="store_true",
+        help="have text encoders and the autoencoder on rank 0's GPU only while they are used, one at a time",
+    )
     made.add_argument("--check-finite", action="store_true", help="stop at the first NaN or Inf and name its node")
     made.add_argument(
         "--step-timeout",
@@ -221,12 +226,13 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:
     pipe = generation.load(options, getattr(torch, options.dtype or generation.default_dtype(plan, devices)))
     generation.warn_of_other_guidance(pipe, plan, options)
     if devices:
-        place_parts(pipe, named_plans(pipe, plan, devices, {}, None), devices)
+        place_parts(pipe, named_plans(pipe, plan, devices, {}, None), devices, offload=options.offload)
     overrides = {"transport": options.transport} if options.transport else {}
     with parallelize(
         pipe,
         plan,
         devices=devices,
+        offload=options.offload,
         exact=options.exact,
         warmup=options.warmup,
         predictor=options.predictor,

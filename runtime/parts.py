@@ -21,13 +21,14 @@ from runtime.devices.places import local_places, needed_bytes, with_index
 logger = logging.getLogger("runtime")
 
 
-def place_parts(pipe: Any, plans: Mapping[str, Plan], devices: Sequence[str]) -> None:
+def place_parts(pipe: Any, plans: Mapping[str, Plan], devices: Sequence[str], *, offload: bool = False) -> None:
     """Put the parts of a pipeline on devices; it is loaded on the CPU.
 
     Args:
         pipe: a diffusers pipeline.
         plans: by name in the pipeline, of the denoisers that ranks are to run.
         devices: rank -> device; the pipeline's own calls are made on the first.
+        offload: leave the other parts where they are, for runtime.offloaded_parts.
     """
     home = with_index(devices[0])
     if torch.device(home).type != "cuda":
@@ -39,12 +40,9 @@ def place_parts(pipe: Any, plans: Mapping[str, Plan], devices: Sequence[str]) ->
     if together:
         for denoiser in denoisers.values():
             denoiser.to(home)
-    places = local_places(devices)
-    held_on = [home if together else "cpu"] * len(plans)
-    threads = len({place.device for place in places}) < len(places)  # which parallelize chooses where ranks share a GPU
-    needed = needed_bytes(list(plans.values()), places, held_on=held_on, one_process=threads, graphs=True)
-    free = places[0].free_bytes
-    left = None if free is None else free - needed[places[0]]
+    if offload:
+        return
+    left = room_beside(list(plans.values()), devices, [home if together else "cpu"] * len(plans))
     stay: dict[str, nn.Module] = {}
     for name, part in sorted(parts.items(), key=lambda item: (not _decodes(item[1]), size_bytes(item[1]))):
         if left is not None and size_bytes(part) > left:
@@ -64,6 +62,21 @@ def place_parts(pipe: Any, plans: Mapping[str, Plan], devices: Sequence[str]) ->
             "%s (%.1f GB) stays on the CPU and computes there: beside rank 0's share, %s has no room for it",
             name, size_bytes(part) / 1e9, home,
         )  # fmt: skip
+
+
+def room_beside(plans: Sequence[Plan], devices: Sequence[str], held_on: Sequence[str]) -> int | None:
+    """How much memory the driver's device has left, by the plans, with its ranks on it; None where that is unknown.
+
+    Args:
+        plans: by denoiser.
+        devices: rank -> device.
+        held_on: by denoiser, the device that holds its parameters already.
+    """
+    places = local_places(devices)
+    threads = len(set(places)) < len(places)  # which parallelize chooses where ranks share a GPU
+    needed = needed_bytes(plans, places, held_on=held_on, one_process=threads, graphs=True)
+    free = places[0].free_bytes
+    return None if free is None else free - needed[places[0]]
 
 
 def size_bytes(part: nn.Module) -> int:

@@ -27,6 +27,7 @@ from runtime.devices.places import with_index
 from runtime.engine import Engine, PlannedDenoiser
 from runtime.errors import InputError, PlanMismatch
 from runtime.moved_denoisers import on_cpu_meanwhile
+from runtime.offloaded_parts import check_not_offloaded, offloaded_parts
 from runtime.options import EngineOptions
 from runtime.second_denoisers import counted, second_denoisers
 from runtime.torchrun import join, launched
@@ -51,6 +52,7 @@ def parallelize(
     devices: Sequence[str] | int | None = None,
     sizes: Mapping[str, Any] | None = None,
     call: Mapping[str, Any] | None = None,
+    offload: bool = False,
     **overrides: Any,
 ) -> Iterator[Engine]:
     """Run a pipeline's denoiser by a plan inside a ``with`` block; its end gives the denoiser back and ends the ranks.
@@ -68,6 +70,8 @@ def parallelize(
             frames, batch, guidance, guidance_style.
         call: what the pipeline will be called with, for a plan made now: arguments that cannot be guessed, such as
             {"image_embeds": embeds}. How it then calls its denoiser is found by running a copy without weights.
+        offload: have the pipeline's other parts (text encoders, the autoencoder) on rank 0's GPU only while they are
+            used, one at a time, and on the CPU otherwise.
         overrides: single fields of EngineOptions, such as exact=True.
 
     Yields:
@@ -76,8 +80,8 @@ def parallelize(
     Raises:
         PlanError: the plan file is not valid.
         PlanMismatch: the plan does not fit the pipeline's denoiser or the devices.
-        InputError: the pipeline has no denoiser, or one that is in another such block, the options contradict each
-            other, or a device is none.
+        InputError: the pipeline has no denoiser, or one that is in another such block, or is offloaded whole, the
+            options contradict each other, or a device is none.
         StartupError: a rank did not start. Whatever is raised, the pipeline is as it was.
 
     >>> with parallelize(pipe, devices=2) as engine:  # doctest: +SKIP
@@ -88,6 +92,7 @@ def parallelize(
         check_whole("devices", devices, 1, MAX_DEVICES, InputError)
     elif devices is not None:
         devices = device_names(devices)
+    check_not_offloaded(pipe)
     if options.transport == "processes":
         join(options.startup_timeout_s)
     with ExitStack() as stack:
@@ -109,6 +114,8 @@ def parallelize(
             first.denoiser, first.plan, devices, options, transport_is_given="transport" in overrides
         )
         stack.enter_context(on_cpu_meanwhile(pipe, [denoiser.denoiser for denoiser in planned], devices))
+        if offload:
+            stack.enter_context(offloaded_parts(pipe, plans, devices))
         engine = stack.enter_context(
             Engine(
                 first.denoiser,

@@ -44,7 +44,7 @@ ROOMS = {
         driver
         engine
         denoiser second_denoisers parts
-        moved_denoisers
+        moved_denoisers offloaded_parts
         pipeline
         memory_bound
         loading
