@@ -16,6 +16,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save
 
 from partitioner.errors import UsageError
 from runtime.loading import load_pipeline
@@ -128,6 +129,22 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "index to a number": (
         index("unet/diffusion_pytorch_model", {"weight_map": {"conv_in.weight": 3}, "metadata": {}}),
         f"TypeError: expected str, bytes or os.PathLike object, not int ({NO_INDEX}",
+    ),
+    "shard that is missing": (
+        index("unet/diffusion_pytorch_model", {"weight_map": {"conv_in.weight": "gone.safetensors"}, "metadata": {}}),
+        "does not appear to have a file named",
+    ),
+    "shard elsewhere": (
+        index("unet/diffusion_pytorch_model", {"weight_map": {"conv_in.weight": "../a.safetensors"}, "metadata": {}}),
+        "contains a path separator",
+    ),
+    "weights of another shape": (
+        replace("unet/diffusion_pytorch_model.safetensors", save({"conv_in.weight": torch.ones(3, 3)})),
+        "expected shape torch.Size([32, 4, 3, 3]), but got torch.Size([3, 3])",
+    ),
+    "weights of another name": (
+        instead("unet/diffusion_pytorch_model.safetensors", lambda file: file.with_stem("Diffusion").touch()),
+        "Error no file named diffusion_pytorch_model.bin found in directory",
     ),
     "pipe": (instead("unet/config.json", os.mkfifo), "unet/config.json is no file but a device, a pipe or a socket"),
     "device": (
