@@ -51,6 +51,7 @@ def test_ranks_make_the_slots_that_are_planned(name: str, mode: Any, components:
         assert mode in engine.stats.mode
     figures = plan.predicted.components
     kept = sum(each.message_bytes - each.slot_bytes for each in figures)
-    sent = SLOTS * sum(boundary.size_bytes * len(boundary.readers) for boundary in plan.boundaries)
-    inputs_bytes = sum(each.slot_bytes for each in figures) - sent
-    assert 0.6 * kept <= made <= kept + inputs_bytes + 64 * 50  # slots begin at multiples of 64 bytes
+    once = sum(boundary.size_bytes * len(boundary.readers) for boundary in plan.boundaries)
+    inputs_bytes = sum(each.slot_bytes for each in figures) - SLOTS * once
+    # how many are in use at once depends on who is ahead; slots begin at multiples of 64 bytes
+    assert once <= made <= kept + inputs_bytes + 64 * 50
