@@ -17,7 +17,7 @@ from partitioner.errors import first_line
 from partitioner.models.sampler_probe import probe
 from partitioner.models.samplers import denoiser_calls, steps_of
 from partitioner.plan.plan import Plan
-from runtime.driver.trajectory import GUARDED
+from runtime.driver.trajectory import GUARDED, UNFORESEEN
 from runtime.engine import Engine
 from runtime.options import decibels
 from runtime.pipeline import parallelize
@@ -249,6 +249,7 @@ def _same_run(runs: Mapping[tuple[int, str], Run], components: int, quality: str
 
 def _cell(contestant: Contestant, case: Case, way: Way, quality: str, run: Run, scorer: CellScorer) -> MeasuredCell:
     pipeline, plan = contestant.alone, contestant.plan(way)
+    is_foreseen = not run.lagged and UNFORESEEN not in run.reasons
     samples, chunk = len(run.pixels), contestant.chunk
     counts = [fewer_steps(plan, pipeline.sampler, case.steps, *calls) for calls in run.calls]
     fewer = [counts[sample // chunk] for sample in range(samples)]
@@ -274,7 +275,7 @@ def _cell(contestant: Contestant, case: Case, way: Way, quality: str, run: Run, 
         lookahead=round((others - run.lagged) / calls, 4),
         lagged=round(run.lagged / calls, 4),
         reasons={why: round(count / calls, 4) for why, count in run.reasons.items()},
-        note=probe(pipeline.pipe.scheduler).refusal,
+        note=None if is_foreseen else probe(pipeline.pipe.scheduler).refusal,
         bound_db=run.bound_db,
         below_bound=None if run.bound_db is None else round(float((distances < run.bound_db).float().mean()), 4),
         behind_fewer=round(float((distances < baseline).float().mean()), 4),
