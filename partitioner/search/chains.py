@@ -55,9 +55,12 @@ def device_states(devices: Devices) -> list[State]:
     ranges = [range(len(members) + 1) for members in devices.kinds]
     if math.prod(map(len, ranges)) * len(ranges) > MOST_MOVES:
         kind_of = {device: kind for kind, members in enumerate(devices.kinds) for device in members}
-        taken = np.zeros((len(devices) + 1, len(ranges)), dtype=np.int64)
-        taken[np.arange(1, len(devices) + 1), [kind_of[device] for device in range(len(devices))]] = 1
-        return [tuple(state) for state in taken.cumsum(axis=0).tolist()]
+        taken = [0] * len(ranges)
+        states = [tuple(taken)]
+        for device in range(len(devices)):
+            taken[kind_of[device]] += 1
+            states.append(tuple(taken))
+        return states
     return sorted(itertools.product(*ranges), key=lambda state: (sum(state), state))
 
 
