@@ -232,7 +232,7 @@ TRANSFORMS: dict[str, Callable[[Function, torch.Tensor], object]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own call
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own call, FutureWarning from 2.14
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_of_functions_are_refused(name: str) -> None:
     denoiser, inputs = toy(), Trajectory().inputs(0)
