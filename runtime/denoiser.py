@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 from partitioner.graph.arguments import bind_arguments
-from partitioner.graph.torch_private import compiled_call_set_aside, uncompiled, under_a_transform, without_own_hooks
+from partitioner.graph.torch_private.compiled import compiled_call_set_aside, uncompiled
+from partitioner.graph.torch_private.hooks import without_own_hooks
+from partitioner.graph.torch_private.under_way import under_a_transform
 from runtime.engine import Engine, EngineCalls
 from runtime.errors import InputError
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from partitioner.errors import UsageError
-from partitioner.graph.torch_private import uncompiled
+from partitioner.graph.torch_private.compiled import uncompiled
 from partitioner.library import library_call
 from partitioner.models.guidance_scale import live_scale, scale_in_effect
 from partitioner.plan.pipeline_plans import PipelinePlans

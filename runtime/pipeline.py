@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from partitioner.fleet import MAX_DEVICES
-from partitioner.graph.torch_private import uncompiled
+from partitioner.graph.torch_private.compiled import uncompiled
 from partitioner.limits import check_whole
 from partitioner.plan.pipeline_plans import PipelinePlans, load_plans
 from partitioner.plan.plan import Plan

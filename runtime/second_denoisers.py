@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from partitioner.graph.torch_private import uncompiled
+from partitioner.graph.torch_private.compiled import uncompiled
 
 
 def second_denoisers(pipe: Any, denoiser: nn.Module) -> dict[str, nn.Module]:

@@ -61,8 +61,10 @@ ROW = {
 
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "huggingface_hub", "safetensors"}
 
+# Where private names of torch stay.
+PRIVATE_NAMES = {module for module in FILES if module.startswith("partitioner.graph.torch_private.")}
 # The only modules of profiles and partitioner that touch torch or diffusers at all.
-TOUCH_TORCH = {
+TOUCH_TORCH = PRIVATE_NAMES | {
     "partitioner.costs.components",
     "partitioner.costs.device_description",
     "partitioner.costs.measure",
@@ -87,7 +89,6 @@ TOUCH_TORCH = {
     "partitioner.graph.storages",
     "partitioner.graph.tensor_digest",
     "partitioner.graph.tensor_values",
-    "partitioner.graph.torch_private",
     "partitioner.graph.trace_failure",
     "partitioner.models.build",
     "partitioner.models.guess_roles",
@@ -118,8 +119,7 @@ NEED_TORCH = TOUCH_TORCH - {
     "partitioner.process",
 }
 
-PRIVATE_NAMES = {"partitioner.graph.torch_private"}
-DISTRIBUTED = {"runtime.ranks.torchrun_store", "partitioner.graph.torch_private", "tools.bench.policy_ranks"}
+DISTRIBUTED = {"runtime.ranks.torchrun_store", "partitioner.graph.torch_private.gloo", "tools.bench.policy_ranks"}
 
 
 def imports_anywhere(module: str) -> set[str]:

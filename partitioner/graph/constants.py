@@ -11,7 +11,8 @@ import math
 import torch
 
 from partitioner.graph.ir import TensorData, TensorMeta
-from partitioner.graph.torch_private import real_of, unset_fake_temporarily
+from partitioner.graph.torch_private.fakes import unset_fake_temporarily
+from partitioner.graph.torch_private.fakes_with_constants import real_of
 
 MAX_CONSTANT_BYTES = 32 << 20  # the largest known, Qwen-Image's rotary tables, take 2 MiB each
 

@@ -34,7 +34,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from partitioner.errors import TraceError
 from partitioner.graph.ir import TensorMeta
-from partitioner.graph.torch_private import FakeTensor, OpOverload, TreeSpec, calls_recorded, tree_flatten
+from partitioner.graph.torch_private.call_recorder import calls_recorded
+from partitioner.graph.torch_private.fakes import FakeTensor
+from partitioner.graph.torch_private.schemas import OpOverload
+from partitioner.graph.torch_private.trees import TreeSpec, tree_flatten
 from partitioner.graph.trace_limits import check_nodes
 from partitioner.process import raise_interrupt_behind
 

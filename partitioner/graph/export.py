@@ -27,16 +27,10 @@ from partitioner.graph.reader import ExportReader
 from partitioner.graph.regions import inline_regions
 from partitioner.graph.rewrites import rewritten
 from partitioner.graph.stateless import check_stateless
-from partitioner.graph.torch_private import (
-    FakesWithConstants,
-    fake_mode_of,
-    forgotten_sources,
-    memory_put_back,
-    nothing_to_read,
-    tree_leaves,
-    untold,
-    without_constants,
-)
+from partitioner.graph.torch_private.fakes import fake_mode_of, memory_put_back, untold
+from partitioner.graph.torch_private.fakes_with_constants import FakesWithConstants, without_constants
+from partitioner.graph.torch_private.trees import tree_leaves
+from partitioner.graph.torch_private.written_text import forgotten_sources, nothing_to_read
 from partitioner.graph.trace_failure import refuse_unloadable, trace_failure
 from partitioner.graph.trace_limits import TraceLimits
 from partitioner.process import interrupts_put_off, raise_interrupt_behind

@@ -18,7 +18,7 @@ from torch import nn
 
 from partitioner.graph.container_group import Items
 from partitioner.graph.reachable import NOT_READ, is_followed
-from partitioner.graph.torch_private import FakeTensor
+from partitioner.graph.torch_private.fakes import FakeTensor
 
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format,

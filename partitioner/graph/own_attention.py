@@ -7,7 +7,7 @@ from threading import get_ident
 
 import torch
 
-from partitioner.graph.torch_private import AttentionSettings
+from partitioner.graph.torch_private.attention_settings import AttentionSettings
 
 
 class OwnAttention(AttentionSettings):

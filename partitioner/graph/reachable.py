@@ -38,7 +38,8 @@ from partitioner.graph.containers import (
     SetContainer,
     VariableContainer,
 )
-from partitioner.graph.torch_private import FakeTensor, hooks_of_all_modules
+from partitioner.graph.torch_private.fakes import FakeTensor
+from partitioner.graph.torch_private.hooks import hooks_of_all_modules
 
 # Where libraries keep a setting that forwards read: module, class, attribute.
 _SETTINGS = (("diffusers.models.attention_dispatch", "_AttentionBackendRegistry", "_active_backend"),)

@@ -18,7 +18,8 @@ from partitioner.graph.ir import CONSTANT, Argument, Input, Node, Parameter, Ref
 from partitioner.graph.modules import caller, calling_module
 from partitioner.graph.nesting import OutputForm, output_form
 from partitioner.graph.storages import Storages, find_storages
-from partitioner.graph.torch_private import OpOverload, draws_random_numbers, tree_unflatten
+from partitioner.graph.torch_private.schemas import OpOverload, draws_random_numbers
+from partitioner.graph.torch_private.trees import tree_unflatten
 from partitioner.graph.trace_failure import UNKNOWN_VALUES
 
 # Operators that check or mark and compute nothing.

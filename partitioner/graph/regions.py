@@ -12,7 +12,7 @@ from torch import fx
 
 from partitioner.errors import TraceError
 from partitioner.graph.modules import caller
-from partitioner.graph.torch_private import aliased_argument, is_mutated_argument
+from partitioner.graph.torch_private.schemas import aliased_argument, is_mutated_argument
 
 # Name of the operator -> how many of its arguments stand before the group's own: the graph, and then what it reads.
 _GROUPS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}

@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from partitioner.errors import TraceError
 from partitioner.graph.module_state import Difference, ModuleState
-from partitioner.graph.torch_private import fake_mode_of, tree_leaves, tree_map_only
+from partitioner.graph.torch_private.fakes import fake_mode_of
+from partitioner.graph.torch_private.trees import tree_leaves, tree_map_only
 from partitioner.graph.trace_failure import trace_failure, why_failed
 from partitioner.process import raise_interrupt_behind
 

@@ -20,7 +20,7 @@ from partitioner.errors import TraceError
 from partitioner.graph.direct_trace import TraceProgram
 from partitioner.graph.ir import Argument, Node, Ref, Role
 from partitioner.graph.modules import caller
-from partitioner.graph.torch_private import aliased_argument, is_mutated_argument
+from partitioner.graph.torch_private.schemas import aliased_argument, is_mutated_argument
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from partitioner.graph.torch_private import FakeTensor
+from partitioner.graph.torch_private.fakes import FakeTensor
 
 _SMALL = 1 << 14  # bytes, up to which all of them are hashed: torch's calls take longer
 _ROW = 1024  # words of a row of those that are summed

@@ -15,7 +15,7 @@ from torch import nn
 
 from partitioner.errors import ForwardFailed, TraceError, first_line
 from partitioner.graph.modules import shown_file
-from partitioner.graph.torch_private import FakeTensor
+from partitioner.graph.torch_private.fakes import FakeTensor
 
 _ADDRESS = re.compile(r" object at 0x[0-9a-f]+")
 UNKNOWN_VALUES = (

@@ -123,7 +123,7 @@ def live_spec(
 
 def live_source(denoiser: Any, pipeline: Any, call: Mapping[str, Any] | None = None) -> ModelSource:
     """The source of a denoiser in memory, a module of a pipeline. call: arguments that this will be called with."""
-    from partitioner.graph.torch_private import uncompiled
+    from partitioner.graph.torch_private.compiled import uncompiled
 
     class_name = type(denoiser).__name__
     vae = getattr(pipeline, "vae", None)

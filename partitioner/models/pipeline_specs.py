@@ -113,7 +113,7 @@ def live_specs(
     Raises:
         UsageError: As live_spec; or the pipeline has no denoiser.
     """
-    from partitioner.graph.torch_private import uncompiled
+    from partitioner.graph.torch_private.compiled import uncompiled
 
     if guidance:
         guidance_style = guidance_style or guider_style(vars(pipeline))
@@ -163,7 +163,7 @@ def are_alike(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _make(module: nn.Module) -> tuple[Any, ...]:
-    from partitioner.graph.torch_private import uncompiled
+    from partitioner.graph.torch_private.compiled import uncompiled
 
     module = uncompiled(module)
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in module.named_parameters()}

@@ -20,7 +20,7 @@ from partitioner.errors import UsageError, first_line
 from partitioner.graph.ir import Role
 from partitioner.graph.module_state import ModuleState
 from partitioner.graph.stateless import listed
-from partitioner.graph.torch_private import untold
+from partitioner.graph.torch_private.fakes import untold
 from partitioner.models.guidance import GuidanceStyle
 from partitioner.models.pipeline_call import (
     guessed_calls,

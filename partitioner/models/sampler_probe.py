@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from partitioner.errors import first_line
-from partitioner.graph.torch_private import Draws
+from partitioner.graph.torch_private.dispatch import Draws
 
 CLEAN, NUDGE = 0.5, 1e-3
 OTHER, MIXED, FIRST = 4, 5, 6  # entries

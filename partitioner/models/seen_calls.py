@@ -19,7 +19,8 @@ from partitioner.errors import UsageError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments
 from partitioner.graph.ir import Argument, Role
 from partitioner.graph.nesting import nest_arguments
-from partitioner.graph.torch_private import FakeTensor, tree_leaves
+from partitioner.graph.torch_private.fakes import FakeTensor
+from partitioner.graph.torch_private.trees import tree_leaves
 from partitioner.models.inputs import ExampleTensor, Inputs
 from partitioner.models.stand_ins import digest_of
 

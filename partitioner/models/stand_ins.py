@@ -18,7 +18,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from partitioner.graph.torch_private import FakeTensor, FakeTensorMode, tree_leaves, tree_map_only, uncompiled
+from partitioner.graph.torch_private.compiled import uncompiled
+from partitioner.graph.torch_private.fakes import FakeTensor, FakeTensorMode
+from partitioner.graph.torch_private.trees import tree_leaves, tree_map_only
 from partitioner.process import raise_interrupt_behind
 
 _SMALL_BUFFER = 1 << 20  # elements; smaller ones keep memory, for code may look at their values

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from partitioner.graph.torch_private import abandon_capture
+from partitioner.graph.torch_private.memory import abandon_capture
 from profiles.collector import without_collector
 from runtime.errors import EngineError
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from partitioner.graph.torch_private import copy_all
+from partitioner.graph.torch_private.memory import copy_all
 from runtime.devices import capture
 from runtime.devices.capture import CaptureFailed, GraphMemory, Value
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from partitioner.graph.torch_private import is_profiling
+from partitioner.graph.torch_private.under_way import is_profiling
 
 
 def span(name: str, device: torch.device) -> AbstractContextManager[object]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from partitioner.graph.torch_private import uncompiled
+from partitioner.graph.torch_private.compiled import uncompiled
 
 Reference = Callable[[], Any]  # gives an object, or None once it is gone
 

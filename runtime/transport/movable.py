@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import torch
 
-from partitioner.graph.torch_private import storage_is_shared
+from partitioner.graph.torch_private.memory import storage_is_shared
 
 
 def movable(tensors: Iterable[torch.Tensor], others: Collection[torch.Tensor] = ()) -> set[int]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import fx
 
-from partitioner.graph.torch_private import plain_callable
+from partitioner.graph.torch_private.schemas import plain_callable
 
 _LITERALS = (bool, int, str, type(None))
 

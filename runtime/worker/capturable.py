@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from partitioner.graph.torch_private import OpOverload, TorchDispatchMode, is_mutated_argument, tree_leaves
+from partitioner.graph.torch_private.dispatch import TorchDispatchMode
+from partitioner.graph.torch_private.schemas import OpOverload, is_mutated_argument
+from partitioner.graph.torch_private.trees import tree_leaves
 
 _MASKS = {torch.bool, torch.uint8}
 

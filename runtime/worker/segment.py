@@ -11,7 +11,7 @@ from torch import fx
 
 from partitioner.graph.ir import Node
 from partitioner.graph.operators import lowered
-from partitioner.graph.torch_private import forget_source_with
+from partitioner.graph.torch_private.written_text import forget_source_with
 from partitioner.plan.hoisted import Hoisted
 from runtime.devices.capture import GraphMemory
 from runtime.devices.cuda_graphs import Graphed, GraphedRun

@@ -147,7 +147,7 @@ import sys, threading, time
 from datetime import timedelta
 import torch
 from torch.distributed import HashStore
-from partitioner.graph.torch_private import gloo_group
+from partitioner.graph.torch_private.gloo import gloo_group
 from partitioner.process import await_threads
 
 store, groups = HashStore(), {}

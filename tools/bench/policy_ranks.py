@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined] # public, but not in its __all__
 
-from partitioner.graph.torch_private import gloo_group
+from partitioner.graph.torch_private.gloo import gloo_group
 from runtime.devices.memory import resident_bytes
 from runtime.errors import EngineError
 from tools.bench.asyncdiff_policy import AsyncDiffPolicy

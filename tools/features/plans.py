@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from partitioner.costs.model import CostModel
-from partitioner.graph.torch_private import uncompiled
+from partitioner.graph.torch_private.compiled import uncompiled
 from partitioner.models.find_spec import live_spec
 from partitioner.models.inputs import ExampleTensor
 from partitioner.plan.plan import Plan

@@ -12,7 +12,7 @@ import torch
 
 from partitioner.costs.timing import measure_whole
 from partitioner.errors import MeasureError
-from partitioner.graph.torch_private import compiled_then
+from partitioner.graph.torch_private.compiled import compiled_then
 from tools.gpu_suite.denoisers import graphs_of
 from tools.gpu_suite.node_calls import call_of
 from tools.gpu_suite.part_run import PartRun

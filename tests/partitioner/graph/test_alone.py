@@ -15,7 +15,7 @@ from partitioner.errors import TraceError
 from partitioner.graph import alone
 from partitioner.graph.alone import alone_with, parts_of, works_alone
 from partitioner.graph.export import trace
-from partitioner.graph.torch_private import without_own_hooks
+from partitioner.graph.torch_private.hooks import without_own_hooks
 from tests.support.forks import in_a_child
 
 

@@ -16,7 +16,8 @@ from partitioner.graph import export
 from partitioner.graph.direct_trace import NotDirect, direct_trace
 from partitioner.graph.export import fake_mode, trace
 from partitioner.graph.ir import TracedGraph
-from partitioner.graph.torch_private import FakeTensorMode, without_constants
+from partitioner.graph.torch_private.fakes import FakeTensorMode
+from partitioner.graph.torch_private.fakes_with_constants import without_constants
 from partitioner.models.built_in import built_in
 from partitioner.models.find_spec import model_spec
 from tests.support.small_models import small_denoiser, write_pipeline

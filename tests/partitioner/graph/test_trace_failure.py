@@ -11,7 +11,7 @@ from torch import nn
 
 from partitioner.errors import TraceError
 from partitioner.graph.export import fake_mode, trace
-from partitioner.graph.torch_private import memory_put_back
+from partitioner.graph.torch_private.fakes import memory_put_back
 
 
 class Quantised(nn.Parameter):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from partitioner.graph.torch_private import FakeTensor
+from partitioner.graph.torch_private.fakes import FakeTensor
 from partitioner.models.stand_ins import StandIns, digest_of
 
 

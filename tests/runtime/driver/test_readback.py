@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from partitioner.graph.torch_private import TorchDispatchMode
+from partitioner.graph.torch_private.dispatch import TorchDispatchMode
 from runtime.devices.cuda_graphs import EAGER_CALLS
 from runtime.driver import prompt_inputs, streams, timestep_reader, trajectory
 from runtime.driver.readback import Readback
