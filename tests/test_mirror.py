@@ -95,6 +95,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "partitioner/test_fleet.py",
         ["partitioner.costs.relative_speed"],
     ),
+    ("nodes are what a graph is made of", "partitioner/graph/test_ir.py", ["partitioner.graph.nodes"]),
     (
         "names of operators, and torch's private ones, are what tracing needs, and are tried by tracing",
         "partitioner/graph/test_reader.py",

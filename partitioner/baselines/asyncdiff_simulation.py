@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from partitioner.baselines.asyncdiff_split import broadcast_sizes
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
 from partitioner.graph.modules import enclosing_modules
+from partitioner.graph.nodes import Role
 from partitioner.simulator.actions import Action, Broadcast, EndCall, HostWork, Work, work
 from partitioner.simulator.machine import Machine
 from partitioner.simulator.play import play

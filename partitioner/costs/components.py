@@ -14,7 +14,8 @@ import torch
 
 from partitioner.costs.random_tensors import random_value
 from partitioner.costs.timing import TimingMode, measure_by_turns, measure_whole, summarise
-from partitioner.graph.ir import Node, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node
 from partitioner.graph.operators import lowered
 
 

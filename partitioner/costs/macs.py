@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from partitioner.graph.ir import Node, Ref, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node, Ref
 from partitioner.graph.operator_classes import (
     ATTENTION,
     CONV,

@@ -44,7 +44,8 @@ from partitioner.costs.timing import (
     summarise,
     time_gpu_calls,
 )
-from partitioner.graph.ir import Node, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node
 from partitioner.graph.operator_classes import is_free, value_metas
 from profiles.cost_profile import SCHEMA_VERSION, CostProfile, SignatureCost
 

@@ -10,7 +10,8 @@ import torch
 
 from partitioner.costs.random_tensors import random_value
 from partitioner.errors import MeasureError, first_line
-from partitioner.graph.ir import Node, Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node, Role
 from partitioner.graph.operators import bind, lowered, resolve
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from partitioner.graph.ir import TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import TensorMeta
 from partitioner.graph.operator_classes import value_metas
 
 _BLOCK = 1 << 20

@@ -10,7 +10,8 @@ import math
 from partitioner.costs.macs import macs_of
 from partitioner.costs.node_costs import GraphCosts, NodeCost
 from partitioner.errors import UsageError
-from partitioner.graph.ir import DTYPE_BYTES, Node, TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import DTYPE_BYTES, Node, TensorMeta
 from partitioner.graph.operator_classes import moves_data, operator_class, operator_name, value_metas
 from profiles.device_sheets import DEFAULT_DEVICE, DeviceSpec, UnknownDeviceError, device_spec
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from partitioner.graph.ir import Argument, Node, Ref, Symbol, TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Argument, Node, Ref, Symbol, TensorMeta
 from partitioner.graph.operator_classes import value_metas
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from partitioner.errors import TraceError
-from partitioner.graph.ir import DTYPE_BYTES, Argument, Role
 from partitioner.graph.nesting import ContainerKind
+from partitioner.graph.nodes import DTYPE_BYTES, Argument, Role
 
 _KINDS: dict[type, ContainerKind] = {list: "list", tuple: "tuple", torch.Size: "tuple", dict: "dict",
                                      OrderedDict: "dict"}  # fmt: skip

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from partitioner.graph.ir import TensorData, TensorMeta
+from partitioner.graph.nodes import TensorData, TensorMeta
 from partitioner.graph.torch_private.fakes import unset_fake_temporarily
 from partitioner.graph.torch_private.fakes_with_constants import real_of
 

@@ -33,7 +33,7 @@ from torch.func import functional_call
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from partitioner.errors import TraceError
-from partitioner.graph.ir import TensorMeta
+from partitioner.graph.nodes import TensorMeta
 from partitioner.graph.torch_private.call_recorder import calls_recorded
 from partitioner.graph.torch_private.fakes import FakeTensor
 from partitioner.graph.torch_private.schemas import OpOverload

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from partitioner.errors import ForwardFailed
-from partitioner.graph.ir import Node, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node
 from partitioner.graph.operator_classes import operator_class, value_metas
 
 

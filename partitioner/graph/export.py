@@ -19,9 +19,10 @@ from partitioner.graph.arguments import FlatArguments, bind_arguments, flatten_a
 from partitioner.graph.constants import MAX_CONSTANT_BYTES
 from partitioner.graph.direct_trace import NotDirect, TraceProgram, direct_trace
 from partitioner.graph.dtypes import check_dtypes
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
 from partitioner.graph.module_state import Difference, ModuleState
 from partitioner.graph.nesting import nest_arguments
+from partitioner.graph.nodes import Role
 from partitioner.graph.own_attention import OwnAttention
 from partitioner.graph.reader import ExportReader
 from partitioner.graph.regions import inline_regions

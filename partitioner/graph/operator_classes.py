@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from partitioner.graph.ir import CONSTANT, Node, TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import CONSTANT, Node, TensorMeta
 
 CONV = {"conv1d", "conv2d", "conv3d", "convolution", "_convolution"}
 CONV_TRANSPOSE = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}

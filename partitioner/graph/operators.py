@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from partitioner.graph.constants import tensor_of
-from partitioner.graph.ir import CONSTANT, Argument, Node, Ref, Symbol, TensorData
+from partitioner.graph.nodes import CONSTANT, Argument, Node, Ref, Symbol, TensorData
 
 
 def resolve(target: str) -> Any:

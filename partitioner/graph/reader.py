@@ -14,9 +14,10 @@ from partitioner.errors import TraceError
 from partitioner.graph.arguments import FlatArguments, flatten_arguments
 from partitioner.graph.constants import MAX_CONSTANT_BYTES, number_in, tensor_data
 from partitioner.graph.direct_trace import TraceProgram, meta_of
-from partitioner.graph.ir import CONSTANT, Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
 from partitioner.graph.modules import caller, calling_module
 from partitioner.graph.nesting import OutputForm, output_form
+from partitioner.graph.nodes import CONSTANT, Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta
 from partitioner.graph.storages import Storages, find_storages
 from partitioner.graph.torch_private.schemas import OpOverload, draws_random_numbers
 from partitioner.graph.torch_private.trees import tree_unflatten

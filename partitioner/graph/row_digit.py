@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
-from partitioner.graph.ir import CONSTANT, Argument, Input, Node, Parameter, Ref, TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import CONSTANT, Argument, Input, Node, Parameter, Ref, TensorMeta
 from partitioner.graph.row_moves import JOINS, RESHAPES, RowMove, equal_places, known_numbers, moves
 from partitioner.graph.row_places import (
     Extents,

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations
 
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Role
 from partitioner.graph.row_digit import DigitFlow
 from partitioner.graph.row_parts import part_fault
 from partitioner.graph.row_places import RowPlace, factors

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 
-from partitioner.graph.ir import CONSTANT, Node, Ref, TensorData
+from partitioner.graph.nodes import CONSTANT, Node, Ref, TensorData
 from partitioner.graph.row_places import RowPlace
 from partitioner.graph.row_rules import NodeCall
 

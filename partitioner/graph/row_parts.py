@@ -14,7 +14,8 @@ from collections.abc import Sequence, Set
 
 import numpy
 
-from partitioner.graph.ir import CONSTANT, Argument, Node, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import CONSTANT, Argument, Node
 from partitioner.graph.operator_classes import operator_name
 from partitioner.graph.row_digit import DigitFlow
 from partitioner.graph.row_moves import JOINS, RESHAPES

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from partitioner.graph.ir import Argument, Node, Ref, TensorMeta
+from partitioner.graph.nodes import Argument, Node, Ref, TensorMeta
 from partitioner.graph.operator_classes import ATTENTION, CONV, CONV_TRANSPOSE, operator_name
 from partitioner.graph.row_places import Extents
 

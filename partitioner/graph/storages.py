@@ -18,8 +18,8 @@ import torch
 
 from partitioner.errors import TraceError
 from partitioner.graph.direct_trace import TraceProgram
-from partitioner.graph.ir import Argument, Node, Ref, Role
 from partitioner.graph.modules import caller
+from partitioner.graph.nodes import Argument, Node, Ref, Role
 from partitioner.graph.torch_private.schemas import aliased_argument, is_mutated_argument
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from partitioner.errors import UsageError
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from partitioner.library import cause_of
 from partitioner.models.build import build_denoiser
 from partitioner.models.call_rows import CallRows

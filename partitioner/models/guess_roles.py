@@ -12,7 +12,7 @@ from torch import nn
 
 from partitioner.errors import UsageError
 from partitioner.graph.arguments import bind_arguments
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from partitioner.graph.torch_private.trees import tree_map_only
 from partitioner.models.inputs import Inputs, roles_in, zeros
 from partitioner.models.seen_calls import roles_of, see

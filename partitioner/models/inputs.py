@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 
 MOST_ELEMENTS = 2**34  # of an argument; a minute of video in pixels has 2**33
 

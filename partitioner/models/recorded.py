@@ -17,8 +17,8 @@ import numpy
 import torch
 
 from partitioner.errors import UsageError, first_line
-from partitioner.graph.ir import Role
 from partitioner.graph.module_state import ModuleState
+from partitioner.graph.nodes import Role
 from partitioner.graph.stateless import listed
 from partitioner.graph.torch_private.fakes import untold
 from partitioner.models.guidance import GuidanceStyle

@@ -17,8 +17,8 @@ from torch import nn
 
 from partitioner.errors import UsageError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments
-from partitioner.graph.ir import Argument, Role
 from partitioner.graph.nesting import nest_arguments
+from partitioner.graph.nodes import Argument, Role
 from partitioner.graph.torch_private.fakes import FakeTensor
 from partitioner.graph.torch_private.trees import tree_leaves
 from partitioner.models.inputs import ExampleTensor, Inputs

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from partitioner.errors import UsageError
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from partitioner.limits import DTYPES
 from partitioner.models.call_rows import CallRows
 from partitioner.models.guidance import GuidanceStyle

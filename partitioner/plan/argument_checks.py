@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from partitioner.graph.ir import DTYPE_BYTES
+from partitioner.graph.nodes import DTYPE_BYTES
 from partitioner.plan.fields import shown_briefly
 from partitioner.plan.records import PlanContainer, PlanInput, PlanLiteral
 

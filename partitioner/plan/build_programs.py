@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from partitioner.errors import PlanError
-from partitioner.graph.ir import Node, Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node, Role
 from partitioner.plan.boundaries import BoundaryTensor, find_boundaries
 from partitioner.plan.deadlock import check_programs
 from partitioner.plan.hoisted import by_role, hoisted_nodes

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from partitioner.errors import PlanError
-from partitioner.graph.ir import Node, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node
 from partitioner.plan.inseparable import inseparable_pairs
 from partitioner.plan.placement import KeyPlacement, NamePlacement
 from partitioner.search.units import joined_units

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
-from partitioner.graph.ir import DTYPE_BYTES
+from partitioner.graph.nodes import DTYPE_BYTES
 
 InputRole = Literal["latent", "step", "timestep", "prompt", "constant"]
 

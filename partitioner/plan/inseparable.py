@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from partitioner.graph.ir import Node
+from partitioner.graph.nodes import Node
 
 
 def inseparable_pairs(nodes: Sequence[Node]) -> Iterator[tuple[int, int]]:

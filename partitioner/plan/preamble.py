@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Role
 from partitioner.plan.hoisted import Hoisted, by_role, hoisted_nodes
 from partitioner.plan.placement import NamePlacement
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from partitioner.graph.ir import DTYPE_BYTES
+from partitioner.graph.nodes import DTYPE_BYTES
 from partitioner.plan.fields import (
     ARRAY,
     ArgumentPath,

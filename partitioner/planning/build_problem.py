@@ -8,7 +8,8 @@ import numpy as np
 
 from partitioner.costs.node_costs import GraphCosts
 from partitioner.errors import UsageError
-from partitioner.graph.ir import Node, Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node, Role
 from partitioner.graph.operator_classes import moves_data, operator_name
 from partitioner.plan.inseparable import inseparable_pairs
 from partitioner.search.arrays import Floats, Ints

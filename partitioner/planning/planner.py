@@ -24,7 +24,8 @@ from partitioner.baselines.compare import Baseline, baselines
 from partitioner.costs.node_costs import GraphCosts
 from partitioner.costs.relative_speed import with_speeds
 from partitioner.fleet import Fleet, as_devices, limit_memory
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Role
 from partitioner.plan.fields import as_label
 from partitioner.plan.plan import Plan
 from partitioner.plan.predictor import PredictorName

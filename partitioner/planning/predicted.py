@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from partitioner.costs.node_costs import GraphCosts
 from partitioner.fleet import Fleet
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Role
 from partitioner.plan.build_programs import build_programs
 from partitioner.plan.preamble import build_preamble
 from partitioner.plan.program import Program

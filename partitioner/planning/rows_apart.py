@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable, Mapping
 
 from partitioner.errors import UsageError
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Role
 from partitioner.graph.row_flow import RowFlow
 from partitioner.graph.row_values import RowFault
 from partitioner.planning.branching import Branching

@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Role
 from partitioner.plan.build_programs import build_programs
 from partitioner.plan.placement import NamePlacement
 from partitioner.plan.preamble import Preamble, build_preamble

@@ -17,7 +17,8 @@ from torch import nn
 
 from partitioner.errors import UsageError
 from partitioner.graph.arguments import flatten_arguments
-from partitioner.graph.ir import Node, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node
 from partitioner.graph.operators import bind, resolve
 from partitioner.staleness.edge_errors import EdgeErrors, NamedEdge
 

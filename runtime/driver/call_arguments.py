@@ -12,8 +12,9 @@ from torch import nn
 
 from partitioner.errors import PartitionerError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments, forward_signature
-from partitioner.graph.ir import Argument, TracedGraph
+from partitioner.graph.ir import TracedGraph
 from partitioner.graph.nesting import nest_arguments
+from partitioner.graph.nodes import Argument
 from partitioner.plan.plan import Plan
 from runtime.driver.rows import split_rows
 from runtime.errors import InputError

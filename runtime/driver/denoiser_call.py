@@ -7,7 +7,8 @@ from functools import cached_property
 
 import torch
 
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Role
 from runtime.driver.call_arguments import CallForm, Tensors
 from runtime.driver.callers import Caller
 from runtime.driver.timestep_reader import timestep_number

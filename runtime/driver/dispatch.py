@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from partitioner.graph.ir import Ref, Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Ref, Role
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import rank_of, seat_of
 from partitioner.plan.schedule import ComponentRun

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 
-from partitioner.graph.ir import Parameter
+from partitioner.graph.nodes import Parameter
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import seat_of
 from runtime.driver.preamble import PreambleRunner

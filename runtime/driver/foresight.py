@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from runtime.driver.call_arguments import CallForm, Tensors, layout_of
 from runtime.driver.callers import Caller
 from runtime.driver.denoiser_call import DenoiserCall

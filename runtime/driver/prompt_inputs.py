@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Role
 from runtime.driver.call_arguments import Tensors
 from runtime.driver.readback import Readback, is_late
 

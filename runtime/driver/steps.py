@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from runtime.driver.call_arguments import Tensors, layout_of
 from runtime.driver.denoiser_call import DenoiserCall
 from runtime.driver.prompt_inputs import version_of

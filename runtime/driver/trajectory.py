@@ -31,7 +31,8 @@ from typing import Any
 
 import torch
 
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Role
 from partitioner.plan.schedule import ComponentRun, Schedule
 from runtime.driver.call_arguments import Tensors
 from runtime.driver.correction import Correction

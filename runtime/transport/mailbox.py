@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-from partitioner.graph.ir import TensorMeta
+from partitioner.graph.nodes import TensorMeta
 from runtime.errors import MessageError
 
 PARAMETER_CONTEXT = -1  # the context of messages that carry parameters

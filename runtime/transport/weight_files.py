@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from partitioner.errors import first_line
-from partitioner.graph.ir import TensorMeta
+from partitioner.graph.nodes import TensorMeta
 from partitioner.graph.tensor_digest import digest
 from runtime.errors import WeightsChanged
 from runtime.transport.mapped_memory import mapped_files

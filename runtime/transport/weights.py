@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from partitioner.graph.ir import Parameter, TensorMeta
+from partitioner.graph.nodes import Parameter, TensorMeta
 from partitioner.graph.tensor_digest import digest, digests
 from runtime.devices.memory import give_back
 from runtime.errors import PlanMismatch, WeightsChanged

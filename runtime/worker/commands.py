@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from partitioner.graph.ir import Parameter
+from partitioner.graph.nodes import Parameter
 from runtime.transport.mailbox import Expected
 from runtime.worker.specs import ComponentSpec
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from partitioner.plan.program import Compute, Send
 from runtime.devices.capture import GraphMemory, check_usable
 from runtime.worker.segment import HoistedSegments, Segment

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from partitioner.graph.ir import Node
+from partitioner.graph.nodes import Node
 from partitioner.graph.operators import lowered
 from partitioner.graph.torch_private.written_text import forget_source_with
 from partitioner.plan.hoisted import Hoisted

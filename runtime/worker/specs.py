@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from partitioner.graph.ir import Node, Parameter, Role, TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node, Parameter, Role, TensorMeta
 from partitioner.plan.boundaries import find_boundaries
 from partitioner.plan.build_programs import build_programs
 from partitioner.plan.preamble import Preamble, build_preamble

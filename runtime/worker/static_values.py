@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from partitioner.graph.ir import Parameter
+from partitioner.graph.nodes import Parameter
 from runtime.worker.segment import Segment
 
 

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from partitioner.plan.program import Compute, Receive, Send
 from runtime.devices.memory import give_back, resident_bytes
 from runtime.devices.spans import span

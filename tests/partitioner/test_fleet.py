@@ -11,7 +11,8 @@ import pytest
 from partitioner.costs.relative_speed import with_speeds
 from partitioner.errors import UsageError
 from partitioner.fleet import Device, as_devices, grouped, known_device, limit_memory, parse_fleet
-from partitioner.graph.ir import Input, Node, Parameter, Ref, Role, TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Input, Node, Parameter, Ref, Role, TensorMeta
 from profiles.device_sheets import device_specs
 
 

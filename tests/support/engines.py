@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from partitioner.graph.ir import Ref, Role, Symbol, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Ref, Role, Symbol
 from partitioner.graph.operators import lowered
 from partitioner.plan.plan import Plan
 from partitioner.plan.records import CostSource, Predicted, PredictedComponent

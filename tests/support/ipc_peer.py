@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from partitioner.graph.ir import TensorMeta
+from partitioner.graph.nodes import TensorMeta
 from runtime.transport import cuda_driver, ipc
 from runtime.transport.ipc import DeviceRegion
 from runtime.transport.mailbox import Expected, MessageKey

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from partitioner.graph.ir import TensorMeta
+from partitioner.graph.nodes import TensorMeta
 from runtime.transport.handshake import set_up
 from runtime.transport.mailbox import Expected
 from runtime.transport.packets import new_line

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from partitioner.graph.ir import Input, Node, Ref, Role, TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Input, Node, Ref, Role, TensorMeta
 from partitioner.plan.schedule import Schedule
 from partitioner.simulator.machine import FREE, Link, Machine
 from partitioner.simulator.simulate import Simulation, simulate

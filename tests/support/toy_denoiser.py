@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from partitioner.graph.export import trace
-from partitioner.graph.ir import Node, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node
 
 ROLES = {"x": "latent", "t": "timestep", "context": "prompt"}
 

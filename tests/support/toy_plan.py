@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from partitioner.graph.ir import Input, Node, Ref, Role, TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Input, Node, Ref, Role, TensorMeta
 from partitioner.plan.plan import Plan
 from partitioner.plan.records import CostSource, Predicted, PredictedComponent
 

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from partitioner.errors import first_line
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Role
 from runtime.driver import traced_graphs
 from runtime.engine import Engine
 from runtime.options import EngineOptions

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from partitioner.costs.random_tensors import random_value
-from partitioner.graph.ir import Node, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node
 from runtime.worker.segment import lower
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -31,7 +31,7 @@ import torch
 
 from partitioner.errors import UsageError
 from partitioner.fleet import known_device
-from partitioner.graph.ir import TensorMeta
+from partitioner.graph.nodes import TensorMeta
 from partitioner.simulator.machine import Link
 from partitioner.tables import table_text
 from profiles.json_files import write_atomic

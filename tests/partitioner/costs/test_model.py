@@ -11,7 +11,8 @@ from partitioner.costs.model import CostModel, GivenCosts, choose_cost_model
 from partitioner.costs.roofline import estimate
 from partitioner.errors import UsageError
 from partitioner.fleet import parse_devices
-from partitioner.graph.ir import Input, Node, Ref, Role, TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Input, Node, Ref, Role, TensorMeta
 from profiles.cost_profile import CostProfile
 
 

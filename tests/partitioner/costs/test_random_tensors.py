@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from partitioner.costs.random_tensors import random_tensor
-from partitioner.graph.ir import TensorMeta
+from partitioner.graph.nodes import TensorMeta
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import nn
 from partitioner.errors import TraceError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments, role_of
 from partitioner.graph.export import trace
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 
 
 class Nested(nn.Module):

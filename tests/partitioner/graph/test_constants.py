@@ -13,7 +13,8 @@ from partitioner.errors import TraceError
 from partitioner.graph import reader
 from partitioner.graph.constants import tensor_data, tensor_of
 from partitioner.graph.export import fake_mode, trace
-from partitioner.graph.ir import CONSTANT, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import CONSTANT
 from partitioner.planning.options import PlanOptions
 from runtime.engine import Engine
 from runtime.options import EngineOptions

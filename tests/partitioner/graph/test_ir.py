@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from partitioner.graph.export import trace
-from partitioner.graph.ir import Ref
+from partitioner.graph.nodes import Ref
 from tests.support.toy_denoiser import ROLES, Denoiser, inputs, traced
 
 

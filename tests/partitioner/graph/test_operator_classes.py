@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from partitioner.costs.measure import distinct_calls
-from partitioner.graph.ir import Node, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node
 from partitioner.graph.operator_classes import is_free, moves_data, value_metas
 from tests.support.graphs import small_graph
 
@@ -34,7 +35,7 @@ def test_reshape_copies_exactly_where_torch_copies(data: st.DataObject) -> None:
 
 
 def one_node_graph(target: str, source: torch.Tensor, shape: list[int]) -> TracedGraph:
-    from partitioner.graph.ir import Input, Ref, Role, TensorMeta
+    from partitioner.graph.nodes import Input, Ref, Role, TensorMeta
 
     meta = TensorMeta(tuple(source.shape), tuple(source.stride()), "float32")
     out = torch.empty(shape)

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 from partitioner.errors import TraceError
 from partitioner.graph.arguments import flatten_arguments
 from partitioner.graph.export import fake_mode, trace
-from partitioner.graph.ir import Node, Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Node, Role
 from partitioner.graph.operators import bind, resolve
 from partitioner.graph.reader import ExportReader, _target_name
 from tests.support.toy_denoiser import ROLES, Denoiser, by_target, inputs, traced

@@ -15,7 +15,7 @@ import torch
 
 from partitioner.errors import UsageError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from partitioner.models.built_in import BUILT_IN, BuiltIn, built_in
 from partitioner.models.described_spec import _spec
 from partitioner.models.find_spec import live_spec, model_spec

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from partitioner.errors import UsageError
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from partitioner.models.guess_roles import guess_roles, record_calls
 from partitioner.plan.plan import Plan
 from partitioner.planning.compile import compile

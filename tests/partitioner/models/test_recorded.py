@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from partitioner.errors import UsageError
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from partitioner.models.call_rows import CallRows
 from partitioner.models.find_spec import live_spec, model_spec
 from partitioner.models.inputs import ExampleTensor, latent, prompt, timestep

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from partitioner.errors import UsageError
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from partitioner.models.find_spec import model_spec
 from partitioner.models.inputs import Inputs, latent, prompt, timestep
 from partitioner.models.registry import ARCHITECTURES, Request, load_plugins, model_names, register_model

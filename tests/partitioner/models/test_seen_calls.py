@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from partitioner.errors import UsageError
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from partitioner.models.inputs import latent, prompt, timestep
 from partitioner.models.seen_calls import SeenCall, SeenRoles, roles_of, see
 

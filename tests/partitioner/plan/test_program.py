@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from partitioner.errors import PlanError
-from partitioner.graph.ir import Input, Node, Parameter, Ref, Role, TensorMeta, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Input, Node, Parameter, Ref, Role, TensorMeta
 from partitioner.plan.boundaries import BoundaryTensor, find_boundaries
 from partitioner.plan.build_programs import build_programs
 from partitioner.plan.deadlock import check_programs

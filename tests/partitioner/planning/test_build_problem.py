@@ -14,7 +14,8 @@ from partitioner.costs.node_costs import GraphCosts
 from partitioner.costs.roofline import estimate
 from partitioner.errors import UsageError
 from partitioner.graph.export import trace
-from partitioner.graph.ir import Role, TracedGraph
+from partitioner.graph.ir import TracedGraph
+from partitioner.graph.nodes import Role
 from partitioner.planning.build_problem import build_problem
 from partitioner.search.devices import Devices
 from partitioner.search.evaluate import evaluate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from runtime.driver.preamble import PreambleRunner
 from runtime.worker.specs import build_specs
 from tests.support.engines import Trajectory, contiguous

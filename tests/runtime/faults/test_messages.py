@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from partitioner.graph.ir import TensorMeta
+from partitioner.graph.nodes import TensorMeta
 from runtime.engine import Engine
 from runtime.errors import EngineError, MessageError
 from runtime.transport.header import header_words

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from partitioner.graph.ir import TensorMeta
+from partitioner.graph.nodes import TensorMeta
 from runtime.errors import EngineError
 from runtime.transport.local import LocalMailbox
 from runtime.transport.mailbox import Expected, MessageKey

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from partitioner.graph.ir import TensorMeta
+from partitioner.graph.nodes import TensorMeta
 from runtime.errors import EngineError
 from runtime.transport.local import LocalMailbox
 from runtime.transport.mailbox import Expected, MessageKey

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from partitioner.graph.ir import TensorMeta
+from partitioner.graph.nodes import TensorMeta
 from runtime.devices.acceleration import device_streams
 from runtime.devices.cuda_stream import CudaDeviceStream
 from runtime.devices.stream import DeviceStream

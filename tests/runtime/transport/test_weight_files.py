@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from partitioner.graph.ir import TensorMeta
+from partitioner.graph.nodes import TensorMeta
 from runtime.errors import WeightsChanged
 from runtime.transport import weight_files
 from runtime.transport.weight_files import FileState, MappedFile, OpenFile, WeightFiles, digest_of, read_stored

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
-from partitioner.graph.ir import Parameter, TensorMeta
+from partitioner.graph.nodes import Parameter, TensorMeta
 from runtime.errors import EngineError, PlanMismatch
 from runtime.transport.weight_files import offset_of
 from runtime.transport.weights import Weights

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
-from partitioner.graph.ir import TensorMeta
+from partitioner.graph.nodes import TensorMeta
 from partitioner.plan.timeline import COMPUTE
 from runtime.engine import Engine
 from runtime.options import EngineOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from partitioner.graph.ir import Role
+from partitioner.graph.nodes import Role
 from tools.support.denoisers import DENOISERS
 from tools.support.tiny_denoiser import (
     CallTensor,
