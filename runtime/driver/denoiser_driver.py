@@ -235,7 +235,7 @@ class DenoiserDriver:
             graphs = self._graphs_of(tensors, form)
             call = DenoiserCall(caller, self.context_name.get(), graphs, tensors, form, number)
             stream = self._streams.of(call)
-            if stream.trajectory.call > 0 or not self._follow_changes(thorough=True):
+            if not stream.trajectory.is_new or not self._follow_changes(thorough=True):
                 return call, stream
             self._end_trajectories()  # the call's own, which has begun with the former graph, too
 

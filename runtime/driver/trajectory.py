@@ -141,6 +141,11 @@ class Trajectory:
         """In look-ahead the first step that is not exact; None in other modes."""
         return self.base + self.schedule.warmup if self.schedule.mode == "lookahead" else None
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the present call is the first that is known of; one that the guard has run exactly is not."""
+        return self._passed + self.call == 0
+
     def expects(self, timestep: float) -> bool:
         """Whether the next call may pass this timestep: look-ahead has begun calls with those that it expects."""
         schedule = self._noise_schedule

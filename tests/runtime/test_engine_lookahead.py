@@ -11,6 +11,7 @@ import torch
 from partitioner.models.find_spec import live_spec
 from partitioner.plan.plan import Plan
 from runtime import parallelize
+from runtime.driver.denoiser_changes import DenoiserChange, DenoiserChanges
 from runtime.driver.output_forecast import OutputForecast
 from runtime.engine import Engine
 from runtime.errors import InputError
@@ -179,6 +180,24 @@ def test_the_guard_makes_calls_exact_until_the_quality_is_there(pipe: Any, plans
     assert guarded[-1] == STEPS - 3
     assert errors[-1] == 0.0
     assert errors[0] > errors[2]
+
+
+def test_all_parameters_are_read_once_per_trajectory_however_many_calls_the_guard_makes_exact(
+    pipe: Any, plans: dict[int, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, read = DenoiserChanges.found, []
+
+    def counted(changes: DenoiserChanges, *, thorough: bool) -> DenoiserChange | None:
+        read.append(thorough)
+        return found(changes, thorough=thorough)
+
+    monkeypatch.setattr(DenoiserChanges, "found", counted)
+    with parallelize(pipe, plans[2], transport="emulation", quality=120.0) as engine:
+        for _ in range(2):
+            pipelines.call(pipe, steps=STEPS)
+        assert engine.stats.exact_reasons["quality guard"] >= 2
+    assert read.count(True) == 2
+    assert read.count(False) >= 2 * STEPS
 
 
 def test_exact_calls_in_the_plans_micro_batches_differ_in_the_last_bits(pipe: Any, plans: dict[int, Plan]) -> None:
