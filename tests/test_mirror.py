@@ -50,9 +50,13 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
             "partitioner.graph.row_moves",
             "partitioner.graph.row_parts",
             "partitioner.graph.row_places",
-            "partitioner.graph.row_rules",
             "partitioner.graph.row_values",
         ],
+    ),
+    (
+        "the pattern of an operator is what its rule gives",
+        "partitioner/graph/test_row_rules.py",
+        ["partitioner.graph.row_call", "partitioner.graph.row_index_rules", "partitioner.graph.row_pattern"],
     ),
     (
         "the driver of a denoiser is all of an engine but the start and the end",

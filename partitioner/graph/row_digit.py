@@ -10,7 +10,9 @@ from dataclasses import replace
 
 from partitioner.graph.ir import TracedGraph
 from partitioner.graph.nodes import CONSTANT, Argument, Input, Node, Parameter, Ref, TensorMeta
+from partitioner.graph.row_call import NodeCall, OperandSlot, call_of, writes
 from partitioner.graph.row_moves import JOINS, RESHAPES, RowMove, equal_places, known_numbers, moves
+from partitioner.graph.row_pattern import RowPattern
 from partitioner.graph.row_places import (
     Extents,
     RowLabel,
@@ -23,7 +25,7 @@ from partitioner.graph.row_places import (
     reshaped,
     whole,
 )
-from partitioner.graph.row_rules import NodeCall, OperandSlot, RowPattern, call_of, patterns, writes
+from partitioner.graph.row_rules import patterns
 from partitioner.graph.row_values import (
     MIXED,
     UNKNOWN,

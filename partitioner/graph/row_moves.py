@@ -10,8 +10,8 @@ from typing import Any
 import numpy
 
 from partitioner.graph.nodes import CONSTANT, Node, Ref, TensorData
+from partitioner.graph.row_call import NodeCall
 from partitioner.graph.row_places import RowPlace
-from partitioner.graph.row_rules import NodeCall
 
 RESHAPES = frozenset({
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "view_as", "reshape_as", "ravel",

@@ -1,94 +1,21 @@
-"""Which dimension of an operator's output each dimension of its operands becomes, by which rows are followed.
+"""The pattern of each operator that is known, by which rows are followed.
 
-    linear(x, w, b)    x (0, 1, None)   w (2, None)   b (2,)      None: positions that are summed over or mixed
-    softmax(x, dim=1)  x (0, None, 2)   and dimension 1 of the output differs from position to position
-
-Operators that only move positions of a dimension (slices, chunks, repeats) are in ``row_moves``.
+Operators that are told positions by a tensor are in ``row_index_rules``; those that only move positions of a dimension
+(slices, chunks, repeats) in ``row_moves``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from partitioner.graph.nodes import Argument, Node, Ref, TensorMeta
-from partitioner.graph.operator_classes import ATTENTION, CONV, CONV_TRANSPOSE, operator_name
+from partitioner.graph.nodes import Ref
+from partitioner.graph.operator_classes import ATTENTION, CONV, CONV_TRANSPOSE
+from partitioner.graph.row_call import NodeCall, OperandSlot
+from partitioner.graph.row_index_rules import INDEX_RULES
+from partitioner.graph.row_pattern import RowPattern, RowRule, aligned, all_but
 from partitioner.graph.row_places import Extents
-
-OperandSlot = int | str | tuple[int, int]  # of an operand: its position, its name, or its place in a list at a position
-
-
-@dataclass(frozen=True)
-class NodeCall:
-    """A node with the shapes of what it reads.
-
-    Attributes:
-        node: the node.
-        name: of its operator, without namespace, overload and the mark of one that writes in place.
-        operands: names of the values that it reads, by slot.
-        shapes: their shapes.
-        masks: slots of those that are of booleans.
-        outputs: shapes of what it returns.
-    """
-
-    node: Node
-    name: str
-    operands: Mapping[OperandSlot, str]
-    shapes: Mapping[OperandSlot, Extents]
-    masks: frozenset[OperandSlot]
-    outputs: tuple[Extents, ...]
-
-    def given(self, position: int, name: str, default: Argument = None) -> Any:
-        """A literal argument, by position or name."""
-        if position < len(self.node.args):
-            return self.node.args[position]
-        return dict(self.node.kwargs).get(name, default)
-
-    def dim(self, position: int, default: Argument = None) -> int:
-        """The argument "dim", counted from the first dimension of operand 0."""
-        return int(self.given(position, "dim", default)) % max(1, len(self.shapes[0]))
-
-
-def call_of(node: Node, meta_of: Callable[[str], TensorMeta]) -> NodeCall:
-    """A node as a NodeCall. meta_of: gives what a value is."""
-    operands: dict[OperandSlot, str] = {}
-    entries: list[tuple[int | str, Argument]] = [*enumerate(node.args), *node.kwargs]
-    for slot, argument in entries:
-        if isinstance(argument, Ref):
-            operands[slot] = argument.name
-        elif isinstance(argument, tuple) and isinstance(slot, int):
-            operands |= {(slot, i): item.name for i, item in enumerate(argument) if isinstance(item, Ref)}
-    metas = {slot: meta_of(name) for slot, name in operands.items()}
-    shapes = {slot: meta.shape for slot, meta in metas.items()}
-    masks = frozenset(slot for slot, meta in metas.items() if meta.dtype == "bool")
-    name = operator_name(node.target)
-    plain = name.removesuffix("_") if writes(name) else name
-    return NodeCall(node, plain, operands, shapes, masks, tuple(meta.shape for meta in node.outputs))
-
-
-def writes(name: str) -> bool:
-    """Whether an operator of that name writes to its first operand in place."""
-    return name.endswith("_") and not name.startswith("__")
-
-
-@dataclass(frozen=True)
-class RowPattern:
-    """Where operands' dimensions go in one output.
-
-    Attributes:
-        dims: of each operand that the output depends on, the output's dimension for each of its own, or None.
-        varies: dimensions of the output along which it differs whatever the operands are.
-        forms: whether of the other operands only shape or dtype counts.
-    """
-
-    dims: Mapping[OperandSlot, Sequence[int | None]]
-    varies: frozenset[int] = frozenset()
-    forms: bool = False
-
-
-RowRule = Callable[[NodeCall], RowPattern | list[RowPattern]]
 
 
 def patterns(call: NodeCall) -> list[RowPattern] | None:
@@ -112,19 +39,15 @@ def _pointwise(target: str) -> bool:
     return is_pointwise(target)
 
 
-def _aligned(shape: Extents, ndim: int) -> tuple[int, ...]:
-    return tuple(range(ndim - len(shape), ndim))
-
-
 def _each(call: NodeCall) -> RowPattern:
     """Element by element, with broadcasting."""
     ndim = len(call.outputs[0])
-    return RowPattern({slot: _aligned(shape, ndim) for slot, shape in call.shapes.items()})
+    return RowPattern({slot: aligned(shape, ndim) for slot, shape in call.shapes.items()})
 
 
 def _first(call: NodeCall) -> RowPattern:
     """Element by element of operand 0; of others only shape or dtype count."""
-    return RowPattern({0: _aligned(call.shapes[0], len(call.outputs[0]))}, forms=True)
+    return RowPattern({0: aligned(call.shapes[0], len(call.outputs[0]))}, forms=True)
 
 
 def _filled(call: NodeCall) -> RowPattern:
@@ -142,9 +65,8 @@ def _within(call: NodeCall, dims: Sequence[int] | None, others: Sequence[int | N
     """
     ndim = len(call.shapes[0])
     mixed = set(range(ndim)) if dims is None else {dim % max(1, ndim) for dim in dims}
-    own = [None if dim in mixed else dim for dim in range(ndim)]
     weights = {slot: [_place(others, k)] * len(shape) for k, (slot, shape) in enumerate(_after_first(call))}
-    return RowPattern({0: own, **weights}, frozenset(mixed))
+    return RowPattern({0: all_but(mixed, ndim), **weights}, frozenset(mixed))
 
 
 def _after_first(call: NodeCall) -> list[tuple[OperandSlot, Extents]]:
@@ -194,12 +116,12 @@ def _product(first: int) -> RowRule:
     def rule(call: NodeCall) -> RowPattern:
         ndim, one, other = len(call.outputs[0]), call.shapes[first], call.shapes[first + 1]
         found: dict[OperandSlot, Sequence[int | None]] = {
-            slot: _aligned(shape, ndim) for slot, shape in call.shapes.items() if slot not in (first, first + 1)
+            slot: aligned(shape, ndim) for slot, shape in call.shapes.items() if slot not in (first, first + 1)
         }
         left, right = len(one) > 1, len(other) > 1
         batch = ndim - left - right
-        found[first] = [*_aligned(one[:-2], batch), *([batch] if left else []), None]
-        found[first + 1] = [*_aligned(other[:-2], batch), None, *([ndim - 1] if right else [])]
+        found[first] = [*aligned(one[:-2], batch), *([batch] if left else []), None]
+        found[first + 1] = [*aligned(other[:-2], batch), None, *([ndim - 1] if right else [])]
         return RowPattern(found)
 
     return rule
@@ -256,13 +178,13 @@ def _attention(call: NodeCall) -> RowPattern:
     ndim = len(call.outputs[0])
     batch, (query, key, value) = ndim - 2, (call.shapes[0], call.shapes[1], call.shapes[2])
     found: dict[OperandSlot, Sequence[int | None]] = {
-        0: [*_aligned(query[:-2], batch), ndim - 2, None],
-        1: [*_aligned(key[:-2], batch), None, None],
-        2: [*_aligned(value[:-2], batch), None, ndim - 1],
+        0: [*aligned(query[:-2], batch), ndim - 2, None],
+        1: [*aligned(key[:-2], batch), None, None],
+        2: [*aligned(value[:-2], batch), None, ndim - 1],
     }
     for slot, shape in call.shapes.items():
         if slot in (3, "attn_mask"):
-            found[slot] = [*_aligned(shape[:-2], batch), ndim - 2, None] if len(shape) > 1 else [None]
+            found[slot] = [*aligned(shape[:-2], batch), ndim - 2, None] if len(shape) > 1 else [None]
     return RowPattern(found)
 
 
@@ -304,96 +226,13 @@ def _padded(call: NodeCall) -> RowPattern:
     return _within(call, [ndim - 1 - i // 2 for i, size in enumerate(sizes) if size])
 
 
-def _embedding(call: NodeCall) -> RowPattern:
-    ndim = len(call.outputs[0])
-    return RowPattern({0: (None, ndim - 1), 1: range(ndim - 1)})
-
-
-def _gathered(call: NodeCall) -> RowPattern:
-    dim, ndim = call.dim(1), len(call.shapes[0])
-    own = [None if d == dim else d for d in range(ndim)]
-    index: OperandSlot = 2 if 2 in call.shapes else 1
-    if call.name == "take_along_dim":
-        dim = call.dim(2)
-        own = [None if d == dim else d for d in range(ndim)]
-    return RowPattern({0: own, index: range(len(call.shapes[index]))})
-
-
-def _scattered(call: NodeCall) -> RowPattern:
-    dim = call.dim(1)
-    same = [None if d == dim else d for d in range(len(call.shapes[0]))]
-    return RowPattern({slot: same[: len(shape)] for slot, shape in call.shapes.items()}, frozenset({dim}))
-
-
-def _stored(call: NodeCall) -> RowPattern:
-    """index_copy and the like: a list of numbers says at which positions of a dimension something is put."""
-    dim = call.dim(1)
-    same = [None if d == dim else d for d in range(len(call.shapes[0]))]
-    return RowPattern({0: same, 2: [None], 3: same[: len(call.shapes.get(3, ()))]}, frozenset({dim}))
-
-
-def _selected(call: NodeCall) -> RowPattern:
-    dim = call.dim(1)
-    return RowPattern({0: [None if d == dim else d for d in range(len(call.shapes[0]))], 2: [dim]})
-
-
 def _crossed(call: NodeCall) -> RowPattern:
     ndim, shape = len(call.outputs[0]), call.outputs[0]
     first = shape.index(3) if call.name == "cross" else ndim - 1
     dim = call.given(2, "dim")
     dim = first if dim is None else dim % ndim
-    dims = {slot: [None if d == dim else d for d in _aligned(own, ndim)] for slot, own in call.shapes.items()}
+    dims = {slot: [None if d == dim else d for d in aligned(own, ndim)] for slot, own in call.shapes.items()}
     return RowPattern(dims, frozenset({dim}))
-
-
-def _indexed_dims(call: NodeCall) -> tuple[list[int | None], int, int]:
-    """Where dimensions of x go in x[indices], where the dimensions of the indices begin, and how many there are."""
-    indices = call.node.args[1]
-    at = [dim for dim, item in enumerate(indices) if isinstance(item, Ref)]
-    width = max(len(call.shapes[1, dim]) for dim in at)
-    begin = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
-    where, free = [], iter(d for d in range(99) if not begin <= d < begin + width)
-    for dim in range(len(call.shapes[0])):
-        where.append(None if dim in at else next(free))
-    return where, begin, width
-
-
-def _indexed(call: NodeCall) -> RowPattern:
-    where, begin, width = _indexed_dims(call)
-    found: dict[OperandSlot, Sequence[int | None]] = {0: where}
-    for slot, shape in call.shapes.items():
-        if slot != 0:
-            found[slot] = [begin + dim for dim in _aligned(shape, width)]
-    return RowPattern(found)
-
-
-def _put(call: NodeCall) -> RowPattern:
-    """index_put: values stand at x[indices], whose dimensions that are not indexed are x's own."""
-    if len(call.masks - {0, 2}) == 1 and len(call.operands) == 3:
-        return _masked(call)
-    where, _, width = _indexed_dims(call)
-    back = {to: dim for dim, to in enumerate(where) if to is not None}
-    ndim = len(back) + width
-    found: dict[OperandSlot, Sequence[int | None]] = {slot: [None] * len(shape) for slot, shape in call.shapes.items()}
-    found[0] = [None if to is None else dim for dim, to in enumerate(where)]
-    found[2] = [back.get(dim) for dim in _aligned(call.shapes[2], ndim)]
-    return RowPattern(found, frozenset(dim for dim, to in enumerate(where) if to is None))
-
-
-def _masked(call: NodeCall) -> RowPattern:
-    """index_put by one mask: of each value one dimension counts what the mask chooses."""
-    ((slot, shape),) = ((slot, shape) for slot, shape in call.shapes.items() if slot not in (0, 2))
-    assert isinstance(slot, tuple)
-    first, ndim = slot[1], len(call.shapes[0])
-    own: list[int | None] = [*range(first), None, *range(first + len(shape), ndim)]
-    values = [own[dim] for dim in _aligned(call.shapes[2], len(own))]
-    chosen = frozenset(range(first, first + len(shape))) if None in values and _chooses(call, values) else frozenset()
-    return RowPattern({0: range(ndim), slot: range(first, first + len(shape)), 2: values}, chosen)
-
-
-def _chooses(call: NodeCall, values: Sequence[int | None]) -> bool:
-    """Whether there is another value for each position that a mask chooses."""
-    return call.shapes[2][values.index(None)] > 1
 
 
 def _grid(call: NodeCall) -> list[RowPattern]:
@@ -403,16 +242,11 @@ def _grid(call: NodeCall) -> list[RowPattern]:
     return [RowPattern({(0, k): [where[k]] * len(call.shapes[0, k])}) for k in range(len(call.outputs))]
 
 
-def _sampled(call: NodeCall) -> RowPattern:
-    ndim = len(call.outputs[0])
-    return RowPattern({0: [0, 1, *[None] * (ndim - 2)], 1: [0, *range(2, ndim), None]})
-
-
 def _window(call: NodeCall) -> RowPattern:
     """Tensor.unfold."""
     ndim = len(call.shapes[0])
     dim = int(call.given(1, "dimension")) % ndim
-    return RowPattern({0: [None if d == dim else d for d in range(ndim)]}, frozenset({dim, ndim}))
+    return RowPattern({0: all_but({dim}, ndim)}, frozenset({dim, ndim}))
 
 
 def _diagonal(call: NodeCall) -> RowPattern:
@@ -453,21 +287,18 @@ _EACH = {
     "logical_not", "clip",
 }  # fmt: skip
 _RULES: dict[str, RowRule] = {
+    **INDEX_RULES,
     "linear": _linear, "matmul": _product(0), "mm": _product(0), "bmm": _product(0), "mv": _product(0),
     "addmm": _product(1), "baddbmm": _product(1), "outer": _outer, "einsum": _einsum, "layer_norm": _normalised,
-    "rms_norm": _normalised, "batch_norm": _per_channel, "instance_norm": _per_channel, "t": _permuted,
-    "group_norm": lambda call: _within(call, range(1, len(call.shapes[0]))), "permute": _permuted,
-    "transpose": _permuted, "swapaxes": _permuted, "swapdims": _permuted, "movedim": _permuted, "numpy_T": _permuted,
-    "mT": _permuted, "mH": _permuted, "pad": _padded, "constant_pad_nd": _padded, "embedding": _embedding,
-    "gather": _gathered, "take_along_dim": _gathered, "scatter": _scattered, "scatter_add": _scattered,
-    "index": _indexed, "index_put": _put, "meshgrid": _grid, "grid_sampler": _sampled, "unfold": _window,
-    "diag_embed": _spread,
+    "rms_norm": _normalised, "batch_norm": _per_channel, "instance_norm": _per_channel,
+    "group_norm": lambda call: _within(call, range(1, len(call.shapes[0]))),
+    "t": _permuted, "permute": _permuted, "transpose": _permuted, "swapaxes": _permuted, "swapdims": _permuted,
+    "movedim": _permuted, "numpy_T": _permuted, "mT": _permuted, "mH": _permuted,
+    "pad": _padded, "constant_pad_nd": _padded, "meshgrid": _grid, "unfold": _window, "diag_embed": _spread,
     "diagonal": _diagonal, "one_hot": _more, "view_as_real": _more, "view_as_complex": _fewer, "bucketize": _bucketed,
     "pixel_shuffle": _leading(3), "pixel_unshuffle": _leading(3), "tril": _leading(2), "triu": _leading(2),
     "topk": _along(2), "fft_fftshift": _along(1, None), "fft_ifftshift": _along(1, None), "glu": _along(1),
     "type_as": _first, "expand_as": _first, "cross": _crossed, "linalg_cross": _crossed,
-    "index_copy": _stored, "index_add": _stored, "index_fill": _stored,
-    "index_select": _selected,
     "linalg_vector_norm": _reduced(2), "norm": _reduced(2),
     **dict.fromkeys(CONV | CONV_TRANSPOSE, _conv), **dict.fromkeys(ATTENTION, _attention),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax", "cumsum", "cumprod", "sort", "argsort"), _along(1)),
