@@ -48,6 +48,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         [
             "partitioner.graph.row_digit",
             "partitioner.graph.row_moves",
+            "partitioner.graph.row_operators",
             "partitioner.graph.row_parts",
             "partitioner.graph.row_places",
             "partitioner.graph.row_values",

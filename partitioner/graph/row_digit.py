@@ -6,23 +6,20 @@ Each value of the graph is a RowValue (partitioner.graph.row_values).
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 
 from partitioner.graph.ir import TracedGraph
 from partitioner.graph.nodes import CONSTANT, Argument, Input, Node, Parameter, Ref, TensorMeta
-from partitioner.graph.row_call import NodeCall, OperandSlot, call_of, writes
-from partitioner.graph.row_moves import JOINS, RESHAPES, RowMove, equal_places, known_numbers, moves
+from partitioner.graph.operator_classes import operator_name
+from partitioner.graph.row_call import call_of, writes
+from partitioner.graph.row_moves import JOINS, RESHAPES, equal_places, known_numbers, moves
+from partitioner.graph.row_operators import RowOperators, lost_rows
 from partitioner.graph.row_pattern import RowPattern
 from partitioner.graph.row_places import (
-    Extents,
     RowLabel,
     RowPlace,
     any_holds,
     digits_within,
-    equal_after,
     labels,
-    regular,
-    reshaped,
     whole,
 )
 from partitioner.graph.row_rules import patterns
@@ -40,7 +37,7 @@ from partitioner.graph.row_values import (
     value_key,
 )
 
-OVERWRITES = frozenset({"copy", "fill", "zero"})
+_OVERWRITES = frozenset({"copy", "fill", "zero"})
 _COPIES = frozenset({"lift_fresh_copy", "to", "alias", "detach", "clone"})
 
 
@@ -64,14 +61,13 @@ class DigitFlow:
         """
         self._graph = graph
         self._place = digit
-        self._size = digit.size
-        self._numbers: dict[Hashable, int] = {}
+        self._rows = RowOperators(digit.size)
         self._values: dict[str, tuple[RowValue, ...]] = {}
         self._metas: dict[str, TensorMeta] = {}
         items: tuple[Input | Parameter, ...] = (*graph.inputs, *graph.parameters)
         for item in items:
             self._metas[item.name] = item.meta
-            key = self._number(item.name)
+            key = self._rows.number(item.name)
             value: RowValue = SameRows(key, (equal[item.name],) if item.name in equal else ())
             self._values[item.name] = (AllParts(key, rows[item.name]) if item.name in rows else value,)
         self._storage = _storages(graph)
@@ -87,7 +83,7 @@ class DigitFlow:
             if len(node.outputs) == 1:
                 self._metas[node.name] = node.meta
             self._values[node.name] = self._value_of(node)
-            if node.group >= 0 and writes(_name(node)):
+            if node.group >= 0 and writes(operator_name(node.target)):
                 self._write(node)
         for name in self._graph.result_values:
             for value in self._values[name]:
@@ -104,7 +100,7 @@ class DigitFlow:
         """What is wrong with positions that are not in the order of a RowPlace."""
         numbers = [None if label is None else label[0] for label in value.labels]
         length = len(numbers)
-        natural = length % self._size == 0 and numbers == [i * self._size // length for i in range(length)]
+        natural = length % self._place.size == 0 and numbers == [i * self._place.size // length for i in range(length)]
         return RowFault(value.origin, UNLIKE if natural or None in numbers else MIXED)
 
     # --- one node
@@ -113,44 +109,37 @@ class DigitFlow:
         if node.target == "operator.getitem":
             return (self._values[node.args[0].name][node.args[1]],)
         if node.target == CONSTANT:
-            return (SameRows(self._number((node.target, node.args[0])), equal_places(node.args[0])),)
+            return (SameRows(self._rows.number((node.target, node.args[0])), equal_places(node.args[0])),)
         call = call_of(node, self._metas.__getitem__)
         values = {slot: self._values[name][0] for slot, name in call.operands.items()}
-        overwrites = writes(_name(node)) and call.name in OVERWRITES
+        overwrites = writes(operator_name(node.target)) and call.name in _OVERWRITES
         if overwrites:  # what was there before does not matter
             del values[0]
         lost = next((value for value in values.values() if isinstance(value, LostRows)), None)
         if lost is not None:
             return (lost,) * len(call.outputs)
-        key = self._number((node.target, self._canonical(node.args[overwrites:]), self._canonical(node.kwargs)))
-        keys = [key if len(call.outputs) == 1 else self._number((key, i)) for i in range(len(call.outputs))]
+        key = self._rows.number((node.target, self._canonical(node.args[overwrites:]), self._canonical(node.kwargs)))
+        keys = [key if len(call.outputs) == 1 else self._rows.number((key, i)) for i in range(len(call.outputs))]
         if call.name in JOINS:
-            return (self._put_together(call, values, key),)
+            return (self._rows.put_together(call, values, key),)
         steps = moves(call, self._known)
         if steps is not None and not isinstance(values[0], OnePart):
-            return tuple(self._moved(call, values[0], step, key) for step, key in zip(steps, keys, strict=True))
+            return tuple(self._rows.moved(call, values[0], step, key) for step, key in zip(steps, keys, strict=True))
         parts = {value.number for value in values.values() if isinstance(value, OnePart)}
         if parts:
             if len(parts) > 1 or any(isinstance(value, AllParts | PartPieces) for value in values.values()):
-                return (self._lost(node, MIXED),) * len(keys)
+                return (lost_rows(node, MIXED),) * len(keys)
             if all(not pattern.dims and pattern.forms for pattern in patterns(call) or [RowPattern({})]):
                 return tuple(SameRows(key, whole(shape)) for key, shape in zip(keys, call.outputs, strict=True))
             return tuple(OnePart(key, min(parts)) for key in keys)
         if call.name in RESHAPES:
-            return (self._reshaped(call, values[0], key),)
+            return (self._rows.reshaped(call, values[0], key),)
         found = patterns(call)
         if found is None:
             if any(isinstance(value, AllParts | PartPieces) for value in values.values()):
-                return (self._lost(node, UNKNOWN),) * len(keys)
+                return (lost_rows(node, UNKNOWN),) * len(keys)
             return tuple(SameRows(key) for key in keys)
-        return tuple(self._joined(call, values, *each) for each in zip(found, call.outputs, keys, strict=True))
-
-    def _lost(self, node: Node, what: str) -> LostRows:
-        return LostRows(RowFault(node.key, what))
-
-    def _number(self, what: Hashable) -> int:
-        """The number of what can be told apart: the same for the same."""
-        return self._numbers.setdefault(what, len(self._numbers))
+        return tuple(self._rows.joined(call, values, *each) for each in zip(found, call.outputs, keys, strict=True))
 
     def _canonical(self, argument: Argument) -> Hashable:
         if isinstance(argument, Ref):
@@ -162,146 +151,14 @@ class DigitFlow:
     def _known(self, name: str) -> Sequence[int] | None:
         """The numbers that a value holds, where they are known."""
         node = self._graph.node_by_name.get(name)
-        while node is not None and node.group < 0 and _name(node) in _COPIES and isinstance(node.args[0], Ref):
+        while (
+            node is not None
+            and node.group < 0
+            and operator_name(node.target) in _COPIES
+            and isinstance(node.args[0], Ref)
+        ):
             node = self._graph.node_by_name.get(node.args[0].name)
         return None if node is None or node.group >= 0 else known_numbers(node)
-
-    # --- kinds of operators
-
-    def _joined(
-        self, call: NodeCall, values: Mapping[OperandSlot, RowValue], pattern: RowPattern, shape: Extents, key: int
-    ) -> RowValue:
-        """What an operator makes whose operands' dimensions go where a pattern says."""
-        equal: list[list[RowPlace]] = []  # of each operand: places in the output along which it is equal
-        rows: list[RowPlace] = []
-        orders: set[tuple[tuple[RowLabel | None, ...], str]] = set()  # of the positions of PartPieces
-        uneven = set(pattern.varies)
-        for slot, value in values.items():
-            if slot not in pattern.dims:
-                if pattern.forms or isinstance(value, SameRows):
-                    continue
-                return self._lost(call.node, UNKNOWN)
-            own, dims = call.shapes[slot], pattern.dims[slot]
-            where = {d: to for d, to in enumerate(dims) if to is not None and own[d] == shape[to] and own[d] > 1}
-            uneven |= {to for d, to in enumerate(dims) if to is not None and own[d] not in (1, shape[to])}
-            if isinstance(value, SameRows):
-                free = [RowPlace(d, 1, size) for d, size in enumerate(shape) if d not in where.values() and size > 1]
-                equal.append(free + [p._replace(dim=where[p.dim]) for p in value.places if p.dim in where])
-                continue
-            assert isinstance(value, AllParts | PartPieces)
-            dim = value.place.dim if isinstance(value, AllParts) else value.dim
-            if dim not in where:
-                return self._lost(call.node, MIXED)
-            if isinstance(value, AllParts):
-                rows.append(value.place._replace(dim=where[dim]))
-            else:
-                rows.append(RowPlace(where[dim], 1, shape[where[dim]]))
-                orders.add((value.labels, value.origin))
-        if rows:
-            at = rows[0]
-            if len(set(rows)) > 1 or at.dim in pattern.varies or len(orders) > 1:
-                return self._lost(call.node, MIXED)
-            if at.dim in uneven or not all(any_holds(places, at) for places in equal):
-                return self._lost(call.node, UNLIKE)
-            if not orders:
-                return AllParts(key, at)
-            mixed = any(isinstance(value, AllParts) for value in values.values())
-            return self._lost(call.node, UNKNOWN) if mixed else PartPieces(key, at.dim, *orders.pop())
-        every = [place for places in equal for place in places] if equal else whole(shape)
-        kept = (p for p in every if p.dim not in uneven and all(any_holds(places, p) for places in equal))
-        return SameRows(key, tuple(dict.fromkeys(kept)))
-
-    def _reshaped(self, call: NodeCall, value: RowValue, key: int) -> RowValue:
-        own, shape = call.shapes[0], call.outputs[0]
-        if isinstance(value, SameRows):
-            return SameRows(key, reshaped(value.places, own, shape))
-        assert isinstance(value, AllParts | PartPieces)
-        place = value.place if isinstance(value, AllParts) else RowPlace(value.dim, 1, own[value.dim])
-        found = reshaped([place], own, shape)
-        if len(found) != 1 or found[0].size != place.size:
-            return self._lost(call.node, UNKNOWN)
-        if isinstance(value, AllParts):
-            return AllParts(key, found[0])
-        exact = shape[found[0].dim] == place.size
-        return replace(value, key=key, dim=found[0].dim) if exact else self._lost(call.node, UNKNOWN)
-
-    def _moved(self, call: NodeCall, value: RowValue, move: RowMove, key: int) -> RowValue:
-        """What an operator makes that takes positions of a dimension."""
-        shape = (1,) * move.leading + call.shapes[0]
-        gone = move.takes[-1][0] if move.dropped else len(shape)
-        if isinstance(value, AllParts | PartPieces):
-            at = value.place.dim if isinstance(value, AllParts) else value.dim
-            at += move.leading
-            for dim, index in move.takes:
-                if dim == at and (move.dropped or len(index) != shape[dim] or list(index) != list(range(len(index)))):
-                    if len(move.takes) > 1:
-                        return self._lost(call.node, UNKNOWN)
-                    every = value.labels if isinstance(value, PartPieces) else labels(value.place, shape[dim])
-                    return self._of_positions(
-                        call.node, value.key, dim, [every[i] for i in index], dropped=move.dropped
-                    )
-            at -= at > gone
-            return (
-                replace(value, key=key, dim=at)
-                if isinstance(value, PartPieces)
-                else AllParts(key, value.place._replace(dim=at))
-            )
-        assert isinstance(value, SameRows)
-        equal = [p._replace(dim=p.dim + move.leading) for p in value.places]
-        for dim, index in move.takes:
-            equal = [*equal_after(equal, dim, shape[dim], index)]
-            shape = (*shape[:dim], len(index), *shape[dim + 1 :])
-        return SameRows(key, tuple(p._replace(dim=p.dim - (p.dim > gone)) for p in equal if p.dim != gone))
-
-    def _of_positions(
-        self, node: Node, key: int, dim: int, found: Sequence[RowLabel | None], *, dropped: bool = False
-    ) -> RowValue:
-        """A value whose positions along a dimension have these labels. key: of what it was taken of."""
-        numbers = {label[0] for label in found if label is not None}
-        whats = tuple(label[1] for label in found if label is not None)
-        if not numbers:
-            return SameRows(self._number(("take", key, dim, len(found), dropped)))
-        if len(numbers) == 1 and len(whats) == len(found):
-            return OnePart(self._number(("take", key, dim, whats, dropped)), numbers.pop())
-        place = regular(dim, self._size, [label for label in found if label is not None])
-        now = self._number(("take", key, dim, dropped))
-        if place is not None and len(whats) == len(found):
-            return AllParts(self._number((now, whats)), place)
-        return PartPieces(now, dim, tuple(found), node.key)
-
-    def _put_together(self, call: NodeCall, values: Mapping[OperandSlot, RowValue], key: int) -> RowValue:
-        """What cat and stack make."""
-        ndim, stacked = len(call.outputs[0]), call.name == "stack"
-        dim = int(call.given(1, "dim", 0)) % ndim
-        slots = [slot for slot in values if call.shapes[slot] != (0,) or stacked]
-        if not any(self._lies(values[slot], dim, stacked=stacked) for slot in slots):
-            dims = {
-                slot: [None if d + (stacked and d >= dim) == dim and not stacked else d + (stacked and d >= dim)
-                       for d in range(ndim - stacked)]
-                for slot in slots
-            }  # fmt: skip
-            return self._joined(call, values, RowPattern(dims, frozenset({dim})), call.outputs[0], key)
-        found: list[RowLabel] = []
-        for slot in slots:
-            value, length = values[slot], 1 if stacked else call.shapes[slot][dim]
-            if not self._lies(value, dim, stacked=stacked):
-                return self._lost(call.node, UNLIKE if isinstance(value, SameRows) else MIXED)
-            if isinstance(value, OnePart):
-                found += [(value.number, (value.key, i)) for i in range(length)]
-                continue
-            assert isinstance(value, AllParts | PartPieces)
-            every = value.labels if isinstance(value, PartPieces) else labels(value.place, length)
-            if None in every:
-                return self._lost(call.node, UNLIKE)
-            found += [(label[0], (value.key, label[1])) for label in every if label is not None]
-        value = self._of_positions(call.node, key, dim, found)
-        return value if isinstance(value, AllParts | PartPieces) else self._lost(call.node, MIXED)
-
-    def _lies(self, value: RowValue, dim: int, *, stacked: bool) -> bool:
-        """Whether parts lie along the dimension that values are put together in."""
-        if isinstance(value, OnePart):
-            return True
-        return not stacked and dim == (value.place.dim if isinstance(value, AllParts) else getattr(value, "dim", -1))
 
     # --- storage that is written to in place
 
@@ -309,7 +166,7 @@ class DigitFlow:
         """Have the storage that a node wrote to, and all views of it, be what they are then."""
         owner, views = self._storage[node.group]
         written, former = self._values[node.name][0], self._values[owner.name][0]
-        key = self._number(("write", node.key, value_key(former), value_key(written)))
+        key = self._rows.number(("write", node.key, value_key(former), value_key(written)))
         now = self._owner_after(owner, views, node, former, written, key)
         self._values[owner.name] = (now,)
         for view in views:
@@ -318,7 +175,7 @@ class DigitFlow:
 
     def _seen(self, view: Node) -> tuple[RowValue, ...]:
         """What a view shows of what its storage is."""
-        if writes(_name(view)):
+        if writes(operator_name(view.target)):
             return self._values[view.args[0].name]
         return self._value_of(view)
 
@@ -331,7 +188,7 @@ class DigitFlow:
         if isinstance(written, OnePart | PartPieces) or isinstance(former, PartPieces):
             return self._after_piece(owner, chain, node, former, written)
         if isinstance(former, OnePart):
-            return OnePart(key, former.number) if isinstance(written, SameRows) else self._lost(node, MIXED)
+            return OnePart(key, former.number) if isinstance(written, SameRows) else lost_rows(node, MIXED)
         if isinstance(former, AllParts):
             seen = self._through(chain, owner, former)
             if isinstance(seen, AllParts) and (
@@ -339,13 +196,13 @@ class DigitFlow:
                 or (isinstance(written, SameRows) and any_holds(written.places, seen.place))
             ):
                 return AllParts(key, former.place)
-            return self._lost(node, MIXED if isinstance(written, AllParts | OnePart) else UNLIKE)
+            return lost_rows(node, MIXED if isinstance(written, AllParts | OnePart) else UNLIKE)
         if isinstance(written, AllParts):
-            for place in digits_within(former.places, self._size):
+            for place in digits_within(former.places, self._place.size):
                 seen = self._through(chain, owner, AllParts(key, place))
                 if isinstance(seen, AllParts) and seen.place == written.place:
                     return AllParts(key, place)
-            return self._lost(node, UNKNOWN)
+            return lost_rows(node, UNKNOWN)
         kept = []
         for place in former.places:
             seen = self._through(chain, owner, SameRows(key, (place,)))
@@ -359,19 +216,16 @@ class DigitFlow:
         self, owner: Node, chain: Sequence[Node], node: Node, former: RowValue, written: RowValue
     ) -> RowValue:
         """What a storage is after something of one part was written to some positions of a dimension."""
-        key = self._number(
+        key = self._rows.number(
             ("write", node.target, value_key(former) if isinstance(former, OnePart) else 0, value_key(written))
         )
         if isinstance(former, OnePart):
-            fits = isinstance(written, OnePart) and written.number == former.number
-            return (
-                OnePart(self._number((key, *map(self._path, chain))), former.number)
-                if fits
-                else self._lost(node, MIXED)
-            )
+            if not isinstance(written, OnePart) or written.number != former.number:
+                return lost_rows(node, MIXED)
+            return OnePart(self._rows.number((key, *map(self._path, chain))), former.number)
         steps = moves(call_of(chain[0], self._metas.__getitem__), self._known) if len(chain) == 1 else None
-        if not steps or len(steps) > 1 or len(steps[0].takes) > 1 or not isinstance(written, OnePart | AllParts):
-            return self._lost(node, UNKNOWN)
+        if not steps or len(steps) > 1 or len(steps[0].takes) > 1 or not isinstance(written, OnePart):
+            return lost_rows(node, UNKNOWN)
         ((dim, index),) = steps[0].takes
         length = self._metas[owner.name].shape[dim]
         every: list[RowLabel | None]
@@ -382,12 +236,10 @@ class DigitFlow:
         elif isinstance(former, SameRows) and any_holds(former.places, RowPlace(dim, 1, length)):
             every = [None] * length
         else:
-            return self._lost(node, UNKNOWN)
-        if isinstance(written, AllParts):
-            return self._lost(node, UNKNOWN)
+            return lost_rows(node, UNKNOWN)
         for k, i in enumerate(index):
             every[i] = (written.number, (written.key, steps[0].dropped, k))
-        return self._of_positions(node, self._number(("written", former.key)), dim, every)
+        return self._rows.of_positions(node, self._rows.number(("written", former.key)), dim, every)
 
     def _path(self, view: Node) -> Hashable:
         return view.target, self._canonical(view.args[1:])
@@ -403,10 +255,6 @@ class DigitFlow:
             if values is not None:
                 self._values[name] = values
         return shown
-
-
-def _name(node: Node) -> str:
-    return node.target.split(".")[1]
 
 
 def _storages(graph: TracedGraph) -> dict[int, tuple[Node, list[Node]]]:
