@@ -49,6 +49,7 @@ ROOMS = {
         memory_bound
         loading
         generation output_file
+        cli_options
         cli
     """,
 }

@@ -36,6 +36,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         ["partitioner.errors"],
     ),
     ("options are tried by the command that has them", "partitioner/test_cli.py", ["partitioner.cli_options"]),
+    ("so are those of run-plan", "runtime/test_cli.py", ["runtime.cli_options"]),
     ("so are errors at run time", "runtime/test_engine.py", ["runtime.errors"]),
     (
         "one stream, and a call, are tried where all streams are",

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from partitioner import cli as partitioner_cli
 from runtime import cli as runtime_cli
 from runtime import generation
+from runtime.cli_options import run_parser
 from runtime.output_file import write_media
 from runtime.pipeline import parallelize
 from tools.gpu_suite.part_run import PartRun
@@ -78,7 +79,7 @@ def _command(main: Any, arguments: Sequence[str]) -> dict[str, Any]:
 
 def _plain_picture(run: PartRun, folder: Path, dtype: str, output: Path) -> tuple[numpy.ndarray[Any, Any], float]:
     """The pixels that the pipeline makes by itself, and the time in s of the second of two calls."""
-    options = runtime_cli.parser().parse_args(["PLAN", *_options(run, folder, dtype, output)])
+    options = run_parser().parse_args(["PLAN", *_options(run, folder, dtype, output)])
     torch.set_num_threads(options.threads)
     pipe = generation.load(options, getattr(torch, dtype)).to(run.device)
     for _ in range(2):
@@ -100,7 +101,7 @@ def _compared(made: Path, expected: numpy.ndarray[Any, Any]) -> dict[str, Any]:
 
 def _spans(run: PartRun, folder: Path, plan: Path, dtype: str, name: str) -> dict[str, Any]:
     """Profile a few steps by torch.profiler; how busy each of the device's streams was, and the trace as a file."""
-    options = runtime_cli.parser().parse_args(["PLAN", *_options(run, folder, dtype, run.folder / "unused.png")])
+    options = run_parser().parse_args(["PLAN", *_options(run, folder, dtype, run.folder / "unused.png")])
     options.steps = 8
     pipe = generation.load(options, getattr(torch, dtype)).to(run.device)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if run.on_gpu else [])]

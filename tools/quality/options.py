@@ -9,7 +9,7 @@ import torch
 
 from partitioner.errors import UsageError
 from profiles.quality_profile import SHIPPED
-from runtime.cli import quality
+from runtime.cli_options import quality
 from runtime.options import EngineOptions
 from tools.pictures.pipelines import DENOISERS, HELD_OUT
 from tools.quality.samplers import SCHEDULERS
