@@ -96,6 +96,7 @@ TOUCH_TORCH = PRIVATE_NAMES | {
     "partitioner.models.inputs",
     "partitioner.models.lean_import",
     "partitioner.models.parameter_bound",
+    "partitioner.models.pipeline_runs",
     "partitioner.models.recorded",
     "partitioner.models.sampler_probe",
     "partitioner.models.samplers",
