@@ -98,6 +98,7 @@ TOUCH_TORCH = PRIVATE_NAMES | {
     "partitioner.models.parameter_bound",
     "partitioner.models.pipeline_runs",
     "partitioner.models.recorded",
+    "partitioner.models.sampler_answers",
     "partitioner.models.sampler_probe",
     "partitioner.models.samplers",
     "partitioner.models.seen_calls",

@@ -122,6 +122,11 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "partitioner/models/test_recorded.py",
         ["partitioner.models.pipeline_runs", "partitioner.models.recorded_spec"],
     ),
+    (
+        "a probe's answers say what a sampler does",
+        "partitioner/models/test_sampler_probe.py",
+        ["partitioner.models.sampler", "partitioner.models.sampler_answers"],
+    ),
     ("it is what the list shows", "partitioner/test_model_list.py", ["partitioner.models.checked"]),
     (
         "the parts of a plan file are read and refused as one file",

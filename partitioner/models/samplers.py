@@ -11,12 +11,10 @@ import json
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from partitioner.errors import UsageError
-
-if TYPE_CHECKING:
-    from partitioner.models.sampler_probe import Sampler
+from partitioner.models.sampler import Sampler
 
 FINISH = 2  # exact last calls of a sampler of two calls per step, see finish_of
 MOST_TIMESTEPS = 100_000  # of training, of which schedulers hold tables

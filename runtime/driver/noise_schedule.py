@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from partitioner.models.sampler_probe import Sampler, probe
+from partitioner.models.sampler import Sampler
+from partitioner.models.sampler_probe import probe
 from partitioner.models.samplers import FINISH
 from runtime.driver.timesteps import Timesteps, timesteps_of
 
@@ -37,7 +38,7 @@ class NoiseSchedule:
             calls, the weight of the second call's output in the step: 1/2 for Heun, 1 for the midpoint method.
         flow: whether it is flow matching.
         gain: how much larger than an error in all outputs the error of a move can be.
-        meaning: what outputs mean, see partitioner.models.sampler_probe.
+        meaning: what outputs mean, see partitioner.models.sampler.
         moves: of the move of z after every call, the weights of the slopes that outputs mean, the call's own first.
         stiffness: for each call the derivative of that slope by the latent, as ``sensitivity`` is the output's.
     """

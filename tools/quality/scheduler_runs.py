@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from partitioner.errors import first_line
-from partitioner.models.sampler_probe import Sampler, probe
+from partitioner.models.sampler import Sampler
+from partitioner.models.sampler_probe import probe
 from partitioner.models.samplers import USUAL
 from runtime.engine import Engine
 from runtime.pipeline import parallelize
