@@ -16,11 +16,11 @@ def _embedding(call: NodeCall) -> RowPattern:
 
 def _gathered(call: NodeCall) -> RowPattern:
     """gather; take_along_dim, which names index and dimension the other way round, and of none takes all elements."""
-    at: OperandSlot = 1 if call.name == "take_along_dim" else 2
+    at, dim = (1, 2) if call.name == "take_along_dim" else (2, 1)
     index, ndim = call.shapes[at], len(call.shapes[0])
-    if call.given(3 - at, "dim") is None:
+    if call.given(dim, "dim") is None:
         return RowPattern({0: [None] * ndim, at: [0] if len(index) == 1 else [None] * len(index)})
-    return RowPattern({0: all_but({call.dim(3 - at)}, ndim), at: range(len(index))})
+    return RowPattern({0: all_but({call.dim(dim)}, ndim), at: range(len(index))})
 
 
 def _scattered(call: NodeCall) -> RowPattern:
