@@ -87,8 +87,9 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], Stats]:
     from runtime import generation
     from runtime.devices.names import device_names
     from runtime.devices.places import check_count
+    from runtime.live_plans import named_plans
     from runtime.parts import place_parts
-    from runtime.pipeline import named_plans, parallelize
+    from runtime.pipeline import parallelize
 
     devices = None
     if options.devices is not None:

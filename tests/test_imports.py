@@ -44,7 +44,7 @@ ROOMS = {
         driver
         engine
         denoiser second_denoisers parts
-        moved_denoisers offloaded_parts
+        moved_denoisers offloaded_parts live_plans device_choice
         pipeline
         memory_bound
         loading

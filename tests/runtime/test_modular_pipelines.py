@@ -10,7 +10,7 @@ import torch
 from partitioner.planning.options import PlanOptions
 from runtime import parallelize
 from runtime.errors import InputError
-from runtime.pipeline import plan_for
+from runtime.live_plans import plan_for
 from tests.support import pipelines
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,10 @@ from torch import nn
 import partitioner
 from partitioner.plan.plan import Plan
 from runtime.engine import Engine
+from runtime.live_plans import named_plans
 from runtime.options import EngineOptions
 from runtime.parts import place_parts, size_bytes
-from runtime.pipeline import named_plans, parallelize
+from runtime.pipeline import parallelize
 from tests.support.engines import contiguous, equal, plan_of, toy, toy_plan
 from tests.support.fake_cuda import fake_cuda
 from tests.support.pipelines import call, load, saved

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +19,6 @@ from partitioner.plan.ranks import seat_of
 from runtime import parallelize
 from runtime.denoiser import denoiser_name
 from runtime.errors import InputError, PlanMismatch
-from runtime.options import EngineOptions
-from runtime.pipeline import _places, default_devices
 from runtime.worker.specs import build_specs
 from tests.support import pipelines, undescribed_pipelines
 from tests.support.engines import plan_of
@@ -401,39 +398,3 @@ def test_a_pipeline_that_no_description_knows_is_planned_and_run(name: str, tmp_
     with parallelize(pipe, devices=2, sizes=sizes, exact=True, transport="emulation"):
         assert (made() - alone).abs().max() < 1e-4
     assert torch.equal(made(), alone)
-
-
-def test_under_torchrun_a_rank_has_the_gpu_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    denoiser: Any = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda:0"))]))
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert default_devices(denoiser, 2) == ["cuda:0", "cuda:1"]
-    with pytest.raises(PlanMismatch, match="needs 4 devices, this machine has 2"):
-        default_devices(denoiser, 4)
-    job = {"TORCHELASTIC_RUN_ID": "job", "RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
-    for name, value in (job | {"LOCAL_RANK": "0"}).items():
-        monkeypatch.setenv(name, value)
-    assert default_devices(denoiser, 4) == ["cuda"] * 4, "of two machines; the driver finds out which GPU that is"
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(PlanMismatch, match=r"is on cuda:0, and under torchrun .* has cuda:1"):
-        default_devices(denoiser, 4)
-
-
-@pytest.mark.parametrize(
-    ("devices", "overrides", "threads"),
-    [
-        (["cpu", "cpu"], {}, False),
-        (["cuda:0", "cuda:1"], {}, False),
-        (["cpu", "cuda:0"], {}, False),
-        (["cuda:0", "cuda:0"], {}, True),
-        (["cuda:0", "cuda:1", "cuda:1"], {}, True),
-        (["cuda:0", "cuda:0"], {"transport": "processes"}, False),
-        (["cuda:0", "cuda:1"], {"transport": "threads"}, True),
-    ],
-    ids=range(7),
-)
-def test_ranks_are_processes_unless_they_share_a_gpu(
-    devices: list[str], overrides: dict[str, Any], threads: bool
-) -> None:
-    options = EngineOptions(**overrides)
-    found = _places(nn.Module(), Any, devices, options, transport_is_given=bool(overrides))  # type: ignore[arg-type]
-    assert found[1].transport == ("threads" if threads else "processes")

@@ -18,7 +18,7 @@ from partitioner.plan.plan import Plan
 from partitioner.planning.options import PlanOptions
 from runtime import parallelize
 from runtime.denoiser import denoiser_name
-from runtime.pipeline import plan_for
+from runtime.live_plans import plan_for
 from tools.bench.guided_pipelines import DenoiserSize, GuidedPipeline
 from tools.bench.settings import RANKS
 from tools.support.tries import largest_difference

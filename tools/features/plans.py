@@ -25,7 +25,7 @@ from tools.small_pipelines import call
 def fresh_plan(subject: Subject, pipe: Any) -> Plan:
     """A plan of one branch and two components, for a pipeline as it is now.
 
-    As ``runtime.pipeline.plan_for`` makes it, but of one branch, since halves of a batch round differently than the
+    As ``runtime.live_plans.plan_for`` makes it, but of one branch, since halves of a batch round differently than the
     whole, and of the size of the calls, so that nothing is traced once more.
 
     Args:

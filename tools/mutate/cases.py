@@ -24,7 +24,7 @@ from partitioner.planning.options import PlanOptions
 from profiles.cost_profile import CostProfile, SignatureCost, WholeCheck
 from profiles.quality_profile import MeasuredDrift, QualityProfile
 from runtime.cli import main as run_plan
-from runtime.pipeline import plan_for
+from runtime.live_plans import plan_for
 from tools.mutate.documents import mutated_file
 from tools.mutate.folders import mutate_folder, mutate_weights
 from tools.mutate.forked import Limits, RunEnd, run_forked

@@ -16,9 +16,10 @@ import torch
 from partitioner.errors import UsageError
 from partitioner.models.samplers import config_text, denoiser_calls, steps_of
 from partitioner.plan.plan import Plan
+from runtime.live_plans import named_plans
 from runtime.loading import load_pipeline
 from runtime.parts import place_parts
-from runtime.pipeline import named_plans, parallelize
+from runtime.pipeline import parallelize
 from tools.quality.protocol_pictures import PictureFolder, PictureSample
 
 RUNS = ("sequential", "engine", "fewer_steps")

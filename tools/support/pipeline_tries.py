@@ -12,7 +12,7 @@ from partitioner.plan.plan import Plan
 from partitioner.planning.options import PlanOptions
 from runtime import parallelize
 from runtime.driver.generations import MEANT
-from runtime.pipeline import plans_for
+from runtime.live_plans import plans_for
 from tools.support.step_calls import step_calls
 from tools.support.tiny_pipeline import TinyPipeline
 from tools.support.tries import first_line, is_finite, largest_difference

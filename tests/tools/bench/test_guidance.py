@@ -12,7 +12,7 @@ import torch
 
 from partitioner.planning.options import PlanOptions
 from runtime import parallelize
-from runtime.pipeline import plan_for
+from runtime.live_plans import plan_for
 from tools.bench import guidance
 from tools.bench.guidance_rounds import call_times, step_times
 from tools.bench.guided_pipelines import GUIDED_PIPELINES, TINY
