@@ -52,6 +52,30 @@ def _check_dtype(value: object) -> object:
 Dtype = Annotated[str, BeforeValidator(_check_dtype), Field(json_schema_extra={"enum": list(DTYPE_BYTES)})]
 
 
+def _check_placement(value: object) -> object:
+    """First error only: a hostile file could make a million."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError("expected an object of node keys and component numbers")
+    for key, component in value.items():
+        if not isinstance(key, str) or len(key) > 512 or not KEY_REGEX.fullmatch(key):
+            raise ValueError(f"{shown_briefly(key)} is no node key; expected module.path/operator.number")
+        if type(component) is not int or not 0 <= component < 4096:
+            raise ValueError(
+                f"node {shown_briefly(key)} is on component {shown_briefly(component)}; expected a number from 0"
+            )
+    return value
+
+
+def _check_versions(value: object) -> object:
+    if not isinstance(value, dict) or len(value) > 64:
+        raise ValueError("expected an object of package names and versions")
+    return value
+
+
+PlacementField = Annotated[dict[NodeKey, Annotated[int, Field(ge=0, lt=4096)]], BeforeValidator(_check_placement)]
+Versions = Annotated[dict[Label, Label], BeforeValidator(_check_versions)]
+
+
 def first_error_of(error: ValidationError) -> str:
     """The first error that pydantic found, in one sentence: field, what is wrong, what was given."""
     first = error.errors(include_url=False, include_context=False)[0]

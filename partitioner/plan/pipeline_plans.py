@@ -15,8 +15,8 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from partitioner.errors import PlanError
 from partitioner.plan.fields import DenoiserName, PlanRecord, first_error_of
-from partitioner.plan.plan import MAX_PLAN_BYTES, Plan, as_file, check_version
-from profiles.json_files import JsonFileError, read_json, write_atomic
+from partitioner.plan.plan import Plan
+from partitioner.plan.plan_files import MAX_PLAN_BYTES, as_file, check_version, read_plan_file, write_plan_file
 
 MOST_PLANS = 4
 MAX_PLANS_BYTES = MOST_PLANS * MAX_PLAN_BYTES
@@ -57,18 +57,12 @@ class PipelinePlans(PlanRecord):
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the file, whole or not at all; PlanError if it exists or cannot be written."""
-        try:
-            write_atomic(path, self.canonical, overwrite)
-        except JsonFileError as error:
-            raise PlanError(str(error)) from None
+        write_plan_file(path, self.canonical, overwrite)
 
 
 def load_plans(path: str | os.PathLike[str]) -> Plan | PipelinePlans:
     """Read a plan file, of one denoiser or of several; PlanError in one sentence for anything that is not valid."""
-    try:
-        document = read_json(path, MAX_PLANS_BYTES)
-    except JsonFileError as error:
-        raise PlanError(str(error)) from None
+    document = read_plan_file(path, MAX_PLANS_BYTES)
     if not isinstance(document, dict) or "plans" not in document:
         return Plan.load(path)
     check_version(document, str(path))

@@ -12,14 +12,13 @@ branch 0, which makes the output.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from partitioner.errors import PlanError
 from partitioner.graph.ir import TracedGraph
@@ -28,22 +27,24 @@ from partitioner.models.guidance import GuidanceStyle
 from partitioner.plan.argument_checks import check_arguments
 from partitioner.plan.build_programs import build_programs
 from partitioner.plan.carry_over import carry_over, check_coverage, check_forward
+from partitioner.plan.consistency import check_boundaries, check_branches, check_periods
 from partitioner.plan.differences import boundaries_of, differences_of, is_modified
 from partitioner.plan.fields import (
     ARRAY,
-    KEY_REGEX,
     ArgumentPath,
     ClassName,
     Label,
     ModelName,
-    NodeKey,
+    PlacementField,
     PlanRecord,
     Size,
+    Versions,
     as_label,
     first_error_of,
     shown_briefly,
 )
 from partitioner.plan.placement import NamePlacement
+from partitioner.plan.plan_files import MAX_PLAN_BYTES, as_file, check_version, read_plan_file, write_plan_file
 from partitioner.plan.predictor import PredictorName
 from partitioner.plan.records import (
     Boundary,
@@ -56,9 +57,7 @@ from partitioner.plan.records import (
 )
 from partitioner.plan.speedup import trajectory_speedup
 from partitioner.search.mode import Mode
-from profiles.json_files import JsonFileError, read_json, write_atomic
 
-SCHEMA_VERSION = 1
 _IN_FILE_IF_SAID = (
     "containers",
     "guidance_style",
@@ -71,27 +70,6 @@ _IN_FILE_IF_SAID = (
     "alike",
     "microbatches",
 )
-MAX_PLAN_BYTES = 4 << 20  # the largest known denoiser, 16,000 nodes, needs 2 MiB
-
-
-def _check_placement(value: object) -> object:
-    """First error only: a hostile file could make a million."""
-    if not isinstance(value, dict) or not value:
-        raise ValueError("expected an object of node keys and component numbers")
-    for key, component in value.items():
-        if not isinstance(key, str) or len(key) > 512 or not KEY_REGEX.fullmatch(key):
-            raise ValueError(f"{shown_briefly(key)} is no node key; expected module.path/operator.number")
-        if type(component) is not int or not 0 <= component < 4096:
-            raise ValueError(
-                f"node {shown_briefly(key)} is on component {shown_briefly(component)}; expected a number from 0"
-            )
-    return value
-
-
-def _check_versions(value: object) -> object:
-    if not isinstance(value, dict) or len(value) > 64:
-        raise ValueError("expected an object of package names and versions")
-    return value
 
 
 class Plan(PlanRecord):
@@ -120,7 +98,7 @@ class Plan(PlanRecord):
     model: ModelName
     class_name: ClassName
     revision: Label | None
-    versions: Annotated[dict[Label, Label], BeforeValidator(_check_versions)]
+    versions: Versions
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     inputs: Annotated[tuple[PlanInput, ...], Field(min_length=1, max_length=1024), *ARRAY]
     literals: Annotated[tuple[PlanLiteral, ...], Field(max_length=1024), *ARRAY]
@@ -145,7 +123,7 @@ class Plan(PlanRecord):
     cost_source: CostSource
     predicted: Predicted
     boundaries: Annotated[tuple[Boundary, ...], Field(max_length=100_000), *ARRAY]
-    placement: Annotated[dict[NodeKey, Annotated[int, Field(ge=0, lt=4096)]], BeforeValidator(_check_placement)]
+    placement: PlacementField
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -157,65 +135,19 @@ class Plan(PlanRecord):
         ):
             if length != expected:
                 raise ValueError(f"{name} has {length} entries, expected {expected}")
-        self._check_branches()
-        if max(self.periods) != self.period:
-            raise ValueError(f"period is {self.period}, the largest of periods is {max(self.periods)}")
-        if self.periods[-1] != 1:
-            raise ValueError(
-                f"periods ends with {self.periods[-1]}, expected 1: component {self.components - 1} makes the output, "
-                "which is wanted in every step"
-            )
-        if self.mode == "lookahead" and self.period != 1:
-            raise ValueError(
-                f"period is {self.period}, expected 1: look-ahead recomputes every component in every step"
-            )
+        check_branches(self.branches, self.streams, self.branch_rows, self.calls_per_step)
+        check_periods(self.period, self.periods, self.mode)
         if set(self.placement.values()) != set(range(self.components)):
             raise ValueError(f"placement must use every component from 0 to {self.components - 1} and no other")
         check_arguments(self.inputs, self.literals, self.containers, self.alike)
         self.example_arguments({item.path: None for item in self.inputs})
-        self._check_boundaries()
+        check_boundaries(self.boundaries, self.placement, self.components, self.mode)
         return self
-
-    def _check_branches(self) -> None:
-        if self.branches % self.streams:
-            raise ValueError(
-                f"branches is {self.branches}, expected a multiple of streams, which is {self.streams}: each stream "
-                "has as many branches"
-            )
-        each = self.branches_per_stream
-        if len(self.branch_rows) not in (0, each):
-            raise ValueError(
-                f"branch_rows has {len(self.branch_rows)} entries, expected none or {each}: one for each branch of a "
-                "stream"
-            )
-        if self.calls_per_step < self.streams:
-            raise ValueError(
-                f"calls_per_step is {self.calls_per_step}, expected at least streams, which is {self.streams}: each "
-                "stream has a call of its own in each step"
-            )
-
-    def _check_boundaries(self) -> None:
-        seen: set[str] = set()
-        for boundary in self.boundaries:
-            key = shown_briefly(boundary.key)
-            if boundary.key in seen:
-                raise ValueError(f"boundary {key} stands twice")
-            seen.add(boundary.key)
-            if self.placement.get(boundary.key) != boundary.source:
-                raise ValueError(f"boundary {key} is not placed on its source, component {boundary.source}")
-            if boundary.readers[-1] >= self.components:
-                raise ValueError(f"boundary {key} is read by component {boundary.readers[-1]} of {self.components}")
-            if self.mode == "lookahead" and boundary.readers[0] < boundary.source:
-                raise ValueError(f"boundary {key} goes back along the chain, which look-ahead cannot do")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a plan file; PlanError in one sentence for anything that is not a valid plan."""
-        try:
-            document = read_json(path, MAX_PLAN_BYTES)
-        except JsonFileError as error:
-            raise PlanError(str(error)) from None
-        return cls.parse(document, str(path))
+        return cls.parse(read_plan_file(path, MAX_PLAN_BYTES), str(path))
 
     @classmethod
     def parse(cls, document: object, name: str = "the plan") -> Self:
@@ -299,10 +231,7 @@ class Plan(PlanRecord):
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the plan file, whole or not at all; PlanError if it exists or cannot be written."""
-        try:
-            write_atomic(path, self.canonical, overwrite)
-        except JsonFileError as error:
-            raise PlanError(str(error)) from None
+        write_plan_file(path, self.canonical, overwrite)
 
     @property
     def document(self) -> dict[str, Any]:
@@ -420,24 +349,6 @@ class Plan(PlanRecord):
         if not same_denoiser:
             check_coverage(self.placement, graph, self.origin)
         return carry_over(self.placement, graph, self.mode == "lookahead", self.origin)
-
-
-def check_version(document: Mapping[str, Any], name: str) -> None:
-    """PlanError if a file's document is of another schema version. name: of the file."""
-    version = document.get("schema_version")
-    if type(version) is not int or version != SCHEMA_VERSION:
-        raise PlanError(
-            f"{name} has plan schema version {shown_briefly(version)}; this release reads version "
-            f"{SCHEMA_VERSION}: make the plan again with partition-model"
-        )
-
-
-def as_file(document: Mapping[str, Any], most: int) -> bytes:
-    """The bytes of a plan file; PlanError if they are more than are read."""
-    data = (json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode()
-    if len(data) > most:
-        raise PlanError(f"the plan would have {len(data)} bytes; at most {most} are read")
-    return data
 
 
 def _inputs_of(graph: TracedGraph) -> tuple[PlanInput, ...]:

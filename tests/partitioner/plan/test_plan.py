@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from partitioner.errors import PlanError
 from partitioner.graph.ir import TracedGraph
 from partitioner.graph.nodes import Input, Node, Parameter, Ref, Role, TensorMeta
-from partitioner.plan.plan import MAX_PLAN_BYTES, Plan
+from partitioner.plan.plan import Plan
+from partitioner.plan.plan_files import MAX_PLAN_BYTES
 from partitioner.plan.ranks import rank_of, seat_of
 from partitioner.plan.records import CostSource, DriverModule, Predicted, PredictedComponent
 
