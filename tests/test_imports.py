@@ -74,6 +74,7 @@ TOUCH_TORCH = PRIVATE_NAMES | {
     "partitioner.costs.random_tensors",
     "partitioner.costs.timing",
     "partitioner.graph.arguments",
+    "partitioner.graph.belonging",
     "partitioner.graph.constants",
     "partitioner.graph.direct_trace",
     "partitioner.graph.export",

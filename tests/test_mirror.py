@@ -101,6 +101,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "partitioner/test_fleet.py",
         ["partitioner.costs.relative_speed"],
     ),
+    ("the walk goes by it", "partitioner/graph/test_reachable.py", ["partitioner.graph.belonging"]),
     ("nodes are what a graph is made of", "partitioner/graph/test_ir.py", ["partitioner.graph.nodes"]),
     (
         "names of operators, and torch's private ones, are what tracing needs, and are tried by tracing",

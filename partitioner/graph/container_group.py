@@ -10,11 +10,11 @@ from typing import Any
 from partitioner.graph.containers import (
     CellContainer,
     DictContainer,
+    FoundContainer,
     FunctionsContainer,
     ListContainer,
     SetContainer,
 )
-from partitioner.graph.reachable import FoundContainer
 
 Items = Sequence[tuple[Hashable, Any]]
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import BuiltinFunctionType, CellType, FunctionType
 from typing import Any
 
@@ -232,3 +233,35 @@ def _read(held: Any, name: str) -> Any:
         return getattr(held, name, MISSING)
     except Exception:  # a property that has nothing to say now
         return MISSING
+
+
+@dataclass(frozen=True, slots=True)
+class FoundContainer:
+    """A container, and where it is.
+
+    Attributes:
+        container: What holds values.
+        module: Path of the module that it belongs to; empty for the denoiser itself.
+        prefix: What stands before the name of a value in it, in a description: "attribute processor.".
+        own: Whether it is the module's attributes themselves, or one of the dicts in which torch keeps its parts.
+        is_local: Whether a walk from that module alone finds it: no class or Python module leads to it.
+    """
+
+    container: Container
+    module: str
+    prefix: str
+    own: bool = False
+    is_local: bool = False
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it holds a module's parameters, buffers, submodules or hooks."""
+        return self.own and not self.prefix.startswith("attribute")
+
+    def describe(self, name: object) -> str:
+        """The value of that name in words: "attribute processor.maps[3]"."""
+        if isinstance(self.container, ListContainer):
+            return f"{self.prefix}[{name}]"
+        if isinstance(self.container, SetContainer):
+            return self.prefix
+        return f"{self.prefix}{name}"

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from partitioner.graph.belonging import is_followed
 from partitioner.graph.container_group import Items
-from partitioner.graph.reachable import NOT_READ, is_followed
+from partitioner.graph.reachable import NOT_READ
 from partitioner.graph.torch_private.fakes import FakeTensor
 
 _PLAIN = (

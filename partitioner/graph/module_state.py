@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from partitioner.graph.container_group import PLAIN, Group, Items, differ
-from partitioner.graph.containers import MISSING, Container
+from partitioner.graph.containers import MISSING, Container, FoundContainer
 from partitioner.graph.module_form import ModuleForm
-from partitioner.graph.reachable import FoundContainer, Reachable
+from partitioner.graph.reachable import Reachable
 
 _DATA = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _CHUNK = 32  # modules, whose containers are looked at together

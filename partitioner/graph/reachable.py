@@ -9,12 +9,9 @@ the way, names. Of libraries' classes count the functions, which users replace.
 from __future__ import annotations
 
 import contextlib
-import enum
 import functools
-import logging
 import sys
 import types
-import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -25,12 +22,14 @@ import numpy
 import torch
 from torch import nn
 
+from partitioner.graph.belonging import NOT_FOLLOWED, VALUES, is_foreign, is_outside, is_own
 from partitioner.graph.containers import (
     AttributesContainer,
     CellContainer,
     ClassesContainer,
     Container,
     DictContainer,
+    FoundContainer,
     FunctionsContainer,
     ListContainer,
     NamesContainer,
@@ -43,20 +42,6 @@ from partitioner.graph.torch_private.hooks import hooks_of_all_modules
 
 # Where libraries keep a setting that forwards read: module, class, attribute.
 _SETTINGS = (("diffusers.models.attention_dispatch", "_AttentionBackendRegistry", "_active_backend"),)
-# Packages whose classes keep between two calls only what their objects' attributes hold.
-_LIBRARIES = frozenset(
-    {"torch", "diffusers", "transformers", "peft", "accelerate", "torchao", "bitsandbytes", "numpy", "safetensors"}
-)
-_OWN = frozenset({"partitioner", "runtime"})  # an engine's objects are no part of the denoiser that it runs
-_VALUES = (
-    type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format,
-    torch.Size, torch.Generator, enum.Enum, type(Ellipsis), range, slice,
-)  # fmt: skip
-_NOT_FOLLOWED = (
-    type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.GeneratorType, logging.Logger,
-    weakref.ReferenceType,
-)  # fmt: skip
-_ENDS = (*_VALUES, *_NOT_FOLLOWED, torch.Tensor, nn.Module, numpy.ndarray, ContextVar)
 _CACHED = type(functools.lru_cache(len))
 # What a module keeps for backward passes and for saving and loading, which no forward reads.
 NOT_READ = frozenset({
@@ -67,38 +52,6 @@ _DICTS_OF_MODULES = {
     "_parameters": "parameter", "_buffers": "buffer", "_modules": "submodule", "_forward_hooks": "forward hook",
     "_forward_pre_hooks": "forward pre-hook",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class FoundContainer:
-    """A container, and where it is.
-
-    Attributes:
-        container: What holds values.
-        module: Path of the module that it belongs to; empty for the denoiser itself.
-        prefix: What stands before the name of a value in it, in a description: "attribute processor.".
-        own: Whether it is the module's attributes themselves, or one of the dicts in which torch keeps its parts.
-        is_local: Whether a walk from that module alone finds it: no class or Python module leads to it.
-    """
-
-    container: Container
-    module: str
-    prefix: str
-    own: bool = False
-    is_local: bool = False
-
-    @property
-    def is_part(self) -> bool:
-        """Whether it holds a module's parameters, buffers, submodules or hooks."""
-        return self.own and not self.prefix.startswith("attribute")
-
-    def describe(self, name: object) -> str:
-        """The value of that name in words: "attribute processor.maps[3]"."""
-        if isinstance(self.container, ListContainer):
-            return f"{self.prefix}[{name}]"
-        if isinstance(self.container, SetContainer):
-            return self.prefix
-        return f"{self.prefix}{name}"
 
 
 @dataclass
@@ -226,7 +179,7 @@ class Reachable:
         self._class(type(module), path, f"attribute {label}")
 
     def _visit(self, value: Any, path: str, label: str) -> None:
-        if isinstance(value, _VALUES):
+        if isinstance(value, VALUES):
             return
         if id(value) in self._seen:
             self._share(value, path)
@@ -237,9 +190,7 @@ class Reachable:
     def _share(self, value: Any, path: str) -> None:
         """Take note of who else leads to something."""
         _, owner, local = self._seen[id(value)]
-        if (owner, local) != (path, self._is_local) and not isinstance(
-            value, (*_NOT_FOLLOWED, torch.Tensor, nn.Module)
-        ):
+        if (owner, local) != (path, self._is_local) and not isinstance(value, (*NOT_FOLLOWED, torch.Tensor, nn.Module)):
             self.sharing |= {owner, path}
 
     def _look_into(self, value: Any, path: str, label: str) -> None:
@@ -272,9 +223,9 @@ class Reachable:
             self._all(VariableContainer(value).items(), path, f"{label}: context variable ")
         elif isinstance(value, numpy.ndarray):
             self._array(value)
-        elif _is_outside(value):
+        elif is_outside(value):
             self._outside.append((value, path, label))
-        elif not isinstance(value, _NOT_FOLLOWED) and type(value).__module__.partition(".")[0] not in _OWN:
+        elif not isinstance(value, NOT_FOLLOWED) and not is_own(type(value).__module__):
             self._object(value, path, label)
 
     def _array(self, value: numpy.ndarray[Any, Any]) -> None:
@@ -315,7 +266,7 @@ class Reachable:
             self._classes[id(base)] = base
             beside = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
             self.caches += [item for item in (*vars(base).values(), *beside.values()) if isinstance(item, _CACHED)]
-            if not _is_foreign(base.__module__):
+            if not is_foreign(base.__module__):
                 if base not in (object, nn.Module):  # torch.export itself puts others into nn.Module
                     self._add(FunctionsContainer(base), path, f"{label}{base.__qualname__}.")
                 continue
@@ -328,7 +279,7 @@ class Reachable:
         self._is_local = before
 
     def _function(self, function: types.FunctionType, path: str, label: str) -> None:
-        if (function.__module__ or "").partition(".")[0] in _OWN:
+        if is_own(function.__module__ or ""):
             return
         names = function.__code__.co_freevars
         for name, cell in zip(names, function.__closure__ or (), strict=True):
@@ -343,7 +294,7 @@ class Reachable:
         for held in (function.__defaults__, function.__kwdefaults__, function.__dict__):
             if held:
                 self._visit(held, path, label)
-        if _is_foreign(function.__module__ or ""):
+        if is_foreign(function.__module__ or ""):
             self.foreign.append(f"{label} of module {path or '<root>'}")
             named = _names_of(function.__code__)
             self._names |= named
@@ -355,31 +306,13 @@ class Reachable:
                     self._all(globals_read.items(), path, f"{label}: global ")
 
 
-def is_followed(value: Any) -> bool:
-    """Whether what a forward can get at through a value is looked into: it is no tensor, module, class or setting."""
-    if isinstance(value, _ENDS) or _is_outside(value):
-        return False
-    return type(value).__module__.partition(".")[0] not in _OWN
-
-
-def _is_foreign(module: str) -> bool:
-    package = module.partition(".")[0]
-    return package not in _LIBRARIES and package not in sys.stdlib_module_names and package not in _OWN
-
-
-def _is_outside(value: Any) -> bool:
-    """Whether something is no part of the denoiser: a pipeline, a sampler, the user's Python modules and classes."""
-    if isinstance(value, (type, types.ModuleType)):
-        return _is_foreign(value.__module__ if isinstance(value, type) else value.__name__)
-    return hasattr(type(value), "components") or hasattr(type(value), "set_timesteps")
-
-
 def _name_of(function: Any) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _slots(kind: type) -> tuple[str, ...]:
-    slots = kind.__dict__.get("__slots__", ()) if _is_foreign(kind.__module__) else ()
+    """Names of the slots that a class of no library declares itself."""
+    slots = kind.__dict__.get("__slots__", ()) if is_foreign(kind.__module__) else ()
     return tuple(n for n in ((slots,) if isinstance(slots, str) else slots) if n not in ("__dict__", "__weakref__"))
 
 

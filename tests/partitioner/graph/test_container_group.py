@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from partitioner.graph.container_group import Group
-from partitioner.graph.containers import DictContainer, ListContainer, SetContainer
-from partitioner.graph.reachable import FoundContainer
+from partitioner.graph.containers import DictContainer, FoundContainer, ListContainer, SetContainer
 
 
 def place(container: Any, module: str) -> FoundContainer:
