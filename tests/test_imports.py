@@ -90,6 +90,7 @@ TOUCH_TORCH = PRIVATE_NAMES | {
     "partitioner.graph.stateless",
     "partitioner.graph.storages",
     "partitioner.graph.tensor_digest",
+    "partitioner.graph.tensor_meta",
     "partitioner.graph.tensor_values",
     "partitioner.graph.trace_failure",
     "partitioner.models.build",

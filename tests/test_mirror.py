@@ -72,6 +72,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
             "partitioner.models.guidance",
             "partitioner.models.sizes",
             "partitioner.tables",
+            "partitioner.graph.tensor_meta",
             "profiles.collector",
             "runtime.driver.warn_once",
         ],

@@ -18,6 +18,7 @@ from torch import nn
 from partitioner.errors import TraceError
 from partitioner.graph.nesting import ContainerKind
 from partitioner.graph.nodes import DTYPE_BYTES, Argument, Role
+from partitioner.graph.tensor_meta import name_of_dtype
 
 _KINDS: dict[type, ContainerKind] = {list: "list", tuple: "tuple", torch.Size: "tuple", dict: "dict",
                                      OrderedDict: "dict"}  # fmt: skip
@@ -74,7 +75,7 @@ def _flatten(path: str, value: Any, flat: FlatArguments, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise TraceError(f"argument {path.split('.')[0]} is nested more than {_MAX_DEPTH} deep, or holds itself")
     if isinstance(value, torch.Tensor):
-        if str(value.dtype).removeprefix("torch.") not in DTYPE_BYTES:
+        if name_of_dtype(value) not in DTYPE_BYTES:
             raise TraceError(
                 f"argument {path} is a tensor of {value.dtype}, which a plan cannot carry; pass one of "
                 f"{', '.join(DTYPE_BYTES)}"

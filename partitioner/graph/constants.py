@@ -10,7 +10,8 @@ import math
 
 import torch
 
-from partitioner.graph.nodes import TensorData, TensorMeta
+from partitioner.graph.nodes import TensorData
+from partitioner.graph.tensor_meta import meta_of
 from partitioner.graph.torch_private.fakes import unset_fake_temporarily
 from partitioner.graph.torch_private.fakes_with_constants import real_of
 
@@ -40,8 +41,7 @@ def tensor_data(tensor: torch.Tensor) -> TensorData | None:
     with unset_fake_temporarily():
         real = real.detach().cpu().resolve_conj().resolve_neg().clone()  # keeps strides where no elements overlap
         values = real.as_strided((real.numel(),), (1,)) if real.numel() else real.flatten()
-        meta = TensorMeta(tuple(real.shape), tuple(real.stride()), str(real.dtype).removeprefix("torch."))
-        return TensorData(meta, values.view(torch.uint8).numpy().tobytes(), _digest(values))
+        return TensorData(meta_of(real), values.view(torch.uint8).numpy().tobytes(), _digest(values))
 
 
 def tensor_of(data: TensorData, device: torch.device) -> torch.Tensor:

@@ -33,7 +33,7 @@ from torch.func import functional_call
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from partitioner.errors import TraceError
-from partitioner.graph.nodes import TensorMeta
+from partitioner.graph.tensor_meta import meta_of
 from partitioner.graph.torch_private.call_recorder import calls_recorded
 from partitioner.graph.torch_private.fakes import FakeTensor
 from partitioner.graph.torch_private.schemas import OpOverload
@@ -122,11 +122,6 @@ def _no_autocast() -> Iterator[None]:
         yield
     finally:
         torch.autocast.__enter__ = before  # type: ignore[method-assign]
-
-
-def meta_of(tensor: torch.Tensor) -> TensorMeta:
-    """Shape, strides and dtype of a tensor of fixed size."""
-    return TensorMeta(tuple(map(int, tensor.shape)), tuple(map(int, tensor.stride())), str(tensor.dtype).split(".")[1])
 
 
 def _fake(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,12 +13,13 @@ from torch.export.graph_signature import InputKind, OutputKind
 from partitioner.errors import TraceError
 from partitioner.graph.arguments import FlatArguments, flatten_arguments
 from partitioner.graph.constants import MAX_CONSTANT_BYTES, number_in, tensor_data
-from partitioner.graph.direct_trace import TraceProgram, meta_of
+from partitioner.graph.direct_trace import TraceProgram
 from partitioner.graph.ir import TracedGraph
 from partitioner.graph.modules import caller, calling_module
 from partitioner.graph.nesting import OutputForm, output_form
 from partitioner.graph.nodes import CONSTANT, Argument, Input, Node, Parameter, Ref, Role, Symbol, TensorMeta
 from partitioner.graph.storages import Storages, find_storages
+from partitioner.graph.tensor_meta import meta_of
 from partitioner.graph.torch_private.schemas import OpOverload, draws_random_numbers
 from partitioner.graph.torch_private.trees import tree_unflatten
 from partitioner.graph.trace_failure import UNKNOWN_VALUES

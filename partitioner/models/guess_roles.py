@@ -13,6 +13,7 @@ from torch import nn
 from partitioner.errors import UsageError
 from partitioner.graph.arguments import bind_arguments
 from partitioner.graph.nodes import Role
+from partitioner.graph.tensor_meta import name_of_dtype
 from partitioner.graph.torch_private.trees import tree_map_only
 from partitioner.models.inputs import Inputs, roles_in, zeros
 from partitioner.models.seen_calls import roles_of, see
@@ -71,9 +72,9 @@ def guess_roles(
     with torch.no_grad():
         output = StandIns().twin(module, "module")(**calls[0])
     seen = roles_of([see(module, (), call, output) for call in calls])
-    dtype = next((str(p.dtype) for p in module.parameters() if p.is_floating_point()), "float32")
-    inputs: Inputs = seen.inputs(dtype.removeprefix("torch."))
-    example = zeros(inputs, dtype.removeprefix("torch."))
+    dtype = next((name_of_dtype(p) for p in module.parameters() if p.is_floating_point()), "float32")
+    inputs: Inputs = seen.inputs(dtype)
+    example = zeros(inputs, dtype)
     if "return_dict" in inspect.signature(module.forward).parameters:
         example["return_dict"] = False
     return example, dict(roles_in(inputs)), str(seen), seen.calls_per_step

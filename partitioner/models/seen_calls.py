@@ -19,6 +19,7 @@ from partitioner.errors import UsageError
 from partitioner.graph.arguments import bind_arguments, flatten_arguments
 from partitioner.graph.nesting import nest_arguments
 from partitioner.graph.nodes import Argument, Role
+from partitioner.graph.tensor_meta import name_of_dtype
 from partitioner.graph.torch_private.fakes import FakeTensor
 from partitioner.graph.torch_private.trees import tree_leaves
 from partitioner.models.inputs import ExampleTensor, Inputs
@@ -99,7 +100,7 @@ def see(
 def _look_at(tensor: torch.Tensor, given: Collection[bytes]) -> SeenTensor:
     name = digest_of(tensor)
     return SeenTensor(
-        tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name, _number_of(tensor), name in given,
+        tuple(tensor.shape), name_of_dtype(tensor), name, _number_of(tensor), name in given,
         _pair_of(tensor), digest_of(tensor[:1]) if tensor.dim() else name,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import torch
 
 from partitioner.graph.nodes import Parameter
+from partitioner.graph.tensor_meta import meta_of
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import seat_of
 from runtime.driver.preamble import PreambleRunner
@@ -14,7 +15,7 @@ from runtime.driver.traced_graphs import BuiltGraph
 from runtime.options import EngineOptions
 from runtime.ranks.base import DenoiserRanks
 from runtime.transport.mailbox import PARAMETER_CONTEXT, MessageKey
-from runtime.transport.weights import Weights, meta_of
+from runtime.transport.weights import Weights
 from runtime.worker.commands import Build, Forget, ForgetGraphs, Load, SendBack
 from runtime.worker.specs import ComponentSpec
 from runtime.worker.waiting import run_to_end

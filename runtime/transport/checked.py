@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from partitioner.graph.tensor_meta import name_of_dtype
 from runtime.errors import EngineError, MessageError
 from runtime.transport.header import (
     DTYPES,
@@ -13,7 +14,6 @@ from runtime.transport.header import (
     MOST_DIMS,
     SIZE_BYTES,
     TENSOR,
-    dtype_name,
     key_of,
     shape_and_strides,
 )
@@ -64,10 +64,10 @@ class CheckedMailbox(Mailbox):
     def _check_sent(self, key: MessageKey, tensor: torch.Tensor) -> None:
         """Raise MessageError where the tensor is not what its wire carries."""
         wire = self.expected(key)
-        if tuple(tensor.shape) != wire.meta.shape or dtype_name(tensor) != wire.meta.dtype:
+        if tuple(tensor.shape) != wire.meta.shape or name_of_dtype(tensor) != wire.meta.dtype:
             raise MessageError(
                 f"%{wire.value} should be {wire.meta}, but the component computed "
-                f"{dtype_name(tensor)}{list(tensor.shape)}",
+                f"{name_of_dtype(tensor)}{list(tensor.shape)}",
                 rank=self.rank,
                 step=key.step,
             )

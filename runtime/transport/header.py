@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import torch
 
+from partitioner.graph.tensor_meta import name_of_dtype
 from runtime.transport.mailbox import MessageKey
 
 MAGIC = 0x44495046  # "DIPF"
@@ -50,7 +51,7 @@ def key_of(words: Sequence[int]) -> MessageKey:
 
 def tensor_words(tensor: torch.Tensor | None) -> list[int]:
     """The words of a header from TENSOR on, which say what its tensor is."""
-    described = [0, 0, 0] if tensor is None else [DTYPES.index(dtype_name(tensor)), tensor.nbytes, tensor.dim()]
+    described = [0, 0, 0] if tensor is None else [DTYPES.index(name_of_dtype(tensor)), tensor.nbytes, tensor.dim()]
     shape, stride = ((), ()) if tensor is None else (tensor.shape, tensor.stride())
     padding = [0] * (MOST_DIMS - len(shape))
     return [*described, *shape, *padding, *stride, *padding]
@@ -63,8 +64,3 @@ def shape_and_strides(words: Sequence[int]) -> tuple[tuple[int, ...], tuple[int,
         return (dims,), (0,)
     shape, strides = words[_DIMS + 1 : _DIMS + 1 + MOST_DIMS], words[_DIMS + 1 + MOST_DIMS :]
     return tuple(shape[:dims]), tuple(strides[:dims])
-
-
-def dtype_name(tensor: torch.Tensor) -> str:
-    """The name of a tensor's dtype, without "torch."."""
-    return str(tensor.dtype).removeprefix("torch.")

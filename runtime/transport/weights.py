@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from partitioner.graph.nodes import Parameter, TensorMeta
+from partitioner.graph.nodes import Parameter
 from partitioner.graph.tensor_digest import digest, digests
 from runtime.devices.memory import give_back
 from runtime.errors import PlanMismatch, WeightsChanged
@@ -306,11 +306,6 @@ def check_in_memory(denoiser: nn.Module) -> None:
 def _memory(tensor: torch.Tensor) -> int:
     """Where the memory begins that it lies in."""
     return tensor.untyped_storage().data_ptr()
-
-
-def meta_of(tensor: torch.Tensor) -> TensorMeta:
-    """Its shape, strides and dtype."""
-    return TensorMeta(tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype).removeprefix("torch."))
 
 
 def _own_memory(tensor: torch.Tensor, offset: int) -> None:
