@@ -22,7 +22,7 @@ from partitioner.plan.plan import Plan
 from runtime.denoiser import may_be_denoisers
 from runtime.errors import PlanMismatch
 from runtime.loading import load_pipeline
-from runtime.transport.weights import check_in_memory
+from runtime.transport.in_memory import check_in_memory
 
 _log = logging.getLogger("runtime")
 

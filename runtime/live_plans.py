@@ -16,7 +16,7 @@ from partitioner.planning.options import DEFAULTS, PlanOptions
 from runtime.denoiser import Takeover, check_free, denoiser_name, may_be_denoisers
 from runtime.errors import InputError
 from runtime.second_denoisers import second_denoisers
-from runtime.transport.weights import check_in_memory
+from runtime.transport.in_memory import check_in_memory
 
 if TYPE_CHECKING:
     from partitioner.models.spec import ModelSpec

@@ -259,10 +259,12 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
             "runtime.transport.channel",
             "runtime.transport.memory",
             "runtime.transport.packets",
+            "runtime.transport.payload",
             "runtime.transport.shared_memory",
             "runtime.transport.slots",
         ],
     ),
+    ("weights are checked first", "runtime/transport/test_weights.py", ["runtime.transport.in_memory"]),
     (
         "memory of GPUs is shared between processes only",
         "runtime/transport/test_ipc.py",

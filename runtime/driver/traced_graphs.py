@@ -23,7 +23,7 @@ from runtime.driver.call_arguments import CallForm, CallReader, CallSignature, T
 from runtime.driver.denoiser_changes import KEPT
 from runtime.driver.warn_once import warn_once
 from runtime.errors import InputError, OtherCalls, OtherDenoiser, PlanMismatch
-from runtime.transport.weights import check_in_memory
+from runtime.transport.in_memory import check_in_memory
 from runtime.worker.specs import ComponentSpec, PreambleSpec, build_specs
 
 REMEMBERED = 1024  # graphs that were let go of, by a number each

@@ -27,12 +27,11 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
-from runtime.devices.stream import Event
 from runtime.transport.header import (
     DTYPES,
     HEADER_WORDS,
@@ -47,6 +46,7 @@ from runtime.transport.ipc import DeviceMemory
 from runtime.transport.mailbox import PARAMETER_CONTEXT, MessageKey
 from runtime.transport.memory import Layout, Memory, Slot
 from runtime.transport.packets import PacketSocket, close_files
+from runtime.transport.payload import NoSlot, Payload
 from runtime.transport.shared_memory import HostMemory
 from runtime.transport.slots import BOARD_SLOTS, Board, OwnSlots
 
@@ -60,44 +60,6 @@ _PROBE_BYTES = 1 << 20
 _PROBE_S = 10.0
 
 _log = logging.getLogger("runtime")
-
-
-class Payload:
-    """The bytes of a message that has come, in their slot.
-
-    Args:
-        layout: of the message.
-        size_bytes: of it.
-        slot: where it lies.
-        returned: gives the slot back.
-    """
-
-    def __init__(self, layout: Layout, size_bytes: int, slot: Slot, returned: Callable[[], None]) -> None:
-        self._layout = layout
-        self._size_bytes = size_bytes
-        self._returned = returned
-        self.is_there = slot.is_written
-        self._slot = slot
-
-    def tensor(self) -> tuple[torch.Tensor, Event | None]:
-        """The message, once it is there, and the event from which on it holds its values; None: it does already."""
-        return self._slot.lend(self._layout, self._size_bytes, self._returned)
-
-    def drop(self) -> None:
-        """Nobody wants it."""
-        self._returned()
-
-
-class _Nothing(Slot):
-    """Where messages without bytes lie."""
-
-    size_bytes = 0
-
-    def write(self, tensor: torch.Tensor) -> None:
-        pass
-
-    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
-        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype), None
 
 
 class Channel:
@@ -217,7 +179,7 @@ class Channel:
         layout = Layout(getattr(torch, DTYPES[dtype]), *shape_and_strides(words))
         number = self._number
         if not size_bytes:
-            return Payload(layout, 0, _Nothing(), lambda: None)
+            return Payload(layout, 0, NoSlot(), lambda: None)
         if self._description:
             if not 0 <= self._place < len(self._memories):
                 raise ValueError(f"it lies in memory {self._place}, which this rank has not")

@@ -21,12 +21,13 @@ import torch
 
 from runtime.devices.stream import Event
 from runtime.errors import EngineError, RankOutOfMemory, bytes_wanted
-from runtime.transport.channel import Channel, Payload
+from runtime.transport.channel import Channel
 from runtime.transport.checked import CheckedMailbox
 from runtime.transport.header import header_of, tensor_words
 from runtime.transport.layout import dense
 from runtime.transport.mailbox import PARAMETER_CONTEXT, MessageKey, PeerLost
 from runtime.transport.memory import Layout
+from runtime.transport.payload import Payload
 
 _SPIN_S = 2e-4  # how long a thread asks without a pause whether a GPU has written a message
 _PAUSE_S = 5e-5  # between questions after that

@@ -17,7 +17,7 @@ from partitioner.planning.planner import plan
 from partitioner.planning.request import PlanRequest
 from partitioner.planning.sources import FromSpec
 from runtime.denoiser import Takeover, denoiser_name
-from runtime.transport.weights import check_in_memory
+from runtime.transport.in_memory import check_in_memory
 from tools.features.subject import Subject
 from tools.small_pipelines import call
 
