@@ -306,9 +306,10 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
     ("metrics are tested together", "tools/pictures/test_similarity.py", ["tools.pictures.frechet"]),
     (
         "they are what is trained",
-        "tools/test_train.py",
+        "tools/train/test_train.py",
         ["tools.pictures.classifier", "tools.pictures.grid", "tools.pictures.pipelines"],
     ),
+    ("every recipe is run by the command", "tools/train/test_train.py", ["tools.train.*"]),
     ("a caption's words are tokens", "tools/pictures/test_shapes.py", ["tools.pictures.tokenizers"]),
     (
         "the comparison with published speed-ups is one document",

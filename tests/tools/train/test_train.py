@@ -16,7 +16,9 @@ from tools.pictures.classifier import Classifier
 from tools.pictures.pipelines import DENOISERS, HELD_OUT, TRAINED, call_arguments, new_codec, new_pipeline
 from tools.pictures.shapes import draw, draw_labels
 from tools.quality.measured_pipeline import shipped_pipeline
-from tools.train import EMPTY_TOKENS, LESSONS, LONG_EVERY, condition, main
+from tools.train.__main__ import main
+from tools.train.denoisers import EMPTY_TOKENS, LONG_EVERY, condition
+from tools.train.lessons import LESSONS
 
 MOST_BYTES = 8e6
 ALL = DENOISERS + HELD_OUT
