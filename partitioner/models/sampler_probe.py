@@ -49,11 +49,13 @@ def probe(scheduler: Any) -> Sampler:
 
 
 def _settings(scheduler: Any) -> tuple[object, ...]:
-    """What decides how a scheduler steps: configuration, attributes, methods, timesteps and noise levels."""
-    tensors = [getattr(scheduler, name, None) for name in ("timesteps", "sigmas")]
-    values = [tuple(t.detach().flatten().tolist()) if isinstance(t, torch.Tensor) else None for t in tensors]
+    """What decides how a scheduler steps: configuration, attributes, methods, timesteps and tables of noise levels."""
     config = getattr(scheduler, "config", {})
     held = vars(scheduler) if hasattr(scheduler, "__dict__") else {}
+    tables = {name: value for name, value in held.items() if isinstance(value, torch.Tensor) and value.dim() < 2}
+    values = [
+        (name, table.detach().to("cpu", torch.float64).numpy().tobytes()) for name, table in sorted(tables.items())
+    ]
     own = [
         (name, value) for name, value in held.items() if name[0] != "_" and isinstance(value, (bool, int, float, str))
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -40,8 +41,10 @@ class Timesteps:
         return len(self.passed)
 
     def expects(self, call: int, timestep: float) -> bool:
-        """Whether ``timestep`` is what the pipeline passes at ``call``."""
-        return call < self.calls and near(self.passed[call], timestep)
+        """Whether ``timestep`` is what the pipeline passes at ``call``, and not clearly what it passes at another."""
+        if call >= self.calls or not near(self.passed[call], timestep):
+            return False
+        return is_exact(self.passed[call], timestep) or not any(is_exact(value, timestep) for value in self.passed)
 
     def timestep(self, call: int, like: torch.Tensor) -> torch.Tensor:
         """The timestep argument of a call, with the shape, dtype and device of ``like``."""
@@ -60,9 +63,10 @@ class Timesteps:
 def timesteps_of(scheduler: Any, timestep: float, every: int = 1) -> Timesteps | None:
     """The timesteps of a trajectory whose first call passes ``timestep``; None where no such one is the scheduler's.
 
-    It may start in the middle, as in image-to-image: at the first equal timestep that is the first of its step. If
-    several (ratio, offset) fit (the last timestep of flow matching may equal its first one over 1000), the earlier
-    start counts.
+    It may start in the middle, as in image-to-image: at the timestep nearest to it that is the first of its step. Where
+    half precision leaves it open which that is, or several are the same, the scheduler's own place counts, if it is
+    among them. If several (ratio, offset) fit (the last timestep of flow matching may equal its first one over 1000),
+    the earliest start counts of those that are the first of all or fit exactly.
 
     Args:
         scheduler: after its set_timesteps.
@@ -76,13 +80,34 @@ def timesteps_of(scheduler: Any, timestep: float, every: int = 1) -> Timesteps |
     found = []
     for number, (ratio, offset) in enumerate(MADE_OF):
         passed = (values.double() * ratio + offset)[::every].tolist()
-        found += [(every * i, number) for i, value in enumerate(passed) if near(value, timestep)]
+        places = [i for i, value in enumerate(passed) if near(value, timestep)]
+        if places:
+            start = _start(passed, places, timestep, _place_of(scheduler, every))
+            found.append((start > 0 and not is_exact(passed[start], timestep), every * start, number))
     if not found:
         return None
-    first, number = min(found)
+    _, first, number = min(found)
     return Timesteps(values[first:], *MADE_OF[number], first)
+
+
+def _start(passed: Sequence[float], places: Sequence[int], timestep: float, own: int | None) -> int:
+    """Of several places that a trajectory may start at, the one that it does. own: the scheduler's."""
+    possible = [place for place in places if is_exact(passed[place], timestep)] or places
+    return own if own in possible else min(possible, key=lambda place: abs(passed[place] - timestep))
+
+
+def _place_of(scheduler: Any, every: int) -> int | None:
+    """The step that a scheduler is about to make, where it knows it."""
+    known = (getattr(scheduler, name, None) for name in ("step_index", "begin_index"))
+    place = next((place for place in known if isinstance(place, int)), None)
+    return None if place is None else place // every
 
 
 def near(wanted: float, timestep: float) -> bool:
     """Whether a timestep is the wanted one, up to what half precision leaves of it."""
     return abs(timestep - wanted) <= 1e-2 * max(abs(wanted), 1e-3)
+
+
+def is_exact(wanted: float, timestep: float) -> bool:
+    """Whether a timestep is the wanted one, up to what float32 leaves of it."""
+    return abs(timestep - wanted) <= 1e-5 * abs(wanted) + 1e-7

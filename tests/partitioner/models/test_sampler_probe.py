@@ -74,6 +74,15 @@ def test_a_step_that_its_owner_has_wrapped_is_tried_anew_and_steps_nothing_of_th
     assert scheduler.step_index is None
 
 
+@pytest.mark.parametrize("table", ["alphas_cumprod", "final_alpha_cumprod"])
+def test_tables_of_noise_levels_that_were_changed_by_hand_count(table: str) -> None:
+    scheduler = scheduler_of("DDIMScheduler", {**BETAS, "clip_sample": False}, 10)
+    before = probe(scheduler)
+    setattr(scheduler, table, 0.9 * getattr(scheduler, table))
+    after = probe(scheduler)
+    assert (before.level, before.moves) != (after.level, after.moves)
+
+
 def test_nothing_of_the_user_is_touched() -> None:
     scheduler = scheduler_of("EulerAncestralDiscreteScheduler", BETAS, 11)
     before = {name: value for name, value in vars(scheduler).items() if not isinstance(value, torch.Tensor)}

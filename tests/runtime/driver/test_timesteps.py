@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from runtime.driver.timesteps import Timesteps, timesteps_of
+from runtime.driver.timesteps import MADE_OF, Timesteps, timesteps_of
 from tests.support.schedulers import DETERMINISTIC, scheduler_of
 
 
@@ -33,6 +35,35 @@ def test_what_the_pipeline_makes_of_timesteps_is_found(ratio: float, offset: flo
     assert later.shape == (2,)
     assert later.dtype == torch.bfloat16
     assert float(later[0]) == pytest.approx(float(passed[3]), rel=1e-2)
+
+
+@pytest.mark.parametrize(("ratio", "offset"), MADE_OF)
+@pytest.mark.parametrize(
+    ("name", "config", "steps"),
+    [("DDIMScheduler", {"steps_offset": 1}, 200), ("FlowMatchEulerDiscreteScheduler", {"shift": 7.0}, 50)],
+)
+def test_timesteps_that_lie_close_are_told_apart(
+    name: str, config: dict[str, Any], steps: int, ratio: float, offset: float
+) -> None:
+    scheduler = scheduler_of(name, config, steps)
+    passed = (scheduler.timesteps * ratio + offset).tolist()
+    for place in range(0, steps - 3, 3):  # the last ones may be the first ones over 1000
+        found = timesteps_of(scheduler, passed[place])
+        assert found is not None
+        assert found.first == place
+        assert [later for later in range(found.calls) if found.expects(later, passed[place])] == [0]
+
+
+def test_where_half_precision_makes_timesteps_one_the_scheduler_says_which() -> None:
+    scheduler = scheduler_of("FlowMatchEulerDiscreteScheduler", {"shift": 7.0}, 50)
+    passed = scheduler.timesteps.bfloat16().float().tolist()
+    assert passed[1] == passed[2]
+    for place in (1, 2):
+        scheduler.set_begin_index(place)  # as pipelines do that begin in the middle
+        found = timesteps_of(scheduler, passed[place])
+        assert found is not None
+        assert found.first == place
+        assert all(found.expects(call, passed[place + call]) for call in range(found.calls))
 
 
 def test_an_argument_has_the_form_of_the_one_before() -> None:
