@@ -18,6 +18,7 @@ from torch import nn
 from runtime.devices.memory import free_bytes, give_back
 from runtime.devices.places import with_index
 from runtime.parts import size_bytes
+from runtime.transport.movable import held_elsewhere
 
 logger = logging.getLogger("runtime")
 
@@ -26,7 +27,8 @@ logger = logging.getLogger("runtime")
 def on_cpu_meanwhile(pipe: Any, denoisers: Sequence[nn.Module], devices: Sequence[str]) -> Iterator[None]:
     """Inside the block denoisers on GPUs are on the CPU, if ranks elsewhere than there are to run them; then back.
 
-    Those stay that the CPU has no memory for, with a warning, and where the pipeline would be elsewhere without them.
+    With a warning those stay that the CPU has no memory for, of whose memory something else has a part, or without
+    which the pipeline would be elsewhere.
 
     Args:
         pipe: a diffusers pipeline.
@@ -63,6 +65,13 @@ def _moves(pipe: Any, denoiser: nn.Module, home: torch.device) -> bool:
         logger.warning(
             "%s (%.1f GB) stays whole on %s beside rank 0's share: the CPU has %.1f GB free",
             name, size / 1e9, home, free / 1e9,
+        )  # fmt: skip
+        return False
+    if held_elsewhere((*denoiser.parameters(), *denoiser.buffers())):
+        logger.warning(
+            "%s (%.1f GB) stays whole on %s beside rank 0's share: something else has a part of its parameters' "
+            "memory, such as what state_dict() gave, and would be left with another copy of them",
+            name, size / 1e9, home,
         )  # fmt: skip
         return False
     before = getattr(pipe, "device", None)

@@ -27,11 +27,16 @@ def movable(tensors: Iterable[torch.Tensor], others: Collection[torch.Tensor] = 
     """
     plain = {id(tensor): tensor for tensor in tensors if is_plain(tensor)}
     overlapping = _overlapping({**plain, **{id(tensor): tensor for tensor in others if is_plain(tensor)}})
-    found = plain.keys() - overlapping
-    shared = [number for number in found if storage_is_shared(plain[number])]
-    if shared:
+    found = {number: tensor for number, tensor in plain.items() if number not in overlapping}
+    return found.keys() - {id(tensor) for tensor in held_elsewhere(found.values())}
+
+
+def held_elsewhere(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Those of the tensors of whose memory something else has a part, be it another of them; on any device."""
+    found = [tensor for tensor in tensors if storage_is_shared(tensor)]
+    if found:
         gc.collect()  # diffusers' loader leaves some in cycles, with low_cpu_mem_usage=False
-    return found - {number for number in shared if storage_is_shared(plain[number])}
+    return [tensor for tensor in found if storage_is_shared(tensor)]
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

@@ -109,6 +109,23 @@ def test_it_stays_where(
     assert (warning in caplog.text) if warning else not caplog.records
 
 
+def test_it_stays_where_something_else_has_a_part_of_its_memory(
+    chain: nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = Pipeline(chain, nn.Linear(2, 2))
+    with fake_cuda(monkeypatch), caplog.at_level(logging.WARNING):
+        pipe.to("cuda:0")
+        given = chain.state_dict()
+        with on_cpu_meanwhile(pipe, [chain], ["cuda:0", "cuda:1"]):
+            assert {str(tensor.device) for tensor in chain.parameters()} == {"cuda:0"}
+        assert given["3.bias"].data_ptr() == chain.get_parameter("3.bias").data_ptr()
+        assert "something else has a part" in caplog.text
+        del given
+        with on_cpu_meanwhile(pipe, [chain], ["cuda:0", "cuda:1"]):
+            assert {str(tensor.device) for tensor in chain.parameters()} == {"cpu"}
+        chain.cpu()
+
+
 def test_it_is_back_after_an_error(chain: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipeline(chain, nn.Linear(2, 2))
     with fake_cuda(monkeypatch):

@@ -13,7 +13,8 @@ def storage_is_shared(tensor: torch.Tensor) -> bool:
     storage = tensor.untyped_storage()
     own = 2 if tensor._base is None else 3  # the tensor, what it is a view of, and ``storage``
     counted: int = torch._C._storage_Use_Count(storage._cdata)
-    return counted > own or bool(tensor.is_shared())  # type: ignore[no-untyped-call]
+    by_processes = tensor.device.type == "cpu" and tensor.is_shared()  # type: ignore[no-untyped-call]
+    return counted > own or by_processes  # that of a GPU always can be
 
 
 def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
