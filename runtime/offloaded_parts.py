@@ -62,7 +62,7 @@ def offloaded_parts(pipe: Any, plans: Mapping[str, Plan], devices: Sequence[str]
         devices: rank -> device.
 
     Raises:
-        InputError: rank 0 is on no GPU, or the pipeline has no order of offloading.
+        InputError: rank 0 is on no GPU, or the pipeline has no order of offloading, or a part has one of its own.
         PlanMismatch: a part has no room there, even alone.
     """
     home = torch.device(with_index(devices[0]))
@@ -75,6 +75,12 @@ def offloaded_parts(pipe: Any, plans: Mapping[str, Plan], devices: Sequence[str]
     if order is None:
         raise InputError(f"a {type(pipe).__name__} does not say which of its parts can be offloaded: leave offload out")
     modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    for name, part in modules.items():
+        if any(map(_is_moved_about, part.modules())):
+            raise InputError(
+                f"{name} has hooks that bring it to devices (device_map, or offloading of its own), which offload would "
+                "replace: take them back, or leave offload out"
+            )
     denoisers = [modules.pop(name) for name in plans]
     taking_turns = {name: modules.pop(name) for name in order.split("->") if name in modules}
     before = [(part, _device_of(part)) for part in (*taking_turns.values(), *modules.values())]
@@ -95,6 +101,12 @@ def offloaded_parts(pipe: Any, plans: Mapping[str, Plan], devices: Sequence[str]
             stack.callback(delattr, denoiser, "_hf_hook")
             denoiser._hf_hook = alone  # it says where the pipeline computes, and does nothing
         yield
+
+
+def _is_moved_about(module: nn.Module) -> bool:
+    """Whether a hook of accelerate's, or diffusers' group offloading, brings a module to devices."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return hasattr(module, "_hf_hook") or (registry is not None and registry.get_hook("group_offloading") is not None)
 
 
 def _device_of(part: nn.Module) -> torch.device:

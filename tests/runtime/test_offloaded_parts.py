@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from diffusers.hooks.hooks import HookRegistry
+from diffusers.hooks.hooks import ModelHook as DiffusersHook
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
@@ -116,6 +119,23 @@ def test_what_cannot_be_offloaded_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     pipe.model_cpu_offload_seq = None
     with pytest.raises(InputError, match="does not say which"), offloaded(pipe, monkeypatch):
         pytest.fail("it was begun")
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "transformer", "controlnet"])
+@pytest.mark.parametrize("way", ["accelerate", "diffusers"])
+def test_a_part_that_hooks_of_its_own_move_is_refused(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipeline()
+    part = pipe.components[name]
+    if way == "accelerate":
+        hook = AlignDevicesHook("cpu")
+        add_hook_to_module(part, hook)
+    else:
+        HookRegistry.check_if_exists_or_initialize(part).register_hook(DiffusersHook(), "group_offloading")
+    refused = pytest.raises(InputError, match=f"{name} has hooks that bring it to devices")
+    with refused, offloaded(pipe, monkeypatch):
+        pytest.fail("it was begun")
+    if way == "accelerate":
+        assert part._hf_hook is hook
 
 
 def test_a_pipeline_offloaded_by_its_user_is_refused_with_the_way_out(saved: Path) -> None:
