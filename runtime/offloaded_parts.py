@@ -78,8 +78,8 @@ def offloaded_parts(pipe: Any, plans: Mapping[str, Plan], devices: Sequence[str]
     for name, part in modules.items():
         if any(map(_is_moved_about, part.modules())):
             raise InputError(
-                f"{name} has hooks that bring it to devices (device_map, or offloading of its own), which offload would "
-                "replace: take them back, or leave offload out"
+                f"{name} has hooks that bring it to devices (device_map, or offloading of its own), which offload "
+                "would replace: take them back, or leave offload out"
             )
     denoisers = [modules.pop(name) for name in plans]
     taking_turns = {name: modules.pop(name) for name in order.split("->") if name in modules}

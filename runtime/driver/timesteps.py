@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,12 +22,15 @@ class Timesteps:
         values: as the scheduler has them, on the CPU.
         ratio, offset: the pipeline passes ratio · value + offset.
         first: where in the scheduler's timesteps the trajectory begins.
+        rounds_last: whether a pipeline that passes them in half precision has computed them in float32 (AuraFlow), and
+            not of a timestep in half precision (Flux); None as long as calls have not shown it.
     """
 
     values: torch.Tensor
     ratio: float = 1.0
     offset: float = 0.0
     first: int = 0
+    rounds_last: bool | None = None
     _on: dict[torch.device, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)  # the values
 
     @cached_property
@@ -47,17 +50,29 @@ class Timesteps:
         return is_exact(self.passed[call], timestep) or not any(is_exact(value, timestep) for value in self.passed)
 
     def timestep(self, call: int, like: torch.Tensor) -> torch.Tensor:
-        """The timestep argument of a call, with the shape, dtype and device of ``like``."""
+        """The timestep argument of a call, of the shape, dtype and device of ``like``, with the pipeline's own bits."""
         if like.device not in self._on:
             self._on[like.device] = self.values.to(like.device)
-        value = self._on[like.device][call]
-        if self.ratio != 1.0:
-            value = value.to(torch.float32) * self.ratio + self.offset
-        return value.to(like.dtype).expand(like.shape).contiguous()
+        value = self._made(self._on[like.device][call], like.dtype, rounds_last=bool(self.rounds_last))
+        return value.expand(like.shape).contiguous()
+
+    def shown_by(self, call: int, passed: torch.Tensor) -> Timesteps:
+        """These with ``rounds_last``, if that can be seen of what the pipeline passes at a call."""
+        if self.rounds_last is not None or self.ratio == 1.0 or passed.dtype not in (torch.float16, torch.bfloat16):
+            return self
+        early, late = (self._made(self.values[call], passed.dtype, rounds_last=last) for last in (False, True))
+        if bool(early == late):
+            return self
+        return replace(self, rounds_last=bool(passed.flatten()[0].cpu() == late))
+
+    def _made(self, value: torch.Tensor, dtype: torch.dtype, *, rounds_last: bool) -> torch.Tensor:
+        """What a pipeline makes of the scheduler's value: it divides by 1000."""
+        given = value if rounds_last else value.to(dtype)
+        return (given if self.ratio == 1.0 else given / (1 / self.ratio) + self.offset).to(dtype)
 
     def after(self, call: int) -> Timesteps:
         """Those of the calls from ``call`` on."""
-        return Timesteps(self.values[call:], self.ratio, self.offset, self.first + call)
+        return Timesteps(self.values[call:], self.ratio, self.offset, self.first + call, self.rounds_last)
 
 
 def timesteps_of(scheduler: Any, timestep: float, every: int = 1) -> Timesteps | None:

@@ -26,7 +26,7 @@ know its latent. That takes the time of one exact call.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -317,7 +317,10 @@ class Trajectory:
             if item.role is Role.LATENT:
                 later[item.name] = self._forecasts[item.name].predict(self._passed + call)
             elif item.role is Role.TIMESTEP:
-                later[item.name] = self._noise_schedule.timesteps.timestep(self._passed + call, tensors[item.name])
+                passed = tensors[item.name]
+                timesteps = self._noise_schedule.timesteps.shown_by(self._passed + self.call, passed)
+                self._noise_schedule = replace(self._noise_schedule, timesteps=timesteps)
+                later[item.name] = timesteps.timestep(self._passed + call, passed)
         return later
 
     def correct(self, output: Any) -> Any:

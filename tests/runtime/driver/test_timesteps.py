@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -64,6 +65,27 @@ def test_where_half_precision_makes_timesteps_one_the_scheduler_says_which() -> 
         assert found is not None
         assert found.first == place
         assert all(found.expects(call, passed[place + call]) for call in range(found.calls))
+
+
+MAKERS: dict[str, Callable[[torch.Tensor, torch.dtype], torch.Tensor]] = {
+    "as they are": lambda values, dtype: values.to(dtype),
+    "in half precision": lambda values, dtype: values.to(dtype) / 1000,
+    "turned round": lambda values, dtype: 1 - values.to(dtype) / 1000,
+    "rounded last": lambda values, dtype: (values / 1000).to(dtype),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_argument_has_the_bits_that_the_pipeline_makes(name: str, dtype: torch.dtype) -> None:
+    scheduler = scheduler_of("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 50)
+    passed = MAKERS[name](scheduler.timesteps, dtype)
+    found = timesteps_of(scheduler, float(passed[0]))
+    assert found is not None
+    for call in range(12):
+        found = found.shown_by(call, passed[call].expand(2))
+    made = [found.after(12).timestep(call, passed[0].expand(2)) for call in range(38)]
+    assert torch.equal(torch.stack(made)[:, 0], passed[12:])
 
 
 def test_an_argument_has_the_form_of_the_one_before() -> None:
