@@ -108,7 +108,9 @@ def timesteps_of(scheduler: Any, timestep: float, every: int = 1) -> Timesteps |
 def _start(passed: Sequence[float], places: Sequence[int], timestep: float, own: int | None) -> int:
     """Of several places that a trajectory may start at, the one that it does. own: the scheduler's."""
     possible = [place for place in places if is_exact(passed[place], timestep)] or places
-    return own if own in possible else min(possible, key=lambda place: abs(passed[place] - timestep))
+    if own is not None and own in possible:
+        return own
+    return min(possible, key=lambda place: abs(passed[place] - timestep))
 
 
 def _place_of(scheduler: Any, every: int) -> int | None:
