@@ -91,7 +91,7 @@ def plan_for(
     from partitioner.planning.planner import plan
 
     denoiser = uncompiled(getattr(pipe, name or denoiser_name(pipe)))
-    return plan(_request(pipe, denoiser, live_spec(denoiser, pipe, **sizes, call=call), devices, options)).plan
+    return plan(_request(denoiser, live_spec(denoiser, pipe, **sizes, call=call), devices, options)).plan
 
 
 def plans_for(
@@ -122,8 +122,7 @@ def plans_for(
     first = uncompiled(getattr(pipe, next(iter(specs))))
     made = {id(spec): (name, spec) for name, spec in reversed(specs.items())}
     asked = {
-        key: _request(pipe, uncompiled(getattr(pipe, name)), spec, devices, options)
-        for key, (name, spec) in made.items()
+        key: _request(uncompiled(getattr(pipe, name)), spec, devices, options) for key, (name, spec) in made.items()
     }
     if len(asked) == 1:
         plans = dict.fromkeys(specs, plan(next(iter(asked.values()))).plan)
@@ -137,7 +136,7 @@ def plans_for(
 
 
 def _request(
-    pipe: Any, denoiser: nn.Module, spec: ModelSpec, devices: Sequence[str] | int | None, options: PlanOptions
+    denoiser: nn.Module, spec: ModelSpec, devices: Sequence[str] | int | None, options: PlanOptions
 ) -> PlanRequest:
     """What to ask the planner for, for one of a pipeline's denoisers."""
     from partitioner.costs.model import choose_cost_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 
 from partitioner.graph.nodes import Ref
 from partitioner.graph.row_call import NodeCall, OperandSlot
@@ -47,10 +48,8 @@ def _indexed_dims(call: NodeCall) -> tuple[list[int | None], int, int]:
     at = [dim for dim, item in enumerate(indices) if isinstance(item, Ref)]
     width = max(len(call.shapes[1, dim]) for dim in at)
     begin = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
-    where, free = [], iter(d for d in range(99) if not begin <= d < begin + width)
-    for dim in range(len(call.shapes[0])):
-        where.append(None if dim in at else next(free))
-    return where, begin, width
+    free = (d for d in count() if not begin <= d < begin + width)
+    return [None if dim in at else next(free) for dim in range(len(call.shapes[0]))], begin, width
 
 
 def _indexed(call: NodeCall) -> RowPattern:

@@ -58,23 +58,19 @@ def _made(call: NodeCall) -> RowPattern:
     return RowPattern({}, frozenset(range(len(call.outputs[0]))))
 
 
-def _within(call: NodeCall, dims: Sequence[int] | None, others: Sequence[int | None] = ()) -> RowPattern:
+def _within(call: NodeCall, dims: Sequence[int] | None, others: int | None = None) -> RowPattern:
     """What mixes positions of some dimensions of operand 0, and leaves the shape's others as they are.
 
-    dims: None for all. others: of each further operand, where its one dimension goes.
+    dims: None for all. others: where the one dimension of each further operand goes.
     """
     ndim = len(call.shapes[0])
     mixed = set(range(ndim)) if dims is None else {dim % max(1, ndim) for dim in dims}
-    weights = {slot: [_place(others, k)] * len(shape) for k, (slot, shape) in enumerate(_after_first(call))}
+    weights = {slot: [others] * len(shape) for slot, shape in _after_first(call)}
     return RowPattern({0: all_but(mixed, ndim), **weights}, frozenset(mixed))
 
 
 def _after_first(call: NodeCall) -> list[tuple[OperandSlot, Extents]]:
     return [(slot, shape) for slot, shape in call.shapes.items() if slot != 0]
-
-
-def _place(others: Sequence[int | None], index: int) -> int | None:
-    return others[index] if index < len(others) else None
 
 
 def _dims(value: Any) -> list[int] | None:
@@ -169,9 +165,9 @@ def _leading(trailing: int) -> RowRule:
     return lambda call: _within(call, range(len(call.shapes[0]) - trailing, len(call.shapes[0])))
 
 
-def _pool(call: NodeCall) -> list[RowPattern]:
+def _pool(call: NodeCall) -> RowPattern | list[RowPattern]:
     (dims,) = re.findall(r"\d", call.name)
-    return [_leading(int(dims))(call)] * len(call.outputs)  # type: ignore[list-item]
+    return _leading(int(dims))(call)
 
 
 def _attention(call: NodeCall) -> RowPattern:
@@ -198,7 +194,7 @@ def _per_channel(call: NodeCall) -> RowPattern:
     if not call.given(5, "training"):
         ndim = len(call.shapes[0])
         return RowPattern({0: range(ndim), **{slot: (1,) for slot, _ in _after_first(call)}})
-    return _within(call, range(2, len(call.shapes[0])) if call.name == "instance_norm" else None, [1] * 4)
+    return _within(call, range(2, len(call.shapes[0])) if call.name == "instance_norm" else None, others=1)
 
 
 def _permuted(call: NodeCall) -> RowPattern:
