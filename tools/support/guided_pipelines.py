@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tools.support.image_pipelines import embedding, flow, flux2_vae, ones, qwen_vae, shifted_vae
-from tools.support.parts import clip_of, denoiser, made, picture, picture_mask, scheduler, vision
+from tools.support.parts import clip_of, denoiser, made, picture, picture_mask, vision
 from tools.support.tiny_pipeline import TinyPipeline
-from tools.support.video_pipelines import eighth, hunyuan_vae, wan_vae
+from tools.support.video_pipelines import eighth, hunyuan_vae, unipc, wan_vae
 
 _SIZED: dict[str, Any] = {"prompt": None, "height": 32, "width": 32}
 _ENCODERS = ("text_encoder", "tokenizer")
@@ -46,10 +46,6 @@ def _parts(
 
 def _karras() -> Any:
     return flow(use_karras_sigmas=True)
-
-
-def _unipc() -> Any:
-    return scheduler("UniPCMultistep", prediction_type="flow_prediction", use_flow_sigmas=True)
 
 
 def _guider(name: str = "ClassifierFreeGuidance", **config: Any) -> Any:
@@ -237,7 +233,7 @@ GUIDED_PIPELINES = [
     ),
     TinyPipeline(
         "Cosmos2_5_PredictBasePipeline",
-        _parts("CosmosTransformer3DModel", wan_vae, _unipc, config={"in_channels": 5}), _VIDEO,
+        _parts("CosmosTransformer3DModel", wan_vae, unipc, config={"in_channels": 5}), _VIDEO,
         left_out=_ENCODERS, unsaved=lambda: {"safety_checker": _Unchecked()},
     ),
     TinyPipeline(

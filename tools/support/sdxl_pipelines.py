@@ -7,7 +7,7 @@ from typing import Any
 from tools.small_pipelines import vae
 from tools.support.parts import clip, denoiser, made, picture, picture_mask, scheduler, words
 from tools.support.tiny_pipeline import tiny_pipeline
-from tools.support.unet_pipelines import controlnet
+from tools.support.unet_pipelines import adapter, controlnet
 
 _TEXT: dict[str, Any] = {"prompt": "a red cat"}
 _SIZED: dict[str, Any] = {**_TEXT, "height": 32, "width": 32}
@@ -55,11 +55,6 @@ def _with_union() -> dict[str, Any]:
     return {**parts, "controlnet": union}
 
 
-def _adapter() -> dict[str, Any]:
-    adapter = made("T2IAdapter", channels=[32, 64], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter")
-    return {**_parts(), "adapter": adapter}
-
-
 SDXL_PIPELINES = [
     tiny_pipeline("StableDiffusionXLPipeline", _parts, **_SIZED),
     tiny_pipeline("StableDiffusionXLImg2ImgPipeline", _refiner, **_IMAGE),
@@ -87,5 +82,7 @@ SDXL_PIPELINES = [
     tiny_pipeline(
         "StableDiffusionXLControlNetUnionInpaintPipeline", _with_union, **_INPAINT, control_image=[picture()], **_UNION
     ),
-    tiny_pipeline("StableDiffusionXLAdapterPipeline", _adapter, **_SIZED, image=picture),
+    tiny_pipeline(
+        "StableDiffusionXLAdapterPipeline", lambda: {**_parts(), "adapter": adapter()}, **_SIZED, image=picture
+    ),
 ]  # fmt: skip

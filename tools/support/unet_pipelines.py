@@ -72,9 +72,9 @@ def _upscale() -> dict[str, Any]:
     return {**parts, "low_res_scheduler": scheduler("DDPM", clip_sample=False)}
 
 
-def _adapter() -> dict[str, Any]:
-    adapter = made("T2IAdapter", channels=[32, 64], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter")
-    return {**_sd(), "adapter": adapter}
+def adapter() -> Any:
+    """A T2I-Adapter, of two blocks."""
+    return made("T2IAdapter", channels=[32, 64], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter")
 
 
 def _variation() -> dict[str, Any]:
@@ -134,7 +134,7 @@ UNET_PIPELINES = [
         pag_scale=2.0,
     ),
     tiny_pipeline("StableDiffusionControlNetXSPipeline", _xs, **_SIZED, image=picture),
-    tiny_pipeline("StableDiffusionAdapterPipeline", _adapter, **_SIZED, image=picture),
+    tiny_pipeline("StableDiffusionAdapterPipeline", lambda: {**_sd(), "adapter": adapter()}, **_SIZED, image=picture),
     tiny_pipeline("StableDiffusionPanoramaPipeline", _panorama, **_TEXT, height=512, width=576),  # two views
     tiny_pipeline("StableDiffusionSAGPipeline", _sd, **_SIZED),
     tiny_pipeline(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tools.small_pipelines import vae
-from tools.support.image_pipelines import embedding, ones
+from tools.support.image_pipelines import embedding, flow, ones
 from tools.support.parts import clip_of, denoiser, made, picture, scheduler, t5, vision, words
 from tools.support.tiny_pipeline import TinyPipeline, tiny_pipeline
 
@@ -24,11 +24,8 @@ _ENCODED: dict[str, Any] = {
 _MASKS: dict[str, Any] = {"prompt_attention_mask": ones(1, 7), "negative_prompt_attention_mask": ones(1, 7)}
 
 
-def _flow() -> Any:
-    return scheduler("FlowMatchEulerDiscrete")
-
-
-def _unipc() -> Any:
+def unipc() -> Any:
+    """UniPC for flow matching."""
     return scheduler("UniPCMultistep", prediction_type="flow_prediction", use_flow_sigmas=True)
 
 
@@ -84,7 +81,7 @@ def _mochi_vae() -> Any:
 
 
 def _parts(
-    name: str, coder: Callable[[], Any], sampler: Callable[[], Any] = _flow, **transformer: Any
+    name: str, coder: Callable[[], Any], sampler: Callable[[], Any] = flow, **transformer: Any
 ) -> Callable[[], dict[str, Any]]:
     """A transformer, an autoencoder and a T5 encoder."""
     return lambda: {
@@ -94,7 +91,7 @@ def _parts(
 
 
 def _without_encoder(
-    name: str, coder: Callable[[], Any], sampler: Callable[[], Any] = _flow, **transformer: Any
+    name: str, coder: Callable[[], Any], sampler: Callable[[], Any] = flow, **transformer: Any
 ) -> Callable[[], dict[str, Any]]:
     """A transformer and an autoencoder, for prompts that are encoded already."""
     return lambda: {"transformer": denoiser(name, **transformer), "vae": coder(), "scheduler": sampler()}
@@ -124,7 +121,7 @@ def _cogvideox(**transformer: Any) -> Callable[[], dict[str, Any]]:
 
 
 def _wan(**transformer: Any) -> Callable[[], dict[str, Any]]:
-    return _parts("WanTransformer3DModel", wan_vae, _unipc, **transformer)
+    return _parts("WanTransformer3DModel", wan_vae, unipc, **transformer)
 
 
 def _wan_of_image() -> dict[str, Any]:
@@ -194,7 +191,7 @@ _KANDINSKY_5: dict[str, Any] = {
 }  # fmt: skip
 _SECOND = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
-_SKY_REELS = _parts("SkyReelsV2Transformer3DModel", wan_vae, _unipc)
+_SKY_REELS = _parts("SkyReelsV2Transformer3DModel", wan_vae, unipc)
 _FORCING: dict[str, Any] = {**_ENCODED, "num_frames": 9, "base_num_frames": 9}
 
 VIDEO_PIPELINES = [
@@ -202,7 +199,7 @@ VIDEO_PIPELINES = [
     tiny_pipeline("WanVideoToVideoPipeline", _wan(), **_SIZED, video=clip_of(5), strength=0.9),
     tiny_pipeline("WanImageToVideoPipeline", _wan_of_image, **_ENCODED, image=picture),
     tiny_pipeline(
-        "WanVACEPipeline", _parts("WanVACETransformer3DModel", wan_vae, _unipc, vace_in_channels=72), **_ENCODED
+        "WanVACEPipeline", _parts("WanVACETransformer3DModel", wan_vae, unipc, vace_in_channels=72), **_ENCODED
     ),
     tiny_pipeline("SkyReelsV2Pipeline", _SKY_REELS, **_ENCODED),
     tiny_pipeline("SkyReelsV2ImageToVideoPipeline", _sky_reels_of_image, **_ENCODED, image=picture),
