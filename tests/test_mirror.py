@@ -134,11 +134,9 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "the parts of a plan file are read and refused as one file",
         "partitioner/plan/test_plan.py",
         [
-            "partitioner.plan.consistency",
             "partitioner.plan.differences",
             "partitioner.plan.fields",
             "partitioner.plan.placement",
-            "partitioner.plan.plan_files",
             "partitioner.plan.predictor",
             "partitioner.plan.ranks",
             "partitioner.plan.records",

@@ -11,7 +11,7 @@ from partitioner.errors import PlanError
 from partitioner.plan.pipeline_plans import PipelinePlans, load_plans, plan_schema
 from partitioner.plan.plan import Plan
 from profiles.json_files import canonical_bytes
-from tests.partitioner.plan.test_plan import chain, make_plan
+from tests.support.chain_plans import chain, make_plan
 
 REPOSITORY = Path(__file__).parents[3]
 

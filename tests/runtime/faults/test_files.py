@@ -1,6 +1,6 @@
 """Fault 15: plan and profile files that are damaged or hostile.
 
-What each is refused for, and the fuzzing of both, is in tests/partitioner/plan/test_plan.py,
+What each is refused for, and the fuzzing of both, is in tests/partitioner/plan/test_plan_files.py,
 tests/profiles/test_json_files.py and tests/profiles/test_cost_profile.py; here is what it costs to refuse them.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.partitioner.plan.test_plan import HOSTILE as PLANS
-from tests.partitioner.plan.test_plan import LARGE
 from tests.profiles.test_cost_profile import HOSTILE as PROFILES
+from tests.support.hostile_plans import HOSTILE as PLANS
+from tests.support.hostile_plans import LARGE
 
 ROOT = Path(__file__).parents[3]
 
