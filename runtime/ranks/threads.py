@@ -18,7 +18,7 @@ import torch
 from runtime.devices.acceleration import device_streams
 from runtime.devices.cuda_stream import CudaDeviceStream
 from runtime.devices.stream import DeviceStream
-from runtime.errors import EngineError, RankError, RankStalled
+from runtime.errors import EngineClosed, EngineError, RankError, RankStalled
 from runtime.ranks.base import Ranks, Setups, T, begin_work, local_workers, workers_of
 from runtime.ranks.diagnosis import diagnose
 from runtime.ranks.left_behind import LeftBehind, await_devices, leave_behind
@@ -84,6 +84,7 @@ class ThreadRanks(Ranks):
         }
         self._running = list(range(len(setups)))  # ranks that have not ended
         self._owner = os.getpid()
+        self._closed = False
         atexit.register(self.close)  # a thread that comes out of torch later takes the program down with it
         for thread in self._threads.values():
             thread.start()
@@ -187,6 +188,8 @@ class ThreadRanks(Ranks):
         return done
 
     def _check(self) -> None:
+        if self._closed:
+            raise EngineClosed("the engine has ended with the program")
         if self.workers[0].mailbox.failure is not None:
             raise self.workers[0].mailbox.failure
 
@@ -197,6 +200,7 @@ class ThreadRanks(Ranks):
         if os.getpid() != self._owner:
             return  # a child that the driver forked has none of the threads
         atexit.unregister(self.close)
+        self._closed = True
         for queue in self._queues:
             queue.put(Stop())
         for workers in self._workers:

@@ -80,7 +80,18 @@ def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(("how", "transport"), [*((how, "processes") for how in ENDS), ("held", "threads")])
+@pytest.mark.parametrize(
+    ("how", "transport"),
+    [
+        ("held", "processes"),
+        ("held", "threads"),
+        ("exit in a function", "processes"),
+        ("error", "processes"),
+        ("cycle", "threads"),
+        ("finalizer", "processes"),
+        ("called at the end", "threads"),
+    ],
+)
 def test_a_program_ends_in_a_block_that_it_never_left(how: str, transport: str, tmp_path: Path) -> None:
     done = _run(PROGRAM, how, transport, str(tmp_path / "weights.safetensors"))
     assert done.returncode == ENDS[how], done.stderr
