@@ -294,7 +294,7 @@ def test_many_steps_in_one_engine_stay_flat() -> None:
         "            trajectory(engine, 20, seed)\n"
         "    run(40)\n"  # without a scheduler a trajectory's end is not known: the last 32 are kept
         "    before = held()\n"
-        "    run(100)\n"
+        "    run(40)\n"
         "    print((before, held(), [rank.steps for rank in engine.stats.ranks], len(plan.boundaries)))\n"
     )
     before, after, steps, boundaries = ast.literal_eval(_run(code).stdout)
@@ -302,6 +302,6 @@ def test_many_steps_in_one_engine_stay_flat() -> None:
     assert len(after[1]) == 6  # descriptors and threads of three ranks
     for memory, then in zip(after[2], before[2], strict=True):
         assert memory < then + 8 * 2**20
-    assert min(steps) >= 2800 - 3  # in async mode a component may lag behind the next by one
+    assert min(steps) >= 1600 - 3  # in async mode a component may lag behind the next by one
     assert after[0] <= before[0] + 2 * boundaries
     assert after[0] <= 32 * 2 * boundaries

@@ -17,12 +17,12 @@ SLOW = pytest.mark.slow
     [
         pytest.param("--transport emulation --shapes 3 --contexts 40 --calls 200", id="one at a time", marks=SLOW),
         pytest.param(
-            "--transport threads --mode lookahead --ranks 3 --shapes 40 --contexts 80 --calls 400 --at-once 3 --record",
+            "--transport threads --mode lookahead --ranks 3 --shapes 40 --contexts 80 --calls 240 --at-once 3 --record",
             id="threads",
             marks=SLOW,
         ),
         pytest.param(
-            "--transport processes --shapes 40 --contexts 80 --calls 600 --at-once 40",
+            "--transport processes --shapes 40 --contexts 80 --calls 360 --at-once 40",
             id="at once",
             marks=[SLOW, pytest.mark.processes],
         ),
