@@ -10,14 +10,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy
 import torch
 
 from runtime.driver.readback import Readback
 
+Vectors = numpy.ndarray[Any, numpy.dtype[numpy.int64]]  # their numbers
+
 ELEMENTS = 1024  # of each row are looked at, evenly spread
 OUTPUTS = 2  # how many of the last outputs a step may combine
+RIDGE = 1e-12  # of squared lengths, so that vectors may be alike
 FOREIGN = 0.8  # more than this share unexplained is another trajectory's, unless this one has had such moves
 
 
@@ -32,7 +37,7 @@ class Moves:
         self.worst: float | None = None
         self._latent: Readback | None = None  # the last one, thinned out
         self._outputs: deque[Readback] = deque(maxlen=OUTPUTS)
-        self._part: Sequence[int] = ()  # the shape of what latent and output share
+        self._part: tuple[int, ...] = ()  # the shape of what latent and output share
         self._taken: tuple[Readback, list[Readback]] | None = None  # a latent to look at, and what was known
 
     def unexplained(self, latent: torch.Tensor) -> float:
@@ -82,16 +87,18 @@ class Moves:
             self.worst = max(share, self.worst or 0.0)
         fits = isinstance(output, torch.Tensor) and output.is_floating_point() and output.dim() == latent.dim()
         if isinstance(output, torch.Tensor) and fits and output.shape[0] == latent.shape[0]:
-            self._part = [min(pair) for pair in zip(latent.shape, output.shape, strict=True)]
+            self._part = tuple(map(min, latent.shape, output.shape))
             self._outputs.append(_thinned(output, self._part))
         else:
             self._part = latent.shape
         self._latent = _thinned(latent, self._part)
 
 
-def _thinned(tensor: torch.Tensor, part: Sequence[int]) -> Readback:
+def _thinned(tensor: torch.Tensor, part: tuple[int, ...]) -> Readback:
     """Of the first entries of every dimension, some of each row: [rows, elements]."""
-    rows = tensor[tuple(slice(0, size) for size in part)].reshape(part[0], -1)
+    if tensor.shape != part:
+        tensor = tensor[tuple(slice(0, size) for size in part)]
+    rows = tensor.reshape(part[0], -1)
     return Readback(rows[:, :: max(1, -(-rows.shape[1] // ELEMENTS))])
 
 
@@ -99,24 +106,28 @@ def _thinned(tensor: torch.Tensor, part: Sequence[int]) -> Readback:
 def _unexplained(wanted: Readback, known: Sequence[Readback]) -> float:
     """The share of ``wanted`` outside of the span of ``known``: a latent and outputs, each [rows, elements].
 
-    By least squares of a few vectors of many elements, in few calls: it is part of every denoiser call.
+    By least squares of a few vectors of many elements, which are multiplied once: it is part of every denoiser call.
     """
-    goal, latent = wanted.values(), known[0].values()
-    rows = len(latent)
-    turns = sorted({rows * k // n for n in (2, 3) if rows % n == 0 for k in range(1, n)} - {0})  # guidance rows
-    spanning = [latent]
-    for output in (each.values() for each in known[1:]):
-        spanning += [output, *(output[[(row - turn) % rows for row in range(rows)]] for turn in turns)]
-    vectors = numpy.array(spanning).swapaxes(0, 1)  # [rows, vectors, elements]
-    products = vectors @ vectors.swapaxes(1, 2)
-    lengths = numpy.sqrt(numpy.einsum("rkk->rk", products)) + 1e-30
-    shared = (vectors @ goal[..., None])[..., 0] / lengths
-    try:
-        squares, axes = numpy.linalg.eigh(products / (lengths[:, :, None] * lengths[:, None, :]))
-    except numpy.linalg.LinAlgError:  # of what is not finite
-        return 0.0
-    parts = (shared[:, None, :] @ axes) / numpy.maximum(squares, 1e-12)[:, None, :]
-    left = goal - ((parts @ axes.swapaxes(1, 2)) / lengths[:, None, :] @ vectors)[:, 0]
-    norms = numpy.sqrt(numpy.einsum("rn,rn->r", goal, goal)) + 1e-30
-    share = float((numpy.sqrt(numpy.einsum("rn,rn->r", left, left)) / norms).max())
+    vectors = numpy.concatenate([each.values() for each in (wanted, *known)])
+    products = vectors @ vectors.T
+    length = numpy.sqrt(products.diagonal()) + 1e-30
+    products /= length * length[:, None]
+    goal, span = _numbers(len(vectors) // (1 + len(known)), len(known))
+    shared = products[span, goal]  # [rows, vectors, 1]
+    gram = products[span, span.swapaxes(1, 2)] + RIDGE * numpy.eye(span.shape[1])
+    weights = numpy.linalg.solve(gram, shared)
+    explained = ((shared + RIDGE * weights) * weights).sum((1, 2))
+    share = float(numpy.sqrt(numpy.maximum(products[goal, goal][:, 0, 0] - explained, 0.0)).max())
     return share if share == share else 0.0  # nothing can be said of what is not finite
+
+
+@lru_cache
+def _numbers(rows: int, known: int) -> tuple[Vectors, Vectors]:
+    """Which vector is each row's goal, [rows, 1, 1], and which span what can be made of it, [rows, vectors, 1].
+
+    All are numbered one after the other: the goals, the latents, and the outputs of each call.
+    """
+    own = numpy.arange(rows)
+    turns = sorted({rows * k // n for n in (2, 3) if rows % n == 0 for k in range(1, n)} - {0})  # guidance rows
+    span = [rows + own] + [(2 + call) * rows + (own - turn) % rows for call in range(known - 1) for turn in (0, *turns)]
+    return own[:, None, None], numpy.array(span).T[:, :, None]

@@ -29,13 +29,13 @@ class Readback:
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        wide = tensor.detach().to(torch.float64)
+        wide = tensor.detach().to(torch.float64, copy=True)
         self._there: torch.cuda.Event | None = None
         if wide.is_cuda:
             self._host = torch.empty(wide.shape, dtype=wide.dtype, pin_memory=True).copy_(wide, non_blocking=True)
             self._there = torch.cuda.current_stream(wide.device).record_event()
         else:
-            self._host = wide.clone() if wide.data_ptr() == tensor.data_ptr() else wide
+            self._host = wide
 
     def values(self) -> numpy.ndarray[Any, numpy.dtype[numpy.float64]]:
         """The values, as float64; waits for what was queued before they were asked for."""
