@@ -112,11 +112,14 @@ class Dispatcher:
         last: dict[tuple[int, int], Part] = {}  # by (branch, batch)
         for call in dict.fromkeys(run.call for run in runs):
             now = call == trajectory.call
-            branches = self._calls.by_branch(trajectory.inputs_at(call, graphs.graph, tensors))
+            own = [run for run in runs if run.call == call]
+            specs = graphs.branches[0].specs
+            read = {wire.value for run in own for _, wire in specs[run.component].given}
+            branches = self._calls.by_branch(trajectory.inputs_at(call, graphs.graph, tensors, read))
             split = [self._calls.parts(rows, len(batches) if now else 1) for rows in branches]
             for index, batch in enumerate(batches if now else [whole]):
                 rows = [pieces[index] for pieces in split]
-                told = self._tell(batch, first_branch, rows, trajectory, [run for run in runs if run.call == call])
+                told = self._tell(batch, first_branch, rows, trajectory, own)
                 last |= {(part.branch, index): part for part in told}
         return RunningCall(trajectory, graphs.graph, runs, [last[key] for key in sorted(last)])
 
@@ -209,7 +212,7 @@ class Dispatcher:
         for index, wire in spec.given:
             if wire.role > Role.PROMPT or wire.value in command.fresh:
                 # a copy: the caller may write to its tensor while a rank still reads
-                tensor = values[wire.value].detach().clone()
+                tensor = values[wire.value].clone()
                 key = MessageKey(command.table, index, command.context, command.step)
                 if rank == 0:
                     mailbox.deliver(key, tensor)

@@ -25,7 +25,7 @@ know its latent. That takes the time of one exact call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -307,19 +307,25 @@ class Trajectory:
         self._begun.add((context, component))
         return first
 
-    def inputs_at(self, call: int, graph: TracedGraph, tensors: Tensors) -> Mapping[str, torch.Tensor]:
-        """The inputs of this or a later call: of a later one predicted latents, its timestep, and all else as now."""
+    def inputs_at(
+        self, call: int, graph: TracedGraph, tensors: Tensors, read: Collection[str]
+    ) -> Mapping[str, torch.Tensor]:
+        """The inputs of this or a later call: of a later one predicted latents, its timestep, and all else as now.
+
+        read: names of the inputs that the components read which are to run it; no other latent is predicted.
+        """
         if call == self.call:
             return tensors
         assert self._noise_schedule is not None, "only look-ahead runs later calls"
         later = dict(tensors)
         for item in graph.inputs:
-            if item.role is Role.LATENT:
+            if item.role is Role.LATENT and item.name in read:
                 later[item.name] = self._forecasts[item.name].predict(self._passed + call)
             elif item.role is Role.TIMESTEP:
                 passed = tensors[item.name]
                 timesteps = self._noise_schedule.timesteps.shown_by(self._passed + self.call, passed)
-                self._noise_schedule = replace(self._noise_schedule, timesteps=timesteps)
+                if timesteps is not self._noise_schedule.timesteps:
+                    self._noise_schedule = replace(self._noise_schedule, timesteps=timesteps)
                 later[item.name] = timesteps.timestep(self._passed + call, passed)
         return later
 
