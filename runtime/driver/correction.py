@@ -6,7 +6,7 @@ import torch
 
 from runtime.driver.forecast import Forecast
 from runtime.driver.noise_schedule import NoiseSchedule
-from runtime.driver.secants import Secants
+from runtime.driver.secants import Secants, flat
 
 
 class Correction:
@@ -43,28 +43,28 @@ class Correction:
 
     def of(self, output: torch.Tensor, call: int, exact: bool) -> torch.Tensor:
         """The output of a call, which has been seen, corrected unless the call was exact."""
-        latent = self._forecast.latent.float()
+        latent = self._forecast.latent
         missed = None if exact else self._forecast.missed()
         shared = shared_part(output, latent)
         if shared is None:
             return output
-        off = torch.zeros_like(latent) if missed is None else missed
-        self._secants.show(narrow(latent - off, shared), narrow(output, shared), call, narrow(off, shared))
+        off = torch.zeros_like(latent, dtype=torch.float32) if missed is None else missed
+        moved = flat(narrow(off, shared))
+        self._secants.show(flat(narrow(latent.float() - off, shared)), flat(narrow(output, shared)), call, moved)
         if missed is None:
             return output
+        plain = self._secants.sign * self._noise_schedule.sensitivity[call] * moved
+        change = torch.lerp(plain, self._secants.times(moved, call), self._forecast.doubt)
         made = output.clone()
         part = narrow(made, shared)
-        moved = narrow(missed, shared)
-        plain = self._secants.sign * self._noise_schedule.sensitivity[call] * moved
-        change = plain + self._forecast.doubt * (self._secants.times(moved, call) - plain)
-        part += change.to(part.dtype)
+        part += change.view(shared).to(part.dtype)
         return made
 
     def _sign_of(self, output: torch.Tensor, latent: torch.Tensor) -> float:
         """-1 where the first move is nearer to what the output, turned round, says of it."""
-        slope = self._forecast.slope
-        if output.shape != slope.shape:
+        if output.shape != latent.shape:
             return 1.0
+        slope = self._forecast.slope.view(latent.shape)
         as_it_is, turned = (
             float((self._noise_schedule.slope_of(sign * output.float(), latent.float(), 0) - slope).norm())
             for sign in (1.0, -1.0)
@@ -89,4 +89,4 @@ def shared_part(output: torch.Tensor, latent: torch.Tensor) -> tuple[int, ...] |
 
 def narrow(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """The first entries, as a view."""
-    return tensor[tuple(map(slice, shape))]
+    return tensor if tensor.shape == shape else tensor[tuple(map(slice, shape))]

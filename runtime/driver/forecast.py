@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import torch
 
+from runtime.driver.damping import damping_of, told_by
 from runtime.driver.noise_schedule import NoiseSchedule
-from runtime.driver.secants import Secants, per_row
+from runtime.driver.secants import Secants, flat
 
 # A prediction that misses by a larger share of the latent's move is of no use, with samplers whose gain is at most 2.
 # With others the share is smaller by as much, for their moves amplify the errors that predictions cause.
@@ -53,28 +54,40 @@ class Forecast:
         self._useful = USEFUL * min(1.0, GAIN / noise_schedule.gain)
         self._kept = reach + self.checked + self.needs - 2
         self._calls = 0
-        self._latents: dict[int, torch.Tensor] = {}  # by call, as passed
+        self._latent: torch.Tensor | None = None  # the last, as passed
+        # by call, all (rows, elements) in float32
+        self._x: dict[int, torch.Tensor] = {}  # latents
         self._z: dict[int, torch.Tensor] = {}
         self._slope: dict[int, torch.Tensor] = {}  # of the move to that call
+        self._rate: dict[int, torch.Tensor] = {}  # the change of the slope per level, as known at that call
+        self._predicted: dict[int, torch.Tensor] = {}  # the earliest prediction
+        self._made_at: dict[int, int] = {}  # when that was made
+        self._told: dict[tuple[int, int], torch.Tensor] = {}  # by call and distance, what a prediction would have told
         self._before: torch.Tensor | None = None  # the latent at the last other level
-        self._predicted: dict[int, torch.Tensor] = {}  # by call, the earliest prediction
-        self._made_at: dict[int, int] = {}  # by call, when that was made
+        self._stays: torch.Tensor | None = None  # which elements of the last latent are as there
+        self._missed: torch.Tensor | None = None  # the last latent less its earliest prediction
         self._astray: torch.Tensor | None = None  # whether the last latent was
         self._shares: list[torch.Tensor] = []  # of the last moves, the share that was missed, squared, by row
+        self._doubt: torch.Tensor | None = None
         self._secants = Secants(noise_schedule.level, noise_schedule.stiffness)
 
     def observe(self, latent: torch.Tensor) -> None:
         """Take the latent of the next call, as the pipeline passes it: rows first."""
         call = self._calls
-        self._z[call] = latent.float() / self._scale[call]
+        self._latent = latent.clone()
+        self._x[call] = x = flat(self._latent)
+        self._z[call] = x / self._scale[call]
         if call > 0 and _apart(self._level[call] - self._level[call - 1]):
-            self._before = self._latents[call - 1]
-        self._latents[call] = latent.detach().clone()
-        self._slope[call] = self._slope_to(call) if call > 0 else torch.zeros_like(self._z[call])
-        for kept in (self._latents, self._z, self._slope, self._predicted, self._made_at):
+            self._before = self._x[call - 1]
+        self._stays = None if self._before is None else x == self._before
+        self._slope[call] = self._slope_to(call) if call > 0 else torch.zeros_like(x)
+        self._doubt = x.new_zeros((len(x), 1)) if self._doubt is None else self._doubt
+        self._rate[call] = self._rate_at(call)
+        for kept in (self._x, self._z, self._slope, self._rate, self._predicted, self._made_at):
             kept.pop(call - self._kept, None)
+        self._told = {key: told for key, told in self._told.items() if key[0] > call - self.checked}
         self._calls += 1
-        self._astray = self._missed_much()
+        self._look_back()
 
     def predict(self, call: int) -> torch.Tensor:
         """The latent of a later call, in the shape and dtype of the last one; one must have been observed."""
@@ -83,19 +96,20 @@ class Forecast:
     def _on_a_line(self, call: int) -> torch.Tensor:
         """z of a later call, on the line or parabola of the last moves."""
         now = self._calls - 1
-        fixed, change = self._terms(now, call)
-        return fixed + self._damping(now, call - now) * change
+        fixed, factor = self._terms(now, call)
+        return torch.addcmul(fixed, self._damping(now, call - now), self._rate[now], value=factor)
 
     def _keep(self, call: int, z: torch.Tensor) -> torch.Tensor:
         """Make a prediction of z, put right in it what stays, and keep it to be compared with what comes."""
-        now = self._calls - 1
-        predicted = (z * self._scale[call]).to(self._latents[now].dtype)
-        if self._before is not None:
-            same = self._latents[now] == self._before
-            predicted = torch.where(same, self._latents[now], predicted)
-        self._predicted.setdefault(call, predicted)
+        now, like = self._calls - 1, self.latent
+        predicted = z * self._scale[call]
+        if self._stays is not None:
+            predicted = torch.where(self._stays, self._x[now], predicted)
+        predicted = predicted.to(like.dtype)
+        self._predicted.setdefault(call, predicted.float())
         self._made_at.setdefault(call, now)
-        return predicted
+        shaped = predicted.view(like.shape)
+        return shaped if like.is_contiguous() else torch.empty_like(like).copy_(shaped)
 
     def refresh(self) -> None:
         """Forget the predictions of calls to come: components will work on new ones."""
@@ -106,48 +120,46 @@ class Forecast:
     @property
     def latent(self) -> torch.Tensor:
         """The last latent."""
-        return self._latents[self._calls - 1]
+        assert self._latent is not None
+        return self._latent
 
     @property
     def slope(self) -> torch.Tensor:
-        """Of the last move; zero before the first."""
+        """Of the last move, (rows, elements); zero before the first."""
         return self._slope[self._calls - 1]
 
     def missed(self) -> torch.Tensor | None:
         """The last latent minus its earliest prediction, which the first component worked on; None if not predicted."""
-        now = self._calls - 1
-        predicted = self._predicted.get(now)
-        return None if predicted is None else self._latents[now].float() - predicted.float()
+        return None if self._missed is None else self._missed.view(self.latent.shape)
 
     @property
     def shown(self) -> torch.Tensor:
         """The slope that the output of the last call but one meant, which the last latent shows; zero before."""
         return self.slope
 
-    def surprise(self) -> torch.Tensor | None:
-        """By row, what the last latent missed in terms of the slope of its last move, as root mean square over the
-        elements that move; None if it was not predicted.
+    def errors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """What the last latent says of its prediction, by row; None if it was not predicted.
 
-        So large an error the output's answer to that can be: where it is larger the sampler itself overshoots.
+        All three are root mean squares over the elements that move, in terms of the slope:
+
+            surprise   how far the last latent missed, over the length of its last move: so large an error the output's
+                       answer to that can be; where it is larger the sampler itself overshoots
+            answer     how much the slope that its call's output means changes by what was missed, to first order
+            slope      of the last move
         """
-        missed, now = self.missed(), self._calls - 1
+        missed, now = self._missed, self._calls - 1
         if missed is None:
             return None
         distance = abs(self._level[now] - self._level[now - self._calls_per_step])
-        far = rms_of_moving(missed)
-        return far / (self._scale[now] * distance) if _apart(distance) else torch.zeros_like(far)
-
-    def answer(self, moved: torch.Tensor, call: int) -> torch.Tensor:
-        """How much the slope that a call's output means changes if its latent does by ``moved``, to first order."""
-        return self._secants.times(moved, call)
+        far, answer, slope = rms_of_moving(torch.stack([missed, self._secants.times(missed, now), self.slope]))
+        surprise = far / (self._scale[now] * distance) if _apart(distance) else torch.zeros_like(far)
+        return surprise, answer, slope
 
     @property
     def doubt(self) -> torch.Tensor:
-        """How bad the last predictions were, from 0 to 1, by row, in a shape that multiplies the latent."""
-        if not self._shares:
-            return torch.zeros((), dtype=torch.float32).to(self.latent.device)
-        most = torch.stack(self._shares).amax(0)
-        return per_row(most / (most + DOUBTED**2), self.latent)
+        """How bad the last predictions were, from 0 to 1, by row: (rows, 1)."""
+        assert self._doubt is not None
+        return self._doubt
 
     def is_astray(self) -> torch.Tensor | None:
         """Whether the last latent missed its earliest prediction by too much of its own move, over all rows, in one
@@ -168,144 +180,68 @@ class Forecast:
         well = torch.stack(self._shares[:-1]).amax() < (self._useful / WELL) ** 2
         return self._astray & well
 
-    def _missed_much(self) -> torch.Tensor | None:
-        now, missed = self._calls - 1, self.missed()
-        if missed is None:
-            return None
-        before = self._latents[min(self._made_at[now], now - self._calls_per_step)]
-        moved = self._latents[now].float() - before.float()
-        rows = [part.flatten(1).square().sum(1) for part in (missed, moved)]
-        self._shares = [*self._shares[1 - LAST :], rows[0] / rows[1].clamp_min(1e-30)]
-        return rows[0].sum() > self._useful**2 * rows[1].sum()
+    def _look_back(self) -> None:
+        """Compare the last latent with its prediction, if there is one."""
+        now = self._calls - 1
+        predicted = self._predicted.get(now)
+        self._missed = self._astray = None
+        if predicted is None:
+            return
+        self._missed = missed = self._x[now] - predicted
+        moved = self._x[now] - self._x[min(self._made_at[now], now - self._calls_per_step)]
+        rows = torch.stack([missed, moved]).square().sum(2, keepdim=True)
+        off, far = rows.unbind()
+        self._shares = [*self._shares[1 - LAST :], off / far.clamp_min(1e-30)]
+        most = torch.stack(self._shares).amax(0)
+        self._doubt = most / (most + DOUBTED**2)
+        off, far = rows.sum((1, 2)).unbind()
+        self._astray = off > self._useful**2 * far
 
     def _slope_to(self, call: int) -> torch.Tensor:
         """The slope of the move to a call from the one before it; if both are at one level, the slope before that."""
         distance = self._level[call] - self._level[call - 1]
         return (self._z[call] - self._z[call - 1]) / distance if _apart(distance) else self._slope[call - 1]
 
-    def _terms(self, now: int, call: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(fixed, change) such that z of ``call`` is predicted as fixed + γ·change, from what call ``now`` knew."""
-        slope, at, rate = self._slopes(now)
-        level = self._level
-        fixed = self._z[now] + slope * (level[call] - level[now])
-        return fixed, rate * sum((level[k + 1] - level[k]) * (self._place(k + 1) - at) for k in range(now, call))
+    def _terms(self, now: int, call: int) -> tuple[torch.Tensor, float]:
+        """(fixed, factor) such that z of a call is predicted as fixed + γ·factor·rate, from what call ``now`` knew."""
+        level, at = self._level, self._place(now)
+        fixed = torch.add(self._z[now], self._slope[now], alpha=level[call] - level[now])
+        return fixed, sum((level[k + 1] - level[k]) * (self._place(k + 1) - at) for k in range(now, call))
 
-    def _slopes(self, now: int) -> tuple[torch.Tensor, float, torch.Tensor]:
-        """(slope, the place where it holds, its change per unit of place), as known at call ``now``."""
-        last, at = self._slope[now], self._place(now)
+    def _rate_at(self, now: int) -> torch.Tensor:
+        """The change of the slope per unit of place, as known at call ``now``."""
         if now < 2:
-            return last, at, torch.zeros_like(last)
-        return last, at, _rate(last - self._slope[now - 1], at - self._place(now - 1))
+            return torch.zeros_like(self._slope[now])
+        return rate_of(self._slope[now] - self._slope[now - 1], self._place(now) - self._place(now - 1))
 
     def _place(self, call: int) -> float:
         """Where the slope of the move to a call is taken to hold: the level in the middle of the move."""
         return (self._level[max(call - 1, 0)] + self._level[call]) / 2
 
     def _damping(self, now: int, ahead: int) -> torch.Tensor:
-        """γ for predictions ``ahead`` calls ahead, one per row, in a shape that multiplies the latent."""
-        latent = self._latents[now]
-        shared = torch.zeros(latent.shape[0], dtype=torch.float32, device=latent.device)
-        norm = torch.zeros_like(shared)
-        for known in range(now - self.checked + 1, now + 1):
-            if known - ahead < self.needs - 1:
-                continue
-            fixed, change = self._terms(known - ahead, known)
-            missed = (self._z[known] - fixed).flatten(1)
-            shared += (missed * change.flatten(1)).sum(1)
-            norm += (change.flatten(1) ** 2).sum(1)
-        return per_row(damping_of(shared, norm), latent)
+        """γ for predictions ``ahead`` calls ahead: (rows, 1)."""
+        known = range(max(now - self.checked, ahead + self.needs - 2) + 1, now + 1)
+        return damping_of([self._told_of(call, ahead) for call in known], self._x[now])
 
-
-class TwoCallForecast(Forecast):
-    """The forecast for samplers that call the denoiser twice per step (Heun's method, the midpoint method).
-
-    A step from level s_k to s_{k+2}, with w the second output's share of it (``second_share``; all z at the levels of
-    their calls):
-
-        call k   (even, first)    on z_k                               gives output e_k
-        call k+1 (odd, second)    on z_k + e_k·(s_{k+1} - s_k)         gives output e_{k+1}
-        call k+2 (the next step)  on z_k + ((1-w)·e_k + w·e_{k+1})·(s_{k+2} - s_k)
-
-    The latents lie on no smooth curve, but the outputs do, and each latent shows the output of the call before it:
-    z_{k+1} shows e_k, and z_{k+2}, with e_k known, shows e_{k+1}. So the outputs are extrapolated, and later latents
-    are computed from them as the sampler will. ``_slope[k]`` holds the output of call k-1.
-    """
-
-    checked, needs = 4, 4
-
-    def observe(self, latent: torch.Tensor) -> None:
-        """Take the latent of the next call, and the output of the one before, which it shows."""
-        super().observe(latent)
-        now = self._calls - 1
-        if now > 0:
-            self._secants.show(self._latents[now - 1], self._slope[now], now - 1)
-
-    def _slope_to(self, call: int) -> torch.Tensor:
-        if call % 2:
-            return super()._slope_to(call)
-        share = self._second_share
-        assert share is not None
-        whole = (self._z[call] - self._z[call - 2]) / (self._level[call] - self._level[call - 2])
-        made: torch.Tensor = (whole - (1 - share) * self._slope[call - 1]) / share
-        return made
-
-    def _terms(self, now: int, call: int) -> tuple[torch.Tensor, torch.Tensor]:
-        level, share = self._level, self._second_share
-        assert share is not None
-        output, at, rate = self._slopes(now)
-
-        def later(k: int) -> tuple[torch.Tensor, float]:
-            """(part without γ, factor of the rate) of the output of call k, observed or extrapolated."""
-            return (self._slope[k + 1], 0.0) if k < now else (output, level[k] - at)
-
-        start = now - now % 2  # the first call of the present step
-        known, factor = self._z[now], 0.0
-        begun = self._z[start], 0.0
-        for k in range(now, call):
-            fixed, weight = later(k)
-            if k % 2 == 0:
-                start, begun = k, (known, factor)
-            else:
-                first, first_weight = later(start)
-                fixed = (1 - share) * first + share * fixed
-                weight = (1 - share) * first_weight + share * weight
-            distance = level[k + 1] - level[start]
-            known, factor = begun[0] + fixed * distance, begun[1] + weight * distance
-        return known, rate * factor
-
-    def _slopes(self, now: int) -> tuple[torch.Tensor, float, torch.Tensor]:
-        """(output of the last call that has shown it, its level, its change per level).
-
-        The change is taken to the first call of a step that came before and was at another level.
-        """
-        last, at = self._slope[now], self._level[max(now - 1, 0)]
-        older = now - 2 if now % 2 == 0 else now - 3
-        if older < 0:
-            return last, at, torch.zeros_like(last)
-        return last, at, _rate(last - self._slope[older + 1], at - self._level[older])
+    def _told_of(self, call: int, ahead: int) -> torch.Tensor:
+        """What a prediction of a latent that is known would have told of γ; see damping_of."""
+        if (call, ahead) not in self._told:
+            fixed, factor = self._terms(call - ahead, call)
+            self._told[call, ahead] = told_by(self._z[call] - fixed, factor * self._rate[call - ahead])
+        return self._told[call, ahead]
 
 
 def rms_of_moving(missed: torch.Tensor) -> torch.Tensor:
-    """Root mean square by row over the elements that are not 0: an image beside the latent, which stays, is not missed.
+    """Root mean square over the last dimension, but for what is 0: an image beside the latent, which is not missed.
 
     >>> rms_of_moving(torch.tensor([[3.0, -3.0, 0.0]]))
     tensor([3.])
     """
-    flat = missed.flatten(1)
-    return (flat.square().sum(1) / (flat != 0).sum(1).clamp_min(1)).sqrt()
+    return (missed.square().sum(-1) / (missed != 0).sum(-1).clamp_min(1)).sqrt()
 
 
-def damping_of(shared: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-    """γ by row, by least squares; 1 where nothing is known.
-
-    Args:
-        shared: of each row the products of the changes that were predicted with what was missed without them, summed.
-        norm: the changes' squares, summed.
-    """
-    return torch.where(norm > 0, shared / norm.clamp_min(1e-30), 1.0).clamp(0.0, 1.0)
-
-
-def _rate(change: torch.Tensor, distance: float) -> torch.Tensor:
+def rate_of(change: torch.Tensor, distance: float) -> torch.Tensor:
+    """A change over the distance between two levels or places; 0 where that is none."""
     return change / distance if _apart(distance) else torch.zeros_like(change)
 
 

@@ -3,9 +3,9 @@
 At every call the true latent says by how much its prediction missed. What the components have worked on is off by
 that, and so is the output. By how much nobody knows before the call is over; what is known is
 
-    J·missed          J as past calls have shown it (``Forecast.answer``), with guidance in it, for it is read off the
+    J·missed          J as past calls have shown it, with guidance in it, for it is read off the
                       latents; a correction is not counted on to take a part of it back
-    doubt·surprise    how far the last moves' slope was from the one that was foreseen (``Forecast.surprise``), as far
+    doubt·surprise    how far the last moves' slope was from the one that was foreseen (``Forecast.errors``), as far
                       as predictions are in doubt: before calls have shown J, and where it changes
 
 and the larger of the two is taken for the error of the slope. What it is worth in the last latent the sampler's weights
@@ -28,9 +28,10 @@ import torch
 
 from runtime.driver.amplification import Amplification
 from runtime.driver.correction import narrow, shared_part
-from runtime.driver.forecast import USEFUL, Forecast, rms_of_moving
+from runtime.driver.forecast import USEFUL, Forecast
 from runtime.driver.noise_schedule import NoiseSchedule
 from runtime.driver.output_mix import OutputMix
+from runtime.driver.secants import flat
 
 MARGIN = 10.0  # dB; a picture's PSNR + 20·log10 of the bound is hardly ever below it
 
@@ -68,31 +69,37 @@ class Guard:
         sign: -1 where outputs are turned round.
         """
         last, self._last = self._last, None
-        made = None if last is None else self._noise_schedule.slope_of(sign * last[0], *last[1:])
         shown = self._forecast.shown
-        self._mix.show(made, shown if made is None else narrow(shown, tuple(made.shape)))
+        if last is None:
+            self._mix.show(None, shown)
+            return
+        output, latent, call = last
+        made = self._noise_schedule.slope_of(output if sign > 0 else -output, latent, call)
+        if made.shape != self._forecast.latent.shape:
+            shown = flat(narrow(shown.view(self._forecast.latent.shape), tuple(made.shape)))
+        self._mix.show(flat(made), shown)
 
     def refuses(self, call: int) -> torch.Tensor | None:
         """Whether look-ahead's error at a call is too large in some row, as one value; None if nothing was predicted.
 
         call: of the trajectory; its latent has been observed.
         """
-        forecast = self._forecast
-        missed, surprise = forecast.missed(), forecast.surprise()
-        if missed is None or surprise is None:
+        errors = self._forecast.errors()
+        if errors is None:
             return None
-        off = torch.maximum(rms_of_moving(forecast.answer(missed, call)), forecast.doubt.flatten() * surprise)
+        surprise, answer, slope = errors
+        off = torch.maximum(answer, self._forecast.doubt.flatten() * surprise)
         gain, rise = self._mix.gain, self._mix.rise
         added = torch.zeros_like(off) if gain is None else gain - 1.0
-        if rise is not None:
-            added = added + rise * (self._noise_schedule.calls - call)  # a scale that rises may go on to
+        if rise is not None:  # a scale that rises may go on to
+            added = torch.add(added, rise, alpha=self._noise_schedule.calls - call)
         harm = self._amplification.at_most(call, added) * off
         # so many calls in a row have been begun with one and the same error
-        alike = max(1, forecast.reach)
+        alike = max(1, self._forecast.reach)
         # an error of a whole move is no small one, whatever the weights make of it
-        near = alike * surprise <= USEFUL * rms_of_moving(forecast.slope)
+        near = surprise <= USEFUL / alike * slope
         # not ``harm > share``: what is not finite is refused
-        return ~((alike * harm <= self._share) & near).all()
+        return ~((harm <= self._share / alike) & near).all()
 
 
 def bound_of(quality: float) -> float:

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import torch
 
-from runtime.driver.forecast import Forecast, TwoCallForecast, damping_of
+from runtime.driver.damping import damping_of, told_by
+from runtime.driver.forecast import Forecast
 from runtime.driver.noise_schedule import NoiseSchedule
-from runtime.driver.secants import per_row, sums
+from runtime.driver.two_call_forecast import TwoCallForecast
 
 
 def forecast_of(noise_schedule: NoiseSchedule, reach: int) -> Forecast:
@@ -42,8 +43,10 @@ class OutputForecast(Forecast):
         self._moves = noise_schedule.moves
         self._longest = 1.0 if noise_schedule.multistep else float("inf")
         self._shown: dict[int, torch.Tensor] = {}  # u by call
+        self._bend: tuple[torch.Tensor, torch.Tensor] | None = None  # the last changes of u, and of J·x over its unit
+        self._gamma: torch.Tensor
         self._trial: tuple[torch.Tensor, torch.Tensor] | None = None  # of the output of the newest latent
-        self._trials: list[tuple[torch.Tensor, torch.Tensor]] = []  # (change·what was missed, change²) by row
+        self._trials: list[torch.Tensor] = []  # what the last ones have told of γ
         self._kept = max(self._kept, max(map(len, self._moves), default=1) + 1)
 
     def observe(self, latent: torch.Tensor) -> None:
@@ -56,10 +59,13 @@ class OutputForecast(Forecast):
         self._shown.pop(now - 1 - self._kept, None)
         if self._trial is not None:
             fixed, change = self._trial
-            missed = ((shown - fixed) * change).flatten(1).sum(1)
-            self._trials = [*self._trials[1 - self.checked :], (missed, (change * change).flatten(1).sum(1))]
-        self._secants.show(self._latents[now - 1], shown, now - 1)
-        self._trial = self._output(now, self._latents[now].float())
+            self._trials = [*self._trials[1 - self.checked :], told_by(shown - fixed, change)]
+        self._gamma = damping_of(self._trials, shown)
+        self._secants.show(self._x[now - 1], shown, now - 1)
+        if now > 1:
+            moved = self._x[now - 1] - self._x[now - 2]
+            self._bend = shown - self._shown[now - 2], self._secants.per_unit(moved)
+        self._trial = self._output(now, self._x[now])
 
     def _shown_by(self, call: int) -> torch.Tensor:
         """u of the call before. Of what did not change it is 0; where it has no weight, that before."""
@@ -69,8 +75,8 @@ class OutputForecast(Forecast):
             return self._shown[call - 2]
         moved = self._z[call] - self._z[call - 1]
         for back, weight in enumerate(weights[1:], 1):
-            moved = moved - weight * self._shown[call - 1 - back]
-        return torch.where(self._latents[call] == self._latents[call - 1], 0.0, moved / weights[0])
+            moved = torch.sub(moved, self._shown[call - 1 - back], alpha=weight)
+        return (moved / weights[0]).masked_fill_(self._x[call] == self._x[call - 1], 0.0)
 
     @property
     def shown(self) -> torch.Tensor:
@@ -79,42 +85,31 @@ class OutputForecast(Forecast):
 
     def predict(self, call: int) -> torch.Tensor:
         """The latent of a later call, in the shape and dtype of the last one; one must have been observed."""
-        line = self._on_a_line(call)
-        return self._keep(call, line + self.doubt * (self._answering(call) - line))
+        return self._keep(call, torch.lerp(self._on_a_line(call), self._answering(call), self.doubt))
 
     def _answering(self, call: int) -> torch.Tensor:
         """z of a later call, if outputs answer to latents as they did."""
         now = self._calls - 1
-        z, latent = self._z[now], self._latents[now]
-        gamma = self._gamma()
+        z, latent = self._z[now], self._x[now]
         foreseen: dict[int, torch.Tensor] = {}
         for k in range(now, call if now > 0 else now):
+            if k > now:
+                latent = z * self._scale[k]
             # of the newest latent the output was foreseen when that was observed
-            fixed, change = self._trial if k == now and self._trial is not None else self._output(k, latent.float())
-            foreseen[k] = fixed + gamma * change
+            fixed, change = self._trial if k == now and self._trial is not None else self._output(k, latent)
+            foreseen[k] = torch.addcmul(fixed, self._gamma, change)
             for back, weight in enumerate(self._moves[k]):
-                z = z + weight * (foreseen[k - back] if k - back >= now else self._shown[k - back])
-            latent = z * self._scale[k + 1]
+                z = torch.add(z, foreseen[k - back] if k - back >= now else self._shown[k - back], alpha=weight)
         return z
 
     def _output(self, call: int, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(fixed, change) such that u of ``call`` on ``latent`` is foreseen as fixed + γ·change; by the last two u."""
         last = self._calls - 2
-        u, before = self._shown[last], self._latents[last].float()
-        fixed = u + self._secants.times(latent - before, call)
-        if last < 1:
+        fixed = self._shown[last] + self._secants.times(latent - self._x[last], call)
+        if self._bend is None:
             return fixed, torch.zeros_like(fixed)
         distance = self._level[last] - self._level[last - 1]
         share = (self._level[call] - self._level[last]) / distance if abs(distance) > 1e-9 else 0.0
         share = min(share, self._longest * (call - last))
-        moved = before - self._latents[last - 1].float()
-        return fixed, share * (u - self._shown[last - 1] - self._secants.times(moved, call))
-
-    def _gamma(self) -> torch.Tensor:
-        like = self._latents[self._calls - 1]
-        known = (
-            damping_of(*sums(self._trials))
-            if self._trials
-            else torch.ones(like.shape[0], dtype=torch.float32, device=like.device)
-        )
-        return per_row(known, like)
+        change, answered = self._bend
+        return fixed, share * torch.sub(change, answered, alpha=self._secants.unit(call))

@@ -19,34 +19,38 @@ RIDGE = 1e-4  # of the largest squared difference
 
 
 @dataclass
-class RowGroup:
-    """Rows of the batch on one latent.
+class SampleRows:
+    """The rows of those samples that have equally many in the batch; a sample's are on one latent.
 
     Attributes:
-        rows: their numbers.
-        gram, shared: of the differences of their outputs from the first one's, the products with each other and with
-            what is to be made of them, summed over calls; calls: how many.
+        rows: (samples, rows of one).
+        products: of the differences of a sample's outputs from its first one's, with each other and, last, with what
+            is to be made of them, mean over calls; None before the first. calls: how many.
     """
 
     rows: torch.Tensor
-    gram: torch.Tensor
-    shared: torch.Tensor
+    products: torch.Tensor | None = None
     calls: int = 0
 
-    def show(self, made: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(Σ max(a_r, 0), the square of what no weights explain).
-
-        made: (rows, elements), what a call's rows have made; wanted: (elements,), what was made of it.
-        """
-        apart, off = made[1:] - made[0], wanted - made[0]
-        gram, shared = apart @ apart.T, apart @ off
-        self.gram, self.shared, self.calls = self.gram + gram, self.shared + shared, self.calls + 1
-        ridge = RIDGE * self.gram.diagonal().amax() / self.calls + 1e-30
-        last, all_calls = _solved(gram, shared, ridge), _solved(self.gram, self.shared, ridge * self.calls)
-        gain = torch.maximum(
-            *(others.clamp_min(0).sum() + (1 - others.sum()).clamp_min(0) for others in (last, all_calls))
-        )
-        return gain, (off - last @ apart).square().sum()
+    def show(self, made: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        """(2, samples): Σ max(a_r, 0), and the square of what no weights explain. Both given are (rows, elements)."""
+        first, wanted = made[self.rows], slope[self.rows[:, :1]]
+        if self.rows.shape[1] == 1:
+            left = (wanted - first).square().sum((1, 2))
+            return torch.stack([torch.ones_like(left), left])
+        first, others = first[:, :1], first[:, 1:]
+        apart, off = others - first, wanted - first
+        products = torch.bmm(apart, torch.cat([apart, off], 1).mT)
+        self.calls += 1
+        self.products = products if self.products is None else torch.lerp(self.products, products, 1 / self.calls)
+        both = torch.stack([products, self.products])  # (2, samples, others, others + 1)
+        gram = both[..., :-1]
+        ridge = RIDGE * gram[1].diagonal(dim1=1, dim2=2).amax(1, keepdim=True) + 1e-30
+        gram.diagonal(dim1=2, dim2=3).add_(ridge)
+        weights, _ = torch.linalg.solve_ex(gram, both[..., -1:])
+        gain = weights.clamp_min(0).sum((2, 3)) + (1 - weights.sum((2, 3))).clamp_min(0)
+        left = torch.baddbmm(off, weights[0].mT, apart, alpha=-1).square().sum((1, 2))
+        return torch.stack([gain.amax(0), left])
 
 
 @dataclass
@@ -54,59 +58,54 @@ class OutputMix:
     """Of the calls of one trajectory.
 
     Attributes:
-        gain: by row, Σ max(a_r, 0) of its group, at least 1; None until a call has been seen.
+        gain: by row, Σ max(a_r, 0) of its sample, at least 1; None until a call has been seen.
         rise: by row, by how much that has risen with the last call.
     """
 
     gain: torch.Tensor | None = None
     rise: torch.Tensor | None = None
-    _groups: list[RowGroup] | None = None
+    _samples: tuple[list[SampleRows], torch.Tensor] | None = None  # and by row, where its sample is in those
     _left: torch.Tensor | None = None  # by row, squares of what a row of its own does not explain, and of the slope
 
     def show(self, made: torch.Tensor | None, slope: torch.Tensor) -> None:
         """Take what a call's outputs mean, and what the sampler made of them; in call order.
 
         Args:
-            made: the slopes that the outputs mean, rows first; None where that is not known.
-            slope: that the sampler was seen to move by; rows of one latent have the same.
+            made: the slopes that the outputs mean, (rows, elements) in float32; None where that is not known.
+            slope: that the sampler was seen to move by, likewise; rows of one latent have the same.
         """
-        rows = slope.shape[0]
         if made is None or made.shape != slope.shape:
-            self.gain = torch.full((rows,), UNSEEN, dtype=torch.float32, device=slope.device)
+            self.gain = torch.full((len(slope),), UNSEEN, dtype=torch.float32, device=slope.device)
             return
-        made, slope = made.flatten(1).float(), slope.flatten(1).float()
-        if self._groups is None or self._left is None:
-            self._groups, self._left = _groups(slope), torch.zeros(2, rows, dtype=torch.float32, device=slope.device)
-        if self._groups is None:
-            return  # nothing has moved yet
-        gain = torch.ones(rows, dtype=torch.float32, device=slope.device)
-        left = (slope - made).square().sum(1)
-        for group in self._groups:
-            gain[group.rows], left[group.rows] = group.show(made[group.rows], slope[group.rows[0]])
-        self._left = self._left + torch.stack([left, slope.square().sum(1)])
-        unseen = self._left[0] > SEEN**2 * self._left[1]
-        before, self.gain = self.gain, torch.where(unseen, gain.clamp_min(UNSEEN), gain)
+        if self._samples is None:
+            found = _samples(slope)
+            if not found:
+                return  # nothing has moved yet
+            self._samples = found, _places(found)
+        samples, places = self._samples
+        gain, left = torch.cat([some.show(made, slope) for some in samples], 1)[:, places].unbind()
+        squares = torch.stack([left, slope.square().sum(1)])
+        self._left = squares if self._left is None else self._left + squares
+        left, whole = self._left.unbind()
+        before, self.gain = self.gain, torch.where(left > SEEN**2 * whole, gain.clamp_min(UNSEEN), gain)
         self.rise = torch.zeros_like(gain) if before is None else (self.gain - before).clamp_min(0.0)
 
 
-def _solved(gram: torch.Tensor, shared: torch.Tensor, ridge: torch.Tensor) -> torch.Tensor:
-    """The weights of all rows but the first."""
-    inverse, _ = torch.linalg.inv_ex(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-    found: torch.Tensor = inverse @ shared
-    return found
-
-
-def _groups(slope: torch.Tensor) -> list[RowGroup] | None:
-    """Rows that have the same slope, where there are several; None where no row has moved."""
+def _samples(slope: torch.Tensor) -> list[SampleRows]:
+    """Rows that have the same slope, by how many there are; none where no row has moved."""
     marks: dict[tuple[float, ...], list[int]] = {}
     for row, mark in enumerate(torch.stack([slope.sum(1), slope.abs().sum(1)], 1).tolist()):
         marks.setdefault(tuple(mark), []).append(row)
     if set(marks) == {(0.0, 0.0)}:
-        return None
-    found, device = [], slope.device
+        return []
+    by_length: dict[int, list[list[int]]] = {}
     for rows in marks.values():
-        if len(rows) > 1:
-            others = len(rows) - 1
-            empty = slope.new_zeros(others, others), slope.new_zeros(others)
-            found.append(RowGroup(torch.tensor(rows, device=device), *empty))
-    return found
+        by_length.setdefault(len(rows), []).append(rows)
+    return [SampleRows(torch.tensor(rows, device=slope.device)) for rows in by_length.values()]
+
+
+def _places(samples: list[SampleRows]) -> torch.Tensor:
+    """By row, which of all samples it is of."""
+    rows = [row for some in samples for row in some.rows.tolist()]
+    place = {row: number for number, own in enumerate(rows) for row in own}
+    return torch.tensor([place[row] for row in range(len(place))], device=samples[0].rows.device)

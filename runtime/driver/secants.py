@@ -30,51 +30,46 @@ CURVATURE = 0.1  # how much less than what predictions missed the bend of the tr
 
 
 @dataclass(frozen=True)
-class Secant:
-    """Along ``direction`` the output changes by sensitivity·direction + rest; tensors are (rows, elements).
-
-    Attributes:
-        direction: of the latent.
-        rest: of the output; over the sensitivity, unless that is 0.
-        sensitivity: at the call that showed it.
-    """
-
-    direction: torch.Tensor
-    rest: torch.Tensor
-    sensitivity: float
-
-
 class SecantSpan:
     """What secants together say of a change along any direction, by least squares.
 
-    Args:
-        secants: one or more.
+    Attributes:
+        shares: (rows, secants, elements), which make of a change the share of each secant in it.
+        rests: (rows, elements, secants), the output's change along each beyond the sensitivity's, per unit.
     """
 
-    def __init__(self, secants: Sequence[Secant]) -> None:
-        directions = torch.stack([secant.direction for secant in secants], 1)  # (rows, secants, elements)
+    shares: torch.Tensor
+    rests: torch.Tensor
+
+    @staticmethod
+    def of(secants: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> SecantSpan:
+        """That of one secant or more, each a direction of the latent and a rest, both (rows, elements)."""
+        directions = torch.stack([direction for direction, _ in secants], 1)
         length = directions.norm(dim=2, keepdim=True).clamp_min(1e-10)
         directions = directions / length
-        ridge = RIDGE * torch.eye(len(secants), dtype=directions.dtype, device=directions.device)
+        gram = torch.bmm(directions, directions.mT)
+        gram.diagonal(dim1=1, dim2=2).add_(RIDGE)
         # no check of the result, for which the host would wait for a GPU: with the ridge no matrix is singular
-        inverse, _ = torch.linalg.inv_ex(torch.bmm(directions, directions.mT) + ridge)
-        self._shares = torch.bmm(inverse, directions) / length
-        self._rests = torch.stack([secant.rest for secant in secants], 2)  # (rows, elements, secants)
-        self._is_scaled = [secant.sensitivity != 0.0 for secant in secants]
+        inverse, _ = torch.linalg.inv_ex(gram)
+        return SecantSpan(torch.bmm(inverse, directions) / length, torch.stack([rest for _, rest in secants], 2))
 
-    def rest(self, moved: torch.Tensor, sensitivity: float) -> torch.Tensor:
-        """The change beyond sensitivity·moved where that is the sensitivity. moved: (rows, elements), as the result."""
-        shares = torch.bmm(self._shares, moved.unsqueeze(2))
-        if all(self._is_scaled):
-            shares = sensitivity * shares
-        elif any(self._is_scaled):
-            scales = [sensitivity if scaled else 1.0 for scaled in self._is_scaled]
-            shares = torch.tensor(scales, dtype=shares.dtype, device=shares.device)[:, None] * shares
-        return torch.bmm(self._rests, shares).squeeze(2)
+    def trusted(self, trust: torch.Tensor) -> SecantSpan:
+        """The same, of which a row takes only so much. trust: (rows, 1)."""
+        return SecantSpan(self.shares * trust.unsqueeze(2), self.rests)
+
+    def rest(self, moved: torch.Tensor) -> torch.Tensor:
+        """The change beyond sensitivity·moved, per unit. moved: (rows, elements), as the result."""
+        return torch.bmm(self.rests, torch.bmm(self.shares, moved.unsqueeze(2))).squeeze(2)
+
+    def times(self, moved: torch.Tensor, sensitivity: float, unit: float) -> torch.Tensor:
+        """The whole change."""
+        column = moved.unsqueeze(2)
+        shares = torch.bmm(self.shares, column)
+        return torch.baddbmm(column, self.rests, shares, beta=sensitivity, alpha=unit).squeeze(2)
 
 
 class Secants:
-    """The derivative of an output by its latent, one matrix per row of the batch.
+    """The derivative of an output by its latent, one matrix per row of the batch. All tensors are (rows, elements).
 
     Args:
         level: of each call.
@@ -93,85 +88,85 @@ class Secants:
     def __init__(self, level: Sequence[float], sensitivity: Sequence[float]) -> None:
         self.sign = 1.0
         self._level, self._sensitivity = level, sensitivity
-        self._shown: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # the last three: call, latent, output
-        self._secants: list[Secant] = []
-        self._missed: list[torch.Tensor] = []  # by the last three latents
-        self._bends: list[tuple[torch.Tensor, torch.Tensor]] = []  # squares of what was missed and of the trajectory's
-        self._told: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the last secants, what those before told of them
+        self._is_scaled = any(sensitivity)
+        self._shown: tuple[int, torch.Tensor] | None = None  # the last call; its latent, output and what that missed
+        self._change: tuple[int, torch.Tensor] | None = None  # of these, from the call before to that one
+        self._secants: list[tuple[torch.Tensor, torch.Tensor]] = []  # direction and rest
+        self._told: list[torch.Tensor] = []  # of the last secants, the products that say how far they can be trusted
         self._span: SecantSpan | None = None  # of the secants
-        self._trust: torch.Tensor | None = None  # in it, by row
+        self._trusted: SecantSpan | None = None
 
     def show(self, latent: torch.Tensor, output: torch.Tensor, call: int, missed: torch.Tensor | None = None) -> None:
-        """Take the latent that a call was computed on, and its output, of the latent's shape; in call order.
+        """Take the latent that a call was computed on, and its output; in call order.
 
         missed: the true latent minus that one; None where all are true ones.
         """
-        self._shown = [*self._shown[-2:], (call, _flat(latent), _flat(output))]
-        if missed is not None:
-            self._missed = [*self._missed[-2:], _flat(missed)]
-        calls = [shown for shown, _, _ in self._shown]
-        if calls != [call - 2, call - 1, call] or self._is_bent(call):
+        before, changed = self._shown, self._change
+        now = torch.stack([latent, output] if missed is None else [latent, output, missed])
+        self._shown, self._change = (call, now), None
+        if before is None or before[0] != call - 1:
             return
-        direction = self._second(*(latent for _, latent, _ in self._shown))
+        change = now - before[1]
+        self._change = call, change
+        unit = self.unit(call)
+        if changed is None or changed[0] != call - 1 or self._is_bent(call) or not unit:
+            return
+        # what the line through the two before it, over the level, would not have made of each
+        direction, second, *bends = torch.add(change, changed[1], alpha=-self._stride(call)).unbind()
         sensitivity = self.sign * self._sensitivity[call]
-        rest = self._second(*(output for _, _, output in self._shown)) - sensitivity * direction
-        if missed is not None:
-            bend = self._second(*self._missed)
+        rest = torch.add(second, direction, alpha=-sensitivity)
+        told = torch.zeros_like(rest) if self._span is None else unit * self._span.rest(direction)
+        products = [told * rest, told * told]
+        for bend in bends:
             true = direction + bend
-            self._bends = [*self._bends[1 - CHECKED :], (_inner(bend, bend), _inner(true, true))]
-        if self._span is not None:
-            told = self._span.rest(direction, sensitivity)
-            self._told = [*self._told[1 - CHECKED :], (_inner(told, rest), _inner(told, told))]
-            self._trust = self._trusted()
-        secant = Secant(direction, rest / sensitivity if sensitivity else rest, sensitivity)
-        self._secants = [*self._secants[1 - KEPT :], secant]
-        self._span = SecantSpan(self._secants)
+            products += [bend * bend, true * true]
+        self._told = [*self._told[1 - CHECKED :], torch.stack(products).sum(2, keepdim=True)]
+        self._secants = [*self._secants[1 - KEPT :], (direction, rest / unit)]
+        self._span = SecantSpan.of(self._secants)
+        self._trusted = self._span.trusted(_trust(*torch.stack(self._told).sum(0).unbind()))
 
     def times(self, moved: torch.Tensor, call: int) -> torch.Tensor:
         """How much a call's output changes if its latent does by ``moved``, to first order."""
-        flat = _flat(moved)
-        sensitivity = self.sign * self._sensitivity[call]
-        change = sensitivity * flat
-        if self._span is not None and self._trust is not None:
-            change = change + self._trust[:, None] * self._span.rest(flat, sensitivity)
-        return change.view(moved.shape)
+        return self._times(moved, self.unit(call))
 
-    def _trusted(self) -> torch.Tensor:
-        """How far the secants would have told those that came after them, from 0 to 1, by row."""
-        shared, norm = sums(self._told)
-        trust = (shared / norm.clamp_min(1e-30)).clamp(0.0, 1.0)
-        if not self._bends:
-            return trust
-        bend, true = sums(self._bends)
-        return trust * bend / (bend + CURVATURE * true).clamp_min(1e-30)
+    def per_unit(self, moved: torch.Tensor) -> torch.Tensor:
+        """``times`` over the call's ``unit``: the same for all calls."""
+        return self._times(moved, 1.0)
+
+    def unit(self, call: int) -> float:
+        """What ``times`` is in proportion to from call to call: the sensitivity; 1 where that is 0 at all calls."""
+        return self.sign * self._sensitivity[call] if self._is_scaled else 1.0
+
+    def _times(self, moved: torch.Tensor, unit: float) -> torch.Tensor:
+        sensitivity = unit if self._is_scaled else 0.0
+        return sensitivity * moved if self._trusted is None else self._trusted.times(moved, sensitivity, unit)
 
     def _is_bent(self, call: int) -> bool:
         """Whether the last three calls tell nothing: a new level after two calls at one, where no line is known."""
         apart = [abs(self._level[k] - self._level[k - 1]) > 1e-9 for k in (call - 1, call)]
         return apart == [False, True]
 
-    def _second(self, oldest: torch.Tensor, older: torch.Tensor, newest: torch.Tensor) -> torch.Tensor:
-        """The newest value less what the line through the two before it, over the level, would make of it."""
-        call = self._shown[-1][0]
+    def _stride(self, call: int) -> float:
+        """The last move over the level, in those of the one before; 0 where that was none."""
         before = self._level[call - 1] - self._level[call - 2]
-        share = (self._level[call] - self._level[call - 1]) / before if abs(before) > 1e-9 else 0.0
-        return newest - older - share * (older - oldest)
+        return (self._level[call] - self._level[call - 1]) / before if abs(before) > 1e-9 else 0.0
 
 
-def sums(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of the first of all pairs, and that of the second."""
-    return torch.stack([first for first, _ in pairs]).sum(0), torch.stack([second for _, second in pairs]).sum(0)
+def _trust(
+    shared: torch.Tensor, norm: torch.Tensor, bend: torch.Tensor | None = None, true: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How far the secants would have told those that came after them, from 0 to 1, by row: (rows, 1).
+
+    Args:
+        shared, norm: of what was told the products with what came, and with itself, summed.
+        bend, true: squares of the trajectory's bend and of what was missed, where that is known.
+    """
+    trust = (shared / norm.clamp_min(1e-30)).clamp(0.0, 1.0)
+    if bend is None or true is None:
+        return trust
+    return trust * bend / torch.add(bend, true, alpha=CURVATURE).clamp_min(1e-30)
 
 
-def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return (a * b).sum(1)
-
-
-def _flat(values: torch.Tensor) -> torch.Tensor:
+def flat(values: torch.Tensor) -> torch.Tensor:
     """(rows, elements), in float32."""
-    return values.detach().float().flatten(1)
-
-
-def per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """One value per row, in a shape that multiplies a tensor of such rows."""
-    return values.view(-1, *(1,) * (like.dim() - 1))
+    return values.float().flatten(1)

@@ -67,6 +67,6 @@ def test_what_an_output_answers_is_learned_from_calls() -> None:
         forecast.observe(x)
         x = scheduler.step(x @ answers + 0.05 * torch.randn(1, 16, generator=generator), timestep, x)[0]
     forecast.observe(x)
-    moved = forecast._latents[11] - forecast._latents[10]
-    told, plain = forecast.answer(moved, 11), known.stiffness[11] * moved
+    moved = forecast._x[11] - forecast._x[10]
+    told, plain = forecast._secants.times(moved, 11), known.stiffness[11] * moved
     assert float((told - moved @ answers).norm()) < float((plain - moved @ answers).norm())

@@ -16,7 +16,7 @@ def _shown(mix: OutputMix, weights: list[float], calls: int = 3, samples: int = 
         parts = made.view(len(weights), samples, 4, 8)
         slope = sum(weight * part for weight, part in zip(weights, parts, strict=True))
         slope = slope + left * torch.randn(samples, 4, 8, generator=generator)
-        mix.show(made, slope.repeat(len(weights), 1, 1))
+        mix.show(made.flatten(1), slope.repeat(len(weights), 1, 1).flatten(1))
     return mix
 
 
