@@ -280,3 +280,22 @@ def test_the_same_timesteps_once_more_are_another_trajectory() -> None:
     scheduler = scheduler_of("FlowMatchEulerDiscreteScheduler", {}, 5)
     latents, passed = stepped(scheduler), (1 - scheduler.timesteps / 1000).tolist()
     assert modes(scheduler, latents * 2, passed * 2, mode="async") == (["exact"] * 2 + ["async"] * 3) * 2
+
+
+def test_in_half_precision_later_timesteps_have_the_bits_that_the_pipeline_makes() -> None:
+    """Also where it computes them in float32 and rounds the result, as the first calls may not have shown."""
+    scheduler = scheduler_of("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 50)
+    passed, context = (scheduler.timesteps / 1000).bfloat16(), torch.zeros(2, 6)
+    running = Trajectory(0, RunMode(components=2, mode="lookahead", warmup=2, periods=(1, 1)))
+    graph, later = GRAPHS[2](), {}
+    for call, latent in enumerate(stepped(scheduler)[:20]):
+        tensors = {"x": latent, "t": passed[call], "context": context}
+        if call == 0:
+            running.start(graph, tensors, float(passed[0]), scheduler)
+        else:
+            running.take(tensors)
+        runs = running.runs()
+        later |= {run.call: running.inputs_at(run.call, graph, tensors)["t"] for run in runs if run.call > call}
+        running.done(runs)
+    assert list(later) == list(range(2, 21))
+    assert torch.equal(torch.stack([later[call] for call in range(12, 21)]), passed[12:21])
