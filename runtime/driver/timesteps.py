@@ -44,10 +44,8 @@ class Timesteps:
         return len(self.passed)
 
     def expects(self, call: int, timestep: float) -> bool:
-        """Whether ``timestep`` is what the pipeline passes at ``call``, and not clearly what it passes at another."""
-        if call >= self.calls or not near(self.passed[call], timestep):
-            return False
-        return is_exact(self.passed[call], timestep) or not any(is_exact(value, timestep) for value in self.passed)
+        """Whether ``timestep`` is what the pipeline passes at ``call``."""
+        return call < self.calls and near(self.passed[call], timestep)
 
     def timestep(self, call: int, like: torch.Tensor) -> torch.Tensor:
         """The timestep argument of a call, of the shape, dtype and device of ``like``, with the pipeline's own bits."""
@@ -78,10 +76,10 @@ class Timesteps:
 def timesteps_of(scheduler: Any, timestep: float, every: int = 1) -> Timesteps | None:
     """The timesteps of a trajectory whose first call passes ``timestep``; None where no such one is the scheduler's.
 
-    It may start in the middle, as in image-to-image: at the timestep nearest to it that is the first of its step. Where
-    half precision leaves it open which that is, or several are the same, the scheduler's own place counts, if it is
-    among them. If several (ratio, offset) fit (the last timestep of flow matching may equal its first one over 1000),
-    the earliest start counts of those that are the first of all or fit exactly.
+    It may start in the middle, as in image-to-image, at a timestep that is the first of its step: where the scheduler
+    stands, if that is near, for half precision may make several one and the same; else at the nearest. If several
+    (ratio, offset) fit (the last timestep of flow matching may equal its first one over 1000), the earliest start
+    counts of those that are the first of all or fit exactly.
 
     Args:
         scheduler: after its set_timesteps.
@@ -107,10 +105,9 @@ def timesteps_of(scheduler: Any, timestep: float, every: int = 1) -> Timesteps |
 
 def _start(passed: Sequence[float], places: Sequence[int], timestep: float, own: int | None) -> int:
     """Of several places that a trajectory may start at, the one that it does. own: the scheduler's."""
-    possible = [place for place in places if is_exact(passed[place], timestep)] or places
-    if own is not None and own in possible:
+    if own is not None and own in places:
         return own
-    return min(possible, key=lambda place: abs(passed[place] - timestep))
+    return min(places, key=lambda place: abs(passed[place] - timestep))
 
 
 def _place_of(scheduler: Any, every: int) -> int | None:

@@ -52,13 +52,12 @@ def test_timesteps_that_lie_close_are_told_apart(
         found = timesteps_of(scheduler, passed[place])
         assert found is not None
         assert found.first == place
-        assert [later for later in range(found.calls) if found.expects(later, passed[place])] == [0]
 
 
 def test_where_half_precision_makes_timesteps_one_the_scheduler_says_which() -> None:
     scheduler = scheduler_of("FlowMatchEulerDiscreteScheduler", {"shift": 7.0}, 50)
     passed = scheduler.timesteps.bfloat16().float().tolist()
-    assert passed[1] == passed[2]
+    assert passed[1:3] == [996.0, 996.0]
     for place in (1, 2):
         scheduler.set_begin_index(place)  # as pipelines do that begin in the middle
         found = timesteps_of(scheduler, passed[place])
