@@ -295,7 +295,7 @@ def test_in_half_precision_later_timesteps_have_the_bits_that_the_pipeline_makes
         else:
             running.take(tensors)
         runs = running.runs()
-        later |= {run.call: running.inputs_at(run.call, graph, tensors)["t"] for run in runs if run.call > call}
+        later |= {run.call: running.inputs_at(run.call, graph, tensors, [])["t"] for run in runs if run.call > call}
         running.done(runs)
     assert list(later) == list(range(2, 21))
     assert torch.equal(torch.stack([later[call] for call in range(12, 21)]), passed[12:21])
