@@ -91,7 +91,7 @@ class ExportReader:
                 spec = kinds[fx_node.name]
                 if spec.kind is InputKind.USER_INPUT:
                     self._read_input(fx_node, next(paths))
-                else:
+                elif spec.kind is not InputKind.CUSTOM_OBJ:  # a torch.Generator, whose reader draws numbers
                     self._read_parameter(fx_node, spec)
             elif fx_node.op == "call_function":
                 self._read_call(fx_node)

@@ -141,6 +141,18 @@ def test_random_numbers_are_refused_which_every_rank_would_draw_for_itself() -> 
         trace(dropping, arguments, ROLES)
 
 
+class Seeded(nn.Module):
+    """Draws the same numbers in every call, from a generator of its own."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x * t + torch.randn(4, generator=torch.Generator().manual_seed(0))
+
+
+def test_numbers_from_a_generator_of_the_modules_own_are_refused_likewise() -> None:
+    with pytest.raises(TraceError, match=r"module <root> \(.*torch.Generator.*\) draws random numbers"):
+        trace(Seeded().eval(), {"x": torch.zeros(4, 4), "t": torch.tensor(1.0)}, ROLES)
+
+
 class Interrupted(nn.Module):
     """Ctrl-C comes while it is traced; where ``early``, while the trace is being prepared."""
 
