@@ -21,7 +21,8 @@ from partitioner.graph.arguments import bind_arguments
 from partitioner.graph.torch_private.compiled import compiled_call_set_aside, uncompiled
 from partitioner.graph.torch_private.hooks import without_own_hooks
 from partitioner.graph.torch_private.under_way import under_a_transform
-from runtime.engine import Engine, EngineCalls
+from runtime.engine import Engine
+from runtime.engine_calls import EngineCalls
 from runtime.errors import InputError
 
 DENOISER_NAMES = ("unet", "transformer")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 import sys
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,9 +28,11 @@ from runtime.devices.memory import give_back
 from runtime.devices.names import device_names
 from runtime.driver.callers import Caller, caller_of
 from runtime.driver.denoiser_driver import DenoiserDriver, Shared
+from runtime.engine_calls import EngineCalls
+from runtime.engine_thrown_away import end_thrown_away
 from runtime.errors import EngineClosed, InputError, OtherDenoiser
 from runtime.options import EngineOptions
-from runtime.ranks.base import DenoiserRanks, Ranks
+from runtime.ranks.base import DenoiserRanks
 from runtime.ranks.start import start_ranks
 from runtime.stats import Stats
 from runtime.torchrun import join
@@ -52,29 +54,6 @@ class PlannedDenoiser:
     denoiser: nn.Module
     plan: Plan
     traced: Callable[[], nn.Module] | None = None
-
-
-class EngineCalls:
-    """Calls of one of an engine's denoisers: call it like the denoiser, it returns the denoiser's output as a tuple."""
-
-    def __init__(self, engine: Engine, driver: DenoiserDriver) -> None:
-        self._engine = engine
-        self._driver = driver
-
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Make one denoiser call; see Engine."""
-        return self._engine._call(self._driver, args, kwargs)
-
-    def in_context(self, name: str) -> str:
-        """Have calls of this thread or asyncio task from here on belong to the cache context ``name``.
-
-        Args:
-            name: "" is the default one.
-
-        Returns:
-            The name of the context that calls belonged to before.
-        """
-        return self._driver.in_context(name)
 
 
 class Engine:
@@ -168,7 +147,7 @@ class Engine:
         for number, driver in enumerate(self._drivers):
             driver.attach(DenoiserRanks(self._ranks, number))
         self._dropped = weakref.finalize(
-            self, _end_dropped, self._turns, self._ranks, [driver.give_back for driver in self._drivers]
+            self, end_thrown_away, self._turns, self._ranks, [driver.give_back for driver in self._drivers]
         )
         self._dropped.atexit = False  # the program's end ends the ranks, and needs nothing else
         try:
@@ -204,7 +183,8 @@ class Engine:
     @property
     def others(self) -> dict[str, EngineCalls]:
         """Calls of the other denoisers, by name."""
-        return {name: EngineCalls(self, driver) for name, driver in zip(self._names, self._drivers[1:], strict=True)}
+        drivers = zip(self._names, self._drivers[1:], strict=True)
+        return {name: EngineCalls(driver, partial(self._call, driver)) for name, driver in drivers}
 
     def in_context(self, name: str) -> str:
         """Have calls of this thread or asyncio task from here on belong to a cache context; see EngineCalls."""
@@ -324,32 +304,3 @@ class Engine:
     def __exit__(self, *_exception: object) -> None:
         if self._turns.is_owner:  # a process that was forked in the block may leave it
             self.close()
-
-
-def _end_dropped(turns: Turns, ranks: Ranks, give_back_weights: Sequence[Callable[[], None]]) -> None:
-    """End an engine that nobody has closed and nobody has any more.
-
-    Args:
-        turns: the engine's.
-        ranks: that are to end.
-        give_back_weights: of each denoiser; they may do without the denoiser itself.
-    """
-    if not turns.is_owner:
-        return
-
-    def end() -> None:
-        with interrupts_put_off(), ExitStack() as stack:
-            stack.callback(
-                warnings.warn,
-                "an engine was thrown away without having been closed; use it in a with block, or call close()",
-                ResourceWarning,
-                stacklevel=1,
-            )
-            for give_back_own in give_back_weights:
-                stack.callback(give_back_own)
-            stack.callback(ranks.close)
-
-    if at_engine_work() or works_alone():  # the garbage collector may run in the middle of anything
-        later(end, "end engine")
-    else:
-        end()

@@ -42,6 +42,7 @@ ROOMS = {
         ranks
         stats torchrun
         driver
+        engine_calls engine_thrown_away
         engine
         denoiser second_denoisers parts
         moved_denoisers offloaded_parts live_plans device_choice

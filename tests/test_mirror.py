@@ -365,6 +365,7 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         ["tools.trace_once"],
     ),
     ("they are run by all tests of pipelines", "runtime/test_pipeline.py", ["tools.small_pipelines"]),
+    ("an engine may run two denoisers", "runtime/test_second_denoisers.py", ["runtime.engine_calls"]),
     ("a pipeline is run by its plans", "runtime/test_pipeline.py", ["runtime.live_plans"]),
     ("modular pipelines are measured", "tools/bench/test_guidance.py", ["tools.modular_pipelines"]),
 ]
