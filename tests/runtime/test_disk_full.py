@@ -16,7 +16,7 @@ from PIL import Image
 
 from runtime import generation
 from runtime.cli import main
-from tests.runtime.test_cli import Home
+from tests.support.run_plan_home import Home
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("trace_once")]
 

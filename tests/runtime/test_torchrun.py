@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime.cli import main
-from tests.runtime.test_cli import Home
+from tests.support.run_plan_home import Home
 from tests.support.two_agents import agents
 
 
