@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 PredictorName = Literal["hold", "linear", "adaptive"]
-PREDICTORS: tuple[PredictorName, ...] = ("hold", "linear", "adaptive")
+PREDICTORS: tuple[PredictorName, ...] = get_args(PredictorName)

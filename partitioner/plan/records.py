@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from partitioner.graph.nesting import ContainerKind
 from partitioner.graph.nodes import DTYPE_BYTES
 from partitioner.plan.fields import (
     ARRAY,
@@ -49,7 +50,7 @@ class PlanContainer(PlanRecord):
     """A list, a tuple or an empty dict among the arguments; every other path leads through dicts."""
 
     path: ArgumentPath
-    kind: Literal["list", "tuple", "dict"]
+    kind: ContainerKind
 
 
 class DriverModule(PlanRecord):

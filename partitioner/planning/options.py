@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from partitioner.errors import UsageError
 from partitioner.limits import (
@@ -21,7 +21,7 @@ from partitioner.plan.predictor import PREDICTORS, PredictorName
 from partitioner.search.mode import MODES, Mode
 
 Prefer = Literal["quality", "speed", "memory"]
-PREFERENCES: tuple[Prefer, ...] = ("quality", "speed", "memory")
+PREFERENCES: tuple[Prefer, ...] = get_args(Prefer)
 Progress = Callable[[str], None]
 
 
