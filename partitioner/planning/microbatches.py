@@ -23,23 +23,26 @@ from partitioner.planning.rows_apart import RowsApart
 from partitioner.search.evaluate import ComponentFigures, evaluate
 from partitioner.search.problem import Problem
 
+MOST_PARTS = 8  # 2 components are then busy 8/9 of an exact step's time; each number of rows is one more trace
+_PARTS = (2, 4, MOST_PARTS)
 ALIKE = 0.1  # by so much the measured shares of two costs may differ
 WORTH = 0.95  # of the whole's time that parts may take at most: they are more messages, and another graph to keep
 
 
-def halves_of(branchings: Iterable[Branching], devices: int, counts: Iterable[int]) -> set[int]:
-    """The numbers of rows that two parts of a branch's calls have, where branches can have several components.
+def parts_of(branchings: Iterable[Branching], devices: int, counts: Iterable[int]) -> set[int]:
+    """The numbers of rows that 2, 4 and so on up to MOST_PARTS parts of a branch's calls have, where branches can have
+    several components.
 
     Args:
         branchings: the ways to share a step among branches.
         devices: how many there are.
         counts: the numbers of rows that a call can have.
 
-    >>> halves_of([Branching((2,)), Branching((1, 1))], 2, (1, 2))
+    >>> parts_of([Branching((2,)), Branching((1, 1))], 2, (1, 2))
     {1}
     """
     several = {b.rows[0] for b in branchings if b.is_even and 2 * b.branches <= devices}
-    return {rows // 2 for rows in several if rows % 2 == 0} & set(counts)
+    return {rows // parts for rows in several for parts in _PARTS if rows % parts == 0} & set(counts)
 
 
 def in_microbatches(

@@ -35,7 +35,7 @@ from partitioner.planning.build_problem import build_problem
 from partitioner.planning.candidates import Candidate, find_candidates, seats_of
 from partitioner.planning.choose import advice_on, choose
 from partitioner.planning.expected_quality import Advice, QualityAdvisor
-from partitioner.planning.microbatches import halves_of, in_microbatches
+from partitioner.planning.microbatches import in_microbatches, parts_of
 from partitioner.planning.options import PlanOptions, Progress, default_warmup
 from partitioner.planning.predicted import predicted_figures
 from partitioner.planning.remeasure import Refinement, refine_split
@@ -101,7 +101,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
     clock = _Clock()
     options, model, advisor, source = request.options, request.costs, request.advisor, request.denoiser
     branchings, step = request.branchings, request.step
-    parts = halves_of(branchings, len(request.fleet), step.counts) if source.divides_unasked else set()
+    parts = parts_of(branchings, len(request.fleet), step.counts) if source.divides_unasked else set()
     with clock.measure("trace"):
         graphs = source.trace({step.rows, *parts, *(rows for b in branchings for rows in b.rows)}, progress)
         edge_errors = source.edge_errors(graphs[step.rows], progress)

@@ -106,14 +106,15 @@ class DenoiserDriver:
         self._options = options
         self._shared = shared
         self._ignored = TAKEN_OVER if traced is not None else frozenset()
-        self._microbatches = options.microbatches_of(plan)
+        asked = options.microbatches_of(plan)
+        self._part_counts = [count for count in range(asked, 1, -1) if asked % count == 0]
         self._streams = Streams(
             _run_mode(plan, options),
             plan,
             shared.contexts,
             shared.warned,
             most=options.kept_trajectories,
-            microbatches=self._microbatches,
+            microbatches=asked,
         )
         self._foresight = Foresight(self._streams, shared.times, shared.warned)
         self.generations = self._streams.generations
@@ -310,8 +311,9 @@ class DenoiserDriver:
         ):
             self._calls.keep_together(tensors)
             return self._graphs_of(tensors, form)
-        part = self._graph_of_part(built[0], branches[0], form) if len(set(map(id, built))) == 1 else None
-        return CallGraphs(built, part, self._microbatches)
+        if len(set(map(id, built))) > 1:
+            return CallGraphs(built)
+        return CallGraphs(built, *self._micro_batches(built[0], branches[0], form))
 
     def _graph_of(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
         """The graph of such calls, which every rank has."""
@@ -325,15 +327,21 @@ class DenoiserDriver:
             self._changes.settle()
         return built
 
-    def _graph_of_part(self, whole: BuiltGraph, tensors: Tensors, form: CallForm) -> BuiltGraph | None:
-        """The graph of a micro-batch of such rows; None where the rows, or the boundary tensors, cannot be split."""
-        parts = self._calls.parts(tensors, self._microbatches)
-        if len(parts) == 1:
-            return None
-        part = self._graph_of(parts[0], form)
-        if not self._rows.keeps_parts(whole.graph, part.graph, len(parts)):
-            return None
-        return part if can_join(whole.specs[0].wires, part.specs[0].wires, len(parts)) else None
+    def _micro_batches(self, whole: BuiltGraph, tensors: Tensors, form: CallForm) -> tuple[BuiltGraph | None, int]:
+        """The graph of a micro-batch of such rows, and how many of them there are.
+
+        As many as was asked for, or the most that divide both that and the rows; (None, 1) where the rows, or the
+        boundary tensors, cannot be split.
+        """
+        for count in self._part_counts:
+            parts = self._calls.parts(tensors, count)
+            if len(parts) == count:
+                part = self._graph_of(parts[0], form)
+                fits = self._rows.keeps_parts(whole.graph, part.graph, count)
+                return (
+                    (part, count) if fits and can_join(whole.specs[0].wires, part.specs[0].wires, count) else (None, 1)
+                )
+        return None, 1
 
     def end(self) -> None:
         """No more calls will come; say what there is to say, and get back what of the denoiser the ranks alone have.

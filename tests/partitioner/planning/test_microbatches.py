@@ -14,7 +14,7 @@ from partitioner.fleet import Device
 from partitioner.graph.export import trace
 from partitioner.graph.ir import TracedGraph
 from partitioner.plan.plan import Plan
-from partitioner.planning.microbatches import halves_of
+from partitioner.planning.microbatches import parts_of
 from partitioner.planning.options import PlanOptions
 from partitioner.planning.planner import Planning, plan
 from partitioner.planning.request import PlanRequest
@@ -111,9 +111,10 @@ def test_a_part_takes_no_less_than_its_share_of_the_rows() -> None:
     assert found.predicted.exact_step_ms >= 0.75 * found.predicted.sequential_ms
 
 
-def test_halves_are_traced_where_branches_have_components() -> None:
+def test_parts_are_traced_where_branches_have_components() -> None:
     from partitioner.planning.branching import Branching
 
-    assert halves_of([Branching((4,)), Branching((2, 2))], 4, (1, 2, 4)) == {1, 2}
-    assert halves_of([Branching((4,)), Branching((2, 2))], 2, (1, 2, 4)) == {2}
-    assert halves_of([Branching((2,))], 2, (2,)) == set()
+    assert parts_of([Branching((4,)), Branching((2, 2))], 4, (1, 2, 4)) == {1, 2}
+    assert parts_of([Branching((8,)), Branching((4, 4))], 2, (1, 2, 4, 8)) == {1, 2, 4}
+    assert parts_of([Branching((12,))], 2, (1, 2, 3, 4, 6, 12)) == {3, 6}
+    assert parts_of([Branching((2,))], 2, (2,)) == set()

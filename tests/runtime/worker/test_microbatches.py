@@ -157,3 +157,14 @@ def test_a_plan_says_in_how_many_parts_exact_calls_are_made() -> None:
     assert not equal(run(DENOISER, parted, trajectory), run(DENOISER, plan, trajectory))
     assert equal(run(DENOISER, parted, trajectory, microbatches=1), run(DENOISER, plan, trajectory))
     assert equal(run(DENOISER, parted, trajectory, exact=True), run(DENOISER, plan, trajectory, exact=True))
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(2, 2), (4, 4), (6, 2), (8, 8), (12, 4), (3, 1)])
+def test_other_rows_than_planned_are_in_as_many_parts_as_divide_them(rows: int, parts: int) -> None:
+    trajectory = Trajectory(rows=rows, calls=2)
+    plan = toy_plan(DENOISER, 2, warmup=4).model_copy(update={"microbatches": 8})
+    assert equal(run(DENOISER, plan, trajectory), run(DENOISER, plan, trajectory, microbatches=parts))
+    with Engine(DENOISER, plan, EngineOptions(transport="emulation", record=True)) as engine:
+        Trajectory(rows=rows, calls=1).through(engine)
+        names = [span.name for span in engine.timeline().spans if span.rank == 0 and span.kind == COMPUTE]
+    assert names.count(names[0]) == parts
