@@ -16,6 +16,7 @@ SHARERS: dict[str, Callable[[nn.Module], object]] = {
     "numpy": lambda module: [parameter.detach().numpy() for parameter in module.parameters()],
     "a row": lambda module: [parameter.detach()[1:] for parameter in module.parameters()],
     "another parameter": lambda module: [nn.Parameter(parameter.data) for parameter in module.parameters()],
+    "storage": lambda module: [parameter.untyped_storage() for parameter in module.parameters()],
     "another process": lambda module: module.share_memory(),
 }
 
