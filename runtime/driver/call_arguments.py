@@ -49,6 +49,8 @@ class CallReader:
         self._plan = plan
         self._planned = {item.path: item for item in plan.inputs}
         self._latent = next(item for item in plan.inputs if item.role == "latent")
+        # whether the latent is one of a list of samples, each without rows
+        self._is_listed = self._latent.path.rpartition(".")[0] in {item.path for item in plan.containers}
         self._timesteps = [item for item in plan.inputs if item.role == "timestep"]
         # shapes of calls whose rows stay together; of too many the first to come are found out anew
         self._together: dict[frozenset[tuple[str, torch.Size]], None] = {}
@@ -154,7 +156,7 @@ class CallReader:
 
     def by_branch(self, tensors: Tensors) -> list[dict[str, torch.Tensor]]:
         """The inputs of each branch of a stream, by path; one branch takes all rows where they cannot be shared out."""
-        if _shapes(tensors) in self._together:
+        if self._together and _shapes(tensors) in self._together:
             return [dict(tensors)]
         return self._split(tensors, self._plan.branch_rows or [1] * self._plan.branches_per_stream)
 
@@ -171,8 +173,8 @@ class CallReader:
         return self._split(tensors, [1] * count)
 
     def _split(self, tensors: Tensors, shares: Sequence[int]) -> list[dict[str, torch.Tensor]]:
-        if self._latent.path.rpartition(".")[0] in {item.path for item in self._plan.containers}:
-            return [dict(tensors)]  # a list of samples, each without rows
+        if self._is_listed or len(shares) == 1:
+            return [dict(tensors)]
         return split_rows(tensors, self._latent.path, {path: i.shape for path, i in self._planned.items()}, shares)
 
     def example(self, tensors: Tensors, form: CallForm) -> dict[str, Any]:

@@ -18,7 +18,8 @@ import torch
 
 from runtime.driver.readback import Readback
 
-Vectors = numpy.ndarray[Any, numpy.dtype[numpy.int64]]  # their numbers
+Numbers = numpy.ndarray[Any, numpy.dtype[numpy.int64]]
+Values = numpy.ndarray[Any, numpy.dtype[numpy.float64]]
 
 ELEMENTS = 1024  # of each row are looked at, evenly spread
 OUTPUTS = 2  # how many of the last outputs a step may combine
@@ -112,22 +113,21 @@ def _unexplained(wanted: Readback, known: Sequence[Readback]) -> float:
     products = vectors @ vectors.T
     length = numpy.sqrt(products.diagonal()) + 1e-30
     products /= length * length[:, None]
-    goal, span = _numbers(len(vectors) // (1 + len(known)), len(known))
+    goal, span, ridge = _numbers(len(vectors) // (1 + len(known)), len(known))
     shared = products[span, goal]  # [rows, vectors, 1]
-    gram = products[span, span.swapaxes(1, 2)] + RIDGE * numpy.eye(span.shape[1])
-    weights = numpy.linalg.solve(gram, shared)
+    weights = numpy.linalg.solve(products[span, span.swapaxes(1, 2)] + ridge, shared)
     explained = ((shared + RIDGE * weights) * weights).sum((1, 2))
     share = float(numpy.sqrt(numpy.maximum(products[goal, goal][:, 0, 0] - explained, 0.0)).max())
     return share if share == share else 0.0  # nothing can be said of what is not finite
 
 
 @lru_cache
-def _numbers(rows: int, known: int) -> tuple[Vectors, Vectors]:
-    """Which vector is each row's goal, [rows, 1, 1], and which span what can be made of it, [rows, vectors, 1].
+def _numbers(rows: int, known: int) -> tuple[Numbers, Numbers, Values]:
+    """Which vector is each row's goal, [rows, 1, 1]; which span what can be made of it, [rows, vectors, 1]; a ridge.
 
-    All are numbered one after the other: the goals, the latents, and the outputs of each call.
+    Vectors are numbered one after the other: the goals, the latents, and the outputs of each call.
     """
     own = numpy.arange(rows)
     turns = sorted({rows * k // n for n in (2, 3) if rows % n == 0 for k in range(1, n)} - {0})  # guidance rows
     span = [rows + own] + [(2 + call) * rows + (own - turn) % rows for call in range(known - 1) for turn in (0, *turns)]
-    return own[:, None, None], numpy.array(span).T[:, :, None]
+    return own[:, None, None], numpy.array(span).T[:, :, None], RIDGE * numpy.eye(len(span))

@@ -218,15 +218,16 @@ class DenoiserDriver:
 
         present: calls whose graphs stay, beside those of calls that are foreseen.
         """
-        in_use = {table for begun in (*present, *self._foresight.begun) for table in begun.call.graphs.all_tables}
-        graphs = self._graphs.let_go(in_use)
-        tables = [built.table for built in graphs]
-        self._streams.let_go(tables)
+        graphs: list[BuiltGraph] = []
+        if self._graphs.are_too_many:
+            in_use = {table for begun in (*present, *self._foresight.begun) for table in begun.call.graphs.all_tables}
+            graphs = self._graphs.let_go(in_use)
+            self._streams.let_go([built.table for built in graphs])
         for contexts, next_step in self._streams.ended():
             self._distribution.forget(contexts, next_step)
         if graphs:
             self._rows.let_go([built.graph for built in graphs])
-            self._distribution.drop(tables)
+            self._distribution.drop([built.table for built in graphs])
 
     def _stream_of(
         self, caller: Caller, tensors: Tensors, form: CallForm, number: float | None

@@ -29,17 +29,16 @@ class Readback:
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        wide = tensor.detach().to(torch.float64, copy=True)
+        wide = host = tensor.detach().to(torch.float64, copy=True)
         self._there: torch.cuda.Event | None = None
         if wide.is_cuda:
-            self._host = torch.empty(wide.shape, dtype=wide.dtype, pin_memory=True).copy_(wide, non_blocking=True)
+            host = torch.empty(wide.shape, dtype=wide.dtype, pin_memory=True).copy_(wide, non_blocking=True)
             self._there = torch.cuda.current_stream(wide.device).record_event()
-        else:
-            self._host = wide
+        self._host = host.numpy()
 
     def values(self) -> numpy.ndarray[Any, numpy.dtype[numpy.float64]]:
         """The values, as float64; waits for what was queued before they were asked for."""
         if self._there is not None:
             self._there.synchronize()
             self._there = None
-        return self._host.numpy()
+        return self._host

@@ -162,13 +162,16 @@ class TracedGraphs:
                 graphs[signature] = renewed[built.table]
         self._uses = {renewed[table].table if table in renewed else table: None for table in self._uses}
 
+    @property
+    def are_too_many(self) -> bool:
+        """Whether there may be more than are kept."""
+        return len(self._uses) > self._most
+
     def let_go(self, in_use: Collection[int]) -> list[BuiltGraph]:
         """Forget those graphs whose last use is the longest ago, if there are too many; gives them.
 
         in_use: numbers of graphs that stay.
         """
-        if len(self._uses) <= self._most:
-            return []
         states = (self._graphs, *self._turns.values(), self._former)
         kept = {built.table: built for graphs in states for built in graphs.values()}
         self._uses = {table: None for table in self._uses if table in kept}

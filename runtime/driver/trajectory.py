@@ -103,7 +103,8 @@ class Trajectory:
     _begun: set[tuple[int, int]] = field(default_factory=set)  # (context, component) that have run in it
     _guards: list[Guard] = field(default_factory=list)  # as corrections; none without a guard
     _passed: int = 0  # calls of the noise schedule before call 0
-    _refusal: Readback | None = None  # whether the last latent is to be run on exactly
+    # of the last latent, whether it is to be run on exactly, by so many that say so, and whether it has jumped
+    _refusal: tuple[Readback, int] | None = None
 
     def __post_init__(self) -> None:
         self.next_base = self.base
@@ -254,19 +255,20 @@ class Trajectory:
         With a guard that is waited for. Without one only what missed by nearly all of a move is refused; on a GPU,
         where to look at the last latent would be to wait for it, by the latent before.
         """
-        refusals, jumps = [], []
-        for forecast in self._forecasts.values():
-            refusals.append(forecast.is_astray())
-            jumps.append(forecast.has_jumped())
+        forecasts = list(self._forecasts.values())
+        refusals = [forecast.is_astray() for forecast in forecasts]
         refusals += [guard.refuses(self._passed + self.call) for guard in self._guards]
         known = [refusal for refusal in refusals if refusal is not None]
         if not known:
             return False, False
-        jumped = [jump for jump in jumps if jump is not None] or [torch.zeros_like(known[0])]
-        now = Readback(torch.stack([torch.stack(known).any(), torch.stack(jumped).any()]))
+        jumped = [jump for jump in (forecast.has_jumped() for forecast in forecasts) if jump is not None]
+        now = Readback(torch.stack([*known, *jumped])), len(known)
         before, self._refusal = self._refusal, now
         looked_at = before if not self._guards and is_late(known[0]) else now
-        refused, stranger = (bool(value) for value in looked_at.values()) if looked_at is not None else (False, False)
+        if looked_at is None:
+            return False, False
+        values = looked_at[0].values()
+        refused, stranger = bool(values[: looked_at[1]].any()), bool(values[looked_at[1] :].any())
         assert self._noise_schedule is not None
         return refused, stranger and self._noise_schedule.second_share is None
 

@@ -27,7 +27,7 @@ def fills_memory(shape: Sequence[int], stride: Sequence[int]) -> bool:
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself where it fills its memory, else a copy that does, with its dimensions in the same order."""
-    return tensor if fills_memory(tensor.shape, tensor.stride()) else tensor.clone()
+    return tensor if tensor.is_contiguous() or fills_memory(tensor.shape, tensor.stride()) else tensor.clone()
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -52,6 +52,8 @@ def joined(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
     >>> joined(rows, 0).stride()
     (60, 1, 12, 4)
     """
+    if len(tensors) == 1:
+        return tensors[0].clone()
     shape, stride = tensors[0].shape, tensors[0].stride()
     order = sorted(range(len(shape)), key=lambda d: (shape[d] != 1, -stride[d], d))  # what is 1 long may lie anywhere
     inverse = sorted(range(len(order)), key=order.__getitem__)

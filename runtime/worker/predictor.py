@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 
 import torch
 
+_NOTHING = torch.finfo(torch.float32).tiny  # a sum of squares that is less is 0
+
 
 class Predictor(ABC):
     """Observes a boundary tensor's messages in order and estimates a later one."""
@@ -92,8 +94,7 @@ class Adaptive(Predictor):
                 old = self._slope.flatten().float()
                 shared = torch.dot(slope.flatten().float(), old)
                 norm = torch.dot(old, old)
-                ratio = torch.where(norm > 0, shared / norm, torch.zeros_like(norm))
-                self._gamma = ratio.clamp(0.0, 1.0).to(value.dtype)
+                self._gamma = (shared / norm.clamp_min(_NOTHING)).clamp(0.0, 1.0).to(value.dtype)
             self._slope = slope
         self._last = (step, value)
 

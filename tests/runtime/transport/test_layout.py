@@ -60,3 +60,14 @@ def test_parts_are_joined_in_their_own_memory_order(tensor: torch.Tensor, data: 
     long = [d for d, size in enumerate(tensor.shape) if size > 1]
     if tensor.numel():
         assert [whole.stride(d) for d in long] == [tensor.stride(d) for d in long]
+
+
+@given(layouts())
+def test_one_part_alone_is_copied_as_it_lies(tensor: torch.Tensor) -> None:
+    made = joined([tensor], 0)
+    assert torch.equal(made, tensor)
+    assert fills_memory(made.shape, made.stride())
+    assert made.data_ptr() != tensor.data_ptr() or not tensor.numel()
+    long = [d for d, size in enumerate(tensor.shape) if size > 1]
+    if tensor.numel() and fills_memory(tensor.shape, tensor.stride()):
+        assert [made.stride(d) for d in long] == [tensor.stride(d) for d in long]
