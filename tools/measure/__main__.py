@@ -4,6 +4,7 @@ python -m tools.measure links --ranks 2
 python -m tools.measure profile --model sd15-like --output sd15-like.json
 python -m tools.measure costs
 python -m tools.measure messages
+python -m tools.measure host
 python -m tools.measure models
 python -m tools.measure long-runs --calls 5000
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tools.measure import costs, links, long_runs, messages, models, profile
+from tools.measure import costs, host, links, long_runs, messages, models, profile
 from tools.subcommands import run_subcommand
 
 COMMANDS = {
@@ -20,6 +21,7 @@ COMMANDS = {
     "profile": (profile.main, "time (ms) of every distinct operator call of a denoiser, as a cost profile"),
     "costs": (costs.main, "error (%) of times that are predicted from operator costs"),
     "messages": (messages.main, "time (ms) of a step with and without checks of its messages"),
+    "host": (host.main, "time (ms) and operators that an engine takes of the host in a steady call"),
     "long-runs": (long_runs.main, "memory (MiB), descriptors and threads of an engine's processes after so many calls"),
     "models": (models.main, "seconds and memory (GB) of planning every built-in name"),
 }

@@ -1,0 +1,23 @@
+"""The host's time per call: what is printed, and that an engine's steady call takes few operators."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tools.measure import host
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "most"), [("async", 35), ("lookahead", 290)])
+def test_a_steady_call_takes_few_operators(mode: str, most: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert host.main(["--mode", mode, "--generations", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["engine_operators"] < found["module_operators"] + most, found
+    assert 0 < found["module_least_ms"] < found["engine_least_ms"] <= found["engine_median_ms"]
+    assert set(found["exact_reasons"]) == {"warm-up"}
+
+
+def test_no_generation_is_refused() -> None:
+    assert host.main(["--generations", "0"]) == 2

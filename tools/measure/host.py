@@ -1,0 +1,158 @@
+"""Measures what an engine takes of the host in a steady denoiser call, beside the denoiser's own operators.
+
+    python -m tools.measure host [--mode lookahead] [--components 2] [--generations 10] [--json]
+
+The denoiser computes next to nothing, the best estimate for Gaussian latents and a little beside it, so that look-ahead
+is never refused. All ranks take turns in one thread, under guidance in one call, with DDIM and 30 steps. Printed are
+the time of that thread on its processor (ms) in calls 12 to 26, the least and the median, by turns with that of the
+module alone; and how many of torch's operators an engine's call has, and a module's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from partitioner.graph.torch_private.dispatch import TorchDispatchMode
+from partitioner.planning.compile import compile
+from partitioner.planning.options import PlanOptions
+from partitioner.search.mode import MODES, Mode
+from runtime.engine import Engine
+from runtime.options import EngineOptions
+from tools.command import command
+
+STEPS, FIRST, LAST = 30, 12, 26
+ROLES = {"sample": "latent", "timestep": "timestep", "prompt": "prompt"}
+Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Tiny(nn.Module):
+    """Denoises (rows, 8, 8) by noise levels alone, and a little by a prompt of (rows, 4, 8)."""
+
+    def __init__(self, kept: torch.Tensor) -> None:
+        """kept: what share of the clean latent's square is left, by timestep."""
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(8))
+        self.register_buffer("answer", (1 - kept).sqrt() / (0.065**2 * kept + 1 - kept))
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        x = sample
+        for layer in self.layers:
+            x = torch.tanh(layer(x)) + x
+        beside = torch.tanh(x + prompt.mean((1, 2), keepdim=True))
+        answers: Any = self.answer
+        answer: torch.Tensor = answers[timestep.reshape(-1)[:1].long()]
+        return sample * answer + 0.003 * beside
+
+
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts torch's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def generate(scheduler: Any, call: Denoise) -> None:
+    """A generation of 30 steps."""
+    scheduler.set_timesteps(STEPS)
+    latent = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            without, having = call(torch.cat([latent, latent]), timestep).chunk(2)
+            latent = scheduler.step(without + 1.5 * (having - without), timestep, latent).prev_sample
+
+
+def looked_at(measure: Callable[[Callable[[], torch.Tensor]], tuple[torch.Tensor, float]], call: Denoise) -> Any:
+    """(what makes a call as ``call`` does, the figures of its calls so far)."""
+    figures: list[float] = []
+
+    def made(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        output, figure = measure(lambda: call(latent, timestep))
+        figures.append(figure)
+        return output
+
+    return made, figures
+
+
+def _timed(call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
+    begin = time.thread_time()
+    output = call()
+    return output, (time.thread_time() - begin) * 1e3
+
+
+def _counted(call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
+    with Operators() as operators:
+        output = call()
+    return output, operators.count
+
+
+def measure(mode: Mode, components: int, generations: int) -> dict[str, Any]:
+    """The figures by name."""
+    from diffusers import DDIMScheduler
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    scheduler = DDIMScheduler(clip_sample=False)
+    module = Tiny(scheduler.alphas_cumprod).eval()
+    prompt = torch.randn(2, 4, 8)
+    example = {"sample": torch.randn(2, 8, 8), "timestep": torch.tensor(1), "prompt": prompt}
+    plan = compile(
+        module, example, ROLES, components, device="cpu", options=PlanOptions(branches=1, mode=mode, force=True)
+    )
+    found: dict[str, Any] = {"mode": mode, "components": components}
+    with Engine(module, plan, EngineOptions(transport="emulation"), scheduler=lambda: scheduler) as engine:
+        calls: dict[str, Denoise] = {
+            "engine": lambda latent, timestep: engine(latent, timestep, prompt)[0],
+            "module": lambda latent, timestep: module(latent, timestep, prompt),
+        }
+        for name, call in calls.items():
+            counted, counts = looked_at(_counted, call)
+            generate(scheduler, call)
+            generate(scheduler, counted)
+            found[f"{name}_operators"] = statistics.median(counts[FIRST:LAST])
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(generations):
+            for name, call in calls.items():
+                timed, ms = looked_at(_timed, call)
+                generate(scheduler, timed)
+                times[name] += ms[FIRST:LAST]
+        found["exact_reasons"] = dict(engine.stats.exact_reasons)
+    for name, ms in times.items():
+        found |= {f"{name}_least_ms": min(ms), f"{name}_median_ms": statistics.median(ms)}
+    return found
+
+
+@command("tools.measure.host")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; exit code 0."""
+    made = argparse.ArgumentParser(prog="python -m tools.measure host", description=__doc__.split("\n")[0])
+    made.add_argument("--mode", choices=MODES, default="lookahead", help="default: lookahead")
+    made.add_argument("--components", type=int, default=2, metavar="N", help="how many there are (default: 2)")
+    made.add_argument("--generations", type=int, default=10, metavar="N", help="that are timed (default: 10)")
+    made.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    options = made.parse_args(argv)
+    if options.generations < 1 or options.components < 1:
+        made.error("--generations and --components are at least 1")
+    found = measure(options.mode, options.components, options.generations)
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for name in ("engine", "module"):
+        least, median, count = (found[f"{name}_{what}"] for what in ("least_ms", "median_ms", "operators"))
+        print(f"{name}: {count:g} operators, {least:.2f} ms at least, median {median:.2f} ms")
+    print(f"exact calls: {', '.join(f'{count} by {why}' for why, count in found['exact_reasons'].items())}")
+    return 0
