@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from partitioner.costs.model import CostModel
 from partitioner.costs.node_costs import GraphCosts
 from partitioner.fleet import Fleet
 from partitioner.planning.branching import Branching
@@ -23,30 +24,42 @@ from partitioner.planning.rows_apart import RowsApart
 from partitioner.search.evaluate import ComponentFigures, evaluate
 from partitioner.search.problem import Problem
 
-MOST_PARTS = 8  # 2 components are then busy 8/9 of an exact step's time; each number of rows is one more trace
-_PARTS = (2, 4, MOST_PARTS)
+# Parts that are considered at most. With 8, two components are busy 8/9 of an exact step's time; each number of rows is
+# one more trace. Data sheets tell nothing of what launches, messages and small shapes cost: most of a small part.
+MEASURED, ESTIMATED = 8, 2
 ALIKE = 0.1  # by so much the measured shares of two costs may differ
 WORTH = 0.95  # of the whole's time that parts may take at most: they are more messages, and another graph to keep
 
 
-def parts_of(branchings: Iterable[Branching], devices: int, counts: Iterable[int]) -> set[int]:
-    """The numbers of rows that 2, 4 and so on up to MOST_PARTS parts of a branch's calls have, where branches can have
-    several components.
+def most_parts(model: CostModel) -> int:
+    """In how many parts the rows of a call may be computed, by where costs come from."""
+    return ESTIMATED if model.kind == "data sheet" else MEASURED
+
+
+def parts_of(branchings: Iterable[Branching], devices: int, counts: Iterable[int], most: int) -> set[int]:
+    """The numbers of rows that 2, 4 and so on parts of a branch's calls have, where it can have several components.
 
     Args:
         branchings: the ways to share a step among branches.
         devices: how many there are.
         counts: the numbers of rows that a call can have.
+        most: parts.
 
-    >>> parts_of([Branching((2,)), Branching((1, 1))], 2, (1, 2))
-    {1}
+    >>> [parts_of([Branching((4,)), Branching((2, 2))], 2, (1, 2, 4), most) for most in (8, 2)]
+    [{1, 2}, {2}]
     """
     several = {b.rows[0] for b in branchings if b.is_even and 2 * b.branches <= devices}
-    return {rows // parts for rows in several for parts in _PARTS if rows % parts == 0} & set(counts)
+    numbers = [2**k for k in range(1, most.bit_length())]
+    return {rows // parts for rows in several for parts in numbers if rows % parts == 0} & set(counts)
 
 
 def in_microbatches(
-    candidate: Candidate, solvers: Solvers, fleet: Fleet, costs: Mapping[int, GraphCosts], apart: RowsApart
+    candidate: Candidate,
+    solvers: Solvers,
+    fleet: Fleet,
+    costs: Mapping[int, GraphCosts],
+    apart: RowsApart,
+    most: int,
 ) -> Candidate:
     """The candidate with its exact steps in as many micro-batches as make them shortest; as it is where none do.
 
@@ -57,6 +70,7 @@ def in_microbatches(
         costs: of calls, by their rows. Parts of other numbers of rows are not considered, nor those of which less was
             measured than of the whole: a plan promises nothing that compares a measurement with an estimate.
         apart: whether rows can be computed apart.
+        most: micro-batches.
     """
     split, branching = candidate.split, candidate.branching
     if split is None or candidate.mode != "lookahead" or candidate.components == 1 or not branching.is_even:
@@ -74,7 +88,7 @@ def in_microbatches(
     alike = (n for n, found in costs.items() if rows % n == 0 and found.covered >= costs[rows].covered - ALIKE)
     for part in sorted(set(alike) - {rows}, reverse=True):
         problem, parts = solvers(part, calls).problem, rows // part
-        if problem.names != whole.names or not apart.divides_into(part):
+        if parts > most or problem.names != whole.names or not apart.divides_into(part):
             continue
         figures = figures_of(problem)
         works = [max(c.work_ms, all_rows.work_ms / parts) for c, all_rows in zip(figures, whole_figures, strict=True)]

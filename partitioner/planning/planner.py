@@ -35,7 +35,7 @@ from partitioner.planning.build_problem import build_problem
 from partitioner.planning.candidates import Candidate, find_candidates, seats_of
 from partitioner.planning.choose import advice_on, choose
 from partitioner.planning.expected_quality import Advice, QualityAdvisor
-from partitioner.planning.microbatches import in_microbatches, parts_of
+from partitioner.planning.microbatches import in_microbatches, most_parts, parts_of
 from partitioner.planning.options import PlanOptions, Progress, default_warmup
 from partitioner.planning.predicted import predicted_figures
 from partitioner.planning.remeasure import Refinement, refine_split
@@ -101,7 +101,8 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
     clock = _Clock()
     options, model, advisor, source = request.options, request.costs, request.advisor, request.denoiser
     branchings, step = request.branchings, request.step
-    parts = parts_of(branchings, len(request.fleet), step.counts) if source.divides_unasked else set()
+    most = most_parts(model)
+    parts = parts_of(branchings, len(request.fleet), step.counts, most) if source.divides_unasked else set()
     with clock.measure("trace"):
         graphs = source.trace({step.rows, *parts, *(rows for b in branchings for rows in b.rows)}, progress)
         edge_errors = source.edge_errors(graphs[step.rows], progress)
@@ -131,7 +132,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
         sequential = solvers.problem(step.rows, step.calls)
         sequential_ms = step.calls * sequential.total_ms / max(as_devices(fleet).speeds)
         found = find_candidates([*branchings, *uneven], solvers, fleet, options, progress, edge_errors)
-        candidates = [in_microbatches(c, solvers, fleet, costs, apart) for c in found]
+        candidates = [in_microbatches(c, solvers, fleet, costs, apart, most) for c in found]
         chosen = choose(candidates, fleet, sequential, sequential_ms, options, advisor)
         shape = (1, len(fleet), 1, "lookahead")
         chains = (c.split for c in candidates if (c.branches, c.components, c.period, c.mode) == shape)
@@ -143,7 +144,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
             refinement = refine_split(graphs[own], costs[own], chosen, fleet, model, edge_errors, progress=progress)
         call_ms = sequential.driver_ms + sequential.work_ms * refinement.scale
         sequential_ms = step.calls * call_ms / max(as_devices(fleet).speeds)
-        again = in_microbatches(refinement.candidate, solvers, fleet, costs, apart)
+        again = in_microbatches(refinement.candidate, solvers, fleet, costs, apart, most)
         candidates[candidates.index(chosen)] = chosen = again
         problem = refinement.problem
     certificate = None

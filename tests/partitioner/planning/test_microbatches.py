@@ -111,10 +111,17 @@ def test_a_part_takes_no_less_than_its_share_of_the_rows() -> None:
     assert found.predicted.exact_step_ms >= 0.75 * found.predicted.sequential_ms
 
 
+@pytest.mark.parametrize(("kind", "parts"), [("given", 4), ("data sheet", 2)])
+def test_by_data_sheets_there_are_two_parts_at_most(kind: str, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GivenCosts, "kind", kind)
+    assert planned(4, (2, 1), 2).plan.microbatches == parts
+
+
 def test_parts_are_traced_where_branches_have_components() -> None:
     from partitioner.planning.branching import Branching
 
-    assert parts_of([Branching((4,)), Branching((2, 2))], 4, (1, 2, 4)) == {1, 2}
-    assert parts_of([Branching((8,)), Branching((4, 4))], 2, (1, 2, 4, 8)) == {1, 2, 4}
-    assert parts_of([Branching((12,))], 2, (1, 2, 3, 4, 6, 12)) == {3, 6}
-    assert parts_of([Branching((2,))], 2, (2,)) == set()
+    assert parts_of([Branching((4,)), Branching((2, 2))], 4, (1, 2, 4), 8) == {1, 2}
+    assert parts_of([Branching((8,)), Branching((4, 4))], 2, (1, 2, 4, 8), 8) == {1, 2, 4}
+    assert parts_of([Branching((8,)), Branching((4, 4))], 2, (1, 2, 4, 8), 2) == {4}
+    assert parts_of([Branching((12,))], 2, (1, 2, 3, 4, 6, 12), 8) == {3, 6}
+    assert parts_of([Branching((2,))], 2, (2,), 8) == set()
