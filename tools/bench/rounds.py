@@ -73,7 +73,6 @@ class BenchRounds:
         scheduler = trajectory.scheduler
         # first, since these ranks get a copy of the denoiser as it is now
         self._policy = stack.enter_context(PolicyRanks(denoiser, policy))
-        # the latents are random, from which nothing can be predicted: what is timed is a pipe that stays full
         lagged = EngineOptions(warmup=settings.warmup, quality="off")
         exact = EngineOptions(exact=True, microbatches=settings.microbatches)
         lagged_ways = [

@@ -13,10 +13,12 @@ from torch import nn
 
 from partitioner.baselines.asyncdiff_split import broadcast_bytes
 from partitioner.graph.export import trace
+from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
+from runtime.driver.output_forecast import forecast_of
 from runtime.errors import EngineError
 from tools.bench import __main__ as bench
 from tools.bench.asyncdiff_policy import AsyncDiffPolicy, even_policy, published_policy
-from tools.bench.denoiser_calls import CallArguments
+from tools.bench.denoiser_calls import CallArguments, DenoiserCalls
 from tools.bench.hooked_denoiser import HookedDenoiser
 from tools.bench.policy_ranks import PolicyRanks, PolicyRun
 from tools.bench.table import table
@@ -202,6 +204,21 @@ def test_hooked_output_must_be_tensors() -> None:
     hooked = HookedDenoiser(Odd(), AsyncDiffPolicy((("inner",),), ("inner",)), 0, lambda tensor, source: None)
     with pytest.raises(TypeError, match="returns a str"):
         hooked(sample="no tensor")
+
+
+def test_look_ahead_foresees_the_latents_of_the_calls() -> None:
+    inputs = {"sample": torch.zeros(2, 4, 8, 8), "timestep": torch.zeros(())}
+    calls = DenoiserCalls(inputs, {"sample": "latent", "timestep": "timestep"}, 10)
+    made = calls.start()
+    known = noise_schedule_of(calls.scheduler, float(made[0]["timestep"]))
+    assert isinstance(known, NoiseSchedule)
+    forecast = forecast_of(known, 1)
+    for call, arguments in enumerate(made):
+        forecast.observe(arguments["sample"])
+        missed = forecast.missed()
+        assert missed is None if call < 2 else float(missed.abs().max()) < 1e-4
+        if 0 < call < 9:
+            forecast.predict(call + 1)
 
 
 @pytest.mark.processes
