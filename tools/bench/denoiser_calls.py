@@ -25,7 +25,8 @@ class DenoiserCalls:
             next(name for name, role in roles.items() if role == wanted) for wanted in ("latent", "timestep")
         )
         generator = torch.Generator().manual_seed(0)
-        self._picture, self._noise = torch.randn(2, *inputs[self._latent].shape, generator=generator)
+        shape = inputs[self._latent].shape
+        self._picture, self._noise = (torch.randn(shape, generator=generator) for _ in range(2))
 
     def start(self) -> list[CallArguments]:
         """The calls of a new trajectory; the scheduler is reset, from which the engine sees that one begins."""
