@@ -336,12 +336,13 @@ class DenoiserDriver:
         """
         for count in self._part_counts:
             parts = self._calls.parts(tensors, count)
-            if len(parts) == count:
-                part = self._graph_of(parts[0], form)
-                fits = self._rows.keeps_parts(whole.graph, part.graph, count)
-                return (
-                    (part, count) if fits and can_join(whole.specs[0].wires, part.specs[0].wires, count) else (None, 1)
-                )
+            if len(parts) < count:
+                continue
+            part = self._graph_of(parts[0], form)
+            fits = self._rows.keeps_parts(whole.graph, part.graph, count)
+            if fits and can_join(whole.specs[0].wires, part.specs[0].wires, count):
+                return part, count
+            break
         return None, 1
 
     def end(self) -> None:
