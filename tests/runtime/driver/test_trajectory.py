@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -13,7 +13,6 @@ import diffusers
 import pytest
 import torch
 
-from partitioner.graph.torch_private.dispatch import TorchDispatchMode
 from runtime.driver import trajectory as module
 from runtime.driver.call_arguments import CallForm
 from runtime.driver.callers import caller_of
@@ -28,6 +27,7 @@ from tests.support import engines
 from tests.support.engines import equal
 from tests.support.schedulers import BETAS, scheduler_of
 from tests.support.toy_plans import DENOISER, GRAPHS, KINDS
+from tools.measure.host import Operators
 
 
 class Scheduler:
@@ -78,18 +78,6 @@ def test_a_timestep_per_row_is_foreseen_only_where_all_are_one(
     assert ["calls have several timesteps at once" in message for message in said] == (
         [] if len(set(times)) == 1 else [True]
     )
-
-
-class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts torch's operators."""
-
-    count = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("components", "most"), [(2, 280), (4, 310)])
