@@ -269,6 +269,11 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         ["runtime.transport.cuda_driver"],
     ),
     (
+        "a reader copies what lies in memory of the host or of another GPU",
+        "runtime/transport/test_staged.py",
+        ["runtime.transport.copies"],
+    ),
+    (
         "which mailbox it is, is seen by engines of both kinds",
         "runtime/test_torchrun.py",
         ["runtime.transport.connect"],

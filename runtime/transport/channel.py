@@ -11,8 +11,9 @@ where the slot is new, its description follows, and the descriptors of its files
         :                                               uses the payload where it lies
         :                                               clears the mark when nothing uses it any more
 
-Ranks on GPUs share memory of their GPUs (runtime.transport.ipc), once a reader has seen there what a sender wrote on
-trial; before that, and where it does not, messages go through memory of the host.
+Ranks on GPUs have better memory than the host's (``gpu_memory``), once a reader has seen there what a sender wrote on
+trial. They try one kind after the other; before a trial has gone well, and where none does, messages go through memory
+of the host, and each waits for the GPU.
 
 The slots of a wire are used again and again, the same few, so that in the long run nothing is allocated and nothing but
 headers is sent. How many there are is how many messages of the wire were ever kept at once: those that predictors look
@@ -49,11 +50,12 @@ from runtime.transport.packets import PacketSocket, close_files
 from runtime.transport.payload import NoSlot, Payload
 from runtime.transport.shared_memory import HostMemory
 from runtime.transport.slots import BOARD_SLOTS, Board, OwnSlots
+from runtime.transport.staged import StagedMemory
 
 _NO_SLOT = -1  # of a message without bytes
 _WORDS = struct.Struct(f"={HEADER_WORDS + 2}q")  # and which of the sender's memories it lies in, and the slot's number
 _OWN_TABLE = -(1 << 62)  # of messages between channels
-_PROBE = MessageKey(_OWN_TABLE, 0, 0, 0)  # by which a sender tries whether the reader sees memory of its GPU
+_PROBE = MessageKey(_OWN_TABLE, 0, 0, 0)  # by which a sender tries whether the reader sees what it writes
 _VERDICT = MessageKey(_OWN_TABLE, 1, 0, 0)  # the answer: why not, in words, or nothing
 _NO_GPU = "it has no GPU"
 _PROBE_BYTES = 1 << 20
@@ -81,15 +83,16 @@ class Channel:
         self._slots = OwnSlots()
         self._device = device
         self._memories: list[Memory] = [HostMemory(), *gpu_memory(device)]
-        self._reader_sees_gpu = False
+        self._chosen = 0  # which of them the tensors of this rank's device are sent through
+        self._tried = 0  # which of them was tried last
+        self._refused: list[str] = []  # which of them cannot be used, and why
         self._theirs: dict[int, tuple[int, Memory, Slot]] = {}  # number -> table, memory and slot
         self._board: Board | None = None  # on which this rank clears marks
         self._place, self._number = 0, _NO_SLOT  # of the packet whose header was read last
         self._description = b""
         self._files: list[int] = []
         self._packets.send(b"", [self._slots.board.file])
-        if len(self._memories) > 1:
-            self._probe()
+        self._try_next()
 
     def fileno(self) -> int:
         """The descriptor to poll for packets."""
@@ -117,8 +120,16 @@ class Channel:
         header[SEQUENCE] = self.sent
         self.sent += 1
         # parameters would fill the driver's GPU, whose memory is never given back
-        stays = self._reader_sees_gpu and tensor.device == self._device and key.context != PARAMETER_CONTEXT
-        self._put(header, key, 1 if stays else 0, tensor)
+        place = self._chosen if tensor.device == self._device and key.context != PARAMETER_CONTEXT else 0
+        try:
+            self._put(header, key, place, tensor)
+        except (MemoryError, RuntimeError) as error:
+            if not place:
+                raise
+            self._refuse(place, str(error))
+            self._chosen = 0
+            self._tell()
+            self._put(header, key, 0, tensor)
 
     def _put(self, header: list[int], key: MessageKey, place: int, tensor: torch.Tensor) -> None:
         number, description = _NO_SLOT, b""
@@ -210,12 +221,18 @@ class Channel:
             raise ValueError(f"its slot {self._number} is not there")
         self._board.clear(self._number)
 
-    # ---- whether the other rank sees memory of this one's GPU
+    # ---- which memory the other rank sees
 
-    def _probe(self) -> None:
+    def _try_next(self) -> None:
+        """Try the next kind of memory, if there is one; the answer comes as a packet."""
+        if self._tried + 1 == len(self._memories):
+            self._tell()
+            return
+        self._tried += 1
         try:
-            self._put(header_words(0, _PROBE, _pattern(self._device)), _PROBE, 1, _pattern(self._device))
-        except RuntimeError as error:
+            pattern = _pattern(self._device)
+            self._put(header_words(0, _PROBE, pattern), _PROBE, self._tried, pattern)
+        except (MemoryError, RuntimeError) as error:
             self._take_verdict(str(error))
 
     def _answer_probe(self, words: Sequence[int]) -> None:
@@ -239,12 +256,23 @@ class Channel:
         self._packets.send(_WORDS.pack(*header, 0, _NO_SLOT) + verdict.encode(), [])
 
     def _take_verdict(self, verdict: str) -> None:
-        self._reader_sees_gpu = not verdict
         self._slots.forget([_OWN_TABLE])
-        if verdict not in ("", _NO_GPU):
+        if not verdict:
+            self._chosen = self._tried
+            self._tell()
+        elif verdict != _NO_GPU:
+            self._refuse(self._tried, verdict)
+            self._try_next()
+
+    def _refuse(self, place: int, why: str) -> None:
+        self._refused.append(f"{self._memories[place].name}: {why}")
+
+    def _tell(self) -> None:
+        """Say which way messages go, if it is not the best one, and why."""
+        if self._refused:
             _log.warning(
-                "rank %d cannot use memory of %s: %s. What is sent to it goes through the host's memory",
-                self.peer, self._device, verdict,
+                "rank %d cannot use %s. What is sent to it goes through %s",
+                self.peer, ", nor ".join(self._refused), self._memories[self._chosen].name,
             )  # fmt: skip
 
     # ---- end
@@ -261,6 +289,8 @@ class Channel:
         self._packets.close()
         close_files(self._files)
         self._files = []
+        for memory in self._memories:
+            memory.close()
         self._theirs.clear()
         self._slots.close()
         self._memories.clear()
@@ -269,8 +299,8 @@ class Channel:
 
 
 def gpu_memory(device: torch.device) -> list[Memory]:
-    """What a rank on that device shares besides memory of the host: its GPU's memory, if it is one."""
-    return [DeviceMemory(device)] if device.type == "cuda" else []
+    """What a rank on that device shares besides memory of the host, if it is a GPU, the best first."""
+    return [DeviceMemory(device), StagedMemory(device)] if device.type == "cuda" else []
 
 
 def _pattern(device: torch.device) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Memory of GPUs that processes share, by the calls of CUDA's driver that torch has no functions for.
+"""Memory that GPUs and processes share, by the calls of CUDA's driver that torch has no functions for.
 
 torch shares its own blocks with reference counts that nobody lowers when a process is killed. Memory that is allocated
 here is no part of torch's.
@@ -16,6 +16,7 @@ import torch
 
 HANDLE_BYTES = 64
 _LAZY_PEER_ACCESS = 1
+_DEVICE_MAP = 2
 
 
 class _Handle(ctypes.Structure):
@@ -32,7 +33,10 @@ def _library() -> Any:
 
 def _do(name: str, *arguments: Any) -> None:
     """Call a function of the driver; RuntimeError, in its own words, where it fails."""
-    status = getattr(_library(), name)(*arguments)
+    function = getattr(_library(), name, None)
+    if function is None:
+        raise RuntimeError(f"CUDA's driver has no {name}")
+    status = function(*arguments)
     if status:
         text = ctypes.c_char_p()
         _library().cuGetErrorString(status, ctypes.byref(text))
@@ -95,6 +99,52 @@ def close_exported(index: int, address: int) -> None:
     """Undo ``open_exported``; nothing may use the memory any more."""
     with _on(index):
         _do("cuIpcCloseMemHandle", ctypes.c_uint64(address))
+
+
+def lock(index: int, address: int, size_bytes: int) -> int:
+    """Page-lock memory of the host, for a GPU to copy to and from while the host goes on.
+
+    Args:
+        index: of the GPU.
+        address: of mapped memory, at the beginning of a page.
+        size_bytes: how much.
+
+    Returns:
+        The address by which the GPU knows it.
+    """
+    known_as = ctypes.c_uint64()
+    with _on(index):
+        _do("cuMemHostRegister_v2", ctypes.c_void_p(address), ctypes.c_size_t(size_bytes), ctypes.c_uint(_DEVICE_MAP))
+        try:
+            _do("cuMemHostGetDevicePointer_v2", ctypes.byref(known_as), ctypes.c_void_p(address), ctypes.c_uint(0))
+        except RuntimeError:
+            unlock(index, address)
+            raise
+    return known_as.value
+
+
+def unlock(index: int, address: int) -> None:
+    """Undo ``lock``; no copy may be under way."""
+    with _on(index):
+        _do("cuMemHostUnregister", ctypes.c_void_p(address))
+
+
+def write_word(stream: torch.cuda.Stream, target: int, value: int) -> None:
+    """Queue on a stream that 4 bytes are written, after which whoever reads them sees all that the stream wrote before.
+
+    Args:
+        stream: where to queue it.
+        target: the address of the bytes by which the stream's GPU knows them.
+        value: less than 2^32.
+    """
+    with _on(stream.device.index):
+        _do(
+            "cuStreamWriteValue32_v2",
+            ctypes.c_void_p(stream.cuda_stream),
+            ctypes.c_uint64(target),
+            ctypes.c_uint32(value),
+            ctypes.c_uint(0),  # with a memory fence before it
+        )
 
 
 def copy(stream: torch.cuda.Stream, target: int, source: int, size_bytes: int) -> None:

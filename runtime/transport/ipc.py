@@ -27,15 +27,14 @@ from __future__ import annotations
 import logging
 import struct
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
-from runtime.devices.cuda_stream import COPIES_FIRST
 from runtime.devices.stream import Event
-from runtime.devices.stream_pool import STREAMS
 from runtime.transport import cuda_driver
+from runtime.transport.copies import Arriving, FarSlot
 from runtime.transport.memory import Layout, Memory, Slot
 
 REGION_BYTES = 8 << 20
@@ -130,64 +129,18 @@ def _give_back(free: Event, stream: torch.cuda.Stream, returned: Callable[[], No
     returned()
 
 
-class FarSlot(Slot):
-    """The reader's side of a slot in the memory of another GPU.
-
-    Args:
-        region: where it lies, opened for the reader's GPU; offset, size_bytes: where there, and how long it is.
-        full: the event from which on it holds the message.
-        copies: of its channel.
-    """
-
-    def __init__(self, region: DeviceRegion, offset: int, size_bytes: int, full: Event, copies: Copies) -> None:
-        self.size_bytes = size_bytes
-        self._region = region
-        self._address = region.address + offset
-        self._full = full
-        self._copies = copies
-
-    def write(self, tensor: torch.Tensor) -> None:
-        raise NotImplementedError("only its sender writes to it")
-
-    def is_written(self) -> bool:
-        return _is_done(self._full)
-
-    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, Event]:
-        stream = self._copies.stream
-        with torch.cuda.stream(stream):
-            here = torch.empty(size_bytes, dtype=torch.uint8, device=stream.device)
-        cuda_driver.copy(stream, here.data_ptr(), self._address, size_bytes)
-        return here.view(layout.dtype).as_strided(layout.shape, layout.stride), self._copies.note(returned)
-
-
-class Copies:
-    """The stream on which a reader copies from another GPU, and the copies that are not known to be done."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.stream = STREAMS.take(device, COPIES_FIRST)
-        weakref.finalize(self, STREAMS.give_back, device, COPIES_FIRST, self.stream).atexit = False
-        self._under_way: deque[tuple[Event, Callable[[], None]]] = deque()
-
-    def note(self, returned: Callable[[], None]) -> Event:
-        """The event after the copy queued last; ``returned`` is called some time after it."""
-        while self._under_way and _is_done(self._under_way[0][0]):
-            self._under_way.popleft()[1]()
-        there: Event = self.stream.record_event()
-        self._under_way.append((there, returned))
-        return there
-
-
 class DeviceMemory(Memory):
     """Slots of one channel in the memory of GPUs. device: this process's, with its index."""
 
     keeps = True
 
     def __init__(self, device: torch.device) -> None:
+        self.name = f"memory of {device}"
         self._device = device
         self._made = 0
         self._filling: tuple[int, DeviceRegion, int] | None = None  # number, region, bytes in use
         self._open: dict[int, DeviceRegion] = {}
-        self._copies: Copies | None = None
+        self._arriving: Arriving | None = None
 
     def make(self, owner: int, size_bytes: int) -> tuple[DeviceSlot, bytes, list[int]]:
         length = -(-size_bytes // ALIGNMENT) * ALIGNMENT
@@ -215,12 +168,16 @@ class DeviceMemory(Memory):
             raise ValueError(f"no slot of {length} bytes lies at {offset} of region {number}")
         made = _event_of(self._device, full)
         if cuda_driver.device_of(region.address) != self._device.index:
-            self._copies = self._copies or Copies(self._device)
-            return FarSlot(region, offset, length, made, self._copies)
+            self._arriving = self._arriving or Arriving(self._device)
+            return FarSlot(region, region.address + offset, length, partial(_is_done, made), self._arriving)
         return DeviceSlot(self._device, region, offset, length, made, _event_of(self._device, free))
 
     def forget(self, owner: int) -> None:
         pass
+
+    def close(self) -> None:
+        if self._arriving is not None:
+            self._arriving.end()
 
 
 def _shared_event(device: torch.device) -> tuple[Event, bytes]:

@@ -2,6 +2,7 @@
 
     HostMemory     runtime.transport.shared_memory
     DeviceMemory   runtime.transport.ipc
+    StagedMemory   runtime.transport.staged
 
 The sender makes slots, in regions of shared memory, and describes each to the reader once. A slot is written to by the
 one and read by the other; the channel sees to it that they take turns.
@@ -60,9 +61,10 @@ class Slot(ABC):
 class Memory(ABC):
     """One kind of memory, as one process uses it with one other.
 
-    keeps: whether slots are never let go of, but used again for other wires.
+    name: in words. keeps: whether slots are never let go of, but used again for other wires.
     """
 
+    name: str
     keeps = False
 
     @abstractmethod
@@ -93,3 +95,7 @@ class Memory(ABC):
     @abstractmethod
     def forget(self, owner: int) -> None:
         """Make no more slots for an owner."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """No slot will be used any more; copies that are under way may end first."""

@@ -78,6 +78,8 @@ class HostSlot(Slot):
 class HostMemory(Memory):
     """Slots that lie behind each other in regions of 64 MiB, or in one of their own where they are longer."""
 
+    name = "the host's memory"
+
     def __init__(self) -> None:
         self._made = 0
         self._filling: dict[int, tuple[int, HostRegion, int]] = {}  # owner -> number, region, bytes in use
@@ -110,3 +112,6 @@ class HostMemory(Memory):
 
     def forget(self, owner: int) -> None:
         self._filling.pop(owner, None)
+
+    def close(self) -> None:
+        pass

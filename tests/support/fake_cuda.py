@@ -49,6 +49,7 @@ class FakeEvent:
         self._cuda.host |= self.clock
 
     def query(self) -> bool:
+        self._cuda.host |= self.clock
         return True
 
 
@@ -70,6 +71,7 @@ class FakeStream:
         self.clock |= other.clock
 
     def query(self) -> bool:
+        self._cuda.host |= self.clock
         return True
 
     def synchronize(self) -> None:
@@ -168,12 +170,14 @@ class FakeCuda:
 
     Attributes:
         errors: what was found to be out of order, in words.
+        waits: how often a host has waited for an operator.
         peak: by device, the most memory that was in use at once.
     """
 
     def __init__(self, devices: int, size_bytes: int = 2**40) -> None:
         self.size_bytes = size_bytes
         self.errors: list[str] = []
+        self.waits = 0
         self.used: Counter[int] = Counter()
         self.peak: Counter[int] = Counter()
         self.count = devices
@@ -247,7 +251,8 @@ class FakeCuda:
     def freed(self, stream: FakeStream, size_bytes: int, reads: Clock, recorded: set[int]) -> None:
         self.used[_index(stream.device)] -= size_bytes
         for number, count in reads.items():
-            if number != stream.cuda_stream and number not in recorded and stream.clock[number] < count:
+            known = max(stream.clock[number], self.host[number])
+            if number != stream.cuda_stream and number not in recorded and known < count:
                 self.errors.append(f"memory of stream {stream.cuda_stream} is freed while stream {number} reads it")
 
     # ---- operators
@@ -263,6 +268,16 @@ class FakeCuda:
     @host.setter
     def host(self, clock: Clock) -> None:
         self._threads.host = clock
+
+    @contextlib.contextmanager
+    def as_host(self, clock: Clock) -> Iterator[None]:
+        """Have this thread be another host, whose clock is this one."""
+        before, self.host = self.host, clock
+        try:
+            yield
+        finally:
+            clock |= self.host
+            self.host = before
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operator: on a fake GPU where its tensors or its device say so."""
@@ -334,6 +349,7 @@ class FakeCuda:
             or (not fakes and func is _aten._to_copy.default)
         ):
             self.host = self.host | stream.clock
+            self.waits += 1
         if target.type != "cuda":
             return made
         by_memory = {fake.data_here.untyped_storage().data_ptr(): fake for fake in fakes}

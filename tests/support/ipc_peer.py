@@ -1,8 +1,8 @@
 """A process that returns messages through shared memory of a GPU: ``python -m tests.support.ipc_peer DESCRIPTOR KIND``.
 
 Over the socket DESCRIPTOR come the ends of lines, one after the other; over each, MESSAGES messages, which are sent
-back one larger. KIND: "near", "far" (as if its GPU were another than the sender's) or "refused" (it cannot open
-memory).
+back one larger. KIND: "near", "far" (as if its GPU were another than the sender's) or "refused" (it cannot open memory
+of GPUs, so that messages to it go through page-locked memory of the host).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from partitioner.graph.nodes import TensorMeta
-from runtime.transport import cuda_driver, ipc
+from runtime.transport import cuda_driver, ipc, staged
 from runtime.transport.ipc import DeviceRegion
 from runtime.transport.mailbox import Expected, MessageKey
 from runtime.transport.same_machine import SameMachineMailbox
+from runtime.transport.staged import LockedRegion
 
 MESSAGES = 24
 SHAPE = (512, 1024)
@@ -42,14 +43,15 @@ def behave(kind: str) -> None:
     if kind == "far":
         cuda_driver.device_of = lambda address: -1
     elif kind == "refused":
-
-        def refuse(index: int, handle: bytes) -> Any:
-            raise RuntimeError("as in some virtual machines")
-
         cuda_driver.open_exported = refuse
 
 
-_regions: weakref.WeakSet[DeviceRegion] = weakref.WeakSet()
+def refuse(index: int, what: Any) -> Any:
+    """Stands for the driver's ``open_exported`` or ``allocate``."""
+    raise RuntimeError("as in some virtual machines")
+
+
+_regions: weakref.WeakSet[DeviceRegion | LockedRegion] = weakref.WeakSet()
 
 
 class _CountedRegion(DeviceRegion):
@@ -58,11 +60,18 @@ class _CountedRegion(DeviceRegion):
         _regions.add(self)
 
 
+class _CountedLockedRegion(LockedRegion):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        _regions.add(self)
+
+
 ipc.DeviceRegion = _CountedRegion  # type: ignore[misc]
+staged.LockedRegion = _CountedLockedRegion  # type: ignore[misc]
 
 
 def regions_held() -> int:
-    """How many regions of shared memory of GPUs this process has."""
+    """How many regions of shared memory of GPUs, or page-locked memory, this process has."""
     if _regions:
         gc.collect()
     return len(_regions)

@@ -48,11 +48,13 @@ def tcp_line() -> tuple[socket.socket, socket.socket]:
 
 
 @contextmanager
-def same_machine_pair(hashes: Sequence[int] = (HASH, HASH)) -> Iterator[tuple[Any, Any, list[Any]]]:
+def same_machine_pair(
+    hashes: Sequence[int] = (HASH, HASH), devices: Sequence[str] = ("cpu", "cpu")
+) -> Iterator[tuple[Any, Any, list[Any]]]:
     """Two mailboxes that share memory, and the errors that the second one has found."""
 
     def made(rank: int, lines: Any, **options: Any) -> SameMachineMailbox:
-        return SameMachineMailbox(rank, lines, torch.device("cpu"), **options)
+        return SameMachineMailbox(rank, lines, torch.device(devices[rank]), **options)
 
     with _connected(made, new_line(), hashes) as pair:
         yield pair

@@ -98,8 +98,8 @@ class Place:
                 for given in calls():
                     inputs = {name: value.to(self.home).clone() for name, value in given.items()}
                     (output,) = engine(**inputs)
-                    inputs["x"].copy_(output)
                     outputs.append(output.cpu())
+                    inputs["x"].copy_(output)
                     del output
         return outputs
 

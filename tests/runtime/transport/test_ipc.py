@@ -1,4 +1,8 @@
-"""Memory of a GPU that two processes share: on one card, and what of it a CPU can show."""
+"""Memory of a GPU that two processes share: on one card, and what of it a CPU can show.
+
+What needs a card is also run as on two that cannot read each other's memory: the driver's calls that share it fail.
+What of that a CPU can show is in test_staged.py.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +25,15 @@ import torch
 from runtime.engine import Engine
 from runtime.errors import EngineError
 from runtime.options import EngineOptions
-from runtime.transport.ipc import DeviceSlot, FarSlot
+from runtime.transport.copies import FarSlot
+from runtime.transport.ipc import DeviceMemory, DeviceSlot
 from runtime.transport.mailbox import MessageKey
 from runtime.transport.memory import Memory
 from runtime.transport.packets import new_line
 from runtime.transport.shared_memory import HostMemory, HostSlot
+from runtime.transport.staged import StagedMemory
 from tests.support.engines import Trajectory, equal, largest_difference, toy, toy_plan
-from tests.support.ipc_peer import LATE, MESSAGES, SHAPE, mailbox_of, regions_held
+from tests.support.ipc_peer import LATE, MESSAGES, SHAPE, mailbox_of, refuse, regions_held
 from tests.support.mailboxes import WIRES, same_machine_pair
 
 ROOT = Path(__file__).parents[3]
@@ -36,6 +42,7 @@ ROOT = Path(__file__).parents[3]
 class Kept(HostMemory):
     """Memory of the host that is treated as that of a GPU."""
 
+    name = "memory of cpu"
     keeps = True
 
 
@@ -147,18 +154,18 @@ def peer(kind: str) -> Iterator[socket.socket]:
             process.kill()
 
 
-def _exchange(control: socket.socket) -> set[str]:
+def _exchange(control: socket.socket) -> set[tuple[type, type]]:
     """Send messages over a new channel, with several under way, and check what comes back.
 
     Returns:
-        In what kinds of slots answers came.
+        In what kinds of memory and slots answers came.
     """
     mine, theirs = new_line()
     with theirs:
         socket.send_fds(control, [b"+"], [theirs.fileno()])
     box = mailbox_of(0, mine)
     kept: deque[tuple[int, torch.Tensor]] = deque(maxlen=3)
-    kinds = set()
+    kinds: set[tuple[type, type]] = set()
 
     def answer(step: int) -> None:
         key = MessageKey(0, 1, 0, step)
@@ -173,7 +180,7 @@ def _exchange(control: socket.socket) -> set[str]:
             answer(step - 2)
             for number, tensor in kept:
                 assert tensor.eq(number + 1).all()
-        kinds |= {type(slot).__name__ for _, _, slot in box._channels[1]._theirs.values()}
+        kinds |= {(type(memory), type(slot)) for _, memory, slot in box._channels[1]._theirs.values()}
     for step in (MESSAGES - 2, MESSAGES - 1):
         answer(step)
     assert all(tensor.eq(number + 1).all() for number, tensor in kept)
@@ -187,13 +194,21 @@ def _exchange(control: socket.socket) -> set[str]:
 
 @pytest.mark.gpu
 @pytest.mark.processes
-@pytest.mark.parametrize("kind", ["near", "far"])
-def test_messages_are_read_when_they_are_there_and_not_overwritten(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "memory", "slot"),
+    [("near", DeviceMemory, DeviceSlot), ("far", DeviceMemory, FarSlot), ("refused", StagedMemory, FarSlot)],
+    ids=["near", "far", "refused"],
+)
+def test_messages_are_read_when_they_are_there_and_not_overwritten(
+    kind: str, memory: type, slot: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if kind == "far":
         monkeypatch.setattr("runtime.transport.cuda_driver.device_of", lambda address: -1)
+    elif kind == "refused":
+        monkeypatch.setattr("runtime.transport.cuda_driver.open_exported", refuse)
     with peer(kind) as control:
         for _ in range(40):
-            assert {"near": DeviceSlot, "far": FarSlot}[kind].__name__ in _exchange(control)
+            assert (memory, slot) in _exchange(control)
             assert regions_held() == 0
 
 
@@ -202,15 +217,24 @@ def test_messages_are_read_when_they_are_there_and_not_overwritten(kind: str, mo
 def test_a_gpu_whose_memory_cannot_be_shared(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "runtime"), peer("refused") as control:
         kinds = _exchange(control)
-    assert "DeviceSlot" in kinds  # this process can open the other's
+    assert (DeviceMemory, DeviceSlot) in kinds  # this process can open the other's
     (record,) = caplog.records
-    assert "rank 1 cannot use memory of cuda:0: as in some virtual machines" in record.getMessage()
+    assert record.getMessage() == (
+        "rank 1 cannot use memory of cuda:0: as in some virtual machines. What is sent to it goes through page-locked "
+        "memory of the host"
+    )
 
 
 @pytest.mark.gpu
 @pytest.mark.processes
+@pytest.mark.parametrize("memory", [DeviceMemory, StagedMemory])
 @pytest.mark.parametrize("options", [{}, {"cuda_graphs": True}], ids=str)
-def test_ranks_on_one_gpu_send_through_its_memory(options: dict[str, bool]) -> None:
+def test_ranks_on_one_gpu_send_through_its_memory(
+    options: dict[str, bool], memory: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if memory is StagedMemory:  # from and to the driver
+        for name in ("open_exported", "allocate"):
+            monkeypatch.setattr(f"runtime.transport.cuda_driver.{name}", refuse)
     denoiser = toy().cuda()
     plan = toy_plan(toy(), 3)
     trajectory = Trajectory(calls=14)
@@ -223,7 +247,8 @@ def test_ranks_on_one_gpu_send_through_its_memory(options: dict[str, bool]) -> N
     with Engine(denoiser, plan, EngineOptions(**options), devices=devices) as engine:
         outputs = [output.clone() for output in trajectory.through(engine)]
         channels = engine._ranks.workers[0].mailbox._channels.values()
-        assert any(isinstance(slot, DeviceSlot) for channel in channels for _, _, slot in channel._theirs.values())
+        assert memory in {type(theirs) for channel in channels for _, theirs, _ in channel._theirs.values()}
+        assert memory in {type(own) for channel in channels for _, _, own in channel._slots._of_wire}
     assert largest_difference(outputs, wanted) < 1e-4
     assert options or equal(outputs, wanted)
 
@@ -233,17 +258,20 @@ import os, signal, sys, time
 import torch
 from runtime.engine import Engine
 from runtime.errors import EngineError
-from runtime.errors import EngineError
 from runtime.options import EngineOptions
+from runtime.transport import cuda_driver
+from tests.support.ipc_peer import refuse
 from tests.support.traces import rank_processes
 from tests.support.trouble import fragile, inputs, plan_for
 
 def on_gpu(call):
     return {name: tensor.cuda() for name, tensor in inputs(call).items()}
 
+if sys.argv[1] == "staged":
+    cuda_driver.open_exported = cuda_driver.allocate = refuse
 denoiser = fragile().cuda()
 plan = plan_for(fragile())
-for number in map(int, sys.argv[1:]):
+for number in map(int, sys.argv[2:]):
     try:
         with Engine(denoiser, plan, EngineOptions(step_timeout_s=6), devices=["cuda:0"] * 2) as engine:
             for call in range(6):
@@ -261,11 +289,12 @@ os._exit(0)
 
 @pytest.mark.gpu
 @pytest.mark.processes
-def test_ranks_that_are_killed_or_stopped_leave_the_gpu_usable() -> None:
+@pytest.mark.parametrize("through", ["ipc", "staged"])
+def test_ranks_that_are_killed_or_stopped_leave_the_gpu_usable(through: str) -> None:
     """In a program of its own: where a stream waited for ever, so would every later test of this one."""
     numbers = [signal.SIGKILL, signal.SIGSTOP]
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS, *(str(int(number)) for number in numbers)],
+        [sys.executable, "-c", FAULTS, through, *(str(int(number)) for number in numbers)],
         cwd=ROOT, capture_output=True, text=True, timeout=50, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.stdout.splitlines() == ["RankDied", "RankStalled", "works: 3.0"], done.stderr

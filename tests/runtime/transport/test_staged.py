@@ -1,0 +1,312 @@
+"""Messages through page-locked memory, on GPUs that are not there: no card has run this.
+
+The GPUs are those of tests/support/fake_cuda.py, the driver is tests/support/fake_driver.py: they find what is out of
+order, whatever the timing. Every line that orders something is left out in turn, and must be missed.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from runtime.transport import channel, copies, same_machine, staged
+from runtime.transport.mailbox import MessageKey
+from runtime.transport.shared_memory import HostMemory
+from tests.support.fake_cuda import FakeCuda
+from tests.support.fake_driver import FakeDriver, fake_staging
+from tests.support.mailboxes import WIRES, same_machine_pair
+
+THROUGH_LOCKED = (
+    "rank 1 cannot use memory of cuda:0: no peer access. What is sent to it goes through page-locked memory"
+)
+
+
+class Hosts:
+    """A sender on cuda:0 and a reader on cuda:1, each a host with a compute stream of its own."""
+
+    def __init__(self, cuda: FakeCuda, driver: FakeDriver, sender: Any, receiver: Any, errors: list[Any]) -> None:
+        self.cuda, self.driver = cuda, driver
+        self.sender, self.receiver, self.errors = sender, receiver, errors
+        self._clocks = Counter[int](), Counter[int]()
+        self._streams = cuda.new_stream("cuda:0"), cuda.new_stream("cuda:1")
+
+    @contextmanager
+    def on(self, rank: int) -> Iterator[None]:
+        with self.cuda.as_host(self._clocks[rank]), self.cuda.stream(self._streams[rank]):
+            yield
+
+    def send(self, step: int, table: int = 0, size: tuple[int, int] = (2, 3)) -> None:
+        """Send a tensor, and write to it at once."""
+        with self.on(0):
+            tensor = torch.full(size, float(step), device="cuda:0")
+            self.sender.send([1], MessageKey(table, 0, 0, step), tensor)
+            tensor.add_(100)
+
+    def take(self, step: int, table: int = 0) -> Any:
+        """Take a message, and compute with it."""
+        with self.on(1):
+            self.receiver.wait(MessageKey(table, 0, 0, step), timeout_s=5)
+            return self.receiver.take(MessageKey(table, 0, 0, step)).to("cuda:1") + 1  # as a worker does
+
+    def values(self, computed: torch.Tensor) -> list[float]:
+        with self.on(1):
+            found: list[float] = computed.cpu().unique().tolist()
+        return found
+
+    def look(self, rank: int) -> int:
+        with self.on(rank):
+            kept: int = (self.sender, self.receiver)[rank].kept
+        return kept
+
+    def open(self, table: int) -> None:
+        for box in (self.sender, self.receiver):
+            box.register(table, WIRES)
+
+    def drop(self, table: int) -> None:
+        """Neither wants messages of a table any more; the reader has not looked whether there are any."""
+        with self.on(1):
+            self.receiver.unregister([table])
+        self.look(1)
+        with self.on(0):
+            self.sender.unregister([table])
+
+    @property
+    def channel(self) -> Any:
+        return self.sender._channels[1]
+
+    @property
+    def spare(self) -> list[int]:
+        """Numbers of slots that are there for other wires."""
+        return [number for slots in self.channel._slots._spare.values() for number, _ in slots]
+
+    @property
+    def memories(self) -> set[type]:
+        """Of which kinds the slots are that the sender uses."""
+        return {type(memory) for _, _, memory in self.channel._slots._of_wire}
+
+
+@contextmanager
+def hosts(monkeypatch: pytest.MonkeyPatch, module: ModuleType = staged, **driven: Any) -> Iterator[Hosts]:
+    """A pair whose trials are over, if they end. driven: attributes of the FakeDriver."""
+    with fake_staging(monkeypatch, module) as (cuda, driver):
+        for name, value in driven.items():
+            setattr(driver, name, value)
+        with same_machine_pair(devices=("cuda:0", "cuda:1")) as (sender, receiver, errors):
+            pair = Hosts(cuda, driver, sender, receiver, errors)
+            for rank in (1, 0, 1, 0):
+                pair.look(rank)
+            yield pair
+            assert not errors
+
+
+def exchange(pair: Hosts) -> list[Any]:
+    """Messages that are taken at once or later, or dropped unseen; returns what was computed with them."""
+    computed = []
+    for step in range(8):
+        pair.send(step)
+        if step in (0, 2, 4, 7):
+            computed += [pair.take(taken) for taken in range(len(computed), step + 1)]
+    for table in (1, 2):
+        pair.open(table)
+        pair.send(0, table)
+        pair.drop(table)
+    return computed
+
+
+def test_messages_between_gpus_that_cannot_read_each_others_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "runtime"), hosts(monkeypatch) as pair:
+        computed = exchange(pair)
+        for step, tensor in enumerate(computed):
+            assert pair.values(tensor) == [step + 1]
+        assert pair.memories == {staged.StagedMemory}
+        cuda, driver = pair.cuda, pair.driver
+    assert cuda.errors == []
+    assert driver.locked_bytes == 0
+    assert cuda.used[0] == 0
+    said = [record.getMessage() for record in caplog.records if "rank 1" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith(THROUGH_LOCKED)
+
+
+def test_neither_host_waits_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hosts(monkeypatch) as pair:
+        waits = pair.cuda.waits
+        exchange(pair)
+        assert pair.cuda.waits == waits
+    with hosts(monkeypatch, refusal="no") as pair:
+        waits = pair.cuda.waits
+        exchange(pair)
+        assert pair.cuda.waits > waits, "the fake GPUs do not count"
+
+
+def test_a_message_is_not_there_before_its_word_is_set_and_its_slot_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hosts(monkeypatch) as pair:
+        pair.driver.late = True
+        for step in range(3):
+            pair.send(step)  # without waiting
+        assert pair.look(1) == 0
+        with pytest.raises(TimeoutError):
+            pair.receiver.wait(MessageKey(0, 0, 0, 0), timeout_s=0.01)
+        pair.receiver.forget(0, 1)
+        pair.driver.settle()
+        assert pair.look(1) == 2
+        for step in (1, 2):
+            assert pair.values(pair.take(step)) == [step + 1]
+        for table in (1, 2):
+            pair.open(table)
+            pair.send(0, table)
+            pair.drop(table)
+        assert pair.channel._slots.board.is_free(pair.spare[-1])
+        assert len(set(pair.spare)) == len(pair.spare), "a copy to that slot may be under way"
+        pair.driver.late = False
+        pair.driver.settle()
+        pair.open(3)
+        pair.send(1, 3)
+        assert pair.values(pair.take(1, 3)) == [2]
+        assert pair.cuda.errors == []
+
+
+def _lines(module: ModuleType, *changes: tuple[str, str]) -> list[Any]:
+    return [pytest.param(module, line, to, id=f"{module.__name__.split('.')[-1]}: {line}") for line, to in changes]
+
+
+CHANGED = [
+    *_lines(
+        staged,
+        ("self._word.put(_ON_ITS_WAY)", "pass"),
+        ("leaving.wait_event(", "str("),
+        ("return self._word.is_set()", "return True"),
+        ("Word(region, offset).is_set, self", "lambda: True, self"),
+        ("ended = [stream.end() for stream in streams]", "ended = [True]"),
+        (
+            "cuda_driver.copy(leaving,",
+            "cuda_driver.write_word(leaving, self._word.known_as, _THERE); cuda_driver.copy(leaving,",
+        ),
+    ),
+    *_lines(
+        copies,
+        ("while not self.stream.query()", "while False"),
+        ("self._under_way and self._under_way[0][0].query()", "self._under_way"),
+    ),
+    *_lines(same_machine, ("stream.wait_event(there)", "pass"), ("tensor.record_stream(stream)", "pass")),
+    *_lines(channel, ("torch.cuda.current_stream(self._device).wait_event(there)", "pass")),
+]
+TAKEN_BY = {
+    staged: ["runtime.transport.channel.StagedMemory"],
+    copies: [f"runtime.transport.staged.{name}" for name in ("Arriving", "CopyStream", "FarSlot")],
+    same_machine: ["tests.support.mailboxes.SameMachineMailbox"],
+    channel: ["runtime.transport.same_machine.Channel"],
+}
+
+
+@pytest.mark.parametrize(("module", "line", "to"), CHANGED)
+def test_every_line_that_orders_something_is_missed_where_it_is_left_out(
+    module: ModuleType, line: str, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(str(module.__file__)).read_text()
+    assert source.count(line) == 1
+    changed = ModuleType(module.__name__)
+    exec(source.replace(line, to), changed.__dict__)
+    for name in TAKEN_BY[module]:
+        monkeypatch.setattr(name, getattr(changed, name.split(".")[-1]))
+    with hosts(monkeypatch, changed if module is staged else staged) as pair:
+        exchange(pair)
+        errors = pair.cuda.errors
+    gc.collect()
+    assert errors, "nobody misses it"
+
+
+@pytest.mark.parametrize(
+    ("driven", "why"),
+    [
+        ({"refusal": "cuMemHostRegister_v2: operation not permitted"}, "cuMemHostRegister_v2: operation not permitted"),
+        ({"garbles": True}, "it does not see there what was written"),
+        ({"late": True}, "what was written there does not arrive within 0.01 s"),
+    ],
+    ids=["refused", "garbled", "late"],
+)
+def test_where_a_trial_fails_messages_go_as_before(
+    driven: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(channel, "_PROBE_S", 0.01)
+    monkeypatch.setattr(copies, "_END_S", 0.01)
+    with caplog.at_level(logging.WARNING, "runtime"), hosts(monkeypatch, **driven) as pair:
+        for step in range(3):
+            pair.send(step)
+            with pair.on(1):
+                pair.receiver.wait(MessageKey(0, 0, 0, step), timeout_s=5)
+                assert pair.receiver.take(MessageKey(0, 0, 0, step)).unique().tolist() == [step]
+        assert pair.memories == {HostMemory}
+    (said,) = [record.getMessage() for record in caplog.records if "rank 1" in record.getMessage()]
+    assert said == (
+        f"rank 1 cannot use memory of cuda:0: no peer access, nor page-locked memory of the host: {why}. "
+        "What is sent to it goes through the host's memory"
+    )
+
+
+def test_where_no_more_can_be_locked_messages_go_as_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At most half of what the host has free is locked at a time."""
+    monkeypatch.setattr(staged, "REGION_BYTES", 1 << 21)
+    with hosts(monkeypatch) as pair:
+        for step in range(2):
+            pair.send(step)
+        with caplog.at_level(logging.WARNING, "runtime"):
+            monkeypatch.setattr(staged, "free_bytes", lambda device: (1 << 22) - 1)
+            big = WIRES[0].meta.__class__((1 << 19, 1), (1, 1), "float32")
+            for box in (pair.sender, pair.receiver):
+                box.register(1, [WIRES[0].__class__("a", big, (0,))])
+            pair.send(0, 1, (1 << 19, 1))
+            pair.send(2)
+        assert HostMemory in pair.memories
+        for step in range(2):
+            assert pair.values(pair.take(step)) == [step + 1]
+        with pair.on(1):
+            for key in (MessageKey(1, 0, 0, 0), MessageKey(0, 0, 0, 2)):
+                pair.receiver.wait(key, timeout_s=5)
+                assert pair.receiver.take(key).unique().tolist() == [key.step]
+        assert pair.cuda.errors == []
+    assert "page-locked memory of the host: of 4194303 bytes that the host has free, 2101248 would be" in (
+        caplog.records[-1].getMessage()
+    )
+
+
+def test_copies_that_do_not_end_keep_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[Any] = []
+    monkeypatch.setattr(staged, "_left", left)
+    monkeypatch.setattr(copies, "_END_S", 0.01)
+    with hosts(monkeypatch) as pair:
+        pair.send(0)
+        monkeypatch.setattr("tests.support.fake_cuda.FakeStream.query", lambda stream: False)
+        driver = pair.driver
+    assert driver.locked_bytes == 4 * staged.REGION_BYTES
+    assert len(left) == 2
+
+
+def test_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def held() -> tuple[int, int]:
+        gc.collect()
+        with open("/proc/self/maps") as maps:
+            return sum("diffusion-partitioner" in line for line in maps), len(os.listdir("/proc/self/fd"))
+
+    before = held()
+    for _ in range(3):
+        with hosts(monkeypatch) as pair:
+            exchange(pair)
+            pair.send(8)  # nobody takes it
+        assert pair.driver.locked_bytes == 0
+        del pair
+    assert held() == before

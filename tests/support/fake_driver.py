@@ -1,0 +1,201 @@
+"""FakeDriver: the calls of CUDA's driver that staged messages need, on the GPUs of FakeCuda.
+
+Two mailboxes of one process stand for two processes: each has mapped the memory that they share for itself, so what
+lies there is known by its file. As FakeCuda does, this finds what is out of order, whatever the timing. Errors are:
+
+- a copy to or from memory that is not page-locked, or that does not come after the last write and all reads;
+- a host that clears a word to which a stream may still write;
+- memory that is unlocked before all copies are known to be done.
+
+A host that sees that a word is set knows no more than that the first write since the word was cleared is done; one that
+sees that a slot was given back knows what its reader knew then.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import ctypes
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from runtime.transport import cuda_driver, staged
+from runtime.transport.slots import Board
+from tests.support.fake_cuda import _PARTS, Clock, FakeCuda, FakeStream, fake_cuda
+
+_GPU_KNOWS_AS = 1 << 60  # what is added to an address
+Where = tuple[int, int]  # a file's number, and an offset there
+
+
+@dataclass
+class _Shared:
+    """Who has used some shared bytes, as Block has it."""
+
+    written: tuple[int, int] = (0, 0)
+    reads: Clock = field(default_factory=Counter)
+
+
+class FakeDriver:
+    """Page-locked memory, copies and words.
+
+    Attributes:
+        refusal: what locking memory says; None: it can be locked.
+        late: whether what streams write to words is not seen before ``settle``.
+        garbles: whether what is copied to the host is something else there.
+    """
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.refusal: str | None = None
+        self.late = False
+        self.garbles = False
+        self._cuda = cuda
+        self._locked: dict[int, tuple[int, Where]] = {}  # address -> size, and what lies there
+        self._used: dict[int, Clock] = defaultdict(
+            Counter
+        )  # the same -> by which streams by that address, and until when
+        self._shared: dict[Where, _Shared] = defaultdict(_Shared)
+        self._words: dict[Where, list[Clock]] = defaultdict(list)  # those who have set it since it was cleared
+        self._late: list[tuple[int, int, Where, Clock]] = []
+        self._given_back: dict[Where, Clock] = {}
+
+    @property
+    def locked_bytes(self) -> int:
+        return sum(size for size, _ in self._locked.values())
+
+    # ---- calls of the driver
+
+    def lock(self, index: int, address: int, size_bytes: int) -> int:
+        if self.refusal is not None:
+            raise RuntimeError(self.refusal)
+        self._locked[address] = size_bytes, _file_at(address)
+        return address + _GPU_KNOWS_AS
+
+    def unlock(self, index: int, address: int) -> None:
+        del self._locked[address]
+        for number, count in self._used.pop(address, Counter()).items():
+            if self._cuda.host[number] < count:
+                self._cuda.errors.append(f"memory is unlocked while stream {number} uses it")
+
+    def copy(self, stream: FakeStream, target: int, source: int, size_bytes: int) -> None:
+        self._queue(stream)
+        for address, written in ((source, False), (target, True)):
+            self._cuda._use(self._user_of(address, stream), stream, "a copy", written=written)
+        ctypes.memmove(target, source, size_bytes)
+        if self.garbles and self._where(target) is not None:
+            ctypes.memset(target, 0xAA, size_bytes)
+
+    def write_word(self, stream: FakeStream, target: int, value: int) -> None:
+        self._queue(stream)
+        address = target - _GPU_KNOWS_AS
+        where = self._where(address, stream)
+        assert where is not None, "the GPU knows no such address"
+        self._late.append((address, value, where, Counter(stream.clock)))
+        if not self.late:
+            self.settle()
+
+    def settle(self) -> None:
+        """Have everybody see what streams have written to words."""
+        for address, value, where, clock in self._late:
+            ctypes.c_uint32.from_address(address).value = value
+            self._words[where].append(clock)
+        self._late.clear()
+
+    def refuse_to_share(self, index: int, size_bytes: int) -> int:
+        raise RuntimeError("no peer access")
+
+    def _queue(self, stream: FakeStream) -> None:
+        stream.clock |= self._cuda.host
+        stream.clock[stream.cuda_stream] += 1
+
+    def _user_of(self, address: int, stream: FakeStream) -> Any:
+        where = self._where(address, stream)
+        if where is not None:
+            return self._shared[where]
+        for _, data, block in list(_PARTS.values()):
+            memory = data.untyped_storage()
+            if memory.data_ptr() <= address < memory.data_ptr() + memory.nbytes():
+                return block
+        self._cuda.errors.append("a copy of memory that is not page-locked")
+        return _Shared()
+
+    def _where(self, address: int, user: FakeStream | None = None) -> Where | None:
+        for begin, (size_bytes, (file, start)) in self._locked.items():
+            if begin <= address < begin + size_bytes:
+                if user is not None:
+                    self._used[begin][user.cuda_stream] = user.clock[user.cuda_stream]
+                return file, start + address - begin
+        return None
+
+    # ---- what hosts see
+
+    def is_set(self, word: Any) -> bool:
+        where = self._where(ctypes.addressof(word._here))
+        found: bool = word._here.value == staged._THERE
+        if found and where is not None and self._words[where]:
+            self._cuda.host = self._cuda.host | self._words[where][0]
+        return found
+
+    def put(self, word: Any, value: int) -> None:
+        address = ctypes.addressof(word._here)
+        where = self._where(address)
+        assert where is not None
+        under_way = [clock for _, _, there, clock in self._late if there == where]
+        if not all(clock <= self._cuda.host for clock in [*self._words[where], *under_way]):
+            self._cuda.errors.append("a host clears a word to which a stream may still write")
+        self._words[where] = []
+        word._here.value = value
+
+    def clear(self, board: Any, number: int) -> None:
+        self._given_back[_mark(board, number)] = Counter(self._cuda.host)
+        board._marks[number] = 0
+
+    def is_free(self, board: Any, number: int) -> bool:
+        free: bool = board._marks[number] == 0
+        if free:
+            self._cuda.host = self._cuda.host | self._given_back.get(_mark(board, number), Counter())
+        return free
+
+    def patch(self, patch: pytest.MonkeyPatch, module: ModuleType) -> None:
+        for name in ("lock", "unlock", "copy", "write_word"):
+            patch.setattr(cuda_driver, name, getattr(self, name))
+        patch.setattr(cuda_driver, "allocate", self.refuse_to_share)
+        patch.setattr(module.Word, "is_set", lambda word: self.is_set(word))
+        patch.setattr(module.Word, "put", lambda word, value: self.put(word, value))
+        patch.setattr(Board, "clear", lambda board, number: self.clear(board, number))
+        patch.setattr(Board, "is_free", lambda board, number: self.is_free(board, number))
+
+
+def _mark(board: Any, number: int) -> Where:
+    if not hasattr(board, "lies_at"):
+        board.lies_at = _file_at(ctypes.addressof(board._marks))
+    file, offset = board.lies_at
+    return file, offset + number
+
+
+def _file_at(address: int) -> Where:
+    """The file that is mapped at an address, and where in it that is."""
+    begins, rows = [], []
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            span, _, offset, _, file, *_ = line.split()
+            begin = int(span.split("-")[0], 16)
+            begins.append(begin)
+            rows.append((int(file), int(offset, 16) - begin))
+    file, offset = rows[bisect.bisect_right(begins, address) - 1]
+    return file, offset + address
+
+
+@contextlib.contextmanager
+def fake_staging(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType = staged, devices: int = 2
+) -> Iterator[tuple[FakeCuda, FakeDriver]]:
+    """Fake GPUs that cannot read each other's memory. module: that of StagedMemory."""
+    with fake_cuda(monkeypatch, devices) as cuda, monkeypatch.context() as patch:
+        driver = FakeDriver(cuda)
+        driver.patch(patch, module)
+        yield cuda, driver
