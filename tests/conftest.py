@@ -17,7 +17,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.support import warm_ranks
+from tests.support import warm
 from tests.support.leftovers import pytest_sessionfinish as pytest_sessionfinish  # pytest finds it here
 
 # Set before anything imports torch or huggingface_hub, and inherited by the processes that tests start.
@@ -79,4 +79,4 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     processes = item.get_closest_marker("processes")
     if processes is not None:
         forked = processes.kwargs.get("forked", sys.platform == "linux") and item.get_closest_marker("gpu") is None
-        warm_ranks.fork_ranks(forked)
+        warm.fork_processes(forked)

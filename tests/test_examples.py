@@ -1,4 +1,4 @@
-"""The examples run as they are, each in a process of its own, as a user would start it."""
+"""The examples run as they are, each in a process of its own; some as a user would start it, others forked."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support import warm
 from tests.support.two_agents import agents
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -19,12 +20,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def run(name: str, *arguments: str, folder: Path) -> str:
     """What an example prints."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
+    done = warm.run(
+        [str(EXAMPLES / name), *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
         capture_output=True,
-        text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
@@ -87,7 +87,7 @@ def test_a_new_architecture(tmp_path: Path) -> None:
 @pytest.mark.processes
 def test_two_machines(tmp_path: Path) -> None:
     script = [str(EXAMPLES / "two_machines.py"), str(tmp_path / "made.png")]
-    with agents(*script, logs=tmp_path, folders=(tmp_path, tmp_path)) as (first, second):
+    with agents(*script, logs=tmp_path, folders=(tmp_path, tmp_path), anew=True) as (first, second):
         out, err = first.communicate(timeout=300)
         assert (first.returncode, out) == (0, "2 ranks, 20 calls\n"), err
         out, err = second.communicate(timeout=300)

@@ -22,6 +22,7 @@ from partitioner.models.spec import trace_model
 from partitioner.plan.plan import Plan
 from partitioner.planning import planner
 from partitioner.planning.expected_quality import SamplingSetup
+from tests.support import warm
 from tests.support.quality_rows import profile_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -345,22 +346,27 @@ def test_ctrl_c_is_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert err.endswith("interrupted\n")
 
 
-def _process(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "partitioner.cli", *arguments]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+def _process(*arguments: str, anew: bool, folder: Path) -> subprocess.Popen[str]:
+    """partition-model in a folder, as a process that is started anew, or forked."""
+    command = ["-m", "partitioner.cli", *arguments]
+    options: dict[str, Any] = {
+        "env": {**os.environ, "PYTHONPATH": str(REPOSITORY)}, "cwd": folder,
+        "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+    }  # fmt: skip
+    if anew:
+        return subprocess.Popen([sys.executable, *command], text=True, **options)
+    return warm.start(command, **options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "status", "word", "anew"),
+    [(signal.SIGINT, 130, "interrupted", True), (signal.SIGTERM, 143, "terminated", False)],
 )
 def test_a_process_that_is_stopped_again_and_again_leaves_no_file(
-    folder: Path, number: signal.Signals, status: int, word: str
+    folder: Path, number: signal.Signals, status: int, word: str, anew: bool
 ) -> None:
-    process = _process("--model", "unet-8", "--devices", "2", "--device", "cpu", cwd=folder)
+    process = _process("--model", "unet-8", "--devices", "2", "--device", "cpu", anew=anew, folder=folder)
     assert process.stderr is not None
     assert "tracing" in process.stderr.readline()
     time.sleep(0.2)
@@ -390,7 +396,7 @@ def test_help_and_usage_errors_need_no_torch() -> None:
 @pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error(split: Run, folder: Path) -> None:
     assert split("--devices", "2", "--output", "a.json")[0] == 0
-    with _process("inspect", "a.json", cwd=folder) as process:
+    with _process("inspect", "a.json", anew=False, folder=folder) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None

@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import warm
 from tests.support.run_plan_home import Home
+from tests.support.traces import is_gone, rank_processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,19 +37,6 @@ def test_help_comes_without_loading_torch() -> None:
     assert "usage: run-plan" in done.stdout
 
 
-def alive(what: Callable[[int, int], bool]) -> list[int]:
-    """The processes, but for ended ones, of which ``what(pid, parent)`` holds."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        if state != "Z" and what(int(stat.parent.name), int(parent)):
-            found.append(int(stat.parent.name))
-    return found
-
-
 @dataclass
 class Endless:
     """A run-plan that would take very long; driver and ranks: process numbers."""
@@ -57,20 +46,21 @@ class Endless:
 
 
 @pytest.fixture
-def endless(home: Home, tmp_path: Path) -> Iterator[Endless]:
-    """run-plan over processes, in a process group of its own, at work on very many steps."""
+def endless(home: Home, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Endless]:
+    """run-plan over processes, in a process group of its own, at work on very many steps. Parameter: begun anew."""
     command: list[Any] = [
-        sys.executable, "-m", "runtime.cli", home.plan("stable_diffusion"), "--pipeline",
+        "-m", "runtime.cli", home.plan("stable_diffusion"), "--pipeline",
         home.pipeline("stable_diffusion"), "--prompt", "a", "--steps", "1000", "--height", "32", "--width", "32",
         "--output", tmp_path / "never.png", "--json",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        list(map(str, command)),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+    words = list(map(str, command))
+    options: dict[str, Any] = {
+        "cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True,
+    }  # fmt: skip
+    process = (
+        subprocess.Popen([sys.executable, *words], text=True, **options)
+        if request.param
+        else warm.start(words, **options)
     )
     ranks: list[int] = []
     try:
@@ -80,7 +70,7 @@ def endless(home: Home, tmp_path: Path) -> Iterator[Endless]:
             line = process.stderr.readline()
             assert line, said
             said += line
-        ranks += alive(lambda _, parent: parent == process.pid)
+        ranks += rank_processes(process.pid)
         time.sleep(0.5)
         yield Endless(process, ranks)
     finally:
@@ -92,9 +82,10 @@ def endless(home: Home, tmp_path: Path) -> Iterator[Endless]:
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("number", "to_group", "code", "word"),
-    [(signal.SIGINT, True, 130, "interrupted"), (signal.SIGTERM, False, 143, "terminated")],
+    ("endless", "number", "to_group", "code", "word"),
+    [(True, signal.SIGINT, True, 130, "interrupted"), (False, signal.SIGTERM, False, 143, "terminated")],
     ids=["Ctrl-C", "SIGTERM"],
+    indirect=["endless"],
 )
 def test_a_signal_ends_it_and_every_rank(
     endless: Endless, tmp_path: Path, number: signal.Signals, to_group: bool, code: int, word: str
@@ -109,5 +100,5 @@ def test_a_signal_ends_it_and_every_rank(
     assert err.rstrip().endswith(f"run-plan: {word}")
     assert err.count(word) == 1
     assert "Traceback" not in err
-    assert alive(lambda pid, _: pid in endless.ranks) == []
+    assert all(map(is_gone, endless.ranks))
     assert list(tmp_path.iterdir()) == []

@@ -7,8 +7,6 @@ import mmap
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from runtime import parallelize
 from runtime.engine import Engine
 from runtime.errors import InputError, WeightsChanged
 from runtime.ranks.processes import ProcessRanks
-from tests.support import pipelines
+from tests.support import pipelines, warm
 from tests.support.engines import contiguous, plan_of
 
 pytestmark = [pytest.mark.usefixtures("trace_once"), pytest.mark.processes]
@@ -307,9 +305,7 @@ def test_a_block_that_is_never_left_ends_with_the_program(saved: Path, plan: Pla
         "block.__enter__()\n"
         "print('ranks', *rank_processes())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300
-    )
+    done = warm.run(["-c", code], cwd=Path(__file__).parents[2], capture_output=True, timeout=300)
     assert done.returncode == 0
     assert "Exception ignored" not in done.stderr
     assert "Traceback" not in done.stderr

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.warm_ranks import end_server
+from tests.support.warm import end_server
 
 SHARED_MEMORY = Path("/dev/shm")
 _DIVIDED = "PYTEST_XDIST_WORKER" in os.environ  # one process of several

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from tests.support.warm_ranks import server_pid
-
 
 def rank_processes(parent: int | None = None) -> list[int]:
     """Process ids of the ranks that a driver (this process) has started, in that order."""
@@ -20,11 +18,11 @@ def rank_processes(parent: int | None = None) -> list[int]:
         if folder.name.isdigit():
             with contextlib.suppress(OSError, IndexError):
                 # the command's name is in brackets and may hold blanks
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+                fields = rest.split()
                 ppid, started = int(fields[1]), int(fields[19])
-                command = (folder / "cmdline").read_bytes()
-                is_rank = b"runtime.ranks.rank_process" in command or b"tests.support.warm_ranks" in command
-                if is_rank and ppid == (parent or os.getpid()) and int(folder.name) != server_pid():
+                is_rank = name == "warm-rank" or b"runtime.ranks.rank_process" in (folder / "cmdline").read_bytes()
+                if is_rank and ppid == (parent or os.getpid()):
                     found.append((started, int(folder.name)))
     return [pid for _, pid in sorted(found)]  # process ids begin anew at some time
 

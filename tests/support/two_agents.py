@@ -9,35 +9,41 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from tests.support import warm
 
 ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
 def agents(
-    *arguments: str, logs: Path, folders: Sequence[Path] = (ROOT, ROOT)
+    *arguments: str, logs: Path, folders: Sequence[Path] = (ROOT, ROOT), anew: bool = False
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two agents that run the same arguments, each in its folder; the first one's rank is 0. None is left after."""
+    """Two agents that run the same arguments, each in its folder; the first one's rank is 0. None is left after.
+
+    They are forked, with all that they start, or started anew.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "0",
+        "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "0",
         "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "two",
         "--log-dir", str(logs), *arguments,
     ]  # fmt: skip
-    running = [
-        subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for folder in folders
-    ]
+    options: dict[str, Any] = {
+        "env": {**os.environ, "PYTHONPATH": str(ROOT)},
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "start_new_session": True,
+    }
+    if anew:
+        begin = partial(subprocess.Popen, [sys.executable, *command], text=True, **options)
+    else:
+        begin = partial(warm.start, command, **options)
+    running = [begin(cwd=folder) for folder in folders]
     try:
         yield running
     finally:

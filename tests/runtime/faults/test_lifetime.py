@@ -18,6 +18,7 @@ import torch
 from runtime.engine import Engine
 from runtime.errors import EngineClosed, InputError, PlanMismatch
 from runtime.options import EngineOptions
+from tests.support import warm
 from tests.support.engines import equal
 from tests.support.traces import Traces, rank_processes
 from tests.support.trouble import Fragile, engine_for, fragile, inputs, plan_for, trajectory
@@ -25,6 +26,7 @@ from tests.support.trouble import Fragile, engine_for, fragile, inputs, plan_for
 pytestmark = pytest.mark.processes
 
 FRAGILE = fragile()
+ROOT = Path(__file__).parents[3]
 
 MISFITS: dict[str, dict[str, Any]] = {
     "another width": {"x": torch.rand(2, 5, 9)},
@@ -123,15 +125,13 @@ def test_an_engine_that_nobody_closes_ends_with_the_program() -> None:
         "trajectory(engine)\n"
         "print(*rank_processes())\n"
     )
-    done = _run(code)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert not [pid for pid in done.stdout.split() if os.path.exists(f"/proc/{pid}")]
 
 
 def _run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300
-    )
+    return warm.run(["-c", code], cwd=ROOT, capture_output=True, timeout=300)
 
 
 FORKED = """

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import warm
+
 pytestmark = pytest.mark.processes
 
 PROGRAM = """
@@ -70,30 +72,28 @@ elif how == "called at the end":
 ENDS = {"held": 0, "exit in a function": 7, "error": 1, "cycle": 0, "finalizer": 0, "called at the end": 0}
 
 
-def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def _run(program: str, *arguments: str, anew: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a program in a fork, or in a process that is started anew."""
+    command, options = ["-c", program, *arguments], {"cwd": Path(__file__).parents[3], "capture_output": True}
+    if anew:
+        return subprocess.run([sys.executable, *command], text=True, timeout=300, **options)
+    return warm.run(command, timeout=300, **options)
 
 
 @pytest.mark.parametrize(
-    ("how", "transport"),
+    ("how", "transport", "anew"),
     [
-        ("held", "processes"),
-        ("held", "threads"),
-        ("exit in a function", "processes"),
-        ("error", "processes"),
-        ("cycle", "threads"),
-        ("finalizer", "processes"),
-        ("called at the end", "threads"),
+        ("held", "processes", True),
+        ("held", "threads", False),
+        ("exit in a function", "processes", False),
+        ("error", "processes", False),
+        ("cycle", "threads", False),
+        ("finalizer", "processes", False),
+        ("called at the end", "threads", True),
     ],
 )
-def test_a_program_ends_in_a_block_that_it_never_left(how: str, transport: str, tmp_path: Path) -> None:
-    done = _run(PROGRAM, how, transport, str(tmp_path / "weights.safetensors"))
+def test_a_program_ends_in_a_block_that_it_never_left(how: str, transport: str, anew: bool, tmp_path: Path) -> None:
+    done = _run(PROGRAM, how, transport, str(tmp_path / "weights.safetensors"), anew=anew)
     assert done.returncode == ENDS[how], done.stderr
     if how == "error":
         assert done.stderr.count("Traceback") == 1

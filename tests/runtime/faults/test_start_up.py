@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runtime.errors import StartupError
+from tests.support import warm
 from tests.support.engines import equal
 from tests.support.traces import is_gone, listening, rank_processes
 from tests.support.trouble import DEADLINE_S, engine_for, fragile, plan_for, trajectory, wait_until
@@ -113,20 +115,22 @@ except Terminated:
 
 
 @pytest.mark.parametrize(
-    ("phase", "number", "status"),
+    ("phase", "number", "status", "anew"),
     [
-        ("start", signal.SIGKILL, -9),
-        ("warm-up", signal.SIGKILL, -9),
-        ("async", signal.SIGKILL, -9),
-        ("async", signal.SIGINT, 130),
-        ("async", signal.SIGTERM, 143),
+        ("start", signal.SIGKILL, -9, True),
+        ("warm-up", signal.SIGKILL, -9, False),
+        ("async", signal.SIGKILL, -9, False),
+        ("async", signal.SIGINT, 130, True),
+        ("async", signal.SIGTERM, 143, False),
     ],
 )
-def test_ranks_end_with_their_driver(phase: str, number: signal.Signals, status: int) -> None:
+def test_ranks_end_with_their_driver(phase: str, number: signal.Signals, status: int, anew: bool) -> None:
     """Fault 4, and fault 1 of rank 0, which is the driver."""
     when = "starting" if phase == "start" else "running"
-    with subprocess.Popen(
-        [sys.executable, "-c", DRIVER, phase], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    command: list[str] = ["-c", DRIVER, phase]
+    options: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with (
+        subprocess.Popen([sys.executable, *command], text=True, **options) if anew else warm.start(command, **options)
     ) as driver:
         assert driver.stdout is not None
         assert driver.stderr is not None

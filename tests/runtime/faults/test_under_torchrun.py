@@ -52,7 +52,7 @@ def test_strangers_gain_nothing_and_cost_nothing(tmp_path: Path, monkeypatch: py
     """They guess, hold, garble, replay and flood, at every port that opens, from the first process on to the last."""
     monkeypatch.setenv(SECRET_VARIABLE, "a secret of the user's")
     trap = tmp_path / "unpickled"
-    with agents("-m", SCRIPT, "strangers", logs=tmp_path) as (first, second):
+    with agents("-m", SCRIPT, "strangers", logs=tmp_path, anew=True) as (first, second):
         with Strangers([first.pid, second.pid], trap) as strangers:
             out, err = first.communicate(timeout=300)
             no_out, later = second.communicate(timeout=120)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 from partitioner.errors import UsageError
 from partitioner.models.samplers import denoiser_calls
 from partitioner.plan.plan import Plan
+from tests.support import warm
 from tools.quality import cells as command
 from tools.quality.cells_cases import Case, Way, cases_of, key_of, parse_way, ways_of
 from tools.quality.cells_file import is_done, read_results, write_results
@@ -196,9 +195,7 @@ if __name__ == "__main__":
 def test_processes_of_a_command_that_was_killed_end_too(tmp_path: Path) -> None:
     script = tmp_path / "orphan.py"
     script.write_text(ORPHAN)
-    made = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
-    )
+    made = warm.run([str(script)], capture_output=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
     number = int(made.stdout)
     for _ in range(600):
         if not Path(f"/proc/{number}").exists():
