@@ -82,10 +82,11 @@ class FakeDriver:
                 self._cuda.errors.append(f"memory is unlocked while stream {number} uses it")
 
     def copy(self, stream: FakeStream, target: int, source: int, size_bytes: int) -> None:
-        self._queue(stream)
-        for address, written in ((source, False), (target, True)):
-            self._cuda._use(self._user_of(address, stream), stream, "a copy", written=written)
-        ctypes.memmove(target, source, size_bytes)
+        with self._cuda._lock:
+            self._queue(stream)
+            for address, written in ((source, False), (target, True)):
+                self._cuda._use(self._user_of(address, stream), stream, "a copy", written=written)
+            ctypes.memmove(target, source, size_bytes)
         if self.garbles and self._where(target) is not None:
             ctypes.memset(target, 0xAA, size_bytes)
 
@@ -100,10 +101,10 @@ class FakeDriver:
 
     def settle(self) -> None:
         """Have everybody see what streams have written to words."""
-        for address, value, where, clock in self._late:
-            ctypes.c_uint32.from_address(address).value = value
+        while self._late:
+            address, value, where, clock = self._late.pop(0)
             self._words[where].append(clock)
-        self._late.clear()
+            ctypes.c_uint32.from_address(address).value = value
 
     def refuse_to_share(self, index: int, size_bytes: int) -> int:
         raise RuntimeError("no peer access")

@@ -6,12 +6,12 @@ order, whatever the timing. Every line that orders something is left out in turn
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+import socket
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,107 +20,17 @@ import pytest
 import torch
 
 from runtime.transport import channel, copies, same_machine, staged
-from runtime.transport.mailbox import MessageKey
+from runtime.transport.mailbox import MessageKey, PeerLost
+from runtime.transport.packets import new_line
+from runtime.transport.same_machine import SameMachineMailbox
 from runtime.transport.shared_memory import HostMemory
-from tests.support.fake_cuda import FakeCuda
-from tests.support.fake_driver import FakeDriver, fake_staging
-from tests.support.mailboxes import WIRES, same_machine_pair
+from tests.support.fake_driver import fake_staging
+from tests.support.far_hosts import exchange, hosts
+from tests.support.mailboxes import WIRES
 
 THROUGH_LOCKED = (
     "rank 1 cannot use memory of cuda:0: no peer access. What is sent to it goes through page-locked memory"
 )
-
-
-class Hosts:
-    """A sender on cuda:0 and a reader on cuda:1, each a host with a compute stream of its own."""
-
-    def __init__(self, cuda: FakeCuda, driver: FakeDriver, sender: Any, receiver: Any, errors: list[Any]) -> None:
-        self.cuda, self.driver = cuda, driver
-        self.sender, self.receiver, self.errors = sender, receiver, errors
-        self._clocks = Counter[int](), Counter[int]()
-        self._streams = cuda.new_stream("cuda:0"), cuda.new_stream("cuda:1")
-
-    @contextmanager
-    def on(self, rank: int) -> Iterator[None]:
-        with self.cuda.as_host(self._clocks[rank]), self.cuda.stream(self._streams[rank]):
-            yield
-
-    def send(self, step: int, table: int = 0, size: tuple[int, int] = (2, 3)) -> None:
-        """Send a tensor, and write to it at once."""
-        with self.on(0):
-            tensor = torch.full(size, float(step), device="cuda:0")
-            self.sender.send([1], MessageKey(table, 0, 0, step), tensor)
-            tensor.add_(100)
-
-    def take(self, step: int, table: int = 0) -> Any:
-        """Take a message, and compute with it."""
-        with self.on(1):
-            self.receiver.wait(MessageKey(table, 0, 0, step), timeout_s=5)
-            return self.receiver.take(MessageKey(table, 0, 0, step)).to("cuda:1") + 1  # as a worker does
-
-    def values(self, computed: torch.Tensor) -> list[float]:
-        with self.on(1):
-            found: list[float] = computed.cpu().unique().tolist()
-        return found
-
-    def look(self, rank: int) -> int:
-        with self.on(rank):
-            kept: int = (self.sender, self.receiver)[rank].kept
-        return kept
-
-    def open(self, table: int) -> None:
-        for box in (self.sender, self.receiver):
-            box.register(table, WIRES)
-
-    def drop(self, table: int) -> None:
-        """Neither wants messages of a table any more; the reader has not looked whether there are any."""
-        with self.on(1):
-            self.receiver.unregister([table])
-        self.look(1)
-        with self.on(0):
-            self.sender.unregister([table])
-
-    @property
-    def channel(self) -> Any:
-        return self.sender._channels[1]
-
-    @property
-    def spare(self) -> list[int]:
-        """Numbers of slots that are there for other wires."""
-        return [number for slots in self.channel._slots._spare.values() for number, _ in slots]
-
-    @property
-    def memories(self) -> set[type]:
-        """Of which kinds the slots are that the sender uses."""
-        return {type(memory) for _, _, memory in self.channel._slots._of_wire}
-
-
-@contextmanager
-def hosts(monkeypatch: pytest.MonkeyPatch, module: ModuleType = staged, **driven: Any) -> Iterator[Hosts]:
-    """A pair whose trials are over, if they end. driven: attributes of the FakeDriver."""
-    with fake_staging(monkeypatch, module) as (cuda, driver):
-        for name, value in driven.items():
-            setattr(driver, name, value)
-        with same_machine_pair(devices=("cuda:0", "cuda:1")) as (sender, receiver, errors):
-            pair = Hosts(cuda, driver, sender, receiver, errors)
-            for rank in (1, 0, 1, 0):
-                pair.look(rank)
-            yield pair
-            assert not errors
-
-
-def exchange(pair: Hosts) -> list[Any]:
-    """Messages that are taken at once or later, or dropped unseen; returns what was computed with them."""
-    computed = []
-    for step in range(8):
-        pair.send(step)
-        if step in (0, 2, 4, 7):
-            computed += [pair.take(taken) for taken in range(len(computed), step + 1)]
-    for table in (1, 2):
-        pair.open(table)
-        pair.send(0, table)
-        pair.drop(table)
-    return computed
 
 
 def test_messages_between_gpus_that_cannot_read_each_others_memory(
@@ -296,12 +206,14 @@ def test_copies_that_do_not_end_keep_their_memory(monkeypatch: pytest.MonkeyPatc
     assert len(left) == 2
 
 
-def test_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    def held() -> tuple[int, int]:
-        gc.collect()
-        with open("/proc/self/maps") as maps:
-            return sum("diffusion-partitioner" in line for line in maps), len(os.listdir("/proc/self/fd"))
+def held() -> tuple[int, int]:
+    """How many regions and boards this process has mapped, and how many files are open."""
+    gc.collect()
+    with open("/proc/self/maps") as maps:
+        return sum("diffusion-partitioner" in line for line in maps), len(os.listdir("/proc/self/fd"))
 
+
+def test_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     before = held()
     for _ in range(3):
         with hosts(monkeypatch) as pair:
@@ -309,4 +221,46 @@ def test_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
             pair.send(8)  # nobody takes it
         assert pair.driver.locked_bytes == 0
         del pair
+    assert held() == before
+
+
+def mailbox_of(rank: int, line: socket.socket) -> SameMachineMailbox:
+    def failed(error: BaseException) -> None:
+        made.fail(error)
+
+    device = torch.device("cuda", rank)
+    made = SameMachineMailbox(rank, {1 - rank: line}, device, plan_hash=7, announce_timeout_s=5, on_error=failed)
+    made.register(0, WIRES)
+    return made
+
+
+def test_a_process_that_dies_with_copies_under_way_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, each with a driver of its own. The last message's word is never set."""
+    before = held()
+    with fake_staging(monkeypatch) as (_, driver):
+        ours, theirs = new_line()
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                ours.close()
+                box = mailbox_of(0, theirs)
+                while box._channels[1]._chosen == 0:
+                    assert box.kept == 0
+                for step in range(3):
+                    driver.late = step == 2
+                    box.send([1], MessageKey(0, 0, 0, step), torch.full((2, 3), float(step), device="cuda:0"))
+                os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(1)
+        theirs.close()
+        box = mailbox_of(1, ours)
+        for step in range(2):
+            box.wait(MessageKey(0, 0, 0, step), timeout_s=5)
+            assert box.take(MessageKey(0, 0, 0, step)).cpu().unique().tolist() == [step]
+        with pytest.raises(PeerLost):
+            box.wait(MessageKey(0, 0, 0, 2), timeout_s=5)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        assert driver.locked_bytes > 0
+        box.close()
+        assert driver.locked_bytes == 0
+        del box, ours, theirs
     assert held() == before
