@@ -19,7 +19,7 @@ from runtime.devices.stream_pool import STREAMS
 from runtime.transport import cuda_driver
 from runtime.transport.memory import Layout, Slot
 
-_END_S = 2.0  # how long copies that are under way may take at the end
+END_S = 2.0  # how long copies that are under way may take at the end
 _LOOK_S = 0.001  # between two looks at whether they are done
 
 _log = logging.getLogger("runtime")
@@ -34,19 +34,26 @@ class CopyStream:
 
     def __init__(self, device: torch.device) -> None:
         self.stream = STREAMS.take(device, COPIES_FIRST)
+        self._ended = False
 
-    def end(self) -> bool:
-        """Wait until all copies are done and let go of the stream; False where they are not in time."""
-        until = time.monotonic() + _END_S
+    def end(self, timeout_s: float) -> bool:
+        """Wait until all copies are done and let go of the stream; False where they are not in time.
+
+        Args:
+            timeout_s: how long to wait at most.
+        """
+        until = time.monotonic() + timeout_s
         try:
-            while not self.stream.query():
+            while not (self._ended or self.stream.query()):
                 if time.monotonic() > until:
                     return False
                 time.sleep(_LOOK_S)
         except RuntimeError as error:  # a GPU that failed has already raised in its rank
             _log.debug("copies of %s have not ended: %s", self.stream.device, error)
             return False
-        STREAMS.give_back(self.stream.device, COPIES_FIRST, self.stream)
+        if not self._ended:
+            self._ended = True
+            STREAMS.give_back(self.stream.device, COPIES_FIRST, self.stream)
         return True
 
 

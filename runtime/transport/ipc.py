@@ -34,7 +34,7 @@ import torch
 
 from runtime.devices.stream import Event
 from runtime.transport import cuda_driver
-from runtime.transport.copies import Arriving, FarSlot
+from runtime.transport.copies import END_S, Arriving, FarSlot
 from runtime.transport.memory import Layout, Memory, Slot
 
 REGION_BYTES = 8 << 20
@@ -177,7 +177,7 @@ class DeviceMemory(Memory):
 
     def close(self) -> None:
         if self._arriving is not None:
-            self._arriving.end()
+            self._arriving.end(END_S)
 
 
 def _shared_event(device: torch.device) -> tuple[Event, bytes]:

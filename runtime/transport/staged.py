@@ -19,8 +19,8 @@ stream. The driver has a stream set the word only after what it wrote before can
 is used again when its reader has given it back and its word is set: a reader that drops a message does not look.
 
 The host's memory is page-locked in regions, never more than half of what the host has free then. It is given back when
-the channel is closed and all copies are done, and when the process ends, however it does. It is no part of what plans
-predict; the room on the GPU is (slot_bytes).
+the channel is closed and all copies are done (where that takes long, when the next one needs some), and when the
+process ends, however it does. It is no part of what plans predict; the room on the GPU is (slot_bytes).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import torch
 
 from runtime.devices.memory import free_bytes
 from runtime.transport import cuda_driver
-from runtime.transport.copies import Arriving, CopyStream, FarSlot
+from runtime.transport.copies import END_S, Arriving, CopyStream, FarSlot
 from runtime.transport.memory import Layout, Memory, Slot
 from runtime.transport.shared_memory import map_file, new_file
 
@@ -47,7 +47,7 @@ _ON_ITS_WAY, _THERE = 0, 1
 _DESCRIPTION = struct.Struct("=4q")  # number of the region, its size, offset of the slot, its size
 
 _log = logging.getLogger("runtime")
-_left: list[object] = []  # what a GPU may still copy to or from, as long as the process lives
+_left: list[StagedMemory] = []  # closed, but a GPU may still copy to it or from it
 
 
 class LockedRegion:
@@ -161,6 +161,7 @@ class StagedMemory(Memory):
         return slot, _DESCRIPTION.pack(len(self._made) - 1, region.size_bytes, offset, length), files
 
     def _make_region(self, least_bytes: int) -> list[int]:
+        _left[:] = [memory for memory in _left if not memory._unlocked(0.0)]
         total = max(-(-least_bytes // _PAGE) * _PAGE, REGION_BYTES)
         free = free_bytes("cpu")
         if free is not None and total > free // 2:
@@ -193,11 +194,14 @@ class StagedMemory(Memory):
         pass
 
     def close(self) -> None:
+        if not self._unlocked(0.0 if _left else END_S):
+            _left.append(self)
+
+    def _unlocked(self, timeout_s: float) -> bool:
+        """Unlock all when its copies are done; False where they are not in time."""
         streams = [stream for stream in (self._leaving, self._arriving) if stream is not None]
-        regions = [*self._made, *self._open.values()]
-        ended = [stream.end() for stream in streams]
-        if all(ended):
-            for region in regions:
-                region.unlock()
-        else:
-            _left.append((regions, self._slots))
+        if not all(stream.end(timeout_s) for stream in streams):
+            return False
+        for region in (*self._made, *self._open.values()):
+            region.unlock()
+        return True

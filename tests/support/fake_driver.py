@@ -47,12 +47,14 @@ class FakeDriver:
         refusal: what locking memory says; None: it can be locked.
         late: whether what streams write to words is not seen before ``settle``.
         garbles: whether what is copied to the host is something else there.
+        has_words: whether streams can write words.
     """
 
     def __init__(self, cuda: FakeCuda) -> None:
         self.refusal: str | None = None
         self.late = False
         self.garbles = False
+        self.has_words = True
         self._cuda = cuda
         self._locked: dict[int, tuple[int, Where]] = {}  # address -> size, and what lies there
         self._used: dict[int, Clock] = defaultdict(
@@ -91,6 +93,8 @@ class FakeDriver:
             ctypes.memset(target, 0xAA, size_bytes)
 
     def write_word(self, stream: FakeStream, target: int, value: int) -> None:
+        if not self.has_words:
+            raise RuntimeError("cuStreamWriteValue32_v2: operation not supported")
         self._queue(stream)
         address = target - _GPU_KNOWS_AS
         where = self._where(address, stream)

@@ -26,7 +26,7 @@ from runtime.transport.same_machine import SameMachineMailbox
 from runtime.transport.shared_memory import HostMemory
 from tests.support.fake_driver import fake_staging
 from tests.support.far_hosts import exchange, hosts
-from tests.support.mailboxes import WIRES
+from tests.support.mailboxes import WIRES, same_machine_pair
 
 THROUGH_LOCKED = (
     "rank 1 cannot use memory of cuda:0: no peer access. What is sent to it goes through page-locked memory"
@@ -99,7 +99,7 @@ CHANGED = [
         ("leaving.wait_event(", "str("),
         ("return self._word.is_set()", "return True"),
         ("Word(region, offset).is_set, self", "lambda: True, self"),
-        ("ended = [stream.end() for stream in streams]", "ended = [True]"),
+        ("if not all(stream.end(timeout_s) for stream in streams)", "if False"),
         (
             "cuda_driver.copy(leaving,",
             "cuda_driver.write_word(leaving, self._word.known_as, _THERE); cuda_driver.copy(leaving,",
@@ -107,7 +107,7 @@ CHANGED = [
     ),
     *_lines(
         copies,
-        ("while not self.stream.query()", "while False"),
+        ("while not (self._ended or self.stream.query())", "while False"),
         ("self._under_way and self._under_way[0][0].query()", "self._under_way"),
     ),
     *_lines(same_machine, ("stream.wait_event(there)", "pass"), ("tensor.record_stream(stream)", "pass")),
@@ -144,14 +144,15 @@ def test_every_line_that_orders_something_is_missed_where_it_is_left_out(
         ({"refusal": "cuMemHostRegister_v2: operation not permitted"}, "cuMemHostRegister_v2: operation not permitted"),
         ({"garbles": True}, "it does not see there what was written"),
         ({"late": True}, "what was written there does not arrive within 0.01 s"),
+        ({"has_words": False}, "cuStreamWriteValue32_v2: operation not supported"),
     ],
-    ids=["refused", "garbled", "late"],
+    ids=["refused", "garbled", "late", "without words"],
 )
 def test_where_a_trial_fails_messages_go_as_before(
     driven: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(channel, "_PROBE_S", 0.01)
-    monkeypatch.setattr(copies, "_END_S", 0.01)
+    monkeypatch.setattr(staged, "END_S", 0.01)
     with caplog.at_level(logging.WARNING, "runtime"), hosts(monkeypatch, **driven) as pair:
         for step in range(3):
             pair.send(step)
@@ -194,16 +195,19 @@ def test_where_no_more_can_be_locked_messages_go_as_before(
     )
 
 
-def test_copies_that_do_not_end_keep_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    left: list[Any] = []
-    monkeypatch.setattr(staged, "_left", left)
-    monkeypatch.setattr(copies, "_END_S", 0.01)
+def test_memory_of_copies_that_take_long_is_unlocked_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staged, "END_S", 0.01)
     with hosts(monkeypatch) as pair:
         pair.send(0)
-        monkeypatch.setattr("tests.support.fake_cuda.FakeStream.query", lambda stream: False)
-        driver = pair.driver
-    assert driver.locked_bytes == 4 * staged.REGION_BYTES
-    assert len(left) == 2
+        with monkeypatch.context() as patch:
+            patch.setattr("tests.support.fake_cuda.FakeStream.query", lambda stream: False)
+            pair.sender.close()
+            pair.receiver.close()
+        assert len(staged._left) == 2
+        assert pair.driver.locked_bytes == 4 * staged.REGION_BYTES
+        with same_machine_pair(devices=("cuda:0", "cuda:1")):
+            assert staged._left == []
+            assert pair.driver.locked_bytes == 2 * staged.REGION_BYTES, "of the next trials"
 
 
 def held() -> tuple[int, int]:
