@@ -73,10 +73,12 @@ class Channel:
         line: its end of a line, see ``new_line``; closed with the channel.
         peer: the other rank.
         device: this rank's.
+        said: what channels of its rank have warned of, and it adds to: of peers of which the same holds, once.
     """
 
-    def __init__(self, line: socket.socket, peer: int, device: torch.device) -> None:
+    def __init__(self, line: socket.socket, peer: int, device: torch.device, said: set[str]) -> None:
         self.peer = peer
+        self._said = said
         self.sent = 0
         self.received = 0
         self._packets = PacketSocket(line, f"packets to rank {peer}")
@@ -270,10 +272,10 @@ class Channel:
     def _tell(self) -> None:
         """Say which way messages go, if it is not the best one, and why."""
         if self._refused:
-            _log.warning(
-                "rank %d cannot use %s. What is sent to it goes through %s",
-                self.peer, ", nor ".join(self._refused), self._memories[self._chosen].name,
-            )  # fmt: skip
+            refused, chosen = ", nor ".join(self._refused), self._memories[self._chosen].name
+            text = f"cannot use {refused}. What is sent to it goes through {chosen}"
+            _log.log(logging.INFO if text in self._said else logging.WARNING, "rank %d %s", self.peer, text)
+            self._said.add(text)
 
     # ---- end
 

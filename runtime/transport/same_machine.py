@@ -61,7 +61,8 @@ class SameMachineMailbox(CheckedMailbox):
         on_error: Callable[[BaseException], None],
     ) -> None:
         super().__init__(rank, plan_hash=plan_hash, announce_timeout_s=announce_timeout_s, on_error=on_error)
-        self._channels = {peer: Channel(line, peer, device) for peer, line in lines.items()}
+        said: set[str] = set()
+        self._channels = {peer: Channel(line, peer, device, said) for peer, line in lines.items()}
         self._sent_before: dict[tuple[int, ...], tuple[Layout, list[int]]] = {}  # table, wire -> and its words
         # by peer, in order: what is announced, but a GPU has yet to write, and all that comes after it
         self._under_way: dict[int, deque[tuple[MessageKey, Payload]]] = {peer: deque() for peer in lines}

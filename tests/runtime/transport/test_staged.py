@@ -12,6 +12,8 @@ import logging
 import os
 import signal
 import socket
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +23,7 @@ import torch
 
 from runtime.transport import channel, copies, same_machine, staged
 from runtime.transport.mailbox import MessageKey, PeerLost
-from runtime.transport.packets import new_line
+from runtime.transport.packets import new_line, new_lines
 from runtime.transport.same_machine import SameMachineMailbox
 from runtime.transport.shared_memory import HostMemory
 from tests.support.fake_driver import fake_staging
@@ -48,6 +50,20 @@ def test_messages_between_gpus_that_cannot_read_each_others_memory(
     said = [record.getMessage() for record in caplog.records if "rank 1" in record.getMessage()]
     assert len(said) == 1
     assert said[0].startswith(THROUGH_LOCKED)
+
+
+def test_what_holds_of_several_peers_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fake_staging(monkeypatch, devices=3), caplog.at_level(logging.INFO, "runtime"):
+        monkeypatch.setattr(channel, "_PROBE_BYTES", 1 << 13)
+        boxes = [mailbox_of(rank, lines) for rank, lines in enumerate(new_lines(3))]
+        for _ in range(3):
+            assert [box.kept for box in boxes] == [0, 0, 0]
+        for box in boxes:
+            box.close()
+    said = Counter((record.levelname, record.getMessage().split(": ")[0].split()[-1]) for record in caplog.records)
+    assert said == {(level, f"cuda:{rank}"): 1 for level in ("WARNING", "INFO") for rank in range(3)}
 
 
 def test_neither_host_waits_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,12 +244,12 @@ def test_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert held() == before
 
 
-def mailbox_of(rank: int, line: socket.socket) -> SameMachineMailbox:
+def mailbox_of(rank: int, lines: Mapping[int, socket.socket]) -> SameMachineMailbox:
     def failed(error: BaseException) -> None:
         made.fail(error)
 
     device = torch.device("cuda", rank)
-    made = SameMachineMailbox(rank, {1 - rank: line}, device, plan_hash=7, announce_timeout_s=5, on_error=failed)
+    made = SameMachineMailbox(rank, lines, device, plan_hash=7, announce_timeout_s=5, on_error=failed)
     made.register(0, WIRES)
     return made
 
@@ -247,7 +263,7 @@ def test_a_process_that_dies_with_copies_under_way_leaves_nothing(monkeypatch: p
         if child == 0:
             with contextlib.suppress(BaseException):
                 ours.close()
-                box = mailbox_of(0, theirs)
+                box = mailbox_of(0, {1: theirs})
                 while box._channels[1]._chosen == 0:
                     assert box.kept == 0
                 for step in range(3):
@@ -256,7 +272,7 @@ def test_a_process_that_dies_with_copies_under_way_leaves_nothing(monkeypatch: p
                 os.kill(os.getpid(), signal.SIGKILL)
             os._exit(1)
         theirs.close()
-        box = mailbox_of(1, ours)
+        box = mailbox_of(1, {0: ours})
         for step in range(2):
             box.wait(MessageKey(0, 0, 0, step), timeout_s=5)
             assert box.take(MessageKey(0, 0, 0, step)).cpu().unique().tolist() == [step]
