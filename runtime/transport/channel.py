@@ -121,8 +121,10 @@ class Channel:
         """
         header[SEQUENCE] = self.sent
         self.sent += 1
+        place = self._chosen
         # parameters would fill the driver's GPU, whose memory is never given back
-        place = self._chosen if tensor.device == self._device and key.context != PARAMETER_CONTEXT else 0
+        if place and (tensor.device != self._device or key.context == PARAMETER_CONTEXT):
+            place = 0
         try:
             self._put(header, key, place, tensor)
         except (MemoryError, RuntimeError) as error:
