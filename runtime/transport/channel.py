@@ -28,24 +28,16 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 
-from runtime.transport.header import (
-    DTYPES,
-    HEADER_WORDS,
-    SEQUENCE,
-    SIZE_BYTES,
-    TENSOR,
-    header_words,
-    key_of,
-    shape_and_strides,
-)
+from runtime.transport.header import HEADER_BYTES, Header, describe, header_bytes, read_header
 from runtime.transport.ipc import DeviceMemory
+from runtime.transport.layout import Layout
 from runtime.transport.mailbox import PARAMETER_CONTEXT, MessageKey
-from runtime.transport.memory import Layout, Memory, Slot
+from runtime.transport.memory import Memory, Slot
 from runtime.transport.packets import PacketSocket, close_files
 from runtime.transport.payload import NoSlot, Payload
 from runtime.transport.shared_memory import HostMemory
@@ -53,7 +45,8 @@ from runtime.transport.slots import BOARD_SLOTS, Board, OwnSlots
 from runtime.transport.staged import StagedMemory
 
 _NO_SLOT = -1  # of a message without bytes
-_WORDS = struct.Struct(f"={HEADER_WORDS + 2}q")  # and which of the sender's memories it lies in, and the slot's number
+_WHERE = struct.Struct("=2q")  # which of the sender's memories it lies in, and the slot's number
+_PACKET_BYTES = HEADER_BYTES + _WHERE.size  # at least
 _OWN_TABLE = -(1 << 62)  # of messages between channels
 _PROBE = MessageKey(_OWN_TABLE, 0, 0, 0)  # by which a sender tries whether the reader sees what it writes
 _VERDICT = MessageKey(_OWN_TABLE, 1, 0, 0)  # the answer: why not, in words, or nothing
@@ -88,7 +81,8 @@ class Channel:
         self._chosen = 0  # which of them the tensors of this rank's device are sent through
         self._tried = 0  # which of them was tried last
         self._refused: list[str] = []  # which of them cannot be used, and why
-        self._theirs: dict[int, tuple[int, Memory, Slot]] = {}  # number -> table, memory and slot
+        # number -> table, memory and slot, and what gives it back
+        self._theirs: dict[int, tuple[int, Memory, Slot, Callable[[], None]]] = {}
         self._board: Board | None = None  # on which this rank clears marks
         self._place, self._number = 0, _NO_SLOT  # of the packet whose header was read last
         self._description = b""
@@ -107,50 +101,50 @@ class Channel:
         """Of the slots that it has made for what it sends."""
         return self._slots.size_bytes
 
-    def send(self, header: list[int], key: MessageKey, tensor: torch.Tensor) -> None:
+    def send(self, plan_hash: int, key: MessageKey, described: bytes, layout: Layout, tensor: torch.Tensor) -> None:
         """Send a message; returns at once.
 
         Args:
-            header: its words; that of the sequence is filled in here.
-            key: of the message.
+            plan_hash, key, described: for its header.
+            layout: of what is sent.
             tensor: what to send, which fills its memory; copied before this returns, or in order on its GPU.
 
         Raises:
             OSError: the other rank has ended.
             MemoryError, RuntimeError: there is no memory for it.
         """
-        header[SEQUENCE] = self.sent
+        header = header_bytes(plan_hash, self.sent, key, described)
         self.sent += 1
         place = self._chosen
         # parameters would fill the driver's GPU, whose memory is never given back
         if place and (tensor.device != self._device or key.context == PARAMETER_CONTEXT):
             place = 0
         try:
-            self._put(header, key, place, tensor)
+            self._put(header, key, place, layout, tensor)
         except (MemoryError, RuntimeError) as error:
             if not place:
                 raise
             self._refuse(place, str(error))
             self._chosen = 0
             self._tell()
-            self._put(header, key, 0, tensor)
+            self._put(header, key, 0, layout, tensor)
 
-    def _put(self, header: list[int], key: MessageKey, place: int, tensor: torch.Tensor) -> None:
+    def _put(self, header: bytes, key: MessageKey, place: int, layout: Layout, tensor: torch.Tensor) -> None:
         number, description = _NO_SLOT, b""
         files: list[int] = []
-        if tensor.nbytes:
+        if layout.size_bytes:
             memory = self._memories[place]
             try:
-                number, slot, description, files = self._slots.take(key.table, key.wire, memory, tensor.nbytes)
+                number, slot, description, files = self._slots.take(key.table, key.wire, memory, layout.size_bytes)
             except OSError as error:
                 raise MemoryError(f"no memory to share: {error}") from error
-            slot.write(tensor)
-        self._packets.send(_WORDS.pack(*header, place, number) + description, files)
+            slot.write(tensor, layout)
+        self._packets.send(header + _WHERE.pack(place, number) + description, files)
 
     # ---- receive
 
-    def next_header(self) -> tuple[int, ...] | None:
-        """The words of the next message's header, of which ``payload`` then gives the tensor; None: there is none yet.
+    def next_header(self) -> Header | None:
+        """The header of the next message, of which ``payload`` then gives the tensor; None: there is none yet.
 
         Raises:
             EOFError, OSError: the other rank has ended.
@@ -162,63 +156,72 @@ class Channel:
                 files, self._files = self._files, []
                 self._board = Board(files)
                 continue
-            if len(content) < _WORDS.size:
+            if len(content) < _PACKET_BYTES:
                 raise ValueError(f"it has {len(content)} bytes")
-            *words, self._place, self._number = _WORDS.unpack_from(content)
-            self._description = content[_WORDS.size :]
-            key = key_of(words)
-            if key == _PROBE:
-                self._answer_probe(words)
-            elif key == _VERDICT:
-                self._take_verdict(self._description.decode())
+            header = read_header(content)
+            self._place, self._number = _WHERE.unpack_from(content, HEADER_BYTES)
+            self._description = content[_PACKET_BYTES:]
+            if header.key.table != _OWN_TABLE:
+                return header
+            if header.key == _PROBE:
+                self._answer_probe()
             else:
-                return tuple(words)
+                self._take_verdict(self._description.decode())
         return None
 
-    def payload(self, words: Sequence[int], key: MessageKey) -> Payload:
+    def payload(self, key: MessageKey, layout: Layout) -> Payload:
         """The payload of a packet whose header has been checked.
 
         Args:
-            words: of the header.
             key: of the message.
+            layout: of the message.
 
         Raises:
             ValueError: its slot does not exist.
             MemoryError, RuntimeError: its memory cannot be shared.
         """
         self.received += 1
-        return self._payload(words, key)
+        if not layout.size_bytes:
+            return Payload(layout, NoSlot(), lambda: None)
+        return self._payload(key.table, layout)
 
-    def _payload(self, words: Sequence[int], key: MessageKey) -> Payload:
-        dtype, size_bytes = words[TENSOR], words[SIZE_BYTES]
-        layout = Layout(getattr(torch, DTYPES[dtype]), *shape_and_strides(words))
+    def _payload(self, table: int, layout: Layout) -> Payload:
         number = self._number
-        if not size_bytes:
-            return Payload(layout, 0, NoSlot(), lambda: None)
         if self._description:
-            if not 0 <= self._place < len(self._memories):
-                raise ValueError(f"it lies in memory {self._place}, which this rank has not")
-            memory = self._memories[self._place]
-            files, self._files = self._files, []
-            try:
-                self._theirs[number] = key.table, memory, memory.open(self._description, files)
-            except OSError as error:
-                raise MemoryError(f"shared memory cannot be opened: {error}") from error
-        if number not in self._theirs or size_bytes > self._theirs[number][2].size_bytes:
-            raise ValueError(f"its slot {number} is not there, or too small for {size_bytes} bytes")
-        assert self._board is not None
-        return Payload(layout, size_bytes, self._theirs[number][2], partial(self._board.clear, number))
+            self._open_slot(table)
+        theirs = self._theirs.get(number)
+        if theirs is None or layout.size_bytes > theirs[2].size_bytes:
+            raise ValueError(f"its slot {number} is not there, or too small for {layout.size_bytes} bytes")
+        return Payload(layout, theirs[2], theirs[3])
 
-    def drop(self, words: Sequence[int], key: MessageKey) -> None:
+    def _open_slot(self, table: int) -> None:
+        """Note the slot that a packet describes."""
+        if not 0 <= self._place < len(self._memories):
+            raise ValueError(f"it lies in memory {self._place}, which this rank has not")
+        memory = self._memories[self._place]
+        files, self._files = self._files, []
+        assert self._board is not None
+        returned = partial(self._board.clear, self._number)
+        try:
+            self._theirs[self._number] = table, memory, memory.open(self._description, files), returned
+        except OSError as error:
+            raise MemoryError(f"shared memory cannot be opened: {error}") from error
+
+    def drop(self, key: MessageKey, size_bytes: int) -> None:
         """Give back the slot of a packet whose message nobody wants any more; its header has been checked.
 
-        Args, Raises: as ``payload``.
+        Args:
+            key: of the message.
+            size_bytes: of it.
+
+        Raises:
+            ValueError, MemoryError, RuntimeError: as ``payload``.
         """
-        stays = self._description and 0 <= self._place < len(self._memories) and self._memories[self._place].keeps
-        if stays or not words[SIZE_BYTES]:
-            self.payload(words, key).drop()  # it may be used again for another wire, without a description
-            return
         self.received += 1
+        if not size_bytes:
+            return
+        if self._description and 0 <= self._place < len(self._memories) and self._memories[self._place].keeps:
+            self._open_slot(key.table)  # it may be used again for another wire, without a description
         files, self._files = self._files, []
         close_files(files)
         if self._board is None or not 0 <= self._number < BOARD_SLOTS:
@@ -235,15 +238,17 @@ class Channel:
         self._tried += 1
         try:
             pattern = _pattern(self._device)
-            self._put(header_words(0, _PROBE, pattern), _PROBE, self._tried, pattern)
+            header = header_bytes(0, 0, _PROBE, describe(pattern))
+            self._put(header, _PROBE, self._tried, Layout.of(pattern), pattern)
         except (MemoryError, RuntimeError) as error:
             self._take_verdict(str(error))
 
-    def _answer_probe(self, words: Sequence[int]) -> None:
+    def _answer_probe(self) -> None:
         verdict = _NO_GPU
         if len(self._memories) > 1:
             try:
-                payload = self._payload(words, _PROBE)
+                pattern = _pattern(self._device)
+                payload = self._payload(_OWN_TABLE, Layout.of(pattern))
                 until = time.monotonic() + _PROBE_S
                 while not payload.is_there() and time.monotonic() < until:
                     time.sleep(1e-4)
@@ -252,12 +257,12 @@ class Channel:
                 tensor, there = payload.tensor()
                 if there is not None:
                     torch.cuda.current_stream(self._device).wait_event(there)
-                same = torch.equal(tensor, _pattern(self._device))
+                same = torch.equal(tensor, pattern)
                 verdict = "" if same else "it does not see there what was written"
             except (MemoryError, RuntimeError, ValueError) as error:
                 verdict = str(error)[:500]
-        header = header_words(0, _VERDICT)
-        self._packets.send(_WORDS.pack(*header, 0, _NO_SLOT) + verdict.encode(), [])
+        header = header_bytes(0, 0, _VERDICT, describe(None))
+        self._packets.send(header + _WHERE.pack(0, _NO_SLOT) + verdict.encode(), [])
 
     def _take_verdict(self, verdict: str) -> None:
         self._slots.forget([_OWN_TABLE])

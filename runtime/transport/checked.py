@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
 from partitioner.graph.tensor_meta import name_of_dtype
 from runtime.errors import EngineError, MessageError
-from runtime.transport.header import (
-    DTYPES,
-    MAGIC,
-    MOST_DIMS,
-    SIZE_BYTES,
-    TENSOR,
-    key_of,
-    shape_and_strides,
-)
-from runtime.transport.layout import fills_memory
+from runtime.transport.header import MAGIC, MOST_DIMS, Header, description_of
+from runtime.transport.layout import Layout, fills_memory
 from runtime.transport.mailbox import Expected, Mailbox, MessageKey
+
+
+class Announced(NamedTuple):
+    """What a header announces, once it was found right. described: see Header; wire: whose message; layout: of it."""
+
+    described: bytes
+    wire: Expected
+    layout: Layout
 
 
 class CheckedMailbox(Mailbox):
@@ -39,8 +40,7 @@ class CheckedMailbox(Mailbox):
         self._announce_timeout_s = announce_timeout_s
         self._on_error = on_error
         self._newest: dict[tuple[int, ...], int] = {}  # table, wire, context, whether ahead -> step
-        # peer, table, wire -> words of a header, from TENSOR on, that were right
-        self._known: dict[tuple[int, int, int], Sequence[int]] = {}
+        self._known: dict[tuple[int, int, int], Announced] = {}  # peer, table, wire -> by the last header
         self._longest = 0  # bytes of a message of any table so far
         self._closing = False
 
@@ -59,7 +59,7 @@ class CheckedMailbox(Mailbox):
     def _forget_known(self, tables: Sequence[int]) -> None:
         """What was found right of messages of tables may be wrong from now on."""
         # of a list, since threads may add to the dict meanwhile
-        self._known = {known: words for known, words in list(self._known.items()) if known[1] not in tables}
+        self._known = {known: said for known, said in list(self._known.items()) if known[1] not in tables}
 
     def _check_sent(self, key: MessageKey, tensor: torch.Tensor) -> None:
         """Raise MessageError where the tensor is not what its wire carries."""
@@ -78,58 +78,56 @@ class CheckedMailbox(Mailbox):
                 step=key.step,
             )
 
-    def _is_early(self, words: Sequence[int], expected_sequence: int) -> bool:
+    def _is_early(self, header: Header, expected_sequence: int) -> bool:
         """Whether a header is of a table that is not registered yet: the driver announces tables on another path."""
-        magic, plan_hash, sequence = words[:3]
-        belongs = magic == MAGIC and plan_hash == self._plan_hash and sequence == expected_sequence
-        table = key_of(words).table
-        return belongs and table not in self._tables and not self.is_unregistered(table)
+        table = header.key.table
+        if table in self._tables or self.is_unregistered(table):
+            return False
+        return header[:3] == (MAGIC, self._plan_hash, expected_sequence)
 
-    def _check_header(
-        self, words: Sequence[int], peer: int, expected_sequence: int
-    ) -> tuple[MessageKey, Expected | None]:
-        """What the header announces; raises MessageError if it does not belong here.
+    def _check_header(self, header: Header, peer: int, expected_sequence: int) -> Announced | None:
+        """What a header announces; raises MessageError if it does not belong here.
 
-        No wire is given where its table is registered no more: the message is to be dropped.
+        None where its table is registered no more: the message is to be dropped.
         """
-        magic, plan_hash, sequence = words[:3]
-        key = key_of(words)
-
-        def refuse(what: str) -> MessageError:
-            return self._refusal(peer, key, what)
-
-        if magic != MAGIC:
-            raise refuse(f"its header starts with {magic:#x}, not {MAGIC:#x}")
-        if plan_hash != self._plan_hash:
-            raise refuse("it is of another plan")
-        if sequence != expected_sequence:
-            raise refuse(f"it is number {sequence}, expected {expected_sequence}")
-        wires = self._tables.get(key.table)
-        if wires is None and self.is_unregistered(key.table):
-            if not 0 <= words[SIZE_BYTES] <= self._longest:
-                raise refuse(f"its table {key.table} is forgotten, and no message ever had {words[SIZE_BYTES]} bytes")
-            return key, None
-        if wires is not None and self._known.get((peer, key.table, key.wire)) == words[TENSOR:]:
-            wire = wires[key.wire]
-        else:
-            wire = self._check_tensor(words, peer, key, wires)
-            self._known[peer, key.table, key.wire] = words[TENSOR:]
+        key = header.key
+        if header[:3] != (MAGIC, self._plan_hash, expected_sequence):
+            raise self._refusal(peer, key, self._stranger(header, expected_sequence))
+        announced = self._known.get((peer, key.table, key.wire))
+        if announced is None or announced.described != header.described or key.table not in self._tables:
+            announced = self._announced(header, peer)
+            if announced is None:
+                return None
+            self._known[peer, key.table, key.wire] = announced
         ahead = self._ahead.get(key.context)
-        order = (*key[:3], ahead is not None and key.step >= ahead)
+        order = key.table, key.wire, key.context, ahead is not None and key.step >= ahead
         if key.step <= self._newest.get(order, key.step - 1):
-            raise refuse(f"%{wire.value} of step {key.step} comes after that of step {self._newest[order]}")
+            text = f"%{announced.wire.value} of step {key.step} comes after that of step {self._newest[order]}"
+            raise self._refusal(peer, key, text)
         self._newest[order] = key.step
-        return key, wire
+        return announced
 
-    def _check_tensor(
-        self, words: Sequence[int], peer: int, key: MessageKey, wires: Sequence[Expected] | None
-    ) -> Expected:
-        """The wire of a header, if that announces what the wire carries; else raises MessageError."""
-        dtype, size_bytes = words[TENSOR], words[SIZE_BYTES]
+    def _stranger(self, header: Header, expected_sequence: int) -> str:
+        """In what a header differs from all that this rank could receive now from another."""
+        if header.magic != MAGIC:
+            return f"its header starts with {header.magic:#x}, not {MAGIC:#x}"
+        if header.plan_hash != self._plan_hash:
+            return "it is of another plan"
+        return f"it is number {header.sequence}, expected {expected_sequence}"
+
+    def _announced(self, header: Header, peer: int) -> Announced | None:
+        """What a header announces whose like was not seen before, as ``_check_header``."""
+        key = header.key
+        wires = self._tables.get(key.table)
+        dtype, size_bytes, shape, stride = description_of(header.described)
 
         def refuse(what: str) -> MessageError:
             return self._refusal(peer, key, what)
 
+        if wires is None and self.is_unregistered(key.table):
+            if not 0 <= size_bytes <= self._longest:
+                raise refuse(f"its table {key.table} is forgotten, and no message ever had {size_bytes} bytes")
+            return None
         if wires is None:
             raise refuse(f"its table {key.table} is unknown")
         if not 0 <= key.wire < len(wires):
@@ -138,13 +136,11 @@ class CheckedMailbox(Mailbox):
         if peer not in wire.senders:
             known = " or ".join(f"rank {sender}" for sender in wire.senders)
             raise refuse(f"%{wire.value} comes from {known or 'no other rank'}")
-        name = DTYPES[dtype] if 0 <= dtype < len(DTYPES) else f"dtype {dtype}"
-        shape, stride = shape_and_strides(words)
-        if name != wire.meta.dtype or shape != wire.meta.shape or size_bytes != wire.meta.size_bytes:
-            raise refuse(f"%{wire.value} should be {wire.meta}, it is {name}{list(shape)} in {size_bytes} bytes")
+        if dtype != wire.meta.dtype or shape != wire.meta.shape or size_bytes != wire.meta.size_bytes:
+            raise refuse(f"%{wire.value} should be {wire.meta}, it is {dtype}{list(shape)} in {size_bytes} bytes")
         if not fills_memory(shape, stride):
             raise refuse(f"%{wire.value} has the strides {list(stride)}, with which it does not fill its memory")
-        return wire
+        return Announced(header.described, wire, Layout(getattr(torch, dtype), shape, stride, size_bytes))
 
     def _refusal(self, peer: int, key: MessageKey, what: str) -> MessageError:
         return MessageError(f"a message from rank {peer} does not belong: {what}", rank=self.rank, step=key.step)

@@ -17,7 +17,8 @@ from runtime.devices.cuda_stream import COPIES_FIRST
 from runtime.devices.stream import Event
 from runtime.devices.stream_pool import STREAMS
 from runtime.transport import cuda_driver
-from runtime.transport.memory import Layout, Slot
+from runtime.transport.layout import Layout, from_bytes
+from runtime.transport.memory import Slot
 
 END_S = 2.0  # how long copies that are under way may take at the end
 _LOOK_S = 0.001  # between two looks at whether they are done
@@ -95,12 +96,12 @@ class FarSlot(Slot):
     def is_written(self) -> bool:
         return self._is_written()
 
-    def write(self, tensor: torch.Tensor) -> None:
+    def write(self, tensor: torch.Tensor, layout: Layout) -> None:
         raise NotImplementedError("only its sender writes to it")
 
-    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, Event]:
+    def lend(self, layout: Layout, returned: Callable[[], None]) -> tuple[torch.Tensor, Event]:
         stream = self._arriving.stream
         with torch.cuda.stream(stream):
-            here = torch.empty(size_bytes, dtype=torch.uint8, device=stream.device)
-        cuda_driver.copy(stream, here.data_ptr(), self._address, size_bytes)
-        return here.view(layout.dtype).as_strided(layout.shape, layout.stride), self._arriving.note(returned)
+            here = torch.empty(layout.size_bytes, dtype=torch.uint8, device=stream.device)
+        cuda_driver.copy(stream, here.data_ptr(), self._address, layout.size_bytes)
+        return from_bytes(here, layout), self._arriving.note(returned)

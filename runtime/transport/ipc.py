@@ -35,7 +35,8 @@ import torch
 from runtime.devices.stream import Event
 from runtime.transport import cuda_driver
 from runtime.transport.copies import END_S, Arriving, FarSlot
-from runtime.transport.memory import Layout, Memory, Slot
+from runtime.transport.layout import Layout, from_bytes
+from runtime.transport.memory import Memory, Slot
 
 REGION_BYTES = 8 << 20
 ALIGNMENT = 512  # bytes, as torch's own memory on GPUs
@@ -99,22 +100,22 @@ class DeviceSlot(Slot):
     def is_written(self) -> bool:
         return _is_done(self._full)
 
-    def write(self, tensor: torch.Tensor) -> None:
+    def write(self, tensor: torch.Tensor, layout: Layout) -> None:
         stream = torch.cuda.current_stream(self._device)
-        layout = Layout(tensor.dtype, tensor.shape, tensor.stride())
         if self._room is None or self._room[0] != layout:
-            room = cuda_driver.tensor_at(self._device.index, self._address, tensor.nbytes, self._region)
-            self._room = layout, room.view(tensor.dtype).as_strided(layout.shape, layout.stride)
+            room = cuda_driver.tensor_at(self._device.index, self._address, layout.size_bytes, self._region)
+            self._room = layout, from_bytes(room, layout)
         self._room[1].copy_(tensor, non_blocking=True)
         self._full.record(stream)
         self._used = True
 
-    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
+    def lend(self, layout: Layout, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
         loan = _Loan(self._region)
         stream = torch.cuda.current_stream(self._device)
         weakref.finalize(loan, _give_back, self._free, stream, returned).atexit = False
-        room = cuda_driver.tensor_at(self._device.index, self._address, size_bytes, loan)
-        return room.view(layout.dtype).as_strided(layout.shape, layout.stride), None
+        return from_bytes(
+            cuda_driver.tensor_at(self._device.index, self._address, layout.size_bytes, loan), layout
+        ), None
 
 
 class _Loan:

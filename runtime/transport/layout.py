@@ -7,8 +7,27 @@ trace says of layouts may be another (from torch 2.14 on that of group norm is).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+
+
+class Layout(NamedTuple):
+    """How a tensor that fills its memory lies there."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    size_bytes: int
+
+    @staticmethod
+    def of(tensor: torch.Tensor) -> Layout:
+        """A tensor's own."""
+        return Layout(tensor.dtype, tensor.shape, tensor.stride(), tensor.nbytes)
+
+    def is_of(self, tensor: torch.Tensor) -> bool:
+        """Whether it is a tensor's."""
+        return tensor.dtype is self.dtype and tensor.shape == self.shape and tensor.stride() == self.stride
 
 
 def fills_memory(shape: Sequence[int], stride: Sequence[int]) -> bool:
@@ -35,14 +54,15 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
-def from_bytes(payload: torch.Tensor, dtype: torch.dtype, shape: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
-    """Undo ``as_bytes``: the tensor of that dtype, shape and strides whose bytes these are, without a copy.
+def from_bytes(payload: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Undo ``as_bytes``: the tensor of that layout whose bytes these are, without a copy.
 
-    >>> from_bytes(as_bytes(torch.arange(6).view(3, 2).t()), torch.int64, (2, 3), (1, 2))
+    >>> tensor = torch.arange(6).view(3, 2).t()
+    >>> from_bytes(as_bytes(tensor), Layout.of(tensor))
     tensor([[0, 2, 4],
             [1, 3, 5]])
     """
-    return payload.view(dtype).as_strided(shape, stride)
+    return payload.view(layout.dtype).as_strided(layout.shape, layout.stride)
 
 
 def joined(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:

@@ -33,7 +33,7 @@ class LocalMailbox(Mailbox):
         for reader in readers:
             self.sent_bytes += tensor.nbytes
             peer = self._peers[reader]
-            peer.deliver(key, laid_out.to(peer._device))
+            peer.deliver(key, laid_out if laid_out.device == peer._device else laid_out.to(peer._device))
 
     def close(self) -> None:
         self.fail(EngineError("the engine is closed"))

@@ -77,7 +77,8 @@ class Mailbox(ABC):
         self._arrived: dict[MessageKey, torch.Tensor] = {}
         self._forgotten: dict[int, int] = {}  # context -> messages of earlier steps are dropped
         self._ahead: dict[int, int] = {}  # context -> messages of this step and later may overtake earlier ones
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._failure: BaseException | None = None
 
     @property
@@ -133,9 +134,9 @@ class Mailbox(ABC):
 
     def ready(self, key: MessageKey) -> bool:
         """Whether the message has arrived; raises the failure where the mailbox has failed."""
-        with self._changed:
-            self._raise_failure()
-            return key in self._arrived
+        if self._failure is not None:
+            raise self._failure
+        return key in self._arrived
 
     def wait(self, key: MessageKey, timeout_s: float | None = None) -> None:
         """Wait until the message has arrived.
@@ -185,7 +186,7 @@ class Mailbox(ABC):
 
     def take(self, key: MessageKey) -> torch.Tensor:
         """Hand over an arrived message, a tensor of its own for each, and forget it."""
-        with self._changed:
+        with self._lock:
             return self._arrived.pop(key)
 
     def forget(self, context: int, before_step: int, ahead: int | None = None) -> None:
@@ -217,10 +218,14 @@ class Mailbox(ABC):
 
     def deliver(self, key: MessageKey, tensor: torch.Tensor) -> None:
         """Put in a message that has arrived; called by the code that received it."""
-        with self._changed:
+        with self._lock:
             if key.step >= self._forgotten.get(key.context, key.step) and not self.is_unregistered(key.table):
                 self._arrived[key] = tensor
-                self._changed.notify_all()
+                self._wake()
+
+    def _wake(self) -> None:
+        """Have who waits for a message look again."""
+        self._changed.notify_all()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

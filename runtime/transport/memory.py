@@ -12,19 +12,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 
 from runtime.devices.stream import Event
-
-
-class Layout(NamedTuple):
-    """How a tensor that fills its memory lies there."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+from runtime.transport.layout import Layout
 
 
 class Slot(ABC):
@@ -41,16 +33,15 @@ class Slot(ABC):
         return True
 
     @abstractmethod
-    def write(self, tensor: torch.Tensor) -> None:
-        """Put in a tensor that fills its memory; the sender's side, when the slot is free."""
+    def write(self, tensor: torch.Tensor, layout: Layout) -> None:
+        """Put in a tensor of that layout; the sender's side, when the slot is free."""
 
     @abstractmethod
-    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, Event | None]:
+    def lend(self, layout: Layout, returned: Callable[[], None]) -> tuple[torch.Tensor, Event | None]:
         """The message, once it is there, as a tensor that must not be written to; the reader's side.
 
         Args:
             layout: of the message.
-            size_bytes: of it.
             returned: called, by any thread, when the slot may be written to again.
 
         Returns:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from runtime.devices.stream import Event
-from runtime.transport.memory import Layout, Slot
+from runtime.transport.layout import Layout
+from runtime.transport.memory import Slot
 
 
 class Payload:
@@ -15,21 +16,21 @@ class Payload:
 
     Args:
         layout: of the message.
-        size_bytes: of it.
         slot: where it lies.
         returned: gives the slot back.
     """
 
-    def __init__(self, layout: Layout, size_bytes: int, slot: Slot, returned: Callable[[], None]) -> None:
+    __slots__ = ("_layout", "_returned", "_slot", "is_there")
+
+    def __init__(self, layout: Layout, slot: Slot, returned: Callable[[], None]) -> None:
         self._layout = layout
-        self._size_bytes = size_bytes
         self._returned = returned
         self.is_there = slot.is_written
         self._slot = slot
 
     def tensor(self) -> tuple[torch.Tensor, Event | None]:
         """The message, once it is there, and the event from which on it holds its values; None: it does already."""
-        return self._slot.lend(self._layout, self._size_bytes, self._returned)
+        return self._slot.lend(self._layout, self._returned)
 
     def drop(self) -> None:
         """Nobody wants it."""
@@ -41,8 +42,8 @@ class NoSlot(Slot):
 
     size_bytes = 0
 
-    def write(self, tensor: torch.Tensor) -> None:
+    def write(self, tensor: torch.Tensor, layout: Layout) -> None:
         pass
 
-    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
+    def lend(self, layout: Layout, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
         return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype), None

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -23,10 +23,9 @@ from runtime.devices.stream import Event
 from runtime.errors import EngineError, RankOutOfMemory, bytes_wanted
 from runtime.transport.channel import Channel
 from runtime.transport.checked import CheckedMailbox
-from runtime.transport.header import header_of, tensor_words
-from runtime.transport.layout import dense
+from runtime.transport.header import Header, describe, description_of
+from runtime.transport.layout import Layout, dense
 from runtime.transport.mailbox import PARAMETER_CONTEXT, MessageKey, PeerLost
-from runtime.transport.memory import Layout
 from runtime.transport.payload import Payload
 
 _SPIN_S = 2e-4  # how long a thread asks without a pause whether a GPU has written a message
@@ -63,11 +62,11 @@ class SameMachineMailbox(CheckedMailbox):
         super().__init__(rank, plan_hash=plan_hash, announce_timeout_s=announce_timeout_s, on_error=on_error)
         said: set[str] = set()
         self._channels = {peer: Channel(line, peer, device, said) for peer, line in lines.items()}
-        self._sent_before: dict[tuple[int, ...], tuple[Layout, list[int]]] = {}  # table, wire -> and its words
+        self._sent_before: dict[tuple[int, ...], tuple[Layout, bytes]] = {}  # table, wire -> and how it is described
         # by peer, in order: what is announced, but a GPU has yet to write, and all that comes after it
-        self._under_way: dict[int, deque[tuple[MessageKey, Payload]]] = {peer: deque() for peer in lines}
+        self._under_way: dict[int, deque[tuple[MessageKey, Payload]]] = {}
         self._there: dict[MessageKey, Event] = {}  # of what is copied from another GPU: from when on it is there
-        self._early: dict[int, tuple[tuple[int, ...], float]] = {}  # peer -> header without a table; until when
+        self._early: dict[int, tuple[Header, float]] = {}  # peer -> header without a table; until when
         self._reading = threading.RLock()
         self._failed = os.eventfd(0)  # wakes the thread that waits
         self._poll = select.poll()
@@ -83,27 +82,26 @@ class SameMachineMailbox(CheckedMailbox):
         return sum(channel.slot_bytes for channel in self._channels.values())
 
     def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
-        layout = Layout(tensor.dtype, tensor.shape, tensor.stride())
         before = self._sent_before.get(key[:2])
-        if before is not None and before[0] == layout:
-            words = before[1]
+        if before is not None and before[0].is_of(tensor):
+            layout, described = before
         else:
             self._check_sent(key, tensor)
             tensor = dense(tensor)
-            words = tensor_words(tensor)
-            if tensor.stride() == layout.stride:
-                self._sent_before[key[:2]] = layout, words
-        header = header_of(self._plan_hash, key, words)
-        for reader in readers:
-            self.sent_bytes += tensor.nbytes
-            try:
-                with _out_of_inference_mode():
-                    self._channels[reader].send(header, key, tensor.detach())
-            except OSError as error:
-                self._report(PeerLost(self.rank, reader, error))  # the next wait will raise
-                return
-            except (RuntimeError, MemoryError) as error:
-                raise self._out_of_memory("send", key, error) from error
+            layout, described = Layout.of(tensor), describe(tensor)
+            self._sent_before[key[:2]] = layout, described
+        if tensor.requires_grad:
+            tensor = tensor.detach()
+        with _out_of_inference_mode():
+            for reader in readers:
+                self.sent_bytes += layout.size_bytes
+                try:
+                    self._channels[reader].send(self._plan_hash, key, described, layout, tensor)
+                except OSError as error:
+                    self._report(PeerLost(self.rank, reader, error))  # the next wait will raise
+                    return
+                except (RuntimeError, MemoryError) as error:
+                    raise self._out_of_memory("send", key, error) from error
 
     def _out_of_memory(self, what: str, key: MessageKey, error: BaseException) -> RankOutOfMemory:
         wire = self.expected(key)
@@ -116,6 +114,9 @@ class SameMachineMailbox(CheckedMailbox):
 
     # ---- receive
 
+    def _wake(self) -> None:
+        pass  # who waits is the one who takes messages in
+
     @property
     def kept(self) -> int:
         self._look(0.0)
@@ -123,13 +124,13 @@ class SameMachineMailbox(CheckedMailbox):
 
     def ready(self, key: MessageKey) -> bool:
         if key not in self._arrived:
-            self._look(0.0)
+            self._look(0.0, key)
         return super().ready(key)
 
     def take(self, key: MessageKey) -> torch.Tensor:
-        with self._changed:
-            tensor = super().take(key)
-            there = self._there.pop(key, None)
+        with self._lock:
+            tensor = self._arrived.pop(key)
+            there = self._there.pop(key, None) if self._there else None
         if there is not None:
             stream = torch.cuda.current_stream(tensor.device)
             stream.wait_event(there)
@@ -141,23 +142,24 @@ class SameMachineMailbox(CheckedMailbox):
 
     def _await(self, holds: Callable[[], bool], timeout_s: float | None) -> bool:
         end = None if timeout_s is None else time.monotonic() + timeout_s
-        self._look(0.0)
         while not holds():
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
-                return False
-            self._look(left)
+            left = None if end is None else max(0.0, end - time.monotonic())
+            self._look(left, self.waiting_for)
+            if left == 0.0:
+                return holds()
         return True
 
-    def _look(self, timeout_s: float | None) -> None:
+    def _look(self, timeout_s: float | None, key: MessageKey | None = None) -> None:
         """Take in what has arrived; where nothing has, wait for it.
 
-        timeout_s: how long to wait at most; None: until something arrives or the mailbox fails.
+        Args:
+            timeout_s: how long to wait at most; None: until something arrives or the mailbox fails.
+            key: of a message after which the others need not be taken in yet.
         """
         with self._reading:
             if self._closing:
                 return
-            if self._settle():
+            if self._under_way and self._settle():
                 timeout_s = 0.0
             for peer in list(self._early):
                 until = self._early[peer][1]
@@ -166,19 +168,23 @@ class SameMachineMailbox(CheckedMailbox):
                 else:
                     left = max(0.0, until - time.monotonic())
                     timeout_s = left if timeout_s is None else min(left, timeout_s)
-            if not any(self._under_way.values()):
-                self._poll_packets(timeout_s)
-                return
-            begin = time.monotonic()
-            while not self._poll_packets(0.0) and not self._settle():
-                passed = time.monotonic() - begin
-                if timeout_s is not None and passed >= timeout_s:
-                    return
-                if passed > _SPIN_S:
-                    time.sleep(_PAUSE_S)
+            found = self._await_gpu(timeout_s) if self._under_way else self._poll_packets(timeout_s)
+            while found and key not in self._arrived:
+                found = self._poll_packets(0.0)
+
+    def _await_gpu(self, timeout_s: float | None) -> bool:
+        """As ``_poll_packets``, and for messages that GPUs have yet to write."""
+        begin = time.monotonic()
+        while not (found := self._poll_packets(0.0)) and not self._settle():
+            passed = time.monotonic() - begin
+            if timeout_s is not None and passed >= timeout_s:
+                break
+            if passed > _SPIN_S:
+                time.sleep(_PAUSE_S)
+        return found
 
     def _poll_packets(self, timeout_s: float | None) -> bool:
-        """Take in packets, or that the mailbox has failed; returns whether there was any of this."""
+        """Take in one packet of each channel that has any, or that the mailbox has failed; whether there was this."""
         found = self._poll.poll(None if timeout_s is None else timeout_s * 1e3)
         for descriptor, _ in found:
             if descriptor == self._failed:
@@ -190,60 +196,70 @@ class SameMachineMailbox(CheckedMailbox):
     def _settle(self) -> bool:
         """Deliver messages that GPUs have written by now; returns whether there were any."""
         found = False
-        for under_way in self._under_way.values():
+        for peer, under_way in list(self._under_way.items()):
             while under_way and under_way[0][1].is_there():
                 self._deliver_payload(*under_way.popleft())
                 found = True
+            if not under_way:
+                del self._under_way[peer]
         return found
 
     def _deliver_payload(self, key: MessageKey, payload: Payload) -> None:
         with _out_of_inference_mode():
             tensor, there = payload.tensor()
+        if there is None:
+            self.deliver(key, tensor)
+            return
         with self._changed:
             self.deliver(key, tensor)
-            if there is not None and key in self._arrived:
+            if key in self._arrived:
                 self._there[key] = there
 
     def _take_in(self, channel: Channel) -> bool:
-        """Take in a channel's packets, as far as their tables are known; returns whether there were any."""
-        count = 0
+        """Take in a channel's next packet, if its table is known; returns whether it has been."""
         try:
-            while (words := self._next_header(channel)) is not None:
-                if self._is_early(words, channel.received) and not self._waited_for_table(channel, words):
-                    return count > 0
-                self._take_in_message(channel, words)
-                count += 1
+            header = self._next_header(channel)
+            if header is None or (
+                self._is_early(header, channel.received) and not self._waited_for_table(channel, header)
+            ):
+                return False
+            self._take_in_message(channel, header)
         except EngineError as error:
             self._stop(channel, error)
         except (OSError, EOFError) as error:
             self._stop(channel, PeerLost(self.rank, channel.peer, error))
         except ValueError as error:
             self._stop(channel, self._refusal(channel.peer, MessageKey(0, 0, 0, 0), str(error)))
-        return count > 0
+        return True
 
-    def _next_header(self, channel: Channel) -> tuple[int, ...] | None:
+    def _next_header(self, channel: Channel) -> Header | None:
         early = self._early.get(channel.peer)
         return early[0] if early is not None else channel.next_header()
 
-    def _waited_for_table(self, channel: Channel, words: tuple[int, ...]) -> bool:
+    def _waited_for_table(self, channel: Channel, header: Header) -> bool:
         """Whether a header has waited too long for its table; before that it is put aside, with all that follow it."""
         if channel.peer not in self._early:
-            self._early[channel.peer] = words, time.monotonic() + self._announce_timeout_s
+            self._early[channel.peer] = header, time.monotonic() + self._announce_timeout_s
             self._poll.unregister(channel)
         return time.monotonic() >= self._early[channel.peer][1]
 
-    def _take_in_message(self, channel: Channel, words: tuple[int, ...]) -> None:
-        if self._early.pop(channel.peer, None) is not None:
+    def _take_in_message(self, channel: Channel, header: Header) -> None:
+        if self._early and self._early.pop(channel.peer, None) is not None:
             self._poll.register(channel, select.POLLIN)
-        key, wire = self._check_header(words, channel.peer, channel.received)
+        key = header.key
+        announced = self._check_header(header, channel.peer, channel.received)
         try:
-            if wire is None:
-                channel.drop(words, key)
+            if announced is None:
+                channel.drop(key, description_of(header.described).size_bytes)
                 return
-            self._under_way[channel.peer].append((key, channel.payload(words, key)))
-            self._settle()
+            payload = channel.payload(key, announced.layout)
+            if channel.peer not in self._under_way and payload.is_there():
+                self._deliver_payload(key, payload)
+            else:
+                self._under_way.setdefault(channel.peer, deque()).append((key, payload))
+                self._settle()
         except (RuntimeError, MemoryError) as error:
-            if wire is None:
+            if announced is None:
                 raise
             raise self._out_of_memory("receive", key, error) from error
 
@@ -269,10 +285,12 @@ class SameMachineMailbox(CheckedMailbox):
         with self._changed:
             super().unregister(tables)
             self._there = {key: there for key, there in self._there.items() if key in self._arrived}
-        for peer, under_way in self._under_way.items():
+        for peer, under_way in list(self._under_way.items()):
             for _, payload in (message for message in under_way if message[0].table in tables):
                 payload.drop()
             self._under_way[peer] = deque(message for message in under_way if message[0].table not in tables)
+            if not self._under_way[peer]:
+                del self._under_way[peer]
         for channel in self._channels.values():
             channel.forget(tables)
 
@@ -295,6 +313,9 @@ class SameMachineMailbox(CheckedMailbox):
                 self._failed = -1
 
 
+_AS_IT_IS = contextlib.nullcontext()
+
+
 def _out_of_inference_mode() -> AbstractContextManager[object]:
     """Slots and messages outlast the mode that the caller is in."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else _AS_IT_IS

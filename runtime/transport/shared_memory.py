@@ -9,12 +9,15 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import sys
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-from runtime.transport.memory import Layout, Memory, Slot
+from runtime.transport.layout import Layout, from_bytes
+from runtime.transport.memory import Memory, Slot
 
 REGION_BYTES = 64 << 20
 ALIGNMENT = 64  # bytes, as torch's own memory on CPUs
@@ -58,21 +61,45 @@ class HostSlot(Slot):
         self.size_bytes = size_bytes
         self._region = region
         self._offset = offset
+        self._address = region.bytes.data_ptr() + offset
         self._room: tuple[Layout, torch.Tensor] | None = None  # for messages laid out like the last one
 
-    def write(self, tensor: torch.Tensor) -> None:
-        layout = Layout(tensor.dtype, tensor.shape, tensor.stride())
+    def write(self, tensor: torch.Tensor, layout: Layout) -> None:
         if self._room is None or self._room[0] != layout:
-            room = self._region.bytes[self._offset : self._offset + tensor.nbytes].view(tensor.dtype)
-            self._room = layout, room.as_strided(layout.shape, layout.stride)
+            room = self._region.bytes[self._offset : self._offset + layout.size_bytes]
+            self._room = layout, from_bytes(room, layout)
         self._room[1].copy_(tensor)
 
-    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
-        room = (ctypes.c_ubyte * self.size_bytes).from_address(self._region.bytes.data_ptr() + self._offset)
+    def lend(self, layout: Layout, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
+        room = (ctypes.c_ubyte * layout.size_bytes).from_address(self._address)
         room.region = self._region  # type: ignore[attr-defined] # lives as long as what refers to it
-        weakref.finalize(room, returned).atexit = False  # torch keeps it until the last tensor that uses it has gone
-        count = size_bytes // layout.dtype.itemsize
-        return torch.frombuffer(room, dtype=layout.dtype, count=count).as_strided(layout.shape, layout.stride), None
+        _lend(room, returned)  # torch keeps it until the last tensor that uses it has gone
+        return torch.frombuffer(room, dtype=layout.dtype).as_strided(layout.shape, layout.stride), None
+
+
+class _Loan(weakref.ref[Any]):
+    """What weakref.finalize does, for a seventh of the time."""
+
+    __slots__ = ("returned",)
+    returned: Callable[[], None]
+
+
+_lent: dict[int, _Loan] = {}  # by id
+
+
+def _lend(room: object, returned: Callable[[], None]) -> None:
+    """Have ``returned`` called when the room has gone, but not when the program ends."""
+    loan = _Loan(room, _give_back)
+    loan.returned = returned
+    _lent[id(loan)] = loan
+
+
+def _give_back(
+    loan: weakref.ref[Any], lent: dict[int, _Loan] = _lent, ends: Callable[[], bool] = sys.is_finalizing
+) -> None:
+    returned = lent.pop(id(loan)).returned
+    if not ends():  # or what it needs may have been taken apart
+        returned()
 
 
 class HostMemory(Memory):

@@ -81,7 +81,7 @@ class OwnSlots:
         slots = self._of_wire.setdefault((table, wire, memory), [])
         description, files = b"", list[int]()
         for number, slot in slots:
-            if slot.size_bytes >= size_bytes and self._is_free(number, slot):
+            if self.board.is_free(number) and slot.size_bytes >= size_bytes and slot.is_free():
                 break
         else:
             found = self._from_spare(memory, size_bytes)
@@ -94,13 +94,11 @@ class OwnSlots:
         self.board.mark(number)
         return number, slot, description, files
 
-    def _is_free(self, number: int, slot: Slot) -> bool:
-        return self.board.is_free(number) and slot.is_free()
-
     def _from_spare(self, memory: Memory, size_bytes: int) -> tuple[int, Slot] | None:
         spare = self._spare.get(memory, [])
         for index, (number, slot) in enumerate(spare):
-            if size_bytes <= slot.size_bytes <= max(2 * size_bytes, _SMALL) and self._is_free(number, slot):
+            fits = size_bytes <= slot.size_bytes <= max(2 * size_bytes, _SMALL)
+            if fits and self.board.is_free(number) and slot.is_free():
                 return spare.pop(index)
         return None
 

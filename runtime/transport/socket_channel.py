@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 import threading
 from collections import deque
 
 from runtime.transport.handshake import shut_down
-from runtime.transport.header import HEADER_WORDS, SEQUENCE
+from runtime.transport.header import HEADER_BYTES, Header, header_bytes, read_header
+from runtime.transport.mailbox import MessageKey
 from runtime.turns import EngineThread
-
-_WORDS = struct.Struct(f"!{HEADER_WORDS}q")
 
 
 class SocketChannel:
@@ -38,11 +36,11 @@ class SocketChannel:
         self._name = name
         self._thread: threading.Thread | None = None
 
-    def send(self, header: list[int], payload: memoryview | None) -> None:
+    def send(self, plan_hash: int, key: MessageKey, described: bytes, payload: memoryview | None) -> None:
         """Send a message; returns at once.
 
         Args:
-            header: its words; that of the sequence is filled in here.
+            plan_hash, key, described: for its header.
             payload: its bytes, which must not change until they are sent; None where there are none.
 
         Raises:
@@ -51,9 +49,9 @@ class SocketChannel:
         with self._changed:
             if self._broken is not None:
                 raise self._broken
-            header[SEQUENCE] = self.sent
+            header = header_bytes(plan_hash, self.sent, key, described)
             self.sent += 1
-            parts = [memoryview(_WORDS.pack(*header)), *([] if payload is None else [payload])]
+            parts = [memoryview(header), *([] if payload is None else [payload])]
             if not self._late:
                 _write(self._line, parts, socket.MSG_DONTWAIT)
             if not parts:
@@ -84,15 +82,15 @@ class SocketChannel:
             self._late.clear()
             self._changed.notify_all()
 
-    def header(self) -> tuple[int, ...]:
-        """Wait for the next message; the words of its header, after which ``read`` gives its payload.
+    def header(self) -> Header:
+        """Wait for the next message; its header, after which ``read`` gives its payload.
 
         Raises:
             OSError, EOFError: the connection has ended.
         """
-        content = bytearray(_WORDS.size)
+        content = bytearray(HEADER_BYTES)
         self.read(memoryview(content))
-        return _WORDS.unpack(content)
+        return read_header(content)
 
     def read(self, room: memoryview) -> None:
         """Wait for as many bytes as there is room for; raises as ``header`` does."""

@@ -19,10 +19,10 @@ import torch
 
 from partitioner.process import await_threads
 from runtime.errors import EngineError, RankOutOfMemory, bytes_wanted
-from runtime.transport.checked import CheckedMailbox
-from runtime.transport.header import SIZE_BYTES, header_words, shape_and_strides
+from runtime.transport.checked import Announced, CheckedMailbox
+from runtime.transport.header import Header, describe, description_of
 from runtime.transport.layout import as_bytes, dense, from_bytes
-from runtime.transport.mailbox import Expected, MessageKey, PeerLost
+from runtime.transport.mailbox import MessageKey, PeerLost
 from runtime.transport.socket_channel import SocketChannel
 from runtime.turns import EngineThread
 
@@ -60,12 +60,12 @@ class SocketMailbox(CheckedMailbox):
     def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
         self._check_sent(key, tensor)
         tensor = dense(tensor)
-        header = header_words(self._plan_hash, key, tensor)
+        described = describe(tensor)
         payload = _view(as_bytes(tensor.detach()).cpu())
         for reader in readers:
             self.sent_bytes += tensor.nbytes
             try:
-                self._channels[reader].send(header, payload)
+                self._channels[reader].send(self._plan_hash, key, described, payload)
             except OSError as error:
                 self._report(PeerLost(self.rank, reader, error))  # the next wait will raise
                 return
@@ -74,37 +74,40 @@ class SocketMailbox(CheckedMailbox):
         channel = self._channels[peer]
         try:
             while True:
-                words = channel.header()
-                self._await_table(words, channel.received)
-                key, wire = self._check_header(words, peer, channel.received)
-                payload = self._room(key, wire, words[SIZE_BYTES])
+                header = channel.header()
+                self._await_table(header, channel.received)
+                announced = self._check_header(header, peer, channel.received)
+                payload = self._room(header, announced)
                 room = _view(payload)
                 if room is not None:
                     channel.read(room)
                 channel.received += 1
-                if wire is not None:
-                    self.deliver(key, from_bytes(payload, getattr(torch, wire.meta.dtype), *shape_and_strides(words)))
+                if announced is not None:
+                    self.deliver(header.key, from_bytes(payload, announced.layout))
         except EngineError as error:
             self._report(error)
         except BaseException as error:
             self._report(PeerLost(self.rank, peer, error))
 
-    def _room(self, key: MessageKey, wire: Expected | None, size_bytes: int) -> torch.Tensor:
+    def _room(self, header: Header, announced: Announced | None) -> torch.Tensor:
+        size_bytes = description_of(header.described).size_bytes if announced is None else announced.layout.size_bytes
         try:
             return torch.empty(size_bytes, dtype=torch.uint8)
         except (RuntimeError, MemoryError) as error:
-            what = f"%{wire.value} ({wire.meta})" if wire is not None else "what nobody reads any more"
+            what = "what nobody reads any more"
+            if announced is not None:
+                what = f"%{announced.wire.value} ({announced.wire.meta})"
             raise RankOutOfMemory(
                 f"no memory to receive {what}: {error}",
                 rank=self.rank,
-                step=key.step,
+                step=header.key.step,
                 size_bytes=bytes_wanted(error) or size_bytes,
             ) from error
 
-    def _await_table(self, words: Sequence[int], expected_sequence: int) -> None:
+    def _await_table(self, header: Header, expected_sequence: int) -> None:
         with self._changed:
             self._changed.wait_for(
-                lambda: not self._is_early(words, expected_sequence) or self._closing, timeout=self._announce_timeout_s
+                lambda: not self._is_early(header, expected_sequence) or self._closing, timeout=self._announce_timeout_s
             )
 
     def close(self) -> None:

@@ -36,7 +36,8 @@ import torch
 from runtime.devices.memory import free_bytes
 from runtime.transport import cuda_driver
 from runtime.transport.copies import END_S, Arriving, CopyStream, FarSlot
-from runtime.transport.memory import Layout, Memory, Slot
+from runtime.transport.layout import Layout, from_bytes
+from runtime.transport.memory import Memory, Slot
 from runtime.transport.shared_memory import map_file, new_file
 
 REGION_BYTES = 8 << 20
@@ -115,19 +116,17 @@ class StagedSlot(Slot):
     def is_free(self) -> bool:
         return self._word.is_set()
 
-    def write(self, tensor: torch.Tensor) -> None:
-        layout = Layout(tensor.dtype, tensor.shape, tensor.stride())
+    def write(self, tensor: torch.Tensor, layout: Layout) -> None:
         if self._room is None or self._room[0] != layout:
-            room = self._bytes[: tensor.nbytes].view(tensor.dtype)
-            self._room = layout, room.as_strided(layout.shape, layout.stride)
+            self._room = layout, from_bytes(self._bytes[: layout.size_bytes], layout)
         self._room[1].copy_(tensor, non_blocking=True)
         self._word.put(_ON_ITS_WAY)
         leaving = self._leaving.stream
         leaving.wait_event(torch.cuda.current_stream(leaving.device).record_event())
-        cuda_driver.copy(leaving, self._address, self._bytes.data_ptr(), tensor.nbytes)
+        cuda_driver.copy(leaving, self._address, self._bytes.data_ptr(), layout.size_bytes)
         cuda_driver.write_word(leaving, self._word.known_as, _THERE)
 
-    def lend(self, layout: Layout, size_bytes: int, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
+    def lend(self, layout: Layout, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
         raise NotImplementedError("only its reader reads it")
 
 

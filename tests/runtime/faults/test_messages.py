@@ -13,7 +13,7 @@ import torch
 from partitioner.graph.nodes import TensorMeta
 from runtime.engine import Engine
 from runtime.errors import EngineError, MessageError
-from runtime.transport.header import header_words
+from runtime.transport.header import describe
 from runtime.transport.mailbox import Expected, MessageKey
 from tests.support.mailboxes import HASH, PAIRS, WIRES, meta, socket_pair
 from tests.support.trouble import call_until_it_fails, engine_for, fragile, plan_for, trajectory, wait_until
@@ -80,7 +80,7 @@ def test_who_ends_is_noticed_by_who_sends_and_who_receives() -> None:
 
 def _send_without_end(sender: Any) -> None:
     for step in itertools.count():
-        sender._channels[1].send(header_words(HASH, MessageKey(0, 0, 0, step)), None)
+        sender._channels[1].send(HASH, MessageKey(0, 0, 0, step), describe(None), None)
 
 
 def _take(receiver: Any, steps: Iterable[int]) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.transport.layout import as_bytes, dense, fills_memory, from_bytes, joined
+from runtime.transport.layout import Layout, as_bytes, dense, fills_memory, from_bytes, joined
 
 
 @st.composite
@@ -33,7 +33,7 @@ def test_bytes_become_the_tensor_again_in_its_memory_order(tensor: torch.Tensor)
     assert filling.stride() == tensor.clone().stride()
     payload = as_bytes(filling)
     assert payload.numel() == tensor.nbytes
-    again = from_bytes(payload.clone(), tensor.dtype, filling.shape, filling.stride())
+    again = from_bytes(payload.clone(), Layout.of(filling))
     assert torch.equal(again, tensor)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import pkgutil
 import threading
 import time
 from typing import Any
@@ -51,6 +52,38 @@ def test_a_message_stays_as_it_is_while_anything_uses_it_and_then_its_slot_is_us
         assert view.unique().tolist() == [39.0]
         del view
         assert all(sender._channels[1]._slots.board.is_free(number) for number in range(4))
+
+
+def test_a_steady_message_is_one_packet_of_which_only_the_head_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That nothing more has come is not asked, and what describes the tensor is neither written nor read again."""
+    asked: list[str] = []
+
+    def counted(name: str) -> None:
+        module, _, attribute = name.rpartition(".")
+        owner: Any = pkgutil.resolve_name(module)
+        original = getattr(owner, attribute)
+        monkeypatch.setattr(owner, attribute, lambda *args: asked.append(attribute) or original(*args))
+
+    with same_machine_pair() as (sender, receiver, _):
+        _pass_on(sender, receiver, 0, torch.ones(2, 3))
+        counted("runtime.transport.packets.PacketSocket.receive")
+        counted("runtime.transport.same_machine.describe")
+        counted("runtime.transport.checked.description_of")
+        for step in range(1, 11):
+            key = MessageKey(0, 0, 0, step)
+            sender.send([1], key, torch.full((2, 3), float(step)))
+            assert receiver.ready(key)
+            assert receiver.take(key).eq(step).all()
+        assert asked == ["receive"] * 10
+
+
+def test_a_message_is_read_before_those_behind_it_are_taken_in() -> None:
+    with same_machine_pair() as (sender, receiver, _):
+        for step in range(3):
+            sender.send([1], MessageKey(0, 0, 0, step), torch.ones(2, 3))
+        assert receiver.ready(MessageKey(0, 0, 0, 0))
+        assert list(receiver._arrived) == [MessageKey(0, 0, 0, 0)]
+        assert receiver.kept == 3
 
 
 def test_a_forked_process_that_frees_its_copy_of_a_message_frees_no_slot() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from runtime.transport.header import Header, describe
 from runtime.transport.mailbox import MessageKey
 from tests.support.engines import ROLES, Trajectory, equal, toy, toy_plan
 from tools.measure import messages as measure_header
@@ -22,12 +23,12 @@ def test_an_engine_without_checks_gives_the_same_and_checks_nothing() -> None:
         with measure_header.start(denoiser, plan, checked=checked) as engine:
             outputs.append(Trajectory().through(engine))
             mailbox: Any = engine._ranks.workers[0].mailbox
-            words = [0, 0, 0, 0, *MessageKey(0, 0, 0, 0), 0, 0, 0, *[0] * 12]  # no header of ours
+            header = Header(0, 0, 0, MessageKey(0, 0, 0, 0), describe(torch.zeros(1)))  # not one of ours
             if checked:
                 with pytest.raises(Exception, match="does not belong"):
-                    mailbox._check_header(words, 1, 0)
+                    mailbox._check_header(header, 1, 0)
             else:
-                assert mailbox._check_header(words, 1, 0)[0] == MessageKey(0, 0, 0, 0)
+                assert mailbox._check_header(header, 1, 0).wire is mailbox._tables[0][0]
     assert equal(*outputs)
 
 
