@@ -300,7 +300,8 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         ["tools.denoisers"],
     ),
     ("most of it needs a GPU; its order and limits do not", "tools/gpu_suite/test_gpu_suite.py", ["tools.gpu_suite.*"]),
-    ("it prints figures of messages", "tools/measure/test_messages.py", ["tools.measure.unchecked_rank"]),
+    ("links and messages are measured in joined processes", "tools/measure/test_messages.py", ["tools.measure.joined"]),
+    ("it prints figures of checks", "tools/measure/test_checks.py", ["tools.measure.unchecked_rank"]),
     (
         "their commands go through their parsers, as pages show them",
         "docs/test_commands.py",

@@ -1,1 +1,1 @@
-"""Measurements of this machine: links, operators, what costs are worth, what checking messages costs."""
+"""Measurements of this machine: links, operators, what costs are worth, what messages and checking them cost."""

@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +33,12 @@ from partitioner.graph.nodes import TensorMeta
 from partitioner.simulator.machine import Link
 from partitioner.tables import table_text
 from profiles.json_files import write_atomic
-from runtime.errors import EngineError
 from runtime.transport.mailbox import Expected, Mailbox, MessageKey
-from runtime.transport.packets import new_lines
-from runtime.transport.same_machine import SameMachineMailbox
 from tools.command import command
+from tools.measure.joined import TIMEOUT_S, joined
 
 SMALL, LARGE = 4, 16 << 20  # bytes
 REPEATS = 15
-TIMEOUT_S = 60.0
 
 
 def measure_links(ranks: int) -> dict[tuple[int, int], Link]:
@@ -58,65 +53,23 @@ def measure_links(ranks: int) -> dict[tuple[int, int], Link]:
     """
     if ranks < 2:
         raise ValueError(f"links join two ranks at least; got {ranks}")
-    context = multiprocessing.get_context("spawn")
-    pipes = [context.Pipe() for _ in range(ranks)]
-    lines = new_lines(ranks)
-    processes = [
-        context.Process(target=_rank, args=(rank, lines[rank], pipes[rank][1]), daemon=True) for rank in range(ranks)
-    ]
-    for process, (_, theirs), ends in zip(processes, pipes, lines, strict=True):
-        process.start()
-        theirs.close()
-        for end in ends.values():
-            end.close()
+    wires = [Expected(f"{size} bytes", _meta(size), (r,)) for r in range(ranks) for size in (SMALL, LARGE)]
     found: dict[tuple[int, int], Link] = {}
-    running = [ours for ours, _ in pipes]
-    try:
-        while running:
-            ready = wait(running, timeout=TIMEOUT_S)
-            if not ready:
-                raise EngineError(f"no rank has said anything for {TIMEOUT_S:g} s")
-            for ours in ready:
-                assert isinstance(ours, Connection)
-                try:
-                    found |= ours.recv()
-                except EOFError:
-                    raise EngineError("a rank ended before its links were measured") from None
-                running.remove(ours)
-        for ours, _ in pipes:
-            ours.send(None)  # everyone is done: a mailbox may close now
-        for process in processes:
-            process.join(timeout=TIMEOUT_S)
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.kill()
+    for own in joined(partial(_time_own, ranks), wires, ranks=ranks):
+        found |= own
     return dict(sorted(found.items()))
 
 
-def _rank(rank: int, lines: Mapping[int, socket.socket], pipe: Connection) -> None:
-    """One process: joins the others, times what it sends, and reports it through the pipe."""
-    torch.set_num_threads(1)
-    ranks = len(lines) + 1
-    mailbox: SameMachineMailbox = SameMachineMailbox(
-        rank,
-        lines,
-        torch.device("cpu"),
-        plan_hash=0,
-        announce_timeout_s=TIMEOUT_S,
-        on_error=lambda error: mailbox.fail(error),
-    )
-    mailbox.register(0, [Expected(f"{size} bytes", _meta(size), (r,)) for r in range(ranks) for size in (SMALL, LARGE)])
+def _time_own(ranks: int, mailbox: Mailbox) -> dict[tuple[int, int], Link]:
+    """The links from a rank's process, which answers the others' messages too."""
     found = {}
     for context, (sender, reader) in enumerate(permutations(range(ranks), 2)):
         exchange = _Exchange(sender, reader, context)
-        if rank == sender:
+        if mailbox.rank == sender:
             found[sender, reader] = _time(mailbox, exchange)
-        elif rank == reader:
+        elif mailbox.rank == reader:
             _answer(mailbox, exchange)
-    pipe.send(found)
-    pipe.recv()
-    mailbox.close()
+    return found
 
 
 def _meta(size_bytes: int) -> TensorMeta:

@@ -1,12 +1,13 @@
-"""Measures what it costs a step (ms) that every message is checked before it is used.
+"""Measures what a message between two ranks costs (us): to send, to read, there and back, beside a copy of its bytes.
 
-    python -m tools.measure messages [--denoiser sd15-like] [--rounds 10] [--calls 20] [--json]
+    python -m tools.measure messages [--messages 300] [--json]
 
-Two engines of two ranks, one thread each, run the same plan: one as it is, one whose ranks use every message without
-checks (tools.measure.unchecked_rank). They take turns, in reversed order in every other round; the figure of a round
-is the mean time of an async call. Printed are the medians and their ratio; the median and the quartiles of the rounds'
-own ratios, which other work on the machine disturbs less; and the time that the checks of the first engine's driver
-take themselves.
+Two ranks send each other tensors and read them as an engine's do: through memory that two processes share, over a TCP
+connection of two processes, and as threads of one process. At first each sends a step's message and reads the other's
+of the step before, as in async steps: "send" and "read" are the time on the processor that this takes of all threads
+of a process, or of the rank's own thread, on average over ten messages, since a rank that is behind reads several at
+once. Then each message is answered by one of the same size: "there and back" is the time that passes. Printed are the
+least and the median of each.
 """
 
 from __future__ import annotations
@@ -15,117 +16,138 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 
-from partitioner.plan.plan import Plan
-from partitioner.planning.compile import compile
-from partitioner.planning.options import PlanOptions
-from runtime.engine import Engine
-from runtime.options import EngineOptions
-from runtime.ranks.launch import LocalLauncher
+from partitioner.graph.nodes import TensorMeta
+from partitioner.tables import table_text
+from runtime.transport.local import LocalMailbox
+from runtime.transport.mailbox import Expected, Mailbox, MessageKey
 from tools.command import command
-from tools.denoisers import DENOISERS
-from tools.measure.unchecked_rank import skip_checks
+from tools.measure.joined import TIMEOUT_S, joined
 
-_CHECKS = ("_check_header", "_check_sent", "_stray")
-
-
-def start(module: torch.nn.Module, plan: Plan, *, checked: bool) -> Engine:
-    """An engine as it is, or one whose ranks do not check messages."""
-    options = EngineOptions(step_timeout_s=600)
-    if checked:
-        return Engine(module, plan, options)
-    with mock.patch("runtime.ranks.start.LocalLauncher", return_value=LocalLauncher("tools.measure.unchecked_rank")):
-        engine = Engine(module, plan, options)
-    skip_checks(engine._ranks.workers[0].mailbox)
-    return engine
+SIZES = {"16 KiB": 16 << 10, "1 MiB": 1 << 20, "16 MiB": 16 << 20}
+WIRES = [
+    Expected(f"{name} of rank {rank}", TensorMeta((size // 4,), (1,), "float32"), (rank,))
+    for name, size in SIZES.items()
+    for rank in range(2)
+]
+TOGETHER = 10  # messages
+Times = dict[str, list[float]]  # us, by what was timed
 
 
-class Stopwatch:
-    """Sums the time that a mailbox spends checking messages, without the wait for them."""
+class _Side:
+    """One rank's messages of one size; ``index``: of the size. clock: the seconds that it has had on the processor."""
 
-    def __init__(self, mailbox: Any) -> None:
-        self.seconds = 0.0
-        for name in _CHECKS:
-            setattr(mailbox, name, self._timed(getattr(mailbox, name)))
+    def __init__(self, mailbox: Mailbox, index: int, clock: Callable[[], float]) -> None:
+        self._mailbox = mailbox
+        self._clock = clock
+        self._tensor = torch.ones(list(SIZES.values())[index] // 4)
+        self._own, self._others = (2 * index + rank for rank in (mailbox.rank, 1 - mailbox.rank))
 
-    def _timed(self, check: Any) -> Any:
-        def timed(*args: Any) -> Any:
-            begin = time.perf_counter()
-            try:
-                return check(*args)
-            finally:
-                self.seconds += time.perf_counter() - begin
+    def send(self, step: int) -> None:
+        self._mailbox.send([1 - self._mailbox.rank], MessageKey(0, self._own, 0, step), self._tensor)
 
-        return timed
+    def read(self, step: int) -> None:
+        """Read a message, as a worker does, and let go of it."""
+        key = MessageKey(0, self._others, 0, step)
+        while not self._mailbox.ready(key):
+            self._mailbox.wait(key, TIMEOUT_S)
+        self._mailbox.take(key)
+
+    def answer(self, step: int) -> None:
+        if self._mailbox.rank == 0:
+            self.send(step)
+        self.read(step)
+        if self._mailbox.rank == 1:
+            self.send(step)
+
+    def times(self, count: int) -> Times:
+        """Of so many messages, and so many that are answered."""
+        room = torch.zeros_like(self._tensor)
+        found: Times = {"send": [], "read": [], "there and back": [], "copy": []}
+        self.send(-1)
+        for first in range(0, count, TOGETHER):
+            took = {"send": 0.0, "read": 0.0, "copy": 0.0}
+            for step in range(first, first + TOGETHER):
+                took["send"] += _us(self._clock, self.send, step)
+                took["read"] += _us(self._clock, self.read, step - 1)
+                took["copy"] += _us(self._clock, lambda _: room.copy_(self._tensor), step)
+            for what, us in took.items():
+                found[what].append(us / TOGETHER)
+        self.read(count - 1)
+        for step in range(count, 2 * count):
+            found["there and back"].append(_us(time.perf_counter, self.answer, step))
+        return found
 
 
-def measure(name: str, rounds: int, calls: int) -> dict[str, Any]:
-    """Run both engines by turns; times in ms of a call."""
-    module, inputs, roles = DENOISERS[name]()
+def _us(clock: Callable[[], float], work: Callable[[int], object], step: int) -> float:
+    begin = clock()
+    work(step)
+    return (clock() - begin) * 1e6
+
+
+def times_of(count: int, clock: Callable[[], float], mailbox: Mailbox) -> dict[str, Times]:
+    """What one rank has timed, by size; see _Side."""
+    return {name: _Side(mailbox, index, clock).times(count) for index, name in enumerate(SIZES)}
+
+
+def _of_threads(count: int) -> list[dict[str, Times]]:
+    peers: list[LocalMailbox] = []
+    for rank in range(2):
+        peers.append(LocalMailbox(rank, peers, torch.device("cpu")))
+        peers[rank].register(0, WIRES)
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(partial(times_of, count, time.thread_time), peers))
+
+
+def measure(count: int) -> dict[str, dict[str, Times]]:
+    """The times of both ranks together, by transport and size.
+
+    Raises:
+        EngineError: a rank failed.
+    """
     torch.set_num_threads(1)
-    plan = compile(module, inputs, roles, 2, device="cpu", options=PlanOptions(branches=1, mode="async", force=True))
-    by_checked: dict[bool, list[float]] = {True: [], False: []}
-    with start(module, plan, checked=True) as checked, start(module, plan, checked=False) as unchecked:
-        engines = {True: checked, False: unchecked}
-        timestep = 1000.0
-
-        def run(engine: Engine, count: int) -> float:
-            nonlocal timestep
-            begin = time.perf_counter()
-            for _ in range(count):
-                timestep -= 1e-3  # falls throughout, so that all calls are one trajectory
-                engine(**{**inputs, "timestep": torch.full_like(inputs["timestep"], timestep)})
-            return (time.perf_counter() - begin) / count * 1e3
-
-        for engine in engines.values():
-            run(engine, plan.warmup + 3)
-        for number in range(rounds):
-            for kind in (True, False) if number % 2 else (False, True):
-                by_checked[kind].append(run(engines[kind], calls))
-        watch = Stopwatch(checked._ranks.workers[0].mailbox)
-        run(checked, calls)
-        messages = sum(len(boundary.readers) for boundary in plan.boundaries)
-    ratios = [with_checks / without for with_checks, without in zip(*by_checked.values(), strict=True)]
-    with_ms, without_ms = (statistics.median(by_checked[kind]) for kind in (True, False))
-    quarters = statistics.quantiles(ratios, n=4)
+    work = partial(times_of, count, time.process_time)
+    ranks = {
+        "shared memory": joined(work, WIRES),
+        "sockets": joined(work, WIRES, tcp=True),
+        "threads": _of_threads(count),
+    }
     return {
-        "denoiser": name,
-        "boundary_tensors": messages,
-        "checked_ms": with_ms,
-        "unchecked_ms": without_ms,
-        "ratio": with_ms / without_ms,
-        "ratio_by_round": statistics.median(ratios),
-        "ratio_by_round_quartiles": [quarters[0], quarters[-1]],
-        "drivers_checks_ms": watch.seconds / calls * 1e3,
+        transport: {name: {what: [*own, *other[name][what]] for what, own in one[name].items()} for name in SIZES}
+        for transport, (one, other) in ranks.items()
     }
 
 
 @command("tools.measure.messages")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; exit code 0."""
+    """Run the command; exit code 0, 5 if a rank failed."""
     made = argparse.ArgumentParser(prog="python -m tools.measure messages", description=__doc__.split("\n")[0])
-    made.add_argument("--denoiser", choices=DENOISERS, default="sd15-like")
-    made.add_argument("--rounds", type=int, default=10, metavar="N", help="at least 2 (default: 10)")
-    made.add_argument("--calls", type=int, default=20, metavar="N", help="per round and engine (default: 20)")
-    made.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    made.add_argument("--messages", type=int, default=300, metavar="N", help="of each kind and rank (default: 300)")
+    made.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     options = made.parse_args(argv)
-    if options.rounds < 2 or options.calls < 1:
-        made.error("expected at least 2 rounds and 1 call")
-    result = measure(options.denoiser, options.rounds, options.calls)
+    if options.messages < TOGETHER or options.messages % TOGETHER:
+        made.error(f"--messages is a multiple of {TOGETHER}")
+    rows: list[dict[str, Any]] = [
+        {"transport": transport, "size": size}
+        | {what: {"least_us": min(us), "median_us": statistics.median(us)} for what, us in times.items()}
+        for transport, sizes in measure(options.messages).items()
+        for size, times in sizes.items()
+    ]
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps({"messages": rows}, indent=1))
         return 0
-    low, high = result["ratio_by_round_quartiles"]
-    print(
-        f"{result['denoiser']}, {result['boundary_tensors']} boundary tensors per step\n"
-        f"checked {result['checked_ms']:.1f} ms, unchecked {result['unchecked_ms']:.1f} ms per step: "
-        f"{result['ratio']:.4f}\n"
-        f"by round {result['ratio_by_round']:.4f} (quartiles {low:.4f} to {high:.4f})\n"
-        f"the driver's own checks take {result['drivers_checks_ms']:.3f} ms per step"
-    )
+    cells = [
+        [
+            f"{value['least_us']:.1f}; {value['median_us']:.1f}" if isinstance(value, dict) else value
+            for value in row.values()
+        ]
+        for row in rows
+    ]
+    print(table_text(["us, least; median", *list(rows[0])[1:]], cells))
     return 0

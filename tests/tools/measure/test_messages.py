@@ -1,56 +1,40 @@
-"""The cost of checking messages: measured between engines that do and that do not, and give the same bits."""
+"""The cost of a message between ranks: what is printed of which transport, and wrong numbers of messages."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
-import torch
 
-from runtime.transport.header import Header, describe
-from runtime.transport.mailbox import MessageKey
-from tests.support.engines import ROLES, Trajectory, equal, toy, toy_plan
-from tools.measure import messages as measure_header
+from runtime.errors import EngineError
+from tools.measure import joined, messages
 
 
 @pytest.mark.processes
-def test_an_engine_without_checks_gives_the_same_and_checks_nothing() -> None:
-    denoiser = toy()
-    plan = toy_plan(denoiser)
-    outputs = []
-    for checked in (True, False):
-        with measure_header.start(denoiser, plan, checked=checked) as engine:
-            outputs.append(Trajectory().through(engine))
-            mailbox: Any = engine._ranks.workers[0].mailbox
-            header = Header(0, 0, 0, MessageKey(0, 0, 0, 0), describe(torch.zeros(1)))  # not one of ours
-            if checked:
-                with pytest.raises(Exception, match="does not belong"):
-                    mailbox._check_header(header, 1, 0)
-            else:
-                assert mailbox._check_header(header, 1, 0).wire is mailbox._tables[0][0]
-    assert equal(*outputs)
+def test_the_command_prints_its_figures_of_each_transport_and_size(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert messages.main(["--messages", "10", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["messages"]
+    assert [(row.pop("transport"), row.pop("size")) for row in rows] == [
+        (transport, size) for transport in ("shared memory", "sockets", "threads") for size in messages.SIZES
+    ]
+    for row in rows:
+        assert list(row) == ["send", "read", "there and back", "copy"]
+        assert all(0 < value["least_us"] <= value["median_us"] for value in row.values()), row
+
+
+@pytest.mark.parametrize("count", ["0", "15"])
+def test_other_than_whole_tens_of_messages_are_refused(count: str) -> None:
+    assert messages.main(["--messages", count]) == 2
+
+
+def _fail(mailbox: object) -> None:
+    raise SystemExit(1)
 
 
 @pytest.mark.processes
-def test_the_command_prints_its_figures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def small() -> Any:
-        inputs = {"x": torch.zeros(2, 5, 8), "timestep": torch.tensor(1.0), "context": torch.zeros(2, 6)}
-        return Renamed(), inputs, {**ROLES, "timestep": "timestep"}
-
-    class Renamed(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.toy = toy()
-            self.eval()
-
-        def forward(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor) -> Any:
-            return self.toy(x, timestep, context)
-
-    monkeypatch.setitem(measure_header.DENOISERS, "sd15-like", small)
-    assert measure_header.main(["--rounds", "2", "--calls", "2", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["boundary_tensors"] > 0
-    assert result["checked_ms"] / result["unchecked_ms"] == pytest.approx(result["ratio"])
-    assert 0 < result["drivers_checks_ms"] < result["checked_ms"]
-    assert measure_header.main(["--rounds", "1"]) == 2
+@pytest.mark.parametrize("tcp", [False, True])
+def test_a_rank_that_ends_is_noticed(tcp: bool) -> None:
+    with pytest.raises(EngineError, match="a rank ended before it was measured"):
+        joined.joined(_fail, messages.WIRES, tcp=tcp)
