@@ -103,9 +103,9 @@ class FakeDriver:
         if not self.late:
             self.settle()
 
-    def settle(self) -> None:
-        """Have everybody see what streams have written to words."""
-        while self._late:
+    def settle(self, most: int | None = None) -> None:
+        """Have everybody see what streams have written to words. most: of the words written first, how many."""
+        for _ in range(len(self._late) if most is None else min(most, len(self._late))):
             address, value, where, clock = self._late.pop(0)
             self._words[where].append(clock)
             ctypes.c_uint32.from_address(address).value = value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from runtime.transport import staged
-from runtime.transport.mailbox import MessageKey
+from runtime.transport.mailbox import Expected, MessageKey
 from tests.support.fake_cuda import FakeCuda
 from tests.support.fake_driver import FakeDriver, fake_staging
 from tests.support.mailboxes import WIRES, same_machine_pair
@@ -55,9 +55,9 @@ class Hosts:
             kept: int = (self.sender, self.receiver)[rank].kept
         return kept
 
-    def open(self, table: int) -> None:
+    def open(self, table: int, wires: Sequence[Expected] = WIRES) -> None:
         for box in (self.sender, self.receiver):
-            box.register(table, WIRES)
+            box.register(table, wires)
 
     def drop(self, table: int) -> None:
         """Neither wants messages of a table any more; the reader has not looked whether there are any."""

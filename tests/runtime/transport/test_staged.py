@@ -12,9 +12,10 @@ import logging
 import os
 import signal
 import socket
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
+from random import Random
 from types import ModuleType
 from typing import Any
 
@@ -22,13 +23,13 @@ import pytest
 import torch
 
 from runtime.transport import channel, copies, same_machine, staged
-from runtime.transport.mailbox import MessageKey, PeerLost
+from runtime.transport.mailbox import Expected, MessageKey, PeerLost
 from runtime.transport.packets import new_line, new_lines
 from runtime.transport.same_machine import SameMachineMailbox
 from runtime.transport.shared_memory import HostMemory
 from tests.support.fake_driver import fake_staging
 from tests.support.far_hosts import exchange, hosts
-from tests.support.mailboxes import WIRES, same_machine_pair
+from tests.support.mailboxes import WIRES, meta, same_machine_pair
 
 THROUGH_LOCKED = (
     "rank 1 cannot use memory of cuda:0: no peer access. What is sent to it goes through page-locked memory"
@@ -101,6 +102,43 @@ def test_a_message_is_not_there_before_its_word_is_set_and_its_slot_not_free(mon
         pair.open(3)
         pair.send(1, 3)
         assert pair.values(pair.take(1, 3)) == [2]
+        assert pair.cuda.errors == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_comes_late_and_whatever_is_dropped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wires of several sizes come and go; words are set whenever they are, in order."""
+    random = Random(seed)
+    sizes = {0: (2, 3)}
+    sent: dict[int, deque[int]] = {0: deque()}
+    taken = []
+    with hosts(monkeypatch) as pair:
+        pair.driver.late = True
+        for step in range(120):
+            table = random.choice(list(sizes))
+            match random.choice(["send", "send", "send", "take", "take", "settle", "look", "open", "drop"]):
+                case "send":
+                    pair.send(step, table, sizes[table])
+                    sent[table].append(step)
+                case "take" if sent[table]:
+                    pair.driver.settle()
+                    taken.append((sent[table][0], pair.take(sent[table].popleft(), table)))
+                case "settle":
+                    pair.driver.settle(random.randrange(4))
+                case "look":
+                    pair.look(random.randrange(2))
+                case "open" if len(sizes) < 4:
+                    new = step + 1
+                    sizes[new], sent[new] = random.choice([(2, 3), (5, 7), (64, 64)]), deque()
+                    pair.open(new, [Expected("a", meta(*sizes[new]), (0,))])
+                case "drop" if len(sizes) > 1:
+                    pair.drop(table)
+                    del sizes[table], sent[table]
+        pair.driver.settle()
+        for step, computed in taken:
+            assert pair.values(computed) == [step + 1]
+        assert len(taken) > 5
+        assert pair.memories == {staged.StagedMemory}
         assert pair.cuda.errors == []
 
 
