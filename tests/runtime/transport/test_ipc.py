@@ -180,7 +180,7 @@ def _exchange(control: socket.socket) -> set[tuple[type, type]]:
             answer(step - 2)
             for number, tensor in kept:
                 assert tensor.eq(number + 1).all()
-        kinds |= {(type(memory), type(slot)) for _, memory, slot in box._channels[1]._theirs.values()}
+        kinds |= {(type(memory), type(slot)) for _, memory, slot, _ in box._channels[1]._theirs.values()}
     for step in (MESSAGES - 2, MESSAGES - 1):
         answer(step)
     assert all(tensor.eq(number + 1).all() for number, tensor in kept)
@@ -247,7 +247,7 @@ def test_ranks_on_one_gpu_send_through_its_memory(
     with Engine(denoiser, plan, EngineOptions(**options), devices=devices) as engine:
         outputs = [output.clone() for output in trajectory.through(engine)]
         channels = engine._ranks.workers[0].mailbox._channels.values()
-        assert memory in {type(theirs) for channel in channels for _, theirs, _ in channel._theirs.values()}
+        assert memory in {type(theirs) for channel in channels for _, theirs, _, _ in channel._theirs.values()}
         assert memory in {type(own) for channel in channels for _, _, own in channel._slots._of_wire}
     assert largest_difference(outputs, wanted) < 1e-4
     assert options or equal(outputs, wanted)
