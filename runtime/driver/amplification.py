@@ -6,9 +6,11 @@ call k is passed on as
 
     δu_j = J_j·δz_j  (+ 1 for j = k),      δz_{j+1} = δz_j + w_0·δu_j + w_1·δu_{j-1} + ...
 
-An output alone answers with J = 1/(κ + s), κ = SPREAD (for flow matching likewise). Guidance adds to that, for it
-multiplies the difference of outputs that answer unequally: g/(κ' + s) at most, where g is nothing to its scale less 1,
-and κ' the level below which they answer alike. All g up to the one that is possible are tried, and the worst counts.
+An output alone answers with J = 1/(κ + s), κ = SPREAD. Guidance adds to that, for it multiplies the difference of
+outputs that answer unequally: UNEQUAL·g/(κ' + s) at most, where g is nothing to its scale less 1, and κ' the level
+below which they answer alike. All g up to the one that is possible are tried, and the worst counts. Flow matching has
+other coordinates: there the latent is z·(1 - s), its level is s/(1 - s) in these, and the slope is ε less the clean
+latent.
 
 Samplers of one step shrink errors on the way. One that extrapolates outputs makes them larger where J times its moves
 is large: then the sequential run itself is near the limit of its stability.
@@ -24,7 +26,8 @@ import torch
 
 from runtime.driver.noise_schedule import SPREAD, NoiseSchedule
 
-ALIKE = 0.15  # κ', measured: docs/results/look-ahead.md
+ALIKE, UNEQUAL = 0.15, 1.1  # κ' and what goes with it, measured: docs/results/look-ahead.md
+NOISE_ONLY = 1e-3  # the least share of the clean latent that is reckoned with: a flow's first latent has none
 ADDED = np.concatenate([np.arange(0.0, 10.0, 0.25), np.arange(10.0, 31.0)])  # g that are tried
 
 
@@ -42,7 +45,7 @@ class Amplification:
 
     def __init__(self, noise_schedule: NoiseSchedule) -> None:
         level, flow = noise_schedule.level, noise_schedule.flow
-        own, added = (tuple(_answer(spread, s, flow) for s in level) for spread in (SPREAD, ALIKE))
+        own, added = tuple(_answer(s, flow) for s in level), tuple(_added(s, flow) for s in level)
         self._table = torch.from_numpy(_table(noise_schedule.moves, own, added))
         self._added = torch.from_numpy(ADDED.astype(np.float32))
 
@@ -53,9 +56,17 @@ class Amplification:
         return row[torch.bucketize(added, self._added).clamp_max(len(row) - 1)]
 
 
-def _answer(spread: float, level: float, flow: bool) -> float:
-    """du/dz where ``spread`` / (``spread`` + s) of a change is the clean latent's."""
-    return (1 - spread) / (spread * (1 - level) + level) if flow else 1 / (spread + level)
+def _answer(level: float, flow: bool) -> float:
+    """du/dz of an output alone."""
+    return (1 - SPREAD) / (SPREAD * (1 - level) + level) if flow else 1 / (SPREAD + level)
+
+
+def _added(level: float, flow: bool) -> float:
+    """What guidance adds to du/dz, per g."""
+    if not flow:
+        return UNEQUAL / (ALIKE + level)
+    left = max(1 - level, NOISE_ONLY)
+    return UNEQUAL / (left * (ALIKE * left + level))
 
 
 @lru_cache(maxsize=16)

@@ -14,8 +14,8 @@ adds to that, the more the larger its scale, which the calls show (runtime.drive
 the worst is taken. So where guidance is too strong for a sampler with so few steps, calls are exact from the
 first one on. Warm-up, callbacks that change latents and prompts that change are all the same to it: the harm tells.
 
-The harm of all calls together bounds the error of the last latent. Each call may do its share of the bound; one that
-would do more is made exact.
+The harm of all calls together bounds the error of the last latent. Each call may do its share of the bound, and what
+calls before it have left of theirs, up to CARRIED shares; one that would do more is made exact.
 
 The bound is given as a PSNR in dB that pictures are to have against those of the sequential run. That is a matter of
 the decoder and of how much of the harm comes true: MARGIN is such that of the pictures that were measured no more than
@@ -34,6 +34,7 @@ from runtime.driver.output_mix import OutputMix
 from runtime.driver.secants import flat
 
 MARGIN = 10.0  # dB; a picture's PSNR + 20·log10 of the bound is hardly ever below it
+CARRIED = 3.0  # shares that one call may use; measured: docs/results/look-ahead.md
 
 
 class Guard:
@@ -52,6 +53,7 @@ class Guard:
         self._noise_schedule, self._forecast = noise_schedule, forecast
         self._amplification = Amplification(noise_schedule)
         self._share = bound_of(quality) / noise_schedule.calls
+        self._spent: torch.Tensor | None = None  # by row, the harm of the calls that were let pass
         self._mix = OutputMix()
         self._last: tuple[torch.Tensor, torch.Tensor, int] | None = None  # the last call's output and latent; the call
 
@@ -98,8 +100,12 @@ class Guard:
         alike = max(1, self._forecast.reach)
         # an error of a whole move is no small one, whatever the weights make of it
         near = surprise <= USEFUL / alike * slope
-        # not ``harm > share``: what is not finite is refused
-        return ~((harm <= self._share / alike) & near).all()
+        harm = alike * harm
+        spent = torch.zeros_like(harm) if self._spent is None else self._spent
+        left = (self._share * (call + 1) - spent).clamp_max(CARRIED * self._share)
+        passes = ((harm <= left) & near).all()  # not ``harm > left``: what is not finite is refused
+        self._spent = torch.where(passes, spent + harm, spent)
+        return ~passes
 
 
 def bound_of(quality: float) -> float:

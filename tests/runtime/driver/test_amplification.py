@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.driver.amplification import ALIKE, Amplification
+from runtime.driver.amplification import ALIKE, UNEQUAL, Amplification
 from runtime.driver.noise_schedule import SPREAD, NoiseSchedule, noise_schedule_of
 from tests.support.schedulers import BETAS, scheduler_of
 
@@ -43,10 +43,10 @@ def test_it_is_what_the_stepped_scheduler_makes_of_it(name: str, options: dict[s
             passed = made.scale_model_input(x, timestep) if hasattr(made, "scale_model_input") else x
             level = known.level[call]
             z = passed / known.scale[call]
-            own, more = (
-                (1 - spread) / (spread * (1 - level) + level) if known.flow else 1 / (spread + level)
-                for spread in (SPREAD, ALIKE)
-            )
+            if known.flow:
+                own, more = _of_flow(level)
+            else:
+                own, more = 1 / (SPREAD + level), UNEQUAL / (ALIKE + level)
             output = (own + added * more) * z + (1e-3 if call == changed else 0.0)
             x = made.step(output, timestep, x)[0].double()
         return float(x)
@@ -59,6 +59,16 @@ def test_it_is_what_the_stepped_scheduler_makes_of_it(name: str, options: dict[s
         assert float(plain[call]) >= 0.99 * worth - 1e-3, call
         if added == 0.0:
             assert float(plain[call]) <= 1.01 * worth + 1e-3, call
+
+
+def _of_flow(level: float) -> tuple[float, float]:
+    """How the noise less the clean latent answers to the mix of both, by how the noise answers in z."""
+    if level == 1:
+        return 1 - SPREAD, 0.0  # nothing but noise; the first latent has no error
+    share = level / (1 - level)
+    noise, more = 1 / (SPREAD + share), UNEQUAL / (ALIKE + share)  # by z, which is the latent / (1 - level)
+    clean = 1 - share * noise
+    return (noise - clean) / (1 - level), more * (1 + share) / (1 - level)
 
 
 def test_a_sampler_of_one_step_shrinks_errors_and_one_that_extrapolates_does_not() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runtime.driver.forecast import Forecast
-from runtime.driver.guard import MARGIN, Guard, bound_of
+from runtime.driver.guard import CARRIED, MARGIN, Guard, bound_of
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
 from runtime.driver.output_forecast import forecast_of
 from tests.support.schedulers import BETAS, scheduler_of
@@ -58,23 +58,37 @@ def _nearly_straight(known: NoiseSchedule, *shape: int) -> torch.Tensor:
     return latents
 
 
-def test_a_call_is_refused_where_its_error_is_more_than_its_share() -> None:
+def test_a_call_is_refused_where_its_error_is_more_than_its_shares() -> None:
     _scheduler, known = _schedule(*SCHEDULERS[0])
     forecast = _observed(known, _nearly_straight(known, 2, 3, 4), 3)
     harm = _harm(_guard(known, 30.0, forecast), 3)
-    enough = MARGIN - 20 * math.log10(harm * known.calls)  # the quality that just allows it
+    enough = _quality(known, harm / CARRIED)  # the quality that just allows it
     assert not _guard(known, enough - 0.1, forecast).refuses(3)
     assert _guard(known, enough + 0.1, forecast).refuses(3)
 
 
+def test_a_call_may_do_what_those_before_it_have_left_of_their_shares() -> None:
+    _scheduler, known = _schedule(*SCHEDULERS[0])
+    forecast = _observed(known, _nearly_straight(known, 2, 3, 4), 3)
+    harm = _harm(_guard(known, 30.0, forecast), 3)
+    guard = _guard(known, _quality(known, harm / 1.5), forecast)  # one and a half shares; four calls have four
+    assert [bool(guard.refuses(3)) for _ in range(4)] == [False, False, True, True]
+    assert not guard.refuses(4)
+
+
+def _quality(known: NoiseSchedule, share: float) -> float:
+    """That gives each call such a share."""
+    return MARGIN - 20 * math.log10(share * known.calls)
+
+
 def _harm(guard: Guard, call: int) -> float:
-    """By the smallest quality that refuses the call."""
+    """By the smallest quality that refuses the call, which CARRIED calls at least came before."""
     low, high = -200.0, 200.0
     while high - low > 1e-3:
         quality = (low + high) / 2
-        guard._share = bound_of(quality) / guard._noise_schedule.calls
+        guard._share, guard._spent = bound_of(quality) / guard._noise_schedule.calls, None
         low, high = (low, quality) if guard.refuses(call) else (quality, high)
-    return guard._share
+    return CARRIED * guard._share
 
 
 def test_what_was_not_predicted_is_not_refused() -> None:
