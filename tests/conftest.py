@@ -10,15 +10,18 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 
 from tests.support import warm
 from tests.support.leftovers import pytest_sessionfinish as pytest_sessionfinish  # pytest finds it here
+
+if TYPE_CHECKING:
+    from tools.trace_once import Traces
 
 # Set before anything imports torch or huggingface_hub, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -80,3 +83,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if processes is not None:
         forked = processes.kwargs.get("forked", sys.platform == "linux") and item.get_closest_marker("gpu") is None
         warm.fork_processes(forked)
+
+
+@pytest.fixture(scope="session")
+def traces() -> Traces:
+    """What is traced in the tests with ``trace_once``."""
+    from tools.trace_once import Traces
+
+    return Traces()
+
+
+@pytest.fixture(scope="module")
+def trace_once(traces: Traces) -> Iterator[None]:
+    """For ``usefixtures``: engines and plans of a test file share their traces with those of all such files."""
+    from tools.trace_once import traced_once
+
+    with traced_once(plans=True, known=traces):
+        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -23,7 +24,9 @@ class Traces:
     def __init__(self) -> None:
         self._known: dict[str, TracedGraph] = {}
 
-    def trace(self, denoiser: nn.Module, arguments: Mapping[str, Any], roles: Any, *, model: str) -> TracedGraph:
+    def trace(
+        self, denoiser: nn.Module, arguments: Mapping[str, Any], roles: Any, *, model: str = "custom"
+    ) -> TracedGraph:
         """As partitioner.trace."""
         flat = flatten_arguments(arguments)
         training = [module.training for module in denoiser.modules()]
@@ -33,12 +36,12 @@ class Traces:
             for tensor in denoiser.parameters()
         ]
         shapes = sorted((path, tensor.shape, tensor.stride(), tensor.dtype) for path, tensor in flat.tensors.items())
-        folder = getattr(getattr(denoiser, "config", None), "_name_or_path", None)
+        config = dict(getattr(denoiser, "config", None) or {})  # of diffusers' models: what they were made with
         key = repr(
             (
                 type(denoiser),
                 denoiser,
-                folder,
+                sorted((name, value) for name, value in config.items() if name != "_name_or_path"),
                 training,
                 processors,
                 layouts,
@@ -46,22 +49,24 @@ class Traces:
                 flat.literals,
                 flat.containers,
                 sorted(roles.items()),
-                model,
             )
         )
         if key not in self._known:
             self._known[key] = _trace(denoiser, arguments, roles, model=model)
-        return self._known[key]
+        known = self._known[key]
+        return known if known.model == model else replace(known, model=model)
 
 
 @contextlib.contextmanager
-def traced_once(*, plans: bool = False) -> Iterator[None]:
-    """Engines that start in this block share their traces.
+def traced_once(*, plans: bool = False, known: Traces | None = None) -> Iterator[None]:
+    """Engines that start in this block share their traces; in a block within another, those of that one.
 
     Args:
         plans: Plans that are made in it share them too.
+        known: Traces to go on from.
     """
-    known = Traces()
+    outer = getattr(vars(traced_graphs)["trace"], "__self__", None)
+    known = known or (outer if isinstance(outer, Traces) else Traces())
     with contextlib.ExitStack() as patches:
         patches.enter_context(patch.object(traced_graphs, "trace", known.trace))
         if plans:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,3 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support import pipelines  # imports torch, which only some files need
 
     return pipelines.saved("stable_diffusion", tmp_path_factory.mktemp("saved"))
-
-
-@pytest.fixture(scope="module")
-def trace_once() -> Iterator[None]:
-    """For ``usefixtures``: the engines of a test file share their traces."""
-    from tools.trace_once import traced_once
-
-    with traced_once():
-        yield

@@ -19,6 +19,8 @@ from tests.support import warm
 from tests.support.run_plan_home import Home
 from tests.support.traces import is_gone, rank_processes
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 ROOT = Path(__file__).parents[2]
 
 

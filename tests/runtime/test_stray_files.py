@@ -59,6 +59,7 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.processes
 @pytest.mark.slow
+@pytest.mark.usefixtures("trace_once")
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_engine_has_the_weights_that_diffusers_reads(saved: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(saved, tmp_path / "pipeline"))

@@ -11,6 +11,8 @@ from runtime.cli import main
 from tests.support.run_plan_home import Home
 from tests.support.two_agents import agents
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:

@@ -17,6 +17,8 @@ from tools.bench import guidance
 from tools.bench.guidance_rounds import call_times, step_times
 from tools.bench.guided_pipelines import GUIDED_PIPELINES, TINY
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 STEPS = 4
 KEYS = {
     "pipeline", "cache_contexts", "ranks", "streams", "steps", "rounds", "call_ms", "rest_share", "one_rank_step_ms",

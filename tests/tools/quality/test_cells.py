@@ -25,6 +25,8 @@ from tools.quality.engine_config import EngineConfig
 from tools.quality.measured_pipeline import shipped_pipeline
 from tools.quality.runs import speedup_of
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 SCORE = {
     "psnr_db": 50.0, "worst_db": 44.0, "agreement": 0.8, "agreement_noise": 0.0, "frechet": 3.0, "frechet_noise": 0.1,
 }  # fmt: skip

@@ -28,6 +28,8 @@ from tools.quality.measured_pipeline import shipped_pipeline
 from tools.quality.samplers import SamplingCase
 from tools.trace_once import traced_once
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 KEYS = {
     "devices", "branches", "components", "period", "split", "predictor", "scheduler", "steps", "warmup", "samples",
     "psnr_db", "ssim", "agreement", "frechet", "frechet_noise", "speedup", "speedup_source",

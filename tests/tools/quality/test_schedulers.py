@@ -9,6 +9,8 @@ import pytest
 
 from tools.quality.schedulers import main, scheduler_names
 
+pytestmark = pytest.mark.usefixtures("trace_once")
+
 
 def test_a_scheduler_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--results", str(tmp_path / "rows.json"), "--schedulers", "NoSuchScheduler"]) == 2
