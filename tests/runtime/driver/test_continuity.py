@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from runtime.driver import continuity
 from runtime.driver.continuity import FOREIGN, Moves
+from runtime.driver.readback import Readback
 from tests.support.schedulers import BETAS, DETERMINISTIC, scheduler_of
 
 SHAPE = (2, 4, 8, 8)
@@ -83,4 +85,36 @@ def test_what_cannot_be_compared_says_nothing() -> None:
 def test_latents_of_no_elements_are_no_division_by_zero() -> None:
     moves, latent = Moves(), torch.randn(1, 0, 64)
     moves.add(latent, latent)
+    assert moves.unexplained(latent) == 0.0
+
+
+def test_a_latent_is_thinned_out_once_a_call_but_not_taken_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 0
+
+    def counted(tensor: torch.Tensor, part: tuple[int, ...]) -> Readback:
+        nonlocal count
+        count += 1
+        return thinned(tensor, part)
+
+    thinned = continuity._thinned
+    monkeypatch.setattr(continuity, "_thinned", counted)
+    moves, (first, second, third), output = Moves(), torch.randn(3, *SHAPE), torch.randn(SHAPE)
+    moves.add(first, output)
+    count = 0
+    assert moves.unexplained(second) > FOREIGN
+    moves.add(second, output)
+    assert count == 2  # and the output
+    assert moves.unexplained(0.9 * second + 0.1 * output) < 1e-6
+    moves.add(third, output)  # not what was looked at
+    assert moves.unexplained(0.9 * third + 0.1 * output) < 1e-6
+    moves.look_later(second)  # whatever it holds by then, it was not looked at now
+    second.copy_(first)
+    moves.add(second, output)
+    assert moves.unexplained(0.9 * first + 0.1 * output) < 1e-6
+
+
+def test_nothing_is_said_of_latents_that_are_not_finite() -> None:
+    moves, latent = Moves(), torch.randn(SHAPE)
+    moves.add(latent, torch.randn(SHAPE))
+    latent[0, 0, 0, 0] = float("nan")
     assert moves.unexplained(latent) == 0.0
