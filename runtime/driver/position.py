@@ -27,6 +27,7 @@ class Position:
         self.last = timestep
         self._sequence = timesteps_of(scheduler, timestep)
         self._index = 0  # in the sequence
+        self._asked: tuple[float, int, int | None] | None = None  # a timestep, the index then, and its place
         self._direction = 0.0
 
     @property
@@ -58,5 +59,8 @@ class Position:
     def _next(self, timestep: float) -> int | None:
         if self._sequence is None:
             return None
-        places = range(self._index + 1, self._sequence.calls)
-        return next((place for place in places if self._sequence.expects(place, timestep)), None)
+        if self._asked is None or self._asked[:2] != (timestep, self._index):
+            places = range(self._index + 1, self._sequence.calls)
+            place = next((place for place in places if self._sequence.expects(place, timestep)), None)
+            self._asked = timestep, self._index, place
+        return self._asked[2]

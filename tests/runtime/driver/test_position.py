@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from runtime.driver.position import Position
+from runtime.driver.timesteps import Timesteps
 
 
 def test_a_sequence_is_followed_wherever_it_goes() -> None:
@@ -42,3 +44,18 @@ def test_without_a_sequence_the_direction_stays() -> None:
             assert not position.is_next(500.0 + way)
             assert not position.follows(500.0)
             assert not position.is_last
+
+
+def test_a_timestep_is_looked_for_once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    expects = Timesteps.expects
+    monkeypatch.setattr(
+        Timesteps, "expects", lambda own, call, timestep: asked.append(call) or expects(own, call, timestep)
+    )
+    position = Position(900.0, SimpleNamespace(timesteps=torch.tensor([900, 600, 300, 300, 0])))
+    for place, timestep in enumerate((600.0, 300.0, 300.0, 0.0), 1):
+        assert position.follows(timestep)
+        assert position.is_next(timestep)
+        position.move(timestep)
+        assert asked == [place]
+        asked.clear()
