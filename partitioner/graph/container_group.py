@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from itertools import chain
-from operator import is_
+from operator import is_, methodcaller
 from typing import Any
 
 from partitioner.graph.containers import (
@@ -20,6 +20,7 @@ Items = Sequence[tuple[Hashable, Any]]
 
 PLAIN = (DictContainer, ListContainer, SetContainer, CellContainer)  # what a ModuleForm shows the content of
 _END = object()
+_VALUES = methodcaller("values")
 
 
 class Group:
@@ -53,8 +54,10 @@ class Group:
         self._lists: list[Any] = []
         self._others: list[tuple[FoundContainer, Items]] = []
         # whose functions count, and all that is there
-        self._namespaces: list[tuple[FoundContainer, Items, Mapping[str, Any], list[Any]]] = []
+        self._functions: list[tuple[FoundContainer, Items, Mapping[str, Any], list[Any]]] = []
+        self._namespaces: list[Mapping[str, Any]] = []
         values: list[Any] = []
+        named: list[Any] = []
         items: list[Any] = []
         for place, saved in self.all():
             container = place.container
@@ -66,14 +69,18 @@ class Group:
                 items += [value for _, value in saved]
             elif isinstance(container, FunctionsContainer):
                 namespace = vars(container.held)
-                self._namespaces.append((place, saved, namespace, list(namespace.values())))
+                self._functions.append((place, saved, namespace, list(namespace.values())))
+                self._namespaces.append(namespace)
+                named += namespace.values()
             else:
                 self._others.append((place, saved))
         # something to end with, so that values that have become more are not taken for the same
         self._dicts.append({"": _END})
         self._lists.append([_END])
+        self._namespaces.append({"": _END})
         self._values = [*values, _END]
         self._items = [*items, _END]
+        self._named = [*named, _END]
 
     def changed(self) -> bool:
         """Whether any of them holds another object than it did."""
@@ -82,9 +89,12 @@ class Group:
             or not all(map(is_, chain.from_iterable(map(dict.values, self._dicts)), self._values))
             or not all(map(is_, chain.from_iterable(self._lists), self._items))
             or any(differ(saved, list(place.container.items())) for place, saved in self._others)
-            or any(
-                not _are(namespace.values(), values) and differ(saved, list(place.container.items()))
-                for place, saved, namespace, values in self._namespaces
+            or (
+                not all(map(is_, chain.from_iterable(map(_VALUES, self._namespaces)), self._named))
+                and any(
+                    not _are(namespace.values(), values) and differ(saved, list(place.container.items()))
+                    for place, saved, namespace, values in self._functions
+                )
             )
         )
 

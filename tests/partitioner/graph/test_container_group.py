@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
+import pytest
+
 from partitioner.graph.container_group import Group
-from partitioner.graph.containers import DictContainer, FoundContainer, ListContainer, SetContainer
+from partitioner.graph.containers import DictContainer, FoundContainer, FunctionsContainer, ListContainer, SetContainer
 
 
 def place(container: Any, module: str) -> FoundContainer:
@@ -38,3 +41,21 @@ def test_what_a_module_leads_to_now_is_taken_in_the_place_of_what_it_led_to() ->
     assert not group.changed()
     second.append(2)
     assert [found.module for found, _ in group.moved()] == ["two"]
+
+
+def test_functions_of_a_namespace_are_looked_at_one_by_one_only_where_something_is_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = ModuleType("one"), ModuleType("other")
+    vars(one).update(work=lambda: 1, number=1)
+    vars(other).update(work=lambda: 2, number=2)
+    group = Group({"": [place(FunctionsContainer(module), "") for module in (one, other)]})
+    with monkeypatch.context() as patch:
+        patch.setattr("partitioner.graph.container_group._are", lambda *_: pytest.fail("looked at one by one"))
+        assert not group.changed()
+    vars(one)["number"] = 3  # no function
+    assert not group.changed()
+    vars(other)["further"] = 4
+    assert not group.changed()
+    vars(other)["work"] = vars(one)["work"]
+    assert group.changed()
