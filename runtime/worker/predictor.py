@@ -89,7 +89,9 @@ class Adaptive(Predictor):
     def observe(self, step: int, value: torch.Tensor) -> None:
         if self._last is not None:
             before_step, before = self._last
-            slope = (value - before) / (step - before_step)
+            slope = value - before
+            if step - before_step > 1:
+                slope /= step - before_step
             if self._slope is not None:
                 old = self._slope.flatten().float()
                 shared = torch.dot(slope.flatten().float(), old)
@@ -103,7 +105,8 @@ class Adaptive(Predictor):
         last_step, last = self._last
         if self._slope is None or self._gamma is None:
             return last
-        return torch.addcmul(last, self._slope, self._gamma * (step - last_step))
+        gamma = self._gamma * (step - last_step) if step - last_step > 1 else self._gamma
+        return torch.addcmul(last, self._slope, gamma)
 
 
 PREDICTORS: dict[str, type[Predictor]] = {"hold": Hold, "linear": Linear, "adaptive": Adaptive}

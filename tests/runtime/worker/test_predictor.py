@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.worker.predictor import PREDICTORS, Adaptive, Hold, Linear, Predictor
+from tools.measure.host import Operators
 
 NOTE = Path(__file__).parents[3] / "docs" / "concepts" / "predictors.md"
 BOUNDED = sorted(set(PREDICTORS) - {"linear"})
@@ -244,3 +245,16 @@ def test_the_samplers_loop_is_stable_up_to_the_notes_limit(name: str, limit: flo
 
 def test_every_predictor_is_listed() -> None:
     assert list(PREDICTORS.items()) == [("hold", Hold), ("linear", Linear), ("adaptive", Adaptive)]
+
+
+def test_adaptive_divides_and_multiplies_by_no_number_of_steps_where_that_is_one() -> None:
+    counts = []
+    for every in (1, 2):
+        predictor = PREDICTORS["adaptive"]()
+        for step in range(3):
+            predictor.observe(every * step, torch.randn(2, 3))
+        with Operators() as operators:
+            predictor.observe(every * 3, torch.randn(2, 3))
+            predictor.estimate(every * 4)
+        counts.append(operators.count)
+    assert counts[0] == counts[1] - 2
