@@ -79,6 +79,7 @@ class Mailbox(ABC):
         self._ahead: dict[int, int] = {}  # context -> messages of this step and later may overtake earlier ones
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+        self._awaiting = 0  # threads that wait for it to change
         self._failure: BaseException | None = None
 
     @property
@@ -171,8 +172,12 @@ class Mailbox(ABC):
 
     def _await(self, holds: Callable[[], bool], timeout_s: float | None) -> bool:
         """Wait until something holds of this mailbox; returns whether it does."""
-        with self._changed:
-            return self._changed.wait_for(holds, timeout=timeout_s)
+        with self._lock:
+            self._awaiting += 1
+            try:
+                return self._changed.wait_for(holds, timeout=timeout_s)
+            finally:
+                self._awaiting -= 1
 
     def _stray(self, key: MessageKey) -> int | None:
         """The step of a message that can only have come in place of ``key``'s, or None."""
@@ -221,11 +226,8 @@ class Mailbox(ABC):
         with self._lock:
             if key.step >= self._forgotten.get(key.context, key.step) and not self.is_unregistered(key.table):
                 self._arrived[key] = tensor
-                self._wake()
-
-    def _wake(self) -> None:
-        """Have who waits for a message look again."""
-        self._changed.notify_all()
+                if self._awaiting:
+                    self._changed.notify_all()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

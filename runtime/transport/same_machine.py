@@ -114,9 +114,6 @@ class SameMachineMailbox(CheckedMailbox):
 
     # ---- receive
 
-    def _wake(self) -> None:
-        pass  # who waits is the one who takes messages in
-
     @property
     def kept(self) -> int:
         self._look(0.0)

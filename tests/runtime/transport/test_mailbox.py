@@ -77,3 +77,13 @@ def test_the_first_failure_reaches_all_who_wait(pair: list[LocalMailbox]) -> Non
     assert caught.value is first
     pair[1].fail(EngineError("second"))
     assert pair[1].failure is first
+
+
+def test_only_those_who_wait_are_woken(pair: list[LocalMailbox], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = pair
+    with monkeypatch.context() as patch:
+        patch.setattr(other._changed, "notify_all", lambda: pytest.fail("nobody waits"))
+        one.send([1], key(0), torch.ones(1))
+    other.take(key(0))
+    threading.Timer(0.02, lambda: one.send([1], key(1), torch.ones(1))).start()
+    other.wait(key(1), timeout_s=5)
