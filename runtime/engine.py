@@ -200,18 +200,18 @@ class Engine:
         self._check_open()
         with makes_on("cpu"):
             tensors, form = driver.read(args, kwargs)
-        started = Recorder.now()
-        self._ranks.follow_settings()
-        try:
-            # ranks see ordinary tensors only, in whatever mode the caller is: what is compiled for them fits always
-            with torch.inference_mode(False), torch.no_grad(), makes_on("cpu"):
-                results = self._ranks.stream.call(lambda: driver.call(caller, tensors, form))
-        except InputError:
-            raise
-        except BaseException as error:  # also an interrupt: ranks may be halfway, so nothing can go on
-            self._failure = error
-            self._end()
-            raise
+            started = Recorder.now()
+            self._ranks.follow_settings()
+            try:
+                # ranks see ordinary tensors only, in whatever mode the caller is: what is compiled for them fits always
+                with torch.inference_mode(False), torch.no_grad():
+                    results = self._ranks.stream.call(lambda: driver.call(caller, tensors, form))
+            except InputError:
+                raise
+            except BaseException as error:  # also an interrupt: ranks may be halfway, so nothing can go on
+                self._failure = error
+                self._end()
+                raise
         if self.options.record:
             self._recorded_calls.append((started, Recorder.now()))
         return results

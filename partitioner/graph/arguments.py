@@ -7,7 +7,6 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,12 +37,12 @@ class FlatArguments:
     values: dict[str, Any]
     containers: dict[str, ContainerKind]
 
-    @cached_property
+    @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors, by path."""
         return {path: value for path, value in self.values.items() if isinstance(value, torch.Tensor)}
 
-    @cached_property
+    @property
     def literals(self) -> dict[str, Argument]:
         """Numbers, strings and None, by path."""
         return {path: value for path, value in self.values.items() if not isinstance(value, torch.Tensor)}

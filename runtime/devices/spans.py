@@ -9,6 +9,8 @@ import torch
 
 from partitioner.graph.torch_private.under_way import is_profiling
 
+_UNNAMED = nullcontext()
+
 
 def span(name: str, device: torch.device) -> AbstractContextManager[object]:
     """Name what runs inside, where somebody may see it; else this costs less than a microsecond.
@@ -21,7 +23,7 @@ def span(name: str, device: torch.device) -> AbstractContextManager[object]:
         return torch.profiler.record_function(name)
     if device.type == "cuda" and _has_nvtx():
         return torch.cuda.nvtx.range(name)
-    return nullcontext()
+    return _UNNAMED
 
 
 @cache

@@ -228,7 +228,14 @@ def graph_signature(graph: TracedGraph) -> CallSignature:
 
 def layout_of(tensor: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...], str]:
     """What a traced graph depends on of a tensor: its shape, the strides of its copy, and its dtype."""
-    return *_layout(tensor.shape, _strides(tensor)), str(tensor.dtype)
+    return _layout_of(tensor.shape, tensor.stride(), tensor.dtype)
+
+
+@lru_cache(maxsize=1024)
+def _layout_of(
+    shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype
+) -> tuple[tuple[int, ...], tuple[int, ...], str]:
+    return *_layout(shape, _strides_of_copy(shape, stride)), str(dtype)
 
 
 def _strides(tensor: torch.Tensor) -> tuple[int, ...]:

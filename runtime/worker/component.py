@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,22 @@ class Running:
 
     segments: Mapping[int, Segment]
     timestep: Segment | None
+
+
+class _Evaluation(AbstractContextManager[Running]):
+    """The evaluations that are under way: what the first runs, and what those do that begin before it has ended."""
+
+    def __init__(self, first: Running, others: Running) -> None:
+        self._first = first
+        self._others = others
+        self._open = 0
+
+    def __enter__(self) -> Running:
+        self._open += 1
+        return self._first if self._open == 1 else self._others
+
+    def __exit__(self, *_: object) -> None:
+        self._open -= 1
 
 
 class Component:
@@ -65,7 +81,7 @@ class Component:
         self._eager = Running(self.segments, self.hoisted.timestep)
         self._on_gpu = can_capture(device)
         self._running = self._replayed(copied) if cuda_graphs and self._on_gpu else self._eager
-        self._open = 0  # evaluations that have begun and have not ended
+        self._evaluation = _Evaluation(self._running, self._eager)
 
     def _replayed(self, copied: Collection[str]) -> Running:
         spec, program = self.spec, self.spec.program
@@ -89,8 +105,7 @@ class Component:
             replayed(timestep) if timestep is not None else None,
         )
 
-    @contextmanager
-    def evaluation(self) -> Iterator[Running]:
+    def evaluation(self) -> AbstractContextManager[Running]:
         """While an evaluation is under way: what it is to run.
 
         A graph's replay overwrites what its last one has made, so that of several evaluations that take turns only the
@@ -101,12 +116,7 @@ class Component:
         """
         if self._on_gpu:
             check_usable()
-        alone = self._open == 0
-        self._open += 1
-        try:
-            yield self._running if alone else self._eager
-        finally:
-            self._open -= 1
+        return self._evaluation
 
     @property
     def is_settled(self) -> bool:

@@ -245,7 +245,9 @@ class Worker:
         start = Recorder.now()
         while not self.mailbox.ready(key):
             yield key
-        tensor = self.mailbox.take(key).to(self.device)  # between processes it travels through the host's memory
+        tensor = self.mailbox.take(key)
+        if tensor.device != self.device:  # between processes it travels through the host's memory
+            tensor = tensor.to(self.device)
         if self.recorder is not None and key.context != PARAMETER_CONTEXT:
             name = self.mailbox.expected(key).value
             self.recorder.add(Taken(tuple(key), name, start, Recorder.now()))
