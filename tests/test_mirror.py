@@ -365,11 +365,6 @@ ELSEWHERE: list[tuple[str, str, list[str]]] = [
         "tools/support/test_support.py",
         ["tools.support.__main__", "tools.support.results", "tools.support.table"],
     ),
-    (
-        "engines of all tests share their traces by it",
-        "runtime/test_engine.py",
-        ["tools.trace_once"],
-    ),
     ("they are run by all tests of pipelines", "runtime/test_pipeline.py", ["tools.small_pipelines"]),
     ("an engine may run two denoisers", "runtime/test_second_denoisers.py", ["runtime.engine_calls"]),
     ("a pipeline is run by its plans", "runtime/test_pipeline.py", ["runtime.live_plans"]),
