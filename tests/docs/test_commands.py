@@ -103,6 +103,7 @@ def test_the_sources_commands_are_found() -> None:
 
 @pytest.mark.slow
 @pytest.mark.processes
+@pytest.mark.usefixtures("trace_once")
 def test_the_quick_start_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     hook = reference_hook()

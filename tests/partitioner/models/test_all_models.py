@@ -16,7 +16,7 @@ from tests.support.plans import plan_simply
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("flux", "sdxl", "svd")
+NAMES = ("flux", "sd15", "svd")
 SIZE = {"svd": (64, 128, 4)}  # height, width, frames
 
 

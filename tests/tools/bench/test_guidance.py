@@ -33,7 +33,7 @@ class Sampler:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", GUIDED_PIPELINES)
+@pytest.mark.parametrize("name", ["wan", "chroma", "sdxl-modular", "hunyuan-video-1.5"])  # one of each kind
 def test_two_calls_on_two_ranks_have_the_bits_of_one(name: str) -> None:
     guided = GUIDED_PIPELINES[name]
     pipe = guided.pipe(TINY)

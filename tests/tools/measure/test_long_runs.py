@@ -10,24 +10,25 @@ from tools.measure import long_runs
 from tools.measure.long_runs import Held, growth
 
 SLOW = pytest.mark.slow
+pytestmark = pytest.mark.usefixtures("trace_once")
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param("--transport emulation --shapes 3 --contexts 40 --calls 200", id="one at a time", marks=SLOW),
+        pytest.param("--transport emulation --shapes 3 --contexts 40 --calls 120", id="one at a time", marks=SLOW),
         pytest.param(
-            "--transport threads --mode lookahead --ranks 3 --shapes 40 --contexts 80 --calls 240 --at-once 3 --record",
+            "--transport threads --mode lookahead --ranks 3 --shapes 40 --contexts 80 --calls 160 --at-once 3 --record",
             id="threads",
             marks=SLOW,
         ),
         pytest.param(
-            "--transport processes --shapes 40 --contexts 80 --calls 360 --at-once 40",
+            "--transport processes --shapes 40 --contexts 80 --calls 200 --at-once 40",
             id="at once",
             marks=[SLOW, pytest.mark.processes],
         ),
         pytest.param(
-            "--transport processes --shapes 3 --contexts 80 --calls 200 --restarts 19",
+            "--transport processes --shapes 3 --contexts 80 --calls 100 --restarts 19",
             id="restarts",
             marks=[SLOW, pytest.mark.processes],
         ),

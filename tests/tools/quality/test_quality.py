@@ -136,10 +136,10 @@ def test_the_shipped_profile_is_not_told_of_held_out_denoisers(kind: str, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", HELD_OUT)
 def test_held_out_denoisers_are_measured_and_calibrate_a_file_of_ones_own(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    kind = "linear-dit"
     options = ["--samples", "2", "--chunk", "2", "--steps", "8", "--ways", "2:2,2:1:chain", "--threads", "1", "--json"]
     assert main(["--denoiser", kind, *options, "--calibrate", str(tmp_path / "quality.json")]) == 0
     by_name = {row["predictor"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
