@@ -19,10 +19,10 @@ from runtime.transport.same_machine import SameMachineMailbox
 from runtime.transport.sockets import SocketMailbox
 
 TIMEOUT_S = 60.0
-Work = Callable[[CheckedMailbox], Any]
+RankWork = Callable[[CheckedMailbox], Any]
 
 
-def joined(work: Work, wires: Sequence[Expected], *, ranks: int = 2, tcp: bool = False) -> list[Any]:
+def joined(work: RankWork, wires: Sequence[Expected], *, ranks: int = 2, tcp: bool = False) -> list[Any]:
     """What ``work`` returns in each of some processes, by rank.
 
     Args:
@@ -81,7 +81,7 @@ def _tcp_lines() -> list[dict[int, socket.socket]]:
 
 
 def _rank(
-    rank: int, lines: Mapping[int, socket.socket], pipe: Connection, work: Work, wires: Sequence[Expected]
+    rank: int, lines: Mapping[int, socket.socket], pipe: Connection, work: RankWork, wires: Sequence[Expected]
 ) -> None:
     torch.set_num_threads(1)
 

@@ -29,10 +29,10 @@ from tools.quality.samplers import SCHEDULERS, SamplingCase
 PART = 0.1  # of the way
 FIRST = 3  # the first call whose latent can be foreseen and missed
 
-Output = Callable[[int, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], torch.Tensor]
+MakeOutput = Callable[[int, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], torch.Tensor]
 
 
-class Trajectory:
+class PerturbedSampling:
     """Samples that a pipeline makes together, with a denoiser of both halves in a call.
 
     Args:
@@ -63,7 +63,7 @@ class Trajectory:
         self.outputs.append(denoise(latent))
         return self.outputs[-1]
 
-    def _run(self, output: Output) -> torch.Tensor:
+    def _run(self, output: MakeOutput) -> torch.Tensor:
         """The last latent where ``output`` makes each call's output: of its number, its latent and the denoiser."""
         pipe = self._pipeline.pipe
         denoiser, calls = getattr(pipe, denoiser_name(pipe)), 0
@@ -140,13 +140,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     pipeline = shipped_pipeline(options.denoiser, options.samples, options.samples, options.guidance)
     pipeline.use(SamplingCase(options.sampler, options.steps))
-    trajectory = Trajectory(pipeline, options.steps)
-    table, added = Amplification(trajectory.known), torch.tensor(options.guidance - 1)
+    sampling = PerturbedSampling(pipeline, options.steps)
+    table, added = Amplification(sampling.known), torch.tensor(options.guidance - 1)
     print("call  level   median  nine tenths  largest  guard's  largest / guard's")
-    for call in range(FIRST, trajectory.known.calls):
-        found, guards = trajectory.amplification(call), float(table.at_most(call, added))
+    for call in range(FIRST, sampling.known.calls):
+        found, guards = sampling.amplification(call), float(table.at_most(call, added))
         median, most, largest = torch.quantile(found, torch.tensor([0.5, 0.9, 1.0])).tolist()
-        level = trajectory.known.level[call]
+        level = sampling.known.level[call]
         figures = f"{median:7.4f}  {most:11.4f}  {largest:7.4f}  {guards:7.4f}  {largest / guards:.1f}"
         print(f"{call:4}  {level:5.3f}  {figures}")
     return 0
