@@ -8,12 +8,13 @@ of them were, or a rank did nothing, a warning says so once, with the reason and
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from partitioner.plan.plan import Plan
 from runtime.driver.callers import Caller
+from runtime.driver.outputs_beside import OutputsBeside, outputs_by_latent
 from runtime.driver.trajectory import ASTRAY, GUARDED, LAST_CALLS, MODE, ONE_COMPONENT, UNFORESEEN, WARM_UP
 from runtime.driver.warn_once import warn_once
 
@@ -85,6 +86,7 @@ class Generation:
         open: how many streams have begun and have not come to the scheduler's end.
         is_cut: whether all its streams were ended, because the denoiser was changed.
         direction: of the first move of the timestep.
+        beside: what its streams give, by latent input.
     """
 
     caller: Caller
@@ -102,6 +104,7 @@ class Generation:
     open: int = 0
     is_cut: bool = False
     direction: float = 0.0
+    beside: defaultdict[str, OutputsBeside] = field(default_factory=outputs_by_latent)
     _last: float | None = None
 
     def starts(self, timestep: float | None) -> bool:

@@ -31,6 +31,7 @@ from runtime.driver.correction import narrow, shared_part
 from runtime.driver.forecast import USEFUL, Forecast
 from runtime.driver.noise_schedule import NoiseSchedule
 from runtime.driver.output_mix import OutputMix
+from runtime.driver.outputs_beside import OutputsBeside, Shown
 from runtime.driver.secants import flat
 
 MARGIN = 10.0  # dB; a picture's PSNR + 20·log10 of the bound is hardly ever below it
@@ -44,18 +45,21 @@ class Guard:
         noise_schedule: of the trajectory's calls.
         quality: PSNR in dB of the pictures against the sequential run's.
         forecast: of the latent.
+        beside: what the generation's other streams give.
 
     >>> bound_of(50.0)
     0.01
     """
 
-    def __init__(self, noise_schedule: NoiseSchedule, quality: float, forecast: Forecast) -> None:
-        self._noise_schedule, self._forecast = noise_schedule, forecast
+    def __init__(
+        self, noise_schedule: NoiseSchedule, quality: float, forecast: Forecast, beside: OutputsBeside
+    ) -> None:
+        self._noise_schedule, self._forecast, self._beside = noise_schedule, forecast, beside
         self._amplification = Amplification(noise_schedule)
         self._share = bound_of(quality) / noise_schedule.calls
         self._spent: torch.Tensor | None = None  # by row, the harm of the calls that were let pass
-        self._mix = OutputMix()
-        self._last: tuple[torch.Tensor, torch.Tensor, int] | None = None  # the last call's output and latent; the call
+        self._mix, self._mixed = OutputMix(), 0  # of the outputs of so many streams
+        self._last: tuple[Shown, int] | None = None  # of the last call, and the call
 
     def show(self, output: torch.Tensor, call: int) -> None:
         """Take an output of a call whose latent the forecast has observed."""
@@ -63,7 +67,9 @@ class Guard:
         part = shared_part(output, latent)
         if part is not None:
             made = narrow(output, part).to(torch.float32, copy=True)  # which the pipeline may write into
-            self._last = made, narrow(latent, part).float(), call
+            shown = Shown(self._noise_schedule.level[call], made, narrow(latent, part).float())
+            self._beside.show(self, shown)
+            self._last = shown, call
 
     def observe(self, sign: float) -> None:
         """Take note that the forecast has observed the latent of the next call, which shows what outputs came to.
@@ -75,11 +81,17 @@ class Guard:
         if last is None:
             self._mix.show(None, shown)
             return
-        output, latent, call = last
-        made = self._noise_schedule.slope_of(output if sign > 0 else -output, latent, call)
-        if made.shape != self._forecast.latent.shape:
-            shown = flat(narrow(shown.view(self._forecast.latent.shape), tuple(made.shape)))
-        self._mix.show(flat(made), shown)
+        own, call = last
+        outputs = [own, *self._beside.of_others(self, own)]
+        made = [
+            self._noise_schedule.slope_of(some.output if sign > 0 else -some.output, some.latent, call)
+            for some in outputs
+        ]
+        if own.output.shape != self._forecast.latent.shape:
+            shown = flat(narrow(shown.view(self._forecast.latent.shape), tuple(own.output.shape)))
+        if self._mixed != len(made):  # guidance has begun, or ended
+            self._mix, self._mixed = OutputMix(), len(made)
+        self._mix.show(flat(torch.cat(made)), shown.repeat(len(made), 1))
 
     def refuses(self, call: int) -> torch.Tensor | None:
         """Whether look-ahead's error at a call is too large in some row, as one value; None if nothing was predicted.
@@ -92,9 +104,9 @@ class Guard:
         surprise, answer, slope = errors
         off = torch.maximum(answer, self._forecast.doubt.flatten() * surprise)
         gain, rise = self._mix.gain, self._mix.rise
-        added = torch.zeros_like(off) if gain is None else gain - 1.0
+        added = torch.zeros_like(off) if gain is None else gain[: len(off)] - 1.0
         if rise is not None:  # a scale that rises may go on to
-            added = torch.add(added, rise, alpha=self._noise_schedule.calls - call)
+            added = torch.add(added, rise[: len(off)], alpha=self._noise_schedule.calls - call)
         harm = self._amplification.at_most(call, added) * off
         # so many calls in a row have been begun with one and the same error
         alike = max(1, self._forecast.reach)

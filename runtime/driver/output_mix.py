@@ -1,10 +1,11 @@
 """OutputMix: how strongly the outputs of a call are mixed into the one that the sampler gets, as guidance does.
 
-Guidance runs a denoiser on the same latent several times (rows of a batch: without the prompt, with it) and takes
-u = Σ a_r·u_r with Σ a_r = 1; at a guidance scale w the weights are 1 - w and w. Where the rows answer to a change of
-the latent unequally, u answers up to Σ max(a_r, 0) times as strongly. The weights are not asked for: they are those, by
-least squares, that make of the rows' outputs the slope that the sampler was seen to move by. They are fitted to the
-last call, as a scale may change, and to all calls, as rows that are nearly alike tell little; the larger sum counts.
+Guidance runs a denoiser on the same latent several times (rows of a batch, or calls of their own, whose outputs are put
+beside them: without the prompt, with it) and takes u = Σ a_r·u_r with Σ a_r = 1; at a guidance scale w the weights are
+1 - w and w. Where the rows answer to a change of the latent unequally, u answers up to Σ max(a_r, 0) times as strongly.
+The weights are not asked for: they are those, by least squares, that make of the rows' outputs the slope that the
+sampler was seen to move by. They are fitted to the last call, as a scale may change, and to all calls, as rows that are
+nearly alike tell little; the larger sum counts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-UNSEEN = 5.0  # taken where something is mixed in that is not among the rows: they are calls of their own
+UNSEEN = 5.0  # taken where something is mixed in that is not among the rows
 SEEN = 0.05  # share of the slope that the rows may leave unexplained
 RIDGE = 1e-4  # of the largest squared difference
 

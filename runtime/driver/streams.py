@@ -188,7 +188,8 @@ class Streams:
             number, base = self._free.pop()
         else:
             number, base = next(self._numbers), 0
-        trajectory = Trajectory(number, self._run_mode, self._warned, max(base, self._calls), cause)
+        base = max(base, self._calls)
+        trajectory = Trajectory(number, self._run_mode, self._warned, base, cause, generation.beside)
         stream = Stream(call, trajectory, generation, self._group(generation))
         generation.open += 1
         return stream

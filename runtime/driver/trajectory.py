@@ -25,6 +25,7 @@ know its latent. That takes the time of one exact call.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,6 +41,7 @@ from runtime.driver.forecast import Forecast
 from runtime.driver.guard import Guard
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
 from runtime.driver.output_forecast import forecast_of
+from runtime.driver.outputs_beside import OutputsBeside, outputs_by_latent
 from runtime.driver.readback import Readback, is_late
 from runtime.driver.warn_once import warn_once
 
@@ -86,6 +88,7 @@ class Trajectory:
         call: the present call, or the next one between two calls.
         next_base: the step after all that were run.
         cause: why it started, so that its first calls are exact.
+        beside: what the generation's streams give, by latent input.
     """
 
     number: int
@@ -93,6 +96,7 @@ class Trajectory:
     warned: set[str] = field(default_factory=set)
     base: int = 0
     cause: str = WARM_UP
+    beside: defaultdict[str, OutputsBeside] = field(default_factory=outputs_by_latent)
     call: int = 0
     next_base: int = 0
     _unannounced: list[list[list[int]]] = field(default_factory=list)  # [reader][source] -> steps
@@ -205,7 +209,10 @@ class Trajectory:
             self._corrections = [Correction(noise_schedule, forecast) for forecast in self._forecasts.values()]
             quality = self.run_mode.quality
             if quality is not None:
-                self._guards = [Guard(noise_schedule, quality, forecast) for forecast in self._forecasts.values()]
+                self._guards = [
+                    Guard(noise_schedule, quality, forecast, self.beside[name])
+                    for name, forecast in self._forecasts.items()
+                ]
         self._schedule_from_here(mode, warmup)
 
     def _begin_anew(self, tensors: Tensors) -> None:

@@ -12,6 +12,7 @@ from runtime.driver.forecast import Forecast
 from runtime.driver.guard import CARRIED, MARGIN, Guard, bound_of
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
 from runtime.driver.output_forecast import forecast_of
+from runtime.driver.outputs_beside import OutputsBeside
 from tests.support.schedulers import BETAS, scheduler_of
 
 SCHEDULERS: list[tuple[str, dict[str, Any]]] = [
@@ -40,7 +41,7 @@ def _observed(known: NoiseSchedule, latents: torch.Tensor, foreseen: int) -> For
 
 def _guard(known: NoiseSchedule, quality: float, forecast: Forecast) -> Guard:
     """One that has seen a call whose output is what the sampler moved by."""
-    guard = Guard(known, quality, forecast)
+    guard = Guard(known, quality, forecast, OutputsBeside())
     guard.observe(1.0)
     guard._mix.gain = torch.ones(len(forecast.latent))
     return guard
@@ -111,7 +112,7 @@ def test_guidance_is_seen_in_the_outputs(kind: str, scale: float) -> None:
     options = {**BETAS, "clip_sample": False, "prediction_type": kind}
     scheduler, known = _schedule(*(SCHEDULERS[2] if kind == "flow" else ("DDIMScheduler", options)))
     forecast, generator = forecast_of(known, 1), torch.Generator().manual_seed(0)
-    guard, latent = Guard(known, 30.0, forecast), torch.randn(2, 4, 4, generator=generator)
+    guard, latent = Guard(known, 30.0, forecast, OutputsBeside()), torch.randn(2, 4, 4, generator=generator)
     for call, timestep in enumerate(scheduler.timesteps[:4]):
         forecast.observe(torch.cat([latent, latent]))
         if call:
@@ -122,6 +123,32 @@ def test_guidance_is_seen_in_the_outputs(kind: str, scale: float) -> None:
         latent = scheduler.step(without + scale * (having - without), timestep, latent)[0]
     assert guard._mix.gain is not None
     torch.testing.assert_close(guard._mix.gain, torch.full((4,), scale), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("scale", [3.0, 7.5])
+def test_guidance_is_seen_in_the_outputs_of_calls_of_their_own(scale: float, ends: bool) -> None:
+    """ends: guidance is switched off at call 4, so that only one of the two goes on."""
+    scheduler, known = _schedule(*SCHEDULERS[0])
+    forecasts, beside = [forecast_of(known, 1), forecast_of(known, 1)], OutputsBeside()
+    guards = [Guard(known, 30.0, forecast, beside) for forecast in forecasts]
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(2, 4, 4, generator=generator)
+    for call, timestep in enumerate(scheduler.timesteps[:6]):
+        outputs = torch.randn(2, 2, 4, 4, generator=generator) + latent
+        called = guards[1:] if ends and call > 3 else guards
+        for guard in called:
+            guard._forecast.observe(latent)
+            if call:
+                guard.observe(1.0)
+            guard.show(outputs[guards.index(guard)], call)
+        without, having = outputs
+        mixed = having if len(called) == 1 else without + scale * (having - without)
+        latent = scheduler.step(mixed, timestep, latent)[0]
+        for guard in called[: 2 if call > 1 else 0]:
+            expected = torch.full((2,), 1.0 if len(called) == 1 and call > 4 else scale)
+            assert guard._mix.gain is not None
+            torch.testing.assert_close(guard._mix.gain[:2], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_an_image_beside_the_latent_makes_no_error_smaller() -> None:
