@@ -39,13 +39,18 @@ def attempt(what: str, whose: str, act: Callable[[], object]) -> None:
         gained.append(f"{what} {whose}: {act()}")
 
 
+def looked_at(path: str) -> int:
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if path.endswith("maps") and not os.read(file, 1):
+        raise ProcessLookupError("it has ended, and everybody may see that it has no memory")
+    return file
+
+
 def on_process(pid: int) -> None:
     attempt("signal", str(pid), lambda: os.kill(pid, signal.SIGSTOP))
     attempt("look at", str(pid), lambda: os.listdir(f"/proc/{pid}/fd"))
     for name in ("mem", "maps", "environ", "pagemap", "cwd", "root", "auxv"):
-        attempt(
-            "look at", f"{pid} {name}", lambda name=name: os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_NONBLOCK)
-        )
+        attempt("look at", f"{pid} {name}", lambda name=name: looked_at(f"/proc/{pid}/{name}"))
     attempt("trace", str(pid), lambda: called(libc.ptrace, PTRACE_SEIZE, pid, None, None))
     room = ctypes.create_string_buffer(16)
     part = (ctypes.c_void_p * 2)(ctypes.addressof(room), 16)

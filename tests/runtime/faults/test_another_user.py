@@ -40,7 +40,7 @@ def test_another_user_gains_nothing_of_an_engine_on_one_machine() -> None:
 
 def test_another_user_gains_nothing_of_torchruns_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SECRET_VARIABLE, "a secret of the user's")
-    with agents("-m", "tests.support.torchrun_script", "strangers", logs=tmp_path) as (first, second):
+    with agents("-m", "tests.support.torchrun_script", "strangers", logs=tmp_path, anew=True) as (first, second):
         for agent in (first, second):
             resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (SOFT_LIMIT, SOFT_LIMIT))
         # torchrun's own processes, whose store everybody may use, are left alone
