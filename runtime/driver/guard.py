@@ -91,7 +91,10 @@ class Guard:
             shown = flat(narrow(shown.view(self._forecast.latent.shape), tuple(own.output.shape)))
         if self._mixed != len(made):  # guidance has begun, or ended
             self._mix, self._mixed = OutputMix(), len(made)
-        self._mix.show(flat(torch.cat(made)), shown.repeat(len(made), 1))
+        if len(made) == 1:
+            self._mix.show(flat(made[0]), shown)
+        else:
+            self._mix.show(flat(torch.cat(made)), shown.repeat(len(made), 1))
 
     def refuses(self, call: int) -> torch.Tensor | None:
         """Whether look-ahead's error at a call is too large in some row, as one value; None if nothing was predicted.
@@ -104,9 +107,9 @@ class Guard:
         surprise, answer, slope = errors
         off = torch.maximum(answer, self._forecast.doubt.flatten() * surprise)
         gain, rise = self._mix.gain, self._mix.rise
-        added = torch.zeros_like(off) if gain is None else gain[: len(off)] - 1.0
+        added = torch.zeros_like(off) if gain is None else _of_own(gain, off) - 1.0
         if rise is not None:  # a scale that rises may go on to
-            added = torch.add(added, rise[: len(off)], alpha=self._noise_schedule.calls - call)
+            added = torch.add(added, _of_own(rise, off), alpha=self._noise_schedule.calls - call)
         harm = self._amplification.at_most(call, added) * off
         # so many calls in a row have been begun with one and the same error
         alike = max(1, self._forecast.reach)
@@ -118,6 +121,11 @@ class Guard:
         passes = ((harm <= left) & near).all()  # not ``harm > left``: what is not finite is refused
         self._spent = torch.where(passes, spent + harm, spent)
         return ~passes
+
+
+def _of_own(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Of values by row, those of this stream's rows, which come first."""
+    return values if len(values) == len(rows) else values[: len(rows)]
 
 
 def bound_of(quality: float) -> float:
