@@ -135,7 +135,10 @@ def _rms(of: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if not options.guidance > 1 or options.steps <= FIRST or options.samples < 1:
+        parser.error(f"expected --guidance over 1, {FIRST + 1} --steps or more and one of --samples or more")
     be_quiet()
     torch.set_num_threads(1)
     pipeline = shipped_pipeline(options.denoiser, options.samples, options.samples, options.guidance)

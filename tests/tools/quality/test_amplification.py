@@ -21,5 +21,12 @@ def test_what_an_error_is_worth_at_the_last_call_is_the_last_move(capsys: pytest
 @pytest.mark.slow
 def test_a_sampler_that_draws_noise_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--denoiser", "unet", "--sampler", "euler_ancestral", "--guidance", "3"]
-    assert amplification.main([*arguments, "--steps", "2", "--samples", "1"]) == 2
+    assert amplification.main([*arguments, "--steps", "4", "--samples", "1"]) == 2
     assert "nothing is foreseen here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--guidance", "1"], ["--steps", "3"], ["--samples", "0"], ["--guidance", "nan"]])
+def test_what_there_is_nothing_to_measure_of_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--denoiser", "mmdit", "--sampler", "flow", "--guidance", "3", *wrong]
+    assert amplification.main(arguments) == 2
+    assert "expected --guidance over 1, 4 --steps or more" in capsys.readouterr().err
