@@ -11,7 +11,7 @@ from torch import nn
 
 from partitioner.plan.plan import Plan
 from runtime.devices.places import with_index
-from runtime.errors import InputError, PlanMismatch
+from runtime.errors import PlanMismatch
 from runtime.options import EngineOptions
 from runtime.torchrun import launched
 
@@ -27,18 +27,13 @@ def choose_places(
     """The device of each rank, and the options with the transport that ranks on such devices need.
 
     Raises:
-        InputError: ranks on GPUs were asked for under torchrun.
         PlanMismatch: this machine has too few GPUs.
     """
     if devices is None or isinstance(devices, int):
         devices = default_devices(denoiser, plan.ranks)
     if any(device.startswith("cuda") for device in devices) and not transport_is_given:
-        if launched():
-            raise InputError(
-                "under torchrun ranks on GPUs send each other everything through the hosts' memory; leave torchrun out "
-                'for the GPUs of one machine, or keep the pipeline on cpu, or ask for transport="processes"'
-            )
-        shared = len({with_index(device) for device in devices}) < len(devices)
+        # of torchrun's ranks, a name may stand for GPUs of several machines
+        shared = not launched() and len({with_index(device) for device in devices}) < len(devices)
         # processes take turns on a GPU that they share, threads do not
         options = replace(options, transport="threads" if shared or options.green_contexts else "processes")
     return devices, options

@@ -20,13 +20,26 @@ def test_under_torchrun_a_rank_has_the_gpu_of_its_machine(monkeypatch: pytest.Mo
     assert default_devices(denoiser, 2) == ["cuda:0", "cuda:1"]
     with pytest.raises(PlanMismatch, match="needs 4 devices, this machine has 2"):
         default_devices(denoiser, 4)
-    job = {"TORCHELASTIC_RUN_ID": "job", "RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
-    for name, value in (job | {"LOCAL_RANK": "0"}).items():
-        monkeypatch.setenv(name, value)
+    be_launched(monkeypatch)
     assert default_devices(denoiser, 4) == ["cuda"] * 4, "of two machines; the driver finds out which GPU that is"
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(PlanMismatch, match=r"is on cuda:0, and under torchrun .* has cuda:1"):
         default_devices(denoiser, 4)
+
+
+def be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"TORCHELASTIC_RUN_ID": "job", "RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    for name, value in (job | {"LOCAL_RANK": "0"}).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("devices", [["cuda", "cuda"], ["cuda:0", "cuda:0"], ["cuda:0", "cuda:1"]], ids=range(3))
+def test_torchruns_ranks_are_processes_whatever_their_gpus_are_called(
+    devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_launched(monkeypatch)
+    found = choose_places(nn.Module(), Any, devices, EngineOptions(), transport_is_given=False)  # type: ignore[arg-type]
+    assert (found[0], found[1].transport) == (devices, "processes")
 
 
 @pytest.mark.parametrize(
