@@ -12,7 +12,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,12 @@ def own_address(host: str, port: int) -> str:
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(address)  # sends nothing
         return str(probe.getsockname()[0])
+
+
+def _names_of(machines: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """A name for each machine: that of its host, with its boot id where several hosts have one name."""
+    hosts = Counter(host for host, _ in machines)
+    return {machine: machine[0] if hosts[machine[0]] == 1 else " ".join(machine) for machine in machines}
 
 
 class DriverServer(Launcher):
@@ -205,15 +212,16 @@ class DriverServer(Launcher):
     def places(self, devices: Sequence[str], timeout_s: float) -> list[Place]:
         here = Introduction.own(0)
         introductions = [here] + [self._agent(rank, timeout_s).introduction for rank in range(1, self.world)]
+        names = _names_of({given.machine for given in introductions})
         found = []
         for device, given in zip(devices, introductions, strict=True):
-            machine = given.machine[0] if given.machine != here.machine else ""
+            machine = names[given.machine] if given.machine != here.machine else ""
             named = torch.device(device)
             if named.type == "cuda":  # each rank's own GPU, where no other is named
                 named = torch.device("cuda", given.local_rank if named.index is None else named.index)
                 if named.index >= given.gpus:
                     raise PlanMismatch(
-                        f"rank {given.rank} is to be on {named} of {given.machine[0]}, where its process sees "
+                        f"rank {given.rank} is to be on {named} of {names[given.machine]}, where its process sees "
                         f"{given.gpus} GPUs; start as many ranks there with --nproc-per-node, or name other devices"
                     )
             free = given.cpu_free_bytes if named.type == "cpu" else None

@@ -318,5 +318,10 @@ def test_every_rank_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pytest
         named = server.places(["cuda:1", "cpu:0", "cpu", "cuda:0"], timeout_s=1)
         assert [place.device for place in named] == ["cuda:1", "cpu", "cpu", "cuda:0"]
         assert [place.free_bytes for place in named][2:] == [7, None]
+        changed = {"machine": (own.machine[0], "another boot"), "local_rank": 0}
+        server._agents[2].introduction = server._agents[2].introduction.model_copy(update=changed)
+        assert [place.machine for place in server.places(["cuda"] * 4, timeout_s=1)] == [
+            "", "", f"{own.machine[0]} another boot", "other",
+        ], "a host of the same name is another machine"  # fmt: skip
         with pytest.raises(PlanMismatch, match="rank 3 is to be on cuda:3 of other, where its process sees 2 GPUs"):
             server.places(["cuda:0", "cuda:1", "cuda:0", "cuda:3"], timeout_s=1)
