@@ -35,10 +35,10 @@ class Welcome:
     """The driver's first message: all that a rank has to know to begin.
 
     setups: of the rank's workers, by denoiser. world: how many ranks there are. threads: of torch, 0 for torch's own
-    choice. startup_timeout_s: for the ranks to connect. step_timeout_s: of a step. lines: of ranks on one machine,
-    other rank -> the inherited descriptor of this rank's end of the line to it. Where there are none, secret: by which
-    ranks of this start know each other; host: the address of its machine on which the rank listens until all are
-    connected.
+    choice. startup_timeout_s: for the ranks to connect. step_timeout_s: of a step. lines: of ranks
+    that the driver's own process has started, other rank -> the inherited descriptor of this rank's end of the line to
+    it. Where there are none, secret: by which ranks of this start know each other; host: the address of its machine on
+    which the rank listens until all are connected.
     """
 
     setups: Sequence[Setup]

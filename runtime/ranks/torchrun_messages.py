@@ -34,6 +34,7 @@ from profiles.records import Record, Text
 from runtime.devices.memory import free_bytes
 from runtime.ranks.torchrun_store import HexKey, Port
 from runtime.transport.handshake import shut_down
+from runtime.transport.neighbours import boot_id
 
 _LENGTH = struct.Struct("!I")
 _LONGEST = 64 << 20  # bytes of a message: Compare names every tensor of a denoiser
@@ -62,10 +63,6 @@ class Introduction(Record):
     @classmethod
     def own(cls, rank: int) -> Introduction:
         """That of this process."""
-        try:
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        except OSError:
-            boot = ""
         versions = {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -75,7 +72,7 @@ class Introduction(Record):
             rank=rank,
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
             pid=os.getpid(),
-            machine=(socket.gethostname(), boot),
+            machine=(socket.gethostname(), boot_id()),
             versions=versions,
             gpus=torch.cuda.device_count(),
             cpu_free_bytes=free_bytes("cpu"),

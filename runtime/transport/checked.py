@@ -23,7 +23,7 @@ class Announced(NamedTuple):
 
 
 class CheckedMailbox(Mailbox):
-    """One rank's side of a transport between processes.
+    """One rank's side of a transport between processes. Its threads use what has no underscore.
 
     Args:
         rank: this process's.
@@ -36,7 +36,7 @@ class CheckedMailbox(Mailbox):
         self, rank: int, *, plan_hash: int, announce_timeout_s: float, on_error: Callable[[BaseException], None]
     ) -> None:
         super().__init__(rank)
-        self._plan_hash = plan_hash
+        self.plan_hash = plan_hash
         self._announce_timeout_s = announce_timeout_s
         self._on_error = on_error
         self._newest: dict[tuple[int, ...], int] = {}  # table, wire, context, whether ahead -> step
@@ -61,7 +61,7 @@ class CheckedMailbox(Mailbox):
         # of a list, since threads may add to the dict meanwhile
         self._known = {known: said for known, said in list(self._known.items()) if known[1] not in tables}
 
-    def _check_sent(self, key: MessageKey, tensor: torch.Tensor) -> None:
+    def check_sent(self, key: MessageKey, tensor: torch.Tensor) -> None:
         """Raise MessageError where the tensor is not what its wire carries."""
         wire = self.expected(key)
         if tuple(tensor.shape) != wire.meta.shape or name_of_dtype(tensor) != wire.meta.dtype:
@@ -78,20 +78,27 @@ class CheckedMailbox(Mailbox):
                 step=key.step,
             )
 
-    def _is_early(self, header: Header, expected_sequence: int) -> bool:
+    def is_early(self, header: Header, expected_sequence: int) -> bool:
         """Whether a header is of a table that is not registered yet: the driver announces tables on another path."""
         table = header.key.table
         if table in self._tables or self.is_unregistered(table):
             return False
-        return header[:3] == (MAGIC, self._plan_hash, expected_sequence)
+        return header[:3] == (MAGIC, self.plan_hash, expected_sequence)
 
-    def _check_header(self, header: Header, peer: int, expected_sequence: int) -> Announced | None:
+    def await_table(self, header: Header, expected_sequence: int) -> None:
+        """Wait until the table of a message that came early is registered, for as long as that may take."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self.is_early(header, expected_sequence) or self._closing, timeout=self._announce_timeout_s
+            )
+
+    def check_header(self, header: Header, peer: int, expected_sequence: int) -> Announced | None:
         """What a header announces; raises MessageError if it does not belong here.
 
         None where its table is registered no more: the message is to be dropped.
         """
         key = header.key
-        if header[:3] != (MAGIC, self._plan_hash, expected_sequence):
+        if header[:3] != (MAGIC, self.plan_hash, expected_sequence):
             raise self._refusal(peer, key, self._stranger(header, expected_sequence))
         announced = self._known.get((peer, key.table, key.wire))
         if announced is None or announced.described != header.described or key.table not in self._tables:
@@ -111,12 +118,12 @@ class CheckedMailbox(Mailbox):
         """In what a header differs from all that this rank could receive now from another."""
         if header.magic != MAGIC:
             return f"its header starts with {header.magic:#x}, not {MAGIC:#x}"
-        if header.plan_hash != self._plan_hash:
+        if header.plan_hash != self.plan_hash:
             return "it is of another plan"
         return f"it is number {header.sequence}, expected {expected_sequence}"
 
     def _announced(self, header: Header, peer: int) -> Announced | None:
-        """What a header announces whose like was not seen before, as ``_check_header``."""
+        """What a header announces whose like was not seen before, as ``check_header``."""
         key = header.key
         wires = self._tables.get(key.table)
         dtype, size_bytes, shape, stride = description_of(header.described)
@@ -145,7 +152,8 @@ class CheckedMailbox(Mailbox):
     def _refusal(self, peer: int, key: MessageKey, what: str) -> MessageError:
         return MessageError(f"a message from rank {peer} does not belong: {what}", rank=self.rank, step=key.step)
 
-    def _report(self, error: BaseException) -> None:
+    def report(self, error: BaseException) -> None:
+        """Say that messages of some peer have failed, unless this is at its end."""
         if not self._closing:
             self._on_error(error)
 

@@ -20,8 +20,18 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
-from runtime.transport.handshake import HostAndPort, NotAdmitted, accept_handshake, connect, set_up, shut_down
+from runtime.transport.handshake import (
+    HostAndPort,
+    NotAdmitted,
+    accept_handshake,
+    connect,
+    in_no_folder,
+    local_name,
+    set_up,
+    shut_down,
+)
 
+THIS_MACHINE = "@"  # in place of a host, for those of its processes only
 MOST_STRANGERS = 64  # connections that have not proved the key
 GREETING_S = 5.0  # for a connection to prove it
 _ENTER_S = 4 * GREETING_S  # for one try to come in: longer, so that a seat is never given to who has just gone
@@ -34,7 +44,7 @@ class Door:
     """Listens until each of some seats is taken by a peer that knows the key; one that is taken is never given again.
 
     Args:
-        host: the address of this machine to listen on; the port is the system's choice.
+        host: the address of this machine to listen on, the port being the system's choice; or THIS_MACHINE.
         key: that the peers know.
         seats: numbers of those who are to come in.
         entered: called with a seat and its connection, from a thread of that connection, which may stay in it.
@@ -56,9 +66,7 @@ class Door:
         self._lock = threading.Lock()
         self._strangers: dict[socket.socket, float] = {}  # and until when each may stay, the oldest first
         self._closed = False
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listening = socket.create_server((host, 0), family=family, backlog=2 * MOST_STRANGERS)
-        self.address: HostAndPort = host, self._listening.getsockname()[1]
+        self._listening, self.address = _listen(host)
         threading.Thread(target=self._accept, name=f"door to {who}s", daemon=True).start()
 
     def _accept(self) -> None:
@@ -142,8 +150,28 @@ class Door:
         shut_down(self._listening)  # or the thread that accepts would go on
 
 
+def _listen(host: str) -> tuple[socket.socket, HostAndPort]:
+    if host == THIS_MACHINE:
+        listening, name = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), local_name()
+        try:
+            listening.bind(in_no_folder(name))
+            listening.listen(2 * MOST_STRANGERS)
+        except BaseException:
+            listening.close()
+            raise
+        return listening, (name, 0)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server((host, 0), family=family, backlog=2 * MOST_STRANGERS)
+    return listening, (host, listening.getsockname()[1])
+
+
 def enter(
-    address: HostAndPort, key: bytes, seat: int, until: float, go_on: Callable[[], bool] = lambda: True
+    address: HostAndPort,
+    key: bytes,
+    seat: int,
+    until: float,
+    go_on: Callable[[], bool] = lambda: True,
+    hopeless: tuple[type[OSError], ...] = (NotAdmitted,),
 ) -> socket.socket:
     """Come in by a door, as often as it takes.
 
@@ -153,6 +181,7 @@ def enter(
         seat: which one to take.
         until: when to give up, in monotonic seconds.
         go_on: whether to try again.
+        hopeless: after which it is of no use to try again.
 
     Raises:
         NotAdmitted: by the other side's own words it is of no use to try again.
@@ -163,6 +192,6 @@ def enter(
         try:
             return connect(address, key, seat, max(_PAUSE_S, min(_ENTER_S, left)))
         except OSError as error:
-            if isinstance(error, NotAdmitted) or left <= _PAUSE_S or not go_on():
+            if isinstance(error, hopeless) or left <= _PAUSE_S or not go_on():
                 raise
         time.sleep(_PAUSE_S)

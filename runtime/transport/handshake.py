@@ -1,4 +1,4 @@
-"""The handshake of a TCP connection: both ends prove that they know a key, and which seat it is for, before all else.
+"""The handshake of a connection: both ends prove that they know a key, and which seat it is for, before all else.
 
     connecting side                                        accepting side
  1                             <- greeting, challenge      random bytes, anew for every connection
@@ -30,7 +30,7 @@ _GONE_S = 20  # after which a machine that does not answer at all counts as gone
 
 _WRONG_KEY = bytes(KEY_BYTES)  # the answer to a proof that is not right
 
-HostAndPort = tuple[str, int]
+HostAndPort = tuple[str, int]  # for TCP; of a Unix socket that lies in no folder, its name, see ``local_name``, and 0
 
 
 class NotAdmitted(ConnectionError):
@@ -76,7 +76,7 @@ def connect(address: HostAndPort, key: bytes, seat: int, timeout_s: float) -> so
         NotAdmitted: by the other side's answer the key is not the right one, or the seat not free.
         OSError: the other side cannot be reached, does not know the key, or is too slow.
     """
-    line = socket.create_connection(address, timeout=timeout_s)
+    line = _connected(address, timeout_s)
     try:
         set_up(line)
         with deadline(line, timeout_s):
@@ -140,9 +140,34 @@ def shut_down(line: socket.socket) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
+def local_name() -> str:
+    """A new name for a Unix socket that lies in no folder and ends with its process; nobody can have it already."""
+    return f"@diffusion-partitioner-{secrets.token_hex(16)}"
+
+
+def in_no_folder(name: str) -> str:
+    """What the system knows the Unix socket by whose name ``local_name`` has made."""
+    return "\0" + name.removeprefix("@")
+
+
+def _connected(address: HostAndPort, timeout_s: float) -> socket.socket:
+    if not address[0].startswith("@"):
+        return socket.create_connection(address, timeout=timeout_s)
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        line.settimeout(timeout_s)
+        line.connect(in_no_folder(address[0]))
+    except BaseException:
+        line.close()
+        raise
+    return line
+
+
 def set_up(line: socket.socket) -> None:
-    """Make a TCP connection send small messages at once, and break where nothing answers on an idle one."""
+    """Make a connection wait without end; one of TCP send at once, and break where nothing answers while it is idle."""
     line.settimeout(None)
+    if line.family == socket.AF_UNIX:
+        return
     line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":

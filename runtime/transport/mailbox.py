@@ -5,8 +5,9 @@ so that which value is read never depends on timing.
 
     LocalMailbox         ranks that are threads of one process, or take turns in one thread
     StreamMailbox        threads of one process, some of them on GPUs
-    SameMachineMailbox   processes on one machine
-    SocketMailbox        processes, on one machine or several
+    SameMachineMailbox   processes that share memory
+    SocketMailbox        processes that do not, as those on several machines
+    MixedMailbox         processes of which some do
 """
 
 from __future__ import annotations

@@ -68,9 +68,9 @@ class SameMachineMailbox(CheckedMailbox):
         self._there: dict[MessageKey, Event] = {}  # of what is copied from another GPU: from when on it is there
         self._early: dict[int, tuple[Header, float]] = {}  # peer -> header without a table; until when
         self._reading = threading.RLock()
-        self._failed = os.eventfd(0)  # wakes the thread that waits
+        self._alarm = os.eventfd(0)  # wakes the thread that waits
         self._poll = select.poll()
-        self._poll.register(self._failed, select.POLLIN)
+        self._poll.register(self._alarm, select.POLLIN)
         self._by_descriptor = {channel.fileno(): channel for channel in self._channels.values()}
         for descriptor in self._by_descriptor:
             self._poll.register(descriptor, select.POLLIN)
@@ -86,7 +86,7 @@ class SameMachineMailbox(CheckedMailbox):
         if before is not None and before[0].is_of(tensor):
             layout, described = before
         else:
-            self._check_sent(key, tensor)
+            self.check_sent(key, tensor)
             tensor = dense(tensor)
             layout, described = Layout.of(tensor), describe(tensor)
             self._sent_before[key[:2]] = layout, described
@@ -96,9 +96,9 @@ class SameMachineMailbox(CheckedMailbox):
             for reader in readers:
                 self.sent_bytes += layout.size_bytes
                 try:
-                    self._channels[reader].send(self._plan_hash, key, described, layout, tensor)
+                    self._channels[reader].send(self.plan_hash, key, described, layout, tensor)
                 except OSError as error:
-                    self._report(PeerLost(self.rank, reader, error))  # the next wait will raise
+                    self.report(PeerLost(self.rank, reader, error))  # the next wait will raise
                     return
                 except (RuntimeError, MemoryError) as error:
                     raise self._out_of_memory("send", key, error) from error
@@ -181,11 +181,11 @@ class SameMachineMailbox(CheckedMailbox):
         return found
 
     def _poll_packets(self, timeout_s: float | None) -> bool:
-        """Take in one packet of each channel that has any, or that the mailbox has failed; whether there was this."""
+        """Take in one packet of each channel that has any, or that it was woken; whether there was this."""
         found = self._poll.poll(None if timeout_s is None else timeout_s * 1e3)
         for descriptor, _ in found:
-            if descriptor == self._failed:
-                os.eventfd_read(self._failed)
+            if descriptor == self._alarm:
+                os.eventfd_read(self._alarm)
             else:
                 self._take_in(self._by_descriptor[descriptor])
         return bool(found)
@@ -217,7 +217,7 @@ class SameMachineMailbox(CheckedMailbox):
         try:
             header = self._next_header(channel)
             if header is None or (
-                self._is_early(header, channel.received) and not self._waited_for_table(channel, header)
+                self.is_early(header, channel.received) and not self._waited_for_table(channel, header)
             ):
                 return False
             self._take_in_message(channel, header)
@@ -244,7 +244,7 @@ class SameMachineMailbox(CheckedMailbox):
         if self._early and self._early.pop(channel.peer, None) is not None:
             self._poll.register(channel, select.POLLIN)
         key = header.key
-        announced = self._check_header(header, channel.peer, channel.received)
+        announced = self.check_header(header, channel.peer, channel.received)
         try:
             if announced is None:
                 channel.drop(key, description_of(header.described).size_bytes)
@@ -270,7 +270,7 @@ class SameMachineMailbox(CheckedMailbox):
         self._early.pop(channel.peer, None)
         with contextlib.suppress(KeyError):
             self._poll.unregister(channel)
-        self._report(error)
+        self.report(error)
 
     def _forget_known(self, tables: Sequence[int]) -> None:
         super()._forget_known(tables)
@@ -294,8 +294,12 @@ class SameMachineMailbox(CheckedMailbox):
     def fail(self, error: BaseException) -> None:
         with self._changed:
             super().fail(error)
-            if self._failed >= 0:
-                os.eventfd_write(self._failed, 1)
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have the thread that waits look again; called with the lock."""
+        if self._alarm >= 0:
+            os.eventfd_write(self._alarm, 1)
 
     def close(self) -> None:
         self._end_waits()
@@ -305,9 +309,9 @@ class SameMachineMailbox(CheckedMailbox):
             self._arrived.clear()
             self._under_way.clear()
             with self._changed:
-                if self._failed >= 0:
-                    os.close(self._failed)
-                self._failed = -1
+                if self._alarm >= 0:
+                    os.close(self._alarm)
+                self._alarm = -1
 
 
 _AS_IT_IS = contextlib.nullcontext()

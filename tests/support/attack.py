@@ -28,7 +28,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 tried: Counter[str] = Counter()
 gained: list[str] = []
 held: list[socket.socket] = []
-turns: Counter[int] = Counter()  # by port
+turns: Counter[tuple[str, int]] = Counter()  # by address
 seen: set[str] = set()
 
 
@@ -74,15 +74,17 @@ def called(function: Callable[..., int], *arguments: object) -> int:
     return made
 
 
-def on_unix_socket(name: str) -> None:
-    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
+def on_unix_socket(name: str, heard: list[bytes]) -> None:
+    """Sockets of these kinds let in nobody; to one of packets a connection has to prove the key, as to a port."""
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         with socket.socket(socket.AF_UNIX, kind) as line:
             attempt("connect by name", name, lambda line=line: line.connect(name.replace("@", "\0", 1)))
+    on_port(name, 0, heard)
 
 
 def on_port(host: str, port: int, heard: list[bytes]) -> None:
     """The next attack on a port, from the first, which takes the longest and so comes in between all that is meant."""
-    turn, turns[port] = turns[port], turns[port] + 1
+    turn, turns[host, port] = turns[host, port], turns[host, port] + 1
     if turn == 0:
         flood(host, port)
         return
@@ -110,7 +112,12 @@ def on_port(host: str, port: int, heard: list[bytes]) -> None:
 
 def connected(host: str, port: int, patience_s: float = PATIENCE_S) -> socket.socket:
     tried["connect"] += 1
-    return socket.create_connection((host, port), timeout=patience_s)
+    if port:
+        return socket.create_connection((host, port), timeout=patience_s)
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    line.settimeout(patience_s)
+    line.connect(host.replace("@", "\0", 1))
+    return line
 
 
 def flood(host: str, port: int) -> None:
@@ -168,11 +175,13 @@ def main() -> None:
         for path in set(there["files"]) - seen:
             seen.add(path)
             attempt("write to", path, lambda path=path: os.open(path, os.O_RDWR | os.O_NONBLOCK))
+        heard = [bytes.fromhex(each) for each in there["heard"]]
         for name in there["names"]:
-            on_unix_socket(name)
+            with contextlib.suppress(OSError):
+                on_unix_socket(name, heard)
         for host, port in there["ports"]:
             with contextlib.suppress(OSError):
-                on_port(host, port, [bytes.fromhex(each) for each in there["heard"]])
+                on_port(host, port, heard)
         tried["rounds"] += 1
         print(json.dumps({"tried": tried, "gained": gained}), flush=True)
 

@@ -35,8 +35,11 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+_LISTENS = 0x10000  # a flag of /proc/net/unix
+
+
 def listening(pids: list[int]) -> set[str]:
-    """Addresses, in the kernel's hexadecimal, on which these processes listen for TCP connections."""
+    """On what these processes listen: for TCP addresses in the kernel's hexadecimal, and names of Unix sockets."""
     owned = set()
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -49,6 +52,10 @@ def listening(pids: list[int]) -> set[str]:
             address, state, inode = (line.split()[i] for i in (1, 3, 9))
             if state == "0A" and f"socket:[{inode}]" in owned:
                 addresses.add(address.split(":")[0])
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        flags, _, _, inode, *name = line.split()[3:]
+        if int(flags, 16) & _LISTENS and f"socket:[{inode}]" in owned:
+            addresses.add(name[0])
     return addresses
 
 

@@ -1,4 +1,4 @@
-"""torchrun on two "machines": two of its agents on the loopback interface, each with one rank."""
+"""torchrun on two "machines": two of its agents on the loopback interface, each with as many ranks."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ ROOT = Path(__file__).parents[2]
 
 @contextlib.contextmanager
 def agents(
-    *arguments: str, logs: Path, folders: Sequence[Path] = (ROOT, ROOT), anew: bool = False
+    *arguments: str, logs: Path, folders: Sequence[Path] = (ROOT, ROOT), anew: bool = False, ranks: int = 1
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Two agents that run the same arguments, each in its folder; the first one's rank is 0. None is left after.
 
-    They are forked, with all that they start, or started anew.
+    They are forked, with all that they start, or started anew. ranks: of each.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [
-        "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "0",
+        "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", str(ranks), "--max-restarts", "0",
         "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "two",
         "--log-dir", str(logs), *arguments,
     ]  # fmt: skip

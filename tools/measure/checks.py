@@ -31,7 +31,7 @@ from tools.command import command
 from tools.denoisers import DENOISERS
 from tools.measure.unchecked_rank import skip_checks
 
-_CHECKS = ("_check_header", "_check_sent", "_stray")
+_CHECKS = ("check_header", "check_sent", "_stray")
 
 
 def start(module: torch.nn.Module, plan: Plan, *, checked: bool) -> Engine:

@@ -242,9 +242,9 @@ def _odd_message(engine: Engine, kind: str) -> None:
         wire = Expected("x", meta(2, 5, 8, dtype="int32"))
     wires[index] = wire
     was, mailbox._tables[0] = mailbox._tables[0], wires
-    mailbox._plan_hash += kind == "plan"
+    mailbox.plan_hash += kind == "plan"
     mailbox.send([1], MessageKey(0, index, 0, step), torch.ones(wire.meta.shape, dtype=getattr(torch, wire.meta.dtype)))
-    mailbox._plan_hash -= kind == "plan"
+    mailbox.plan_hash -= kind == "plan"
     mailbox._tables[0] = was
 
 

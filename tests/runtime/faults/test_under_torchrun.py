@@ -27,7 +27,7 @@ def test_ranks_that_die_or_stall_are_named_and_the_next_start_works(tmp_path: Pa
         no_out, err = second.communicate(timeout=120)
         assert (second.returncode, no_out) == (1, ""), err
     sound, streams, dead, stopped, sound_again, ended = map(json.loads, out.splitlines())
-    assert sound == sound_again == {"fault": "none", "equal": True}
+    assert sound == sound_again == {"fault": "none", "equal": True, "near": [1], "far": []}, "through shared memory"
     assert streams == {"fault": "none", "equal": True, "foreseen": 5}
     for told, error in ((dead, "RankDied"), (stopped, "RankStalled"), (ended, "RankDied")):
         assert (told["error"], told["rank"]) == (error, 1)
@@ -35,6 +35,41 @@ def test_ranks_that_die_or_stall_are_named_and_the_next_start_works(tmp_path: Pa
     assert re.search(r"its process \d+ on \S+ was killed by signal 9 .SIGKILL", dead["text"])
     assert f"waits for %{stopped['value']} of rank 1" in stopped["text"]
     assert "ended with the process that torchrun had started for it" in ended["text"]
+
+
+def test_ranks_of_two_machines_that_die_or_stall_are_named_and_the_next_start_works(tmp_path: Path) -> None:
+    """Faults 1 and 2, of ranks that are connected by TCP. Their machines only say that they are two."""
+    with agents("-m", SCRIPT, "apart", logs=tmp_path) as (first, second):
+        out, err = first.communicate(timeout=300)
+        assert first.returncode == 0, err
+        no_out, later = second.communicate(timeout=120)
+        assert (second.returncode, no_out) == (0, ""), later
+    sound, dead, stopped, sound_again = map(json.loads, out.splitlines())
+    assert sound == sound_again == {"fault": "none", "equal": True, "near": [], "far": [1]}
+    assert [(told["error"], told["rank"]) for told in (dead, stopped)] == [("RankDied", 1), ("RankStalled", 1)]
+    assert "share no memory" not in err + later
+
+
+def test_ranks_of_a_machine_share_memory_and_others_are_reached_over_the_network(tmp_path: Path) -> None:
+    """Four ranks on two machines, or what says so; in the second engine a rank of the other machine dies."""
+    with agents("-m", SCRIPT, "two each", logs=tmp_path, ranks=2) as (first, second):
+        out, err = first.communicate(timeout=300)
+        assert first.returncode == 0, err
+        assert second.wait(timeout=120) == 0
+    sound, dead = map(json.loads, out.splitlines())
+    assert sound == {"fault": "none", "equal": True, "near": [1], "far": [2, 3]}
+    assert (dead["error"], dead["rank"]) == ("RankDied", 3)
+
+
+def test_ranks_of_a_machine_that_share_no_memory_say_so_once_and_use_the_network(tmp_path: Path) -> None:
+    with agents("-m", SCRIPT, "blind", logs=tmp_path) as (first, second):
+        out, err = first.communicate(timeout=300)
+        assert first.returncode == 0, err
+        _, later = second.communicate(timeout=120)
+        assert second.returncode == 0, later
+    assert json.loads(out) == {"fault": "none", "equal": True, "near": [], "far": [1]}
+    assert (err + later).count("share no memory") == 1
+    assert "rank 0 and rank 1 are on one machine, by its boot id, and share no memory (the other has no memory" in err
 
 
 def test_ranks_end_with_their_driver(tmp_path: Path) -> None:

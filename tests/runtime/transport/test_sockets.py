@@ -36,7 +36,8 @@ class Everything(nn.Module):
 @pytest.mark.parametrize("shared", [False, True], ids=["sockets", "same machine"])
 @pytest.mark.filterwarnings("ignore:Casting complex")
 def test_every_dtype_and_layout_arrives_as_it_was_sent(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.ranks.processes.SUPPORTED", shared)
+    for module in ("runtime.ranks.processes", "runtime.transport.neighbours"):
+        monkeypatch.setattr(f"{module}.SUPPORTED", shared)
     module = Everything().eval()
     graph = partitioner.trace(module, {"x": torch.zeros(4, 6)}, {"x": "latent"}, model="everything")
     nodes = [node.name for node in graph.latent_nodes]

@@ -26,9 +26,9 @@ def test_an_engine_without_checks_gives_the_same_and_checks_nothing() -> None:
             header = Header(0, 0, 0, MessageKey(0, 0, 0, 0), describe(torch.zeros(1)))  # not one of ours
             if checked:
                 with pytest.raises(Exception, match="does not belong"):
-                    mailbox._check_header(header, 1, 0)
+                    mailbox.check_header(header, 1, 0)
             else:
-                assert mailbox._check_header(header, 1, 0).wire is mailbox._tables[0][0]
+                assert mailbox.check_header(header, 1, 0).wire is mailbox._tables[0][0]
     assert equal(*outputs)
 
 
