@@ -237,7 +237,7 @@ class Channel:
             return
         self._tried += 1
         try:
-            pattern = _pattern(self._device)
+            pattern = trial_pattern(self._device)
             header = header_bytes(0, 0, _PROBE, describe(pattern))
             self._put(header, _PROBE, self._tried, Layout.of(pattern), pattern)
         except (MemoryError, RuntimeError) as error:
@@ -247,7 +247,7 @@ class Channel:
         verdict = _NO_GPU
         if len(self._memories) > 1:
             try:
-                pattern = _pattern(self._device)
+                pattern = trial_pattern(self._device)
                 payload = self._payload(_OWN_TABLE, Layout.of(pattern))
                 until = time.monotonic() + _PROBE_S
                 while not payload.is_there() and time.monotonic() < until:
@@ -312,5 +312,6 @@ def gpu_memory(device: torch.device) -> list[Memory]:
     return [DeviceMemory(device), StagedMemory(device)] if device.type == "cuda" else []
 
 
-def _pattern(device: torch.device) -> torch.Tensor:
+def trial_pattern(device: torch.device) -> torch.Tensor:
+    """What is sent to try out a way: bytes."""
     return (torch.arange(_PROBE_BYTES, device=device) % 251).to(torch.uint8)

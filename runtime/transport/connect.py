@@ -15,7 +15,7 @@ from runtime.transport.mesh import connect_mesh
 from runtime.transport.mixed import MixedMailbox
 from runtime.transport.neighbours import find_neighbours
 from runtime.transport.rendezvous import Rendezvous
-from runtime.transport.same_machine import SameMachineMailbox
+from runtime.transport.same_machine import SUPPORTED, SameMachineMailbox
 from runtime.transport.sockets import SocketMailbox
 
 
@@ -55,7 +55,7 @@ def connected_mailbox(
         far = connect_mesh(rank, world, host=host, secret=secret, rendezvous=rendezvous)
         lines = _neighbours_among(far, rank, secret, rendezvous)
     named = torch.device(with_index(device))
-    if not lines:
+    if not lines and not (SUPPORTED and named.type == "cuda"):
         return SocketMailbox(rank, far, plan_hash=plan_hash, announce_timeout_s=announce_timeout_s, on_error=on_error)
     if not far:
         return SameMachineMailbox(

@@ -92,7 +92,7 @@ class SameMachineMailbox(CheckedMailbox):
             self._sent_before[key[:2]] = layout, described
         if tensor.requires_grad:
             tensor = tensor.detach()
-        with _out_of_inference_mode():
+        with out_of_inference_mode():
             for reader in readers:
                 self.sent_bytes += layout.size_bytes
                 try:
@@ -134,7 +134,7 @@ class SameMachineMailbox(CheckedMailbox):
             tensor.record_stream(stream)
         if key.context != PARAMETER_CONTEXT:
             return tensor
-        with _out_of_inference_mode():
+        with out_of_inference_mode():
             return tensor.clone()  # parameters stay: with memory of their own, each can go alone
 
     def _await(self, holds: Callable[[], bool], timeout_s: float | None) -> bool:
@@ -202,7 +202,7 @@ class SameMachineMailbox(CheckedMailbox):
         return found
 
     def _deliver_payload(self, key: MessageKey, payload: Payload) -> None:
-        with _out_of_inference_mode():
+        with out_of_inference_mode():
             tensor, there = payload.tensor()
         if there is None:
             self.deliver(key, tensor)
@@ -317,6 +317,6 @@ class SameMachineMailbox(CheckedMailbox):
 _AS_IT_IS = contextlib.nullcontext()
 
 
-def _out_of_inference_mode() -> AbstractContextManager[object]:
+def out_of_inference_mode() -> AbstractContextManager[object]:
     """Slots and messages outlast the mode that the caller is in."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else _AS_IT_IS

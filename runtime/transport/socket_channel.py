@@ -6,11 +6,24 @@ import contextlib
 import socket
 import threading
 from collections import deque
+from typing import Protocol
 
 from runtime.transport.handshake import shut_down
 from runtime.transport.header import HEADER_BYTES, Header, header_bytes, read_header
 from runtime.transport.mailbox import MessageKey
 from runtime.turns import EngineThread
+
+_PAUSE_S, _LONGEST_PAUSE_S = 5e-5, 1e-3  # between the first two looks at whether a payload is there, and later ones
+
+
+class Staged(Protocol):
+    """A payload that a GPU may have yet to write; any thread asks."""
+
+    def is_there(self) -> bool:
+        """Whether it is whole by now."""
+
+    def sent(self) -> None:
+        """One channel needs it no more."""
 
 
 class SocketChannel:
@@ -31,17 +44,26 @@ class SocketChannel:
         self.received = 0
         self._line = line
         self._changed = threading.Condition()
-        self._late: deque[list[memoryview]] = deque()  # the first is being written, unless nobody does
+        # the first is being written, unless nobody does
+        self._late: deque[tuple[list[memoryview], Staged | None]] = deque()
         self._broken: OSError | None = None
         self._name = name
         self._thread: threading.Thread | None = None
 
-    def send(self, plan_hash: int, key: MessageKey, described: bytes, payload: memoryview | None) -> None:
+    def send(
+        self,
+        plan_hash: int,
+        key: MessageKey,
+        described: bytes,
+        payload: memoryview | None,
+        staged: Staged | None = None,
+    ) -> None:
         """Send a message; returns at once.
 
         Args:
             plan_hash, key, described: for its header.
             payload: its bytes, which must not change until they are sent; None where there are none.
+            staged: says whether they are there, and is told when they are sent; None: they are there.
 
         Raises:
             OSError: the connection is known to be broken.
@@ -52,27 +74,38 @@ class SocketChannel:
             header = header_bytes(plan_hash, self.sent, key, described)
             self.sent += 1
             parts = [memoryview(header), *([] if payload is None else [payload])]
-            if not self._late:
+            if not self._late and (staged is None or staged.is_there()):
                 _write(self._line, parts, socket.MSG_DONTWAIT)
             if not parts:
+                if staged is not None:
+                    staged.sent()
                 return
-            self._late.append(parts)
+            self._late.append((parts, staged))
             if self._thread is None:
                 self._thread = EngineThread(self._send_late, self._name)
                 self._thread.start()
             self._changed.notify()
 
     def _send_late(self) -> None:
+        pause_s = _PAUSE_S
         try:
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: self._late or self._broken is not None)
                     if self._broken is not None:
                         return
-                    parts = self._late[0]
+                    parts, staged = self._late[0]
+                    if staged is not None and not staged.is_there():
+                        self._changed.wait(pause_s)
+                        pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
+                        continue
+                pause_s = _PAUSE_S
                 _write(self._line, parts)
                 with self._changed:
-                    self._late.popleft()
+                    if self._late:  # unless it broke
+                        self._late.popleft()
+                if staged is not None:
+                    staged.sent()
         except OSError as error:
             self._end(error)  # the peer has ended, which is noticed by who receives
 

@@ -1,10 +1,10 @@
 """SocketPeers: other ranks that a mailbox exchanges messages with over a stream socket each; SocketMailbox: only those.
 
 Over several machines the sockets are TCP connections (runtime.transport.mesh). A message is its header
-(runtime.transport.header), then the bytes of its tensor, from the tensor's memory into that of a new one; those of GPUs
-go through the host's memory. One thread per sender receives, and checks the header before the payload. Sends never wait
-for the reader, so that the order of instructions alone decides whether ranks can wait for each other
-(partitioner.plan.deadlock proves that they do not).
+(runtime.transport.header), then the bytes of its tensor, from the tensor's memory into that of a new one. Those of GPUs
+go through page-locked memory (runtime.transport.network_staging), or wait for the GPU. One thread per sender receives,
+and checks the header before the payload. Sends never wait for the reader, so that the order of instructions alone
+decides whether ranks can wait for each other (partitioner.plan.deadlock proves that they do not).
 
 All receives wait without end, and deadlines are the supervisor's: a receive ends when its peer's process does.
 """
@@ -21,8 +21,11 @@ from partitioner.process import await_threads
 from runtime.errors import EngineError, RankOutOfMemory, bytes_wanted
 from runtime.transport.checked import Announced, CheckedMailbox
 from runtime.transport.header import Header, describe, description_of
-from runtime.transport.layout import as_bytes, dense, from_bytes
-from runtime.transport.mailbox import MessageKey, PeerLost
+from runtime.transport.layout import Layout, as_bytes, dense, from_bytes
+from runtime.transport.mailbox import PARAMETER_CONTEXT, MessageKey, PeerLost
+from runtime.transport.memory import Slot
+from runtime.transport.network_staging import Leaving, NetworkStaging
+from runtime.transport.payload import Payload
 from runtime.transport.socket_channel import SocketChannel
 from runtime.turns import EngineThread
 
@@ -36,16 +39,19 @@ class SocketPeers:
         mailbox: whose peers they are; it checks what is sent and what comes, and is told of errors.
         lines: other rank -> the connected socket to it; closed with this.
         deliver: takes messages, from a thread for each peer.
+        staging: of this rank's GPU; None where it has none, or messages are to wait for it.
     """
 
     def __init__(
         self,
         mailbox: CheckedMailbox,
         lines: Mapping[int, socket.socket],
-        deliver: Callable[[MessageKey, torch.Tensor], None],
+        deliver: Callable[[MessageKey, Payload], None],
+        staging: NetworkStaging | None = None,
     ) -> None:
         self._mailbox = mailbox
         self._deliver = deliver
+        self._staging = staging
         self._channels = {peer: SocketChannel(line, f"rank {mailbox.rank} to {peer}") for peer, line in lines.items()}
         self._threads = [
             EngineThread(partial(self._receive_from, peer), f"rank {mailbox.rank} from {peer}")
@@ -63,14 +69,21 @@ class SocketPeers:
         box.check_sent(key, tensor)
         tensor = dense(tensor)
         described = describe(tensor)
-        payload = _view(as_bytes(tensor.detach()).cpu())
+        leaving = self._leaving(key, tensor, len(readers))
+        payload = _view(as_bytes(tensor.detach()).cpu()) if leaving is None else leaving.bytes
         for reader in readers:
             box.sent_bytes += tensor.nbytes
             try:
-                self._channels[reader].send(box.plan_hash, key, described, payload)
+                self._channels[reader].send(box.plan_hash, key, described, payload, leaving)
             except OSError as error:
                 box.report(PeerLost(box.rank, reader, error))  # the next wait will raise
                 return
+
+    def _leaving(self, key: MessageKey, tensor: torch.Tensor, readers: int) -> Leaving | None:
+        staging = self._staging
+        if staging is None or tensor.device != staging.device or key.context == PARAMETER_CONTEXT:
+            return None
+        return staging.write(tensor.detach(), readers) if tensor.nbytes else None
 
     def _receive_from(self, peer: int) -> None:
         channel, box = self._channels[peer], self._mailbox
@@ -79,22 +92,28 @@ class SocketPeers:
                 header = channel.header()
                 box.await_table(header, channel.received)
                 announced = box.check_header(header, peer, channel.received)
-                payload = self._room(header, announced)
-                room = _view(payload)
+                room, payload = self._room(header, announced)
                 if room is not None:
                     channel.read(room)
                 channel.received += 1
-                if announced is not None:
-                    self._deliver(header.key, from_bytes(payload, announced.layout))
+                if payload is not None:
+                    self._deliver(header.key, payload)
         except EngineError as error:
             box.report(error)
         except BaseException as error:
             box.report(PeerLost(box.rank, peer, error))
 
-    def _room(self, header: Header, announced: Announced | None) -> torch.Tensor:
+    def _room(self, header: Header, announced: Announced | None) -> tuple[memoryview | None, Payload | None]:
+        """Where a payload is to be put, and what it then is; None where it has no bytes, and where nobody wants it."""
         size_bytes = description_of(header.described).size_bytes if announced is None else announced.layout.size_bytes
+        if self._staging is not None and announced is not None and header.key.context != PARAMETER_CONTEXT:
+            landing = self._staging.landing(size_bytes)
+            if landing is not None:
+                return landing.bytes[:size_bytes], Payload(announced.layout, landing.slot, landing.give_back)
         try:
-            return torch.empty(size_bytes, dtype=torch.uint8)
+            room = torch.empty(size_bytes, dtype=torch.uint8)
+            payload = None if announced is None else Payload(announced.layout, _OwnMemory(room), lambda: None)
+            return _view(room), payload
         except (RuntimeError, MemoryError) as error:
             what = "what nobody reads any more"
             if announced is not None:
@@ -136,7 +155,7 @@ class SocketMailbox(CheckedMailbox):
         on_error: Callable[[BaseException], None],
     ) -> None:
         super().__init__(rank, plan_hash=plan_hash, announce_timeout_s=announce_timeout_s, on_error=on_error)
-        self._peers = SocketPeers(self, lines, self.deliver)
+        self._peers = SocketPeers(self, lines, lambda key, payload: self.deliver(key, payload.tensor()[0]))
 
     def send(self, readers: Sequence[int], key: MessageKey, tensor: torch.Tensor) -> None:
         self._peers.send(readers, key, tensor)
@@ -146,6 +165,19 @@ class SocketMailbox(CheckedMailbox):
         self._end_waits()
         self._peers.close()
         self._arrived.clear()
+
+
+class _OwnMemory(Slot):
+    """A slot for one message, which stays in it. memory: its bytes."""
+
+    def __init__(self, memory: torch.Tensor) -> None:
+        self._memory = memory
+
+    def write(self, tensor: torch.Tensor, layout: Layout) -> None:
+        raise NotImplementedError("what comes over a socket is put there")
+
+    def lend(self, layout: Layout, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
+        return from_bytes(self._memory, layout), None
 
 
 def _view(payload: torch.Tensor) -> memoryview | None:

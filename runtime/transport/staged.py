@@ -38,6 +38,7 @@ from runtime.transport import cuda_driver
 from runtime.transport.copies import END_S, Arriving, CopyStream, FarSlot
 from runtime.transport.layout import Layout, from_bytes
 from runtime.transport.memory import Memory, Slot
+from runtime.transport.packets import close_files
 from runtime.transport.shared_memory import map_file, new_file
 
 REGION_BYTES = 8 << 20
@@ -68,6 +69,10 @@ class LockedRegion:
         self._index = device.index
         self.address = self._bytes.data_ptr()
         self.known_as = cuda_driver.lock(self._index, self.address, size_bytes)
+
+    def view(self, offset: int, size_bytes: int) -> memoryview:
+        """Some of its bytes, for the host to read or write."""
+        return self._bytes[offset : offset + size_bytes].numpy().data
 
     def unlock(self) -> None:
         """Make it ordinary memory again."""
@@ -107,7 +112,9 @@ class StagedSlot(Slot):
     def __init__(self, room: torch.Tensor, region: LockedRegion, offset: int, leaving: CopyStream) -> None:
         self.size_bytes = room.nbytes
         self._bytes = room
-        self._address = region.address + offset + ALIGNMENT
+        self._region = region
+        self._begin = offset + ALIGNMENT
+        self._address = region.address + self._begin
         self._word = Word(region, offset)
         self._word.put(_THERE)
         self._leaving = leaving
@@ -125,6 +132,10 @@ class StagedSlot(Slot):
         leaving.wait_event(torch.cuda.current_stream(leaving.device).record_event())
         cuda_driver.copy(leaving, self._address, self._bytes.data_ptr(), layout.size_bytes)
         cuda_driver.write_word(leaving, self._word.known_as, _THERE)
+
+    def view(self, size_bytes: int) -> memoryview:
+        """The message in the host's memory, which is whole there once the slot is free."""
+        return self._region.view(self._begin, size_bytes)
 
     def lend(self, layout: Layout, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
         raise NotImplementedError("only its reader reads it")
@@ -149,15 +160,29 @@ class StagedMemory(Memory):
         length = -(-size_bytes // ALIGNMENT) * ALIGNMENT
         with torch.inference_mode(False):  # which it outlasts
             room = torch.empty(length, dtype=torch.uint8, device=self._device)
-        files = []
-        if not self._made or self._filled + ALIGNMENT + length > self._made[-1].size_bytes:
-            files = self._make_region(ALIGNMENT + length)
-        region, offset = self._made[-1], self._filled
-        self._filled += ALIGNMENT + length
+        region, offset, files = self._claim(ALIGNMENT + length)
         self._leaving = self._leaving or CopyStream(self._device)
         slot = StagedSlot(room, region, offset, self._leaving)
         self._slots.append(slot)
         return slot, _DESCRIPTION.pack(len(self._made) - 1, region.size_bytes, offset, length), files
+
+    def make_landing(self, size_bytes: int) -> tuple[memoryview, FarSlot]:
+        """Room for messages that this host writes there itself: its bytes, and the slot that they are read from."""
+        length = -(-size_bytes // ALIGNMENT) * ALIGNMENT
+        region, offset, files = self._claim(length)
+        close_files(files)
+        self._arriving = self._arriving or Arriving(self._device)
+        slot = FarSlot(region, region.address + offset, length, lambda: True, self._arriving)
+        return region.view(offset, length), slot
+
+    def _claim(self, length: int) -> tuple[LockedRegion, int, list[int]]:
+        """So many bytes that nobody has: where, and the descriptor of their region's file where that is new."""
+        files = []
+        if not self._made or self._filled + length > self._made[-1].size_bytes:
+            files = self._make_region(length)
+        offset = self._filled
+        self._filled += length
+        return self._made[-1], offset, files
 
     def _make_region(self, least_bytes: int) -> list[int]:
         _left[:] = [memory for memory in _left if not memory._unlocked(0.0)]
@@ -203,4 +228,7 @@ class StagedMemory(Memory):
             return False
         for region in (*self._made, *self._open.values()):
             region.unlock()
+        self._made.clear()
+        self._open.clear()
+        self._slots.clear()
         return True

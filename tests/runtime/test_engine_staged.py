@@ -1,7 +1,9 @@
-"""Whole engines on GPUs that are not there and cannot read each other's memory (runtime.transport.staged)."""
+"""Whole engines on GPUs that are not there: of one machine, which cannot read each other's memory
+(runtime.transport.staged), and of several (runtime.transport.network_staging)."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +15,9 @@ from runtime.devices.stream import DeviceStream
 from runtime.engine import Engine
 from runtime.options import EngineOptions
 from runtime.ranks.base import Setups, workers_of
+from runtime.transport import network_staging, socket_channel
 from runtime.transport.channel import Channel
+from runtime.transport.mixed import MixedMailbox
 from runtime.transport.packets import new_lines
 from runtime.transport.same_machine import SameMachineMailbox
 from runtime.transport.staged import StagedMemory
@@ -21,6 +25,7 @@ from runtime.worker.worker import Worker
 from tests.support.engines import Trajectory, equal, toy, toy_plan
 from tests.support.fake_cuda import FakeCuda, fake_cuda
 from tests.support.fake_driver import fake_staging
+from tests.support.mailboxes import tcp_line
 
 pytestmark = pytest.mark.usefixtures("trace_once")
 
@@ -39,7 +44,7 @@ class Ranks:
     """Ranks that are threads, but send each other messages as processes do; they start when trials are over."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.boxes: list[Box] = []
+        self.boxes: list[Any] = []
         monkeypatch.setattr("runtime.ranks.threads._stream_workers", self._workers)
 
     def _workers(self, setups: Sequence[Setups], streams: Sequence[DeviceStream]) -> list[list[Worker]]:
@@ -91,6 +96,59 @@ def through_engine(
         outputs = [output.cpu() for output in outputs]
         before_end()
         return outputs
+
+
+class FarBox(MixedMailbox):
+    """As Box, of ranks on machines of their own."""
+
+    def close(self) -> None:
+        self._end_waits()
+
+    def end(self) -> None:
+        super().close()
+
+
+class FarRanks(Ranks):
+    """Ranks that send each other messages over sockets."""
+
+    def _workers(self, setups: Sequence[Setups], streams: Sequence[DeviceStream]) -> list[list[Worker]]:
+        def failed(error: BaseException) -> None:
+            for box in self.boxes:
+                box.fail(error)
+
+        mesh: list[dict[int, socket.socket]] = [{} for _ in setups]
+        for rank in range(len(setups)):
+            for other in range(rank + 1, len(setups)):
+                mesh[rank][other], mesh[other][rank] = tcp_line()
+        for rank, (lines, stream) in enumerate(zip(mesh, streams, strict=True)):
+            options: Any = {"plan_hash": 7, "announce_timeout_s": 5, "on_error": failed}
+            self.boxes.append(FarBox(rank, {}, lines, stream.device, **options))
+        return [workers_of(own, box) for own, box in zip(setups, self.boxes, strict=True)]
+
+    def check(self) -> None:
+        """That messages went through locked memory: slots had something else than the trial's pattern last."""
+        for box in self.boxes:
+            assert box._staging._has_room
+            assert {len(leaving.bytes) for leaving in box._staging._sent_from.values()} - {1 << 13}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_on_several_machines_compute_the_same_and_nothing_is_out_of_order(
+    ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.transport.channel._PROBE_BYTES", 1 << 13)
+    plan = toy_plan(toy(), ranks)
+    with torch.no_grad(), Engine(toy(), plan, EngineOptions(transport="emulation")) as engine:
+        expected = Trajectory(9).through(engine)
+    with fake_staging(monkeypatch, devices=ranks) as (cuda, driver), monkeypatch.context() as patch:
+        driver.patch_network(patch, network_staging, socket_channel)
+        engine_ranks = FarRanks(patch)
+        outputs = through_engine(cuda, plan, 9, engine_ranks.check)
+        engine_ranks.close()
+    assert equal(outputs, expected)
+    assert cuda.errors == []
+    assert driver.locked_bytes == 0
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ lies there is known by its file. As FakeCuda does, this finds what is out of ord
 
 - a copy to or from memory that is not page-locked, or that does not come after the last write and all reads;
 - a host that clears a word to which a stream may still write;
+- a thread of a socket that sends what a stream may yet write, or reads into what a stream may still read;
 - memory that is unlocked before all copies are known to be done.
 
 A host that sees that a word is set knows no more than that the first write since the word was cleared is done; one that
@@ -26,8 +27,10 @@ import pytest
 
 from runtime.transport import cuda_driver, staged
 from runtime.transport.slots import Board
+from runtime.transport.socket_channel import SocketChannel, _write
 from tests.support.fake_cuda import _PARTS, Clock, FakeCuda, FakeStream, fake_cuda
 
+_read = SocketChannel.read
 _GPU_KNOWS_AS = 1 << 60  # what is added to an address
 Where = tuple[int, int]  # a file's number, and an offset there
 
@@ -64,6 +67,7 @@ class FakeDriver:
         self._words: dict[Where, list[Clock]] = defaultdict(list)  # those who have set it since it was cleared
         self._late: list[tuple[int, int, Where, Clock]] = []
         self._given_back: dict[Where, Clock] = {}
+        self._landings: dict[int, Clock] = {}
 
     @property
     def locked_bytes(self) -> int:
@@ -129,7 +133,7 @@ class FakeDriver:
         return _Shared()
 
     def _where(self, address: int, user: FakeStream | None = None) -> Where | None:
-        for begin, (size_bytes, (file, start)) in self._locked.items():
+        for begin, (size_bytes, (file, start)) in list(self._locked.items()):  # threads of sockets look, too
             if begin <= address < begin + size_bytes:
                 if user is not None:
                     self._used[begin][user.cuda_stream] = user.clock[user.cuda_stream]
@@ -155,6 +159,36 @@ class FakeDriver:
         self._words[where] = []
         word._here.value = value
 
+    def look_at(self, part: memoryview, *, written: bool) -> None:
+        """A thread of a socket reads or writes some bytes of the host."""
+        where = self._where(ctypes.addressof((ctypes.c_ubyte * len(part)).from_buffer(part))) if part else None
+        if where is None:
+            return
+        shared, host = self._shared[where], self._cuda.host
+        writer, count = shared.written
+        if host[writer] < count:
+            self._cuda.errors.append(f"a socket's thread does not wait for what stream {writer} writes")
+        if written and any(host[reader] < read for reader, read in list(shared.reads.items())):
+            self._cuda.errors.append("a socket's thread reads into what a stream reads")
+
+    def send(self, line: Any, parts: list[memoryview], flags: int = 0) -> None:
+        for part in parts[1:]:
+            self.look_at(part, written=False)
+        _write(line, parts, flags)
+
+    def read(self, channel: SocketChannel, room: memoryview) -> None:
+        self.look_at(room, written=True)
+        _read(channel, room)
+
+    def give_back(self, landing: Any) -> None:
+        self._landings[id(landing)] = Counter(self._cuda.host)
+        landing.taken = False
+
+    def landing(self, staging: Any, size_bytes: int) -> Any:
+        found = self._claim(staging, size_bytes)
+        self._cuda.host = self._cuda.host | self._landings.get(id(found), Counter())
+        return found
+
     def clear(self, board: Any, number: int) -> None:
         self._given_back[_mark(board, number)] = Counter(self._cuda.host)
         board._marks[number] = 0
@@ -164,6 +198,14 @@ class FakeDriver:
         if free:
             self._cuda.host = self._cuda.host | self._given_back.get(_mark(board, number), Counter())
         return free
+
+    def patch_network(self, patch: pytest.MonkeyPatch, staging: ModuleType, sockets: ModuleType) -> None:
+        """staging, sockets: modules of NetworkStaging and of SocketChannel."""
+        self._claim = staging.NetworkStaging.landing
+        patch.setattr(staging.NetworkStaging, "landing", lambda made, size_bytes: self.landing(made, size_bytes))
+        patch.setattr(staging.Landing, "give_back", lambda landing: self.give_back(landing))
+        patch.setattr(sockets, "_write", self.send)
+        patch.setattr(sockets.SocketChannel, "read", lambda channel, room: self.read(channel, room))
 
     def patch(self, patch: pytest.MonkeyPatch, module: ModuleType) -> None:
         for name in ("lock", "unlock", "copy", "write_word"):

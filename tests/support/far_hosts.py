@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.transport import staged
+from runtime.transport import network_staging, socket_channel, staged
 from runtime.transport.mailbox import Expected, MessageKey
 from tests.support.fake_cuda import FakeCuda
 from tests.support.fake_driver import FakeDriver, fake_staging
-from tests.support.mailboxes import WIRES, same_machine_pair
+from tests.support.mailboxes import WIRES, network_pair, same_machine_pair
 
 
 class Hosts:
@@ -80,6 +80,31 @@ class Hosts:
     def memories(self) -> set[type]:
         """Of which kinds the slots are that the sender uses."""
         return {type(memory) for _, _, memory in self.channel._slots._of_wire}
+
+
+@contextmanager
+def machines(
+    monkeypatch: pytest.MonkeyPatch,
+    staging: ModuleType = network_staging,
+    sockets: ModuleType = socket_channel,
+    **driven: Any,
+) -> Iterator[Hosts]:
+    """A pair on two machines.
+
+    Args:
+        staging, sockets: modules of NetworkStaging and of SocketChannel.
+        driven: attributes of the FakeDriver.
+    """
+    monkeypatch.setattr("runtime.transport.channel._PROBE_BYTES", 1 << 13)
+    with fake_staging(monkeypatch) as (cuda, driver), monkeypatch.context() as patch:
+        driver.patch_network(patch, staging, sockets)
+        patch.setattr("runtime.transport.mixed.network_staging", staging.network_staging)
+        patch.setattr("runtime.transport.sockets.SocketChannel", sockets.SocketChannel)
+        for name, value in driven.items():
+            setattr(driver, name, value)
+        with network_pair(devices=("cuda:0", "cuda:1")) as (sender, receiver, errors):
+            yield Hosts(cuda, driver, sender, receiver, errors)
+            assert not errors
 
 
 @contextmanager

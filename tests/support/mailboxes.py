@@ -12,6 +12,7 @@ import torch
 from partitioner.graph.nodes import TensorMeta
 from runtime.transport.handshake import set_up
 from runtime.transport.mailbox import Expected
+from runtime.transport.mixed import MixedMailbox
 from runtime.transport.packets import new_line
 from runtime.transport.same_machine import SameMachineMailbox
 from runtime.transport.sockets import SocketMailbox
@@ -61,6 +62,19 @@ def same_machine_pair(
 
 
 @contextmanager
+def network_pair(
+    hashes: Sequence[int] = (HASH, HASH), devices: Sequence[str] = ("cpu", "cpu")
+) -> Iterator[tuple[Any, Any, list[Any]]]:
+    """Two mailboxes of ranks on two machines, that can have others on their own; and the second one's errors."""
+
+    def made(rank: int, lines: Any, **options: Any) -> MixedMailbox:
+        return MixedMailbox(rank, {}, lines, torch.device(devices[rank]), **options)
+
+    with _connected(made, tcp_line(), hashes) as pair:
+        yield pair
+
+
+@contextmanager
 def _connected(
     made: Callable[..., Any], line: Sequence[socket.socket], hashes: Sequence[int]
 ) -> Iterator[tuple[Any, Any, list[Any]]]:
@@ -83,4 +97,11 @@ def _connected(
             box.close()
 
 
-PAIRS = {"sockets": socket_pair, "same machine": same_machine_pair}
+def channel_to(box: Any, peer: int) -> Any:
+    """A mailbox's channel to another rank."""
+    held = (box, getattr(box, "_peers", None), getattr(box, "_far", None))
+    (found,) = (each._channels[peer] for each in held if peer in getattr(each, "_channels", ()))
+    return found
+
+
+PAIRS = {"sockets": socket_pair, "same machine": same_machine_pair, "mixed": network_pair}

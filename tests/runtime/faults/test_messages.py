@@ -15,7 +15,7 @@ from runtime.engine import Engine
 from runtime.errors import EngineError, MessageError
 from runtime.transport.header import describe
 from runtime.transport.mailbox import Expected, MessageKey
-from tests.support.mailboxes import HASH, PAIRS, WIRES, meta, socket_pair
+from tests.support.mailboxes import HASH, PAIRS, WIRES, channel_to, meta, socket_pair
 from tests.support.trouble import call_until_it_fails, engine_for, fragile, plan_for, trajectory, wait_until
 
 
@@ -45,12 +45,12 @@ def test_a_sender_never_waits_for_the_reader_and_keeps_nothing_that_is_sent() ->
         for step in range(3):
             sender.send([1], MessageKey(1, 0, 0, step), torch.full((2**23,), float(step)))
         assert time.monotonic() - begin < 5
-        assert sender._channels[1].kept
+        assert channel_to(sender, 1).kept
         receiver.register(1, wires)
         for step in range(3):
             receiver.wait(MessageKey(1, 0, 0, step), timeout_s=5)
             assert receiver.take(MessageKey(1, 0, 0, step)).eq(step).all()
-        wait_until(lambda: not sender._channels[1].kept)
+        wait_until(lambda: not channel_to(sender, 1).kept)
         _steps(*range(100))(sender)
         _take(receiver, range(100))
         assert not errors
@@ -80,7 +80,7 @@ def test_who_ends_is_noticed_by_who_sends_and_who_receives() -> None:
 
 def _send_without_end(sender: Any) -> None:
     for step in itertools.count():
-        sender._channels[1].send(HASH, MessageKey(0, 0, 0, step), describe(None), None)
+        channel_to(sender, 1).send(HASH, MessageKey(0, 0, 0, step), describe(None), None)
 
 
 def _take(receiver: Any, steps: Iterable[int]) -> None:
@@ -110,7 +110,7 @@ def _steps(*steps: int) -> Callable[[Any], None]:
 
 
 def _lost(sender: Any) -> None:
-    sender._channels[1].sent += 1
+    channel_to(sender, 1).sent += 1
     sender.send([1], MessageKey(0, 0, 0, 0), torch.ones(2, 3))
 
 
@@ -206,7 +206,7 @@ def test_messages_of_a_graph_that_is_let_go_of_are_dropped_also_when_late(pair: 
             assert float(receiver.take(MessageKey(0, 0, 0, table))[0, 0]) == table
         assert receiver.kept == 0
         assert not errors
-        channel = sender._channels[1]
+        channel = channel_to(sender, 1)
         if hasattr(channel, "_slots"):
             assert channel._slots._count <= 2 * 3, "their numbers are used again"
 
