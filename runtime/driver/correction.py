@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from runtime.driver.forecast import Forecast
@@ -85,6 +88,36 @@ def shared_part(output: torch.Tensor, latent: torch.Tensor) -> tuple[int, ...] |
         return None
     unequal = [d for d in range(output.dim()) if output.shape[d] != latent.shape[d]]
     return None if len(unequal) > 1 else tuple(map(min, output.shape, latent.shape))
+
+
+def outputs_of(latents: Sequence[torch.Tensor], outputs: Sequence[Any]) -> list[int | None]:
+    """By latent, the place of the output that it is moved by; None where there is none, an output moves one only.
+
+    That is the one of its shape, else the one that it shares a part with (``shared_part``), in their order: a sound's
+    tokens may differ from a video's in their number alone.
+
+    >>> outputs_of([torch.zeros(2, 9, 4), torch.zeros(2, 48, 4)], [torch.zeros(2, 48, 4), None, torch.zeros(2, 9, 4)])
+    [2, 0]
+    """
+    places: list[int | None] = [None] * len(latents)
+    for fits in (_is_alike, _shares):
+        for index, latent in enumerate(latents):
+            left = [
+                place
+                for place, output in enumerate(outputs)
+                if isinstance(output, torch.Tensor) and place not in places and fits(output, latent)
+            ]
+            if places[index] is None and left:
+                places[index] = left[0]
+    return places
+
+
+def _is_alike(output: torch.Tensor, latent: torch.Tensor) -> bool:
+    return output.shape == latent.shape
+
+
+def _shares(output: torch.Tensor, latent: torch.Tensor) -> bool:
+    return shared_part(output, latent) is not None
 
 
 def narrow(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

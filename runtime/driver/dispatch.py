@@ -139,9 +139,9 @@ class Dispatcher:
             joined([results[item.name] for results in made], 0) if isinstance(item, Ref) else item
             for item in call.graph.results
         ]
-        outputs = [call.trajectory.correct(output) for output in outputs]
+        corrected = call.trajectory.correct(outputs)
         call.trajectory.done(call.runs)
-        return tuple(outputs)
+        return tuple(corrected)
 
     def _tell(
         self,

@@ -36,7 +36,7 @@ from partitioner.graph.ir import TracedGraph
 from partitioner.graph.nodes import Role
 from partitioner.plan.schedule import ComponentRun, Schedule
 from runtime.driver.call_arguments import Tensors
-from runtime.driver.correction import Correction
+from runtime.driver.correction import Correction, outputs_of
 from runtime.driver.forecast import Forecast
 from runtime.driver.guard import Guard
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
@@ -338,18 +338,19 @@ class Trajectory:
                 later[item.name] = timesteps.timestep(self._passed + call, passed)
         return later
 
-    def correct(self, output: Any) -> Any:
-        """This call's output, corrected to first order for the error of the latent that look-ahead predicted."""
-        if not isinstance(output, torch.Tensor):
-            return output
-        call = self._passed + self.call
-        for index, correction in enumerate(self._corrections):
-            correction.see(output, call)
+    def correct(self, outputs: Sequence[Any]) -> list[Any]:
+        """This call's outputs, corrected to first order for the error of the latents that look-ahead predicted."""
+        made, call = list(outputs), self._passed + self.call
+        latents = [forecast.latent for forecast in self._forecasts.values()]
+        for index, place in enumerate(outputs_of(latents, made)):
+            if place is None:
+                continue
+            self._corrections[index].see(made[place], call)
             if self.run_mode.correct:
-                output = correction.of(output, call, self.mode_now == "exact")
+                made[place] = self._corrections[index].of(made[place], call, self.mode_now == "exact")
             if self._guards:
-                self._guards[index].show(output, call)
-        return output
+                self._guards[index].show(made[place], call)
+        return made
 
     def done(self, runs: Sequence[ComponentRun]) -> None:
         """End the present call. runs: what was run at it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -101,7 +102,7 @@ def test_a_steady_call_with_a_guard_takes_few_operators(components: int, most: i
             for run in runs:
                 running.inputs_at(run.call, graph, tensors, ["x"] if run.component == 0 else [])
             noise = torch.randn(2, 5, engines.WIDTH, generator=generator)
-            output = running.correct(tensors["x"] + 0.01 * noise)
+            (output,) = running.correct([tensors["x"] + 0.01 * noise])
             running.done(runs)
         made.append(running.schedule.mode)
         counts.append(operators.count)
@@ -134,6 +135,32 @@ def test_lookahead_runs_what_the_docstring_draws() -> None:
     assert grid == [row.split() for row in drawn]
 
 
+def test_an_output_is_corrected_for_the_error_of_its_own_latent_alone() -> None:
+    """Such as a sound's, whose tokens differ from a video's in their number only."""
+    scheduler = scheduler_of("DDIMScheduler", {"clip_sample": False}, 6)
+    noise = torch.Generator().manual_seed(1)
+    video = stepped(scheduler, lambda _call, latent: latent + 0.01 * torch.randn(latent.shape, generator=noise))
+    graph, sound = GRAPHS[2](), torch.ones(2, 2, engines.WIDTH)  # which stays as it is, and so is foreseen
+    latent = next(item for item in graph.inputs if item.name == "x")
+    graph = replace(graph, inputs=(*graph.inputs, replace(latent, name="sound")))
+    running = Trajectory(0, RunMode(components=2, mode="lookahead", warmup=2, periods=(1, 1)))
+    for call, (picture, timestep) in enumerate(zip(video, scheduler.timesteps, strict=True)):
+        tensors = {"x": picture, "sound": sound, "t": timestep, "context": torch.zeros(2, 6)}
+        if call == 0:
+            running.start(graph, tensors, float(timestep), scheduler)
+        else:
+            running.take(tensors)
+        runs = running.runs()
+        for run in runs:
+            running.inputs_at(run.call, graph, tensors, ["x", "sound"])
+        exact = running.mode_now == "exact"
+        outputs = [torch.ones_like(sound), torch.ones_like(picture)]
+        corrected = running.correct(outputs)
+        assert [torch.equal(one, output) for one, output in zip(corrected, outputs, strict=True)] == [True, exact]
+        running.done(runs)
+    assert not exact
+
+
 def modes(
     scheduler: Any,
     latents: Sequence[torch.Tensor],
@@ -158,7 +185,7 @@ def modes(
         runs = running.runs()
         for run in runs:
             running.inputs_at(run.call, graph, tensors, tensors)  # which predicts
-        running.correct(output)
+        running.correct([output])
         running.done(runs)
         streams.done(stream, call, None, running.reason)
     return found
