@@ -7,8 +7,8 @@ outputs, in milliseconds. All that is said of a sampler is computed from how its
 
 from __future__ import annotations
 
-import copy
 import inspect
+import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ from partitioner.errors import first_line
 from partitioner.graph.torch_private.dispatch import Draws
 from partitioner.models.sampler import MEANINGS, Sampler
 from partitioner.models.sampler_answers import CLEAN, FIRST, MIXED, NUDGE, OTHER, SamplerAnswers
+from partitioner.models.sampler_copy import copied, own_class
 
 MOST_KEPT = 64
 _METHODS = ("step", "scale_model_input", "add_noise", "scale_noise")  # that the owner may replace
@@ -68,10 +69,10 @@ def _found(scheduler: Any) -> Sampler:
     """Of a copy as it is; where that is refused it may be because it was stepped before: then of one made anew."""
     refused: list[Sampler] = []
     failures: list[Exception] = []
-    for copied in (copy.deepcopy, _made_anew):
+    for copy in (copied, _made_anew):
         try:
             with _random_numbers_kept(), _put_back(scheduler), torch.no_grad():
-                sampler = _tried(scheduler, copied)
+                sampler = _tried(scheduler, copy)
         except Exception as error:  # whatever a class of somebody else's raises when it is stepped without its pipeline
             failures.append(error)
             continue
@@ -84,11 +85,11 @@ def _found(scheduler: Any) -> Sampler:
     return Sampler(len(scheduler.timesteps), refusal=f"its step cannot be tried out ({why})")
 
 
-def _tried(scheduler: Any, copied: Callable[[Any], Any]) -> Sampler:
+def _tried(scheduler: Any, copy: Callable[[Any], Any]) -> Sampler:
     """By the first meaning of its outputs that makes it straight."""
     found = []
     for meaning in _likely_first(scheduler):
-        found.append(SamplerAnswers(*_answers(_at_start(copied(scheduler)), meaning), meaning).sampler())
+        found.append(SamplerAnswers(*_answers(_at_start(copy(scheduler)), meaning), meaning).sampler())
         if found[-1].meaning is not None or found[-1].noise:
             return found[-1]
     return found[0]
@@ -102,13 +103,13 @@ def _likely_first(scheduler: Any) -> list[str]:
 
 @contextmanager
 def _random_numbers_kept() -> Iterator[None]:
-    """Leave torch's and numpy's global random numbers as they were; torch's only where this thread has drawn some.
+    """Leave all global random numbers as they were; torch's only where this thread has drawn some.
 
     What other threads draw meanwhile, as for the latents of their requests, must not come again.
     """
     import numpy
 
-    states = torch.get_rng_state(), numpy.random.get_state()
+    states = torch.get_rng_state(), numpy.random.get_state(), random.getstate()
     draws = Draws()
     try:
         with draws:
@@ -117,11 +118,12 @@ def _random_numbers_kept() -> Iterator[None]:
         if draws.drew:
             torch.set_rng_state(states[0])
         numpy.random.set_state(states[1])
+        random.setstate(states[2])
 
 
 @contextmanager
 def _put_back(scheduler: Any) -> Iterator[None]:
-    """Leave a scheduler as it was: a step that its owner has wrapped steps the scheduler itself, not the copy."""
+    """Leave a scheduler as it was, which a step that its owner has wrapped may reach through what is shared."""
     held = {name: list(value) if isinstance(value, list) else value for name, value in vars(scheduler).items()}
     try:
         yield
@@ -134,7 +136,7 @@ def _made_anew(scheduler: Any) -> Any:
     """A scheduler of the same class and configuration with the same timesteps."""
     if any(name in vars(scheduler) for name in _METHODS):
         raise ValueError("its owner has replaced a method of it")
-    made = type(scheduler).from_config(scheduler.config)
+    made = own_class(type(scheduler)).from_config(scheduler.config)
     made.set_timesteps(getattr(scheduler, "num_inference_steps", None) or len(scheduler.timesteps))
     if not torch.equal(made.timesteps.cpu(), scheduler.timesteps.cpu()):
         raise ValueError("its timesteps are not those that its configuration gives")

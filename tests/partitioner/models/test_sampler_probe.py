@@ -62,9 +62,11 @@ def test_a_step_that_its_owner_has_wrapped_is_tried_anew_and_steps_nothing_of_th
     scheduler = scheduler_of("EulerDiscreteScheduler", BETAS, 10)
     assert not probe(scheduler).noise
     inner = scheduler.step
+    seen: list[torch.Tensor] = []
 
     def noisy(*args: Any, **kwargs: Any) -> Any:
         latent, *others = inner(*args, **kwargs)
+        seen.append(latent)
         return (latent + torch.randn_like(latent), *others)
 
     scheduler.step = noisy
@@ -72,6 +74,7 @@ def test_a_step_that_its_owner_has_wrapped_is_tried_anew_and_steps_nothing_of_th
     assert probe(scheduler).noise
     assert vars(scheduler) == before
     assert scheduler.step_index is None
+    assert not seen
 
 
 @pytest.mark.parametrize("table", ["alphas_cumprod", "final_alpha_cumprod"])
@@ -94,17 +97,21 @@ def test_nothing_of_the_user_is_touched() -> None:
 
 
 def test_what_another_thread_draws_meanwhile_is_not_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn, inner = [], diffusers.EulerDiscreteScheduler.step
+    class Drawn:  # a class is nobody's copy
+        numbers = torch.empty(0)
+
+    inner = diffusers.EulerDiscreteScheduler.step
 
     @functools.wraps(inner)
     def step(*args: Any, **kwargs: Any) -> Any:
         with ThreadPoolExecutor(1) as pool:
-            drawn.append(pool.submit(torch.rand, 8).result())
+            Drawn.numbers = pool.submit(torch.rand, 8).result()
         return inner(*args, **kwargs)
 
     monkeypatch.setattr(diffusers.EulerDiscreteScheduler, "step", step)
     assert probe(scheduler_of("EulerDiscreteScheduler", BETAS, 13)).refusal is None
-    assert not torch.equal(torch.rand(8), drawn[0])
+    assert len(Drawn.numbers) == 8
+    assert not torch.equal(torch.rand(8), Drawn.numbers)
 
 
 @pytest.mark.parametrize("name", ["PNDMScheduler", DPM, "FlowMatchEulerDiscreteScheduler"])
@@ -121,6 +128,23 @@ def test_of_one_that_was_stepped_before_the_true_reason_is_given() -> None:
     for timestep in scheduler.timesteps:
         scheduler.step(torch.zeros(1, 4, 2, 2), timestep, torch.zeros(1, 4, 2, 2))
     assert probe(scheduler).refusal == "it adds noise of its own in its steps"
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: float(numpy.random.rand()), lambda: float(torch.rand(()))])
+def test_no_random_number_is_drawn_in_place_of_the_owner(draw: Any) -> None:
+    class Jittered(diffusers.DDIMScheduler):
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            return (super().step(*args, **kwargs)[0] * (1 + 0.1 * draw()),)
+
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+    wanted = draw()
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    numpy.random.set_state(states[2])
+    scheduler = Jittered()
+    scheduler.set_timesteps(6)
+    assert probe(scheduler).refusal is not None
+    assert draw() == wanted
 
 
 class Renamed(diffusers.HeunDiscreteScheduler):
