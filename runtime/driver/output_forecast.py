@@ -68,11 +68,11 @@ class OutputForecast(Forecast):
         self._trial = self._output(now, self._x[now])
 
     def _shown_by(self, call: int) -> torch.Tensor:
-        """u of the call before. Of what did not change it is 0; where it has no weight, that before."""
+        """u of the call before. Of what did not change it is 0; where it has no weight, that before, at first 0."""
         weights = self._moves[call - 1]
         distance = self._level[call] - self._level[call - 1]
         if abs(weights[0]) < 1e-3 * max(abs(distance), sum(map(abs, weights))) or weights[0] == 0.0:
-            return self._shown[call - 2]
+            return self._shown[call - 2] if call > 1 else torch.zeros_like(self._z[call])
         moved = self._z[call] - self._z[call - 1]
         for back, weight in enumerate(weights[1:], 1):
             moved = torch.sub(moved, self._shown[call - 1 - back], alpha=weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -70,3 +71,17 @@ def test_what_an_output_answers_is_learned_from_calls() -> None:
     moved = forecast._x[11] - forecast._x[10]
     told, plain = forecast._secants.times(moved, 11), known.stiffness[11] * moved
     assert float((told - moved @ answers).norm()) < float((plain - moved @ answers).norm())
+
+
+def test_a_sampler_whose_first_move_is_none_is_foreseen_from_the_second_on() -> None:
+    """As where image-to-image begins at a noise level that is there twice."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=[1.0, 0.8, 0.8, 0.6, 0.4, 0.2])
+    known = noise_schedule_of(scheduler, 800.0)
+    assert isinstance(known, NoiseSchedule)
+    assert known.level[0] == known.level[1]
+    forecast = OutputForecast(known, 1)
+    latent, slope = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    for level in known.level[:4]:
+        forecast.observe(latent + level * slope)
+    assert torch.allclose(forecast.predict(4), latent + known.level[4] * slope, atol=1e-5)
