@@ -102,6 +102,7 @@ TOUCH_TORCH = PRIVATE_NAMES | {
     "partitioner.models.pipeline_runs",
     "partitioner.models.recorded",
     "partitioner.models.sampler_answers",
+    "partitioner.models.sampler_copy",
     "partitioner.models.sampler_probe",
     "partitioner.models.samplers",
     "partitioner.models.seen_calls",
