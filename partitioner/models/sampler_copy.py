@@ -41,14 +41,14 @@ def copied(scheduler: Any) -> Any:
     kind, held = own_class(type(scheduler)), getattr(scheduler, "__dict__", {})
     if kind is type(scheduler) and not any(map(_is_function, held.values())):
         return copy.deepcopy(scheduler)
-    made = object.__new__(kind)
+    made: Any = object.__new__(kind)
     copies, memo = _Copies({id(scheduler): made}), {id(scheduler): made}
     for name, value in held.items():
         vars(made)[name] = copies.of(value) if _is_function(value) else copy.deepcopy(value, memo)
     return made
 
 
-def own_class(kind: type) -> type:
+def own_class(kind: type) -> Any:
     """A class that does the same, of which functions and containers are copies; one of diffusers itself."""
     copies, held = _Copies(), dict[str, Any]()
     for base in reversed(kind.__mro__):
