@@ -22,7 +22,6 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from runtime.driver.noise_schedule import SPREAD, NoiseSchedule
 
@@ -39,21 +38,19 @@ class Amplification:
     >>> scheduler = PNDMScheduler(skip_prk_steps=True)
     >>> scheduler.set_timesteps(20)
     >>> amplification = Amplification(noise_schedule_of(scheduler, 951.0))
-    >>> [float(amplification.at_most(3, torch.tensor(added))) > 1 for added in (0.0, 6.0)]
+    >>> (amplification.at_most(3, np.array([0.0, 6.0])) > 1).tolist()
     [False, True]
     """
 
     def __init__(self, noise_schedule: NoiseSchedule) -> None:
         level, flow = noise_schedule.level, noise_schedule.flow
         own, added = tuple(_answer(s, flow) for s in level), tuple(_added(s, flow) for s in level)
-        self._table = torch.from_numpy(_table(noise_schedule.moves, own, added))
-        self._added = torch.from_numpy(ADDED.astype(np.float32))
+        self._table = _table(noise_schedule.moves, own, added)
 
-    def at_most(self, call: int, added: torch.Tensor) -> torch.Tensor:
+    def at_most(self, call: int, added: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The largest amplification of an error of a call's slope for any g from 0 to ``added``, of that shape."""
-        self._table, self._added = self._table.to(added.device), self._added.to(added.device)  # once
-        row = self._table[call]
-        return row[torch.bucketize(added, self._added).clamp_max(len(row) - 1)]
+        row: npt.NDArray[np.float64] = self._table[call]
+        return row[np.minimum(np.searchsorted(ADDED, added), len(row) - 1)]
 
 
 def _answer(level: float, flow: bool) -> float:
@@ -72,7 +69,7 @@ def _added(level: float, flow: bool) -> float:
 @lru_cache(maxsize=16)
 def _table(
     moves: tuple[tuple[float, ...], ...], own: tuple[float, ...], added: tuple[float, ...]
-) -> npt.NDArray[np.float32]:
+) -> npt.NDArray[np.float64]:
     """(calls, ADDED): the largest amplification up to each g. own, added: of an output alone, and per g, by call."""
     calls = len(moves)
     latent = np.zeros((calls, len(ADDED)))  # δz, by the call of the error
@@ -83,4 +80,4 @@ def _table(
         slopes.append(slope)
         for back, weight in enumerate(weights[: call + 1]):
             latent = latent + weight * slopes[call - back]
-    return np.maximum.accumulate(np.abs(latent), axis=1).astype(np.float32)
+    return np.maximum.accumulate(np.abs(latent), axis=1)

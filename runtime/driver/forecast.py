@@ -17,13 +17,9 @@ from runtime.driver.damping import damping_of, told_by
 from runtime.driver.noise_schedule import NoiseSchedule
 from runtime.driver.secants import Secants, flat
 
-# A prediction that misses by a larger share of the latent's move is of no use, with samplers whose gain is at most 2.
-# With others the share is smaller by as much, for their moves amplify the errors that predictions cause.
-USEFUL, GAIN = 0.75, 2.0
 # What calls have shown of a denoiser's answers counts for half where predictions missed this share of a move, for 0.9
 # where they missed three times as much; of the last moves the worst one tells.
 DOUBTED, LAST = 0.1, 3
-WELL = 4.0  # what misses by a share that is smaller by so much is predicted well
 
 
 class Forecast:
@@ -51,7 +47,6 @@ class Forecast:
         self._scale, self._level = noise_schedule.scale, noise_schedule.level  # by call
         self._second_share = noise_schedule.second_share
         self._calls_per_step = 1 if noise_schedule.second_share is None else 2
-        self._useful = USEFUL * min(1.0, GAIN / noise_schedule.gain)
         self._kept = reach + self.checked + self.needs - 2
         self._calls = 0
         self._latent: torch.Tensor | None = None  # the last, as passed
@@ -66,7 +61,7 @@ class Forecast:
         self._before: torch.Tensor | None = None  # the latent at the last other level
         self._stays: torch.Tensor | None = None  # which elements of the last latent are as there
         self._missed: torch.Tensor | None = None  # the last latent less its earliest prediction
-        self._astray: torch.Tensor | None = None  # whether the last latent was
+        self._squares: torch.Tensor | None = None  # of that, and of its move
         self._shares: list[torch.Tensor] = []  # of the last moves, the share that was missed, squared, by row
         self._doubt: torch.Tensor | None = None
         self._secants = Secants(noise_schedule.level, noise_schedule.stiffness)
@@ -137,23 +132,28 @@ class Forecast:
         """The slope that the output of the last call but one meant, which the last latent shows; zero before."""
         return self.slope
 
-    def errors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """What the last latent says of its prediction, by row; None if it was not predicted.
+    def errors(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What the last latent says of its prediction: (lengths, how many elements move), both (3, rows); None if it
+        was not predicted.
 
-        All three are root mean squares over the elements that move, in terms of the slope:
+        The three are, over the elements that move, for an image beside the latent is not missed:
 
-            surprise   how far the last latent missed, over the length of its last move: so large an error the output's
-                       answer to that can be; where it is larger the sampler itself overshoots
-            answer     how much the slope that its call's output means changes by what was missed, to first order
-            slope      of the last move
+            missed    by the last latent
+            answer    how much the slope that its call's output means changes by what was missed, to first order
+            slope     of the last move
         """
         missed, now = self._missed, self._calls - 1
         if missed is None:
             return None
+        vectors = torch.stack([missed, self._secants.times(missed, now), self.slope])
+        return torch.linalg.vector_norm(vectors, dim=2), torch.count_nonzero(vectors, dim=2)
+
+    @property
+    def length(self) -> float:
+        """Of the last move, in latents: what a slope of 1 makes of it."""
+        now = self._calls - 1
         distance = abs(self._level[now] - self._level[now - self._calls_per_step])
-        far, answer, slope = rms_of_moving(torch.stack([missed, self._secants.times(missed, now), self.slope]))
-        surprise = far / (self._scale[now] * distance) if _apart(distance) else torch.zeros_like(far)
-        return surprise, answer, slope
+        return self._scale[now] * distance if _apart(distance) else 0.0
 
     @property
     def doubt(self) -> torch.Tensor:
@@ -161,41 +161,29 @@ class Forecast:
         assert self._doubt is not None
         return self._doubt
 
-    def is_astray(self) -> torch.Tensor | None:
-        """Whether the last latent missed its earliest prediction by too much of its own move, over all rows, in one
-        value; None if it was not predicted.
+    @property
+    def squares(self) -> torch.Tensor | None:
+        """Of what the last latent missed its earliest prediction by, and of its own move: (2, rows, 1); None if it was
+        not predicted.
 
-        The move is that from the latent that was there when it was predicted, or from that of the step before. Near 1
-        to hold that latent would have been no worse; and errors add up from call to call.
+        The move is that from the latent that was there when it was predicted, or from that of the step before.
         """
-        return self._astray
-
-    def has_jumped(self) -> torch.Tensor | None:
-        """Whether the last latent is astray though those before were predicted well, in one value; None if not known.
-
-        Then what is known of them says nothing of what comes: the latent is of somebody else's making.
-        """
-        if self._astray is None or len(self._shares) < 2:
-            return None
-        well = torch.stack(self._shares[:-1]).amax() < (self._useful / WELL) ** 2
-        return self._astray & well
+        return self._squares
 
     def _look_back(self) -> None:
         """Compare the last latent with its prediction, if there is one."""
         now = self._calls - 1
         predicted = self._predicted.get(now)
-        self._missed = self._astray = None
+        self._missed = self._squares = None
         if predicted is None:
             return
         self._missed = missed = self._x[now] - predicted
         moved = self._x[now] - self._x[min(self._made_at[now], now - self._calls_per_step)]
-        rows = torch.stack([missed, moved]).square().sum(2, keepdim=True)
-        off, far = rows.unbind()
+        self._squares = torch.stack([missed, moved]).square().sum(2, keepdim=True)
+        off, far = self._squares.unbind()
         self._shares = [*self._shares[1 - LAST :], off / far.clamp_min(1e-30)]
         most = torch.stack(self._shares).amax(0)
         self._doubt = most / (most + DOUBTED**2)
-        off, far = rows.sum((1, 2)).unbind()
-        self._astray = off > self._useful**2 * far
 
     def _slope_to(self, call: int) -> torch.Tensor:
         """The slope of the move to a call from the one before it; if both are at one level, the slope before that."""
@@ -229,15 +217,6 @@ class Forecast:
             fixed, factor = self._terms(call - ahead, call)
             self._told[call, ahead] = told_by(self._z[call] - fixed, factor * self._rate[call - ahead])
         return self._told[call, ahead]
-
-
-def rms_of_moving(missed: torch.Tensor) -> torch.Tensor:
-    """Root mean square over the last dimension, but for what is 0: an image beside the latent, which is not missed.
-
-    >>> rms_of_moving(torch.tensor([[3.0, -3.0, 0.0]]))
-    tensor([3.])
-    """
-    return (missed.square().sum(-1) / (missed != 0).sum(-1).clamp_min(1)).sqrt()
 
 
 def rate_of(change: torch.Tensor, distance: float) -> torch.Tensor:

@@ -24,14 +24,17 @@ the decoder and of how much of the harm comes true: MARGIN is such that of the p
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from runtime.driver.amplification import Amplification
+from runtime.driver.astray import USEFUL
 from runtime.driver.correction import narrow, shared_part
-from runtime.driver.forecast import USEFUL, Forecast
+from runtime.driver.forecast import Forecast
 from runtime.driver.noise_schedule import NoiseSchedule
 from runtime.driver.output_mix import OutputMix
 from runtime.driver.outputs_beside import OutputsBeside, Shown
+from runtime.driver.readback import Values, read
 from runtime.driver.secants import flat
 
 MARGIN = 10.0  # dB; a picture's PSNR + 20·log10 of the bound is hardly ever below it
@@ -57,9 +60,10 @@ class Guard:
         self._noise_schedule, self._forecast, self._beside = noise_schedule, forecast, beside
         self._amplification = Amplification(noise_schedule)
         self._share = bound_of(quality) / noise_schedule.calls
-        self._spent: torch.Tensor | None = None  # by row, the harm of the calls that were let pass
+        self._spent: Values | None = None  # by row, the harm of the calls that were let pass
         self._mix, self._mixed = OutputMix(), 0  # of the outputs of so many streams
         self._last: tuple[Shown, int] | None = None  # of the last call, and the call
+        self._unread: list[list[torch.Tensor]] = []  # what the mix is to be told of the last calls
 
     def show(self, output: torch.Tensor, call: int) -> None:
         """Take an output of a call whose latent the forecast has observed."""
@@ -80,6 +84,7 @@ class Guard:
         shown = self._forecast.shown
         if last is None:
             self._mix.show(None, shown)
+            self._unread = []
             return
         own, call = last
         outputs = [own, *self._beside.of_others(self, own)]
@@ -90,42 +95,48 @@ class Guard:
         if own.output.shape != self._forecast.latent.shape:
             shown = flat(narrow(shown.view(self._forecast.latent.shape), tuple(own.output.shape)))
         if self._mixed != len(made):  # guidance has begun, or ended
-            self._mix, self._mixed = OutputMix(), len(made)
+            self._mix, self._mixed, self._unread = OutputMix(), len(made), []
         if len(made) == 1:
-            self._mix.show(flat(made[0]), shown)
+            told = self._mix.show(flat(made[0]), shown)
         else:
-            self._mix.show(flat(torch.cat(made)), shown.repeat(len(made), 1))
+            told = self._mix.show(flat(torch.cat(made)), shown.repeat(len(made), 1))
+        if told:
+            self._unread.append(told)
 
-    def refuses(self, call: int) -> torch.Tensor | None:
-        """Whether look-ahead's error at a call is too large in some row, as one value; None if nothing was predicted.
+    @np.errstate(all="ignore")
+    def refuses(self, call: int) -> bool | None:
+        """Whether look-ahead's error at a call is too large in some row; None if nothing was predicted. Waits.
 
         call: of the trajectory; its latent has been observed.
         """
         errors = self._forecast.errors()
         if errors is None:
             return None
-        surprise, answer, slope = errors
-        off = torch.maximum(answer, self._forecast.doubt.flatten() * surprise)
-        gain, rise = self._mix.gain, self._mix.rise
-        added = torch.zeros_like(off) if gain is None else _of_own(gain, off) - 1.0
+        unread, self._unread = self._unread, []
+        doubt, far, moving, *told = read([self._forecast.doubt, *errors, *(one for each in unread for one in each)])
+        for each in unread:
+            self._mix.take(*(told.pop(0) for _ in each))
+        missed, answer, slope = far / np.sqrt(np.maximum(moving, 1.0))  # root mean squares over what moves
+        # how far the latent missed, over the length of its last move: so large an error the output's answer to that
+        # can be; where it is larger the sampler itself overshoots
+        length = self._forecast.length
+        surprise = missed / length if length > 0.0 else np.zeros_like(missed)
+        off = np.maximum(answer, doubt[:, 0] * surprise)
+        rows, gain, rise = len(off), self._mix.gain, self._mix.rise
+        added = np.zeros_like(off) if gain is None else gain[:rows] - 1.0  # those of this stream's rows come first
         if rise is not None:  # a scale that rises may go on to
-            added = torch.add(added, _of_own(rise, off), alpha=self._noise_schedule.calls - call)
-        harm = self._amplification.at_most(call, added) * off
+            added = added + (self._noise_schedule.calls - call) * rise[:rows]
         # so many calls in a row have been begun with one and the same error
         alike = max(1, self._forecast.reach)
+        harm = alike * self._amplification.at_most(call, added) * off
         # an error of a whole move is no small one, whatever the weights make of it
         near = surprise <= USEFUL / alike * slope
-        harm = alike * harm
-        spent = torch.zeros_like(harm) if self._spent is None else self._spent
-        left = (self._share * (call + 1) - spent).clamp_max(CARRIED * self._share)
-        passes = ((harm <= left) & near).all()  # not ``harm > left``: what is not finite is refused
-        self._spent = torch.where(passes, spent + harm, spent)
-        return ~passes
-
-
-def _of_own(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Of values by row, those of this stream's rows, which come first."""
-    return values if len(values) == len(rows) else values[: len(rows)]
+        spent = np.zeros_like(harm) if self._spent is None else self._spent
+        left = np.minimum(self._share * (call + 1) - spent, CARRIED * self._share)
+        passes = bool(((harm <= left) & near).all())  # not ``harm > left``: what is not finite is refused
+        if passes:
+            self._spent = spent + harm
+        return not passes
 
 
 def bound_of(quality: float) -> float:

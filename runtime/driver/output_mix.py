@@ -5,53 +5,59 @@ beside them: without the prompt, with it) and takes u = Σ a_r·u_r with Σ a_r 
 1 - w and w. Where the rows answer to a change of the latent unequally, u answers up to Σ max(a_r, 0) times as strongly.
 The weights are not asked for: they are those, by least squares, that make of the rows' outputs the slope that the
 sampler was seen to move by. They are fitted to the last call, as a scale may change, and to all calls, as rows that are
-nearly alike tell little; the larger sum counts.
+nearly alike tell little; the larger sum counts. Products of outputs are asked of the device (``show``), and the weights
+are the host's to find once it has read them (``take``): that is some fifty small operators less for the device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from runtime.driver.readback import Values
 
 UNSEEN = 5.0  # taken where something is mixed in that is not among the rows
 SEEN = 0.05  # share of the slope that the rows may leave unexplained
 RIDGE = 1e-4  # of the largest squared difference
 
 
-@dataclass
 class SampleRows:
-    """The rows of those samples that have equally many in the batch; a sample's are on one latent.
+    """The rows of those samples that have equally many in the batch; a sample's are on one latent."""
 
-    Attributes:
-        rows: (samples, rows of one).
-        products: of the differences of a sample's outputs from its first one's, with each other and, last, with what
-            is to be made of them, mean over calls; None before the first. calls: how many.
-    """
+    def __init__(self, rows: list[list[int]], count: int, device: torch.device) -> None:
+        """rows: of each sample. count: of all."""
+        self.samples = len(rows)
+        slopes = [count + own[0] for own in rows]  # those of all rows come behind all outputs
+        self._vectors = torch.tensor(
+            [[*own, slope] for own, slope in zip(rows, slopes, strict=True)], device=device
+        ).flatten()
+        self._mean: Values | None = None  # of the products
+        self._calls = 0
 
-    rows: torch.Tensor
-    products: torch.Tensor | None = None
-    calls: int = 0
+    def show(self, made_and_slope: torch.Tensor) -> torch.Tensor:
+        """Products of the differences of a sample's outputs from its first one's, and of the slope's behind them, with
+        each other: (samples, rows of one, rows of one). Given are the outputs and behind them the slopes, by row.
+        """
+        vectors = made_and_slope.index_select(0, self._vectors).view(self.samples, -1, made_and_slope.shape[1])
+        apart = vectors[:, 1:] - vectors[:, :1]
+        return torch.bmm(apart, apart.mT)
 
-    def show(self, made: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-        """(2, samples): Σ max(a_r, 0), and the square of what no weights explain. Both given are (rows, elements)."""
-        first, wanted = made[self.rows], slope[self.rows[:, :1]]
-        if self.rows.shape[1] == 1:
-            left = (wanted - first).square().sum((1, 2))
-            return torch.stack([torch.ones_like(left), left])
-        first, others = first[:, :1], first[:, 1:]
-        apart, off = others - first, wanted - first
-        products = torch.bmm(apart, torch.cat([apart, off], 1).mT)
-        self.calls += 1
-        self.products = products if self.products is None else torch.lerp(self.products, products, 1 / self.calls)
-        both = torch.stack([products, self.products])  # (2, samples, others, others + 1)
-        gram = both[..., :-1]
-        ridge = RIDGE * gram[1].diagonal(dim1=1, dim2=2).amax(1, keepdim=True) + 1e-30
-        gram.diagonal(dim1=2, dim2=3).add_(ridge)
-        weights, _ = torch.linalg.solve_ex(gram, both[..., -1:])
-        gain = weights.clamp_min(0).sum((2, 3)) + (1 - weights.sum((2, 3))).clamp_min(0)
-        left = torch.baddbmm(off, weights[0].mT, apart, alpha=-1).square().sum((1, 2))
-        return torch.stack([gain.amax(0), left])
+    def take(self, products: Values) -> tuple[Values, Values]:
+        """Of each sample Σ max(a_r, 0), and the square of what no weights explain."""
+        self._calls += 1
+        self._mean = products if self._mean is None else self._mean + (products - self._mean) / self._calls
+        both = np.stack([products, self._mean])  # (2, samples, others + 1, others + 1)
+        gram, shared = both[..., :-1, :-1], both[..., :-1, -1:]
+        largest = gram[1].diagonal(axis1=1, axis2=2).max(1, initial=0.0)
+        ridge = (RIDGE * largest + 1e-30)[:, None, None] * np.eye(gram.shape[-1])
+        weights = np.linalg.solve(gram + ridge, shared)
+        gain = np.maximum(weights, 0.0).sum((2, 3)) + np.maximum(1.0 - weights.sum((2, 3)), 0.0)
+        # |slope - Σ a_r·u_r|²
+        last, off = weights[0], products[:, -1, -1]
+        left = off + ((gram[0] @ last - 2.0 * shared[0]) * last).sum((1, 2))
+        return gain.max(0), left
 
 
 @dataclass
@@ -63,36 +69,45 @@ class OutputMix:
         rise: by row, by how much that has risen with the last call.
     """
 
-    gain: torch.Tensor | None = None
-    rise: torch.Tensor | None = None
-    _samples: tuple[list[SampleRows], torch.Tensor] | None = None  # and by row, where its sample is in those
-    _left: torch.Tensor | None = None  # by row, squares of what a row of its own does not explain, and of the slope
+    gain: Values | None = None
+    rise: Values | None = None
+    _samples: tuple[list[SampleRows], list[int]] | None = None  # and by row, where its sample is in those
+    _left: Values | None = None  # by row, squares of what a row of its own does not explain, and of the slope
 
-    def show(self, made: torch.Tensor | None, slope: torch.Tensor) -> None:
-        """Take what a call's outputs mean, and what the sampler made of them; in call order.
+    def show(self, made: torch.Tensor | None, slope: torch.Tensor) -> list[torch.Tensor]:
+        """Of a call's outputs, and what the sampler made of them, what ``take`` is to be given in call order; [] where
+        that says nothing.
 
         Args:
             made: the slopes that the outputs mean, (rows, elements) in float32; None where that is not known.
             slope: that the sampler was seen to move by, likewise; rows of one latent have the same.
         """
         if made is None or made.shape != slope.shape:
-            self.gain = torch.full((len(slope),), UNSEEN, dtype=torch.float32, device=slope.device)
-            return
+            self.gain = np.full(len(slope), UNSEEN)
+            return []
         if self._samples is None:
-            found = _samples(slope)
-            if not found:
-                return  # nothing has moved yet
-            self._samples = found, _places(found)
+            rows = _samples(slope)
+            if not rows:
+                return []  # nothing has moved yet
+            self._samples = [SampleRows(own, len(slope), slope.device) for own in rows], _places(rows)
+        both = torch.cat([made, slope])
+        return [torch.linalg.vector_norm(slope, dim=1), *(some.show(both) for some in self._samples[0])]
+
+    @np.errstate(all="ignore")  # what is not finite is the guard's to refuse
+    def take(self, length: Values, *products: Values) -> None:
+        """Take the values of what ``show`` gave."""
+        assert self._samples is not None, "nothing was shown"
         samples, places = self._samples
-        gain, left = torch.cat([some.show(made, slope) for some in samples], 1)[:, places].unbind()
-        squares = torch.stack([left, slope.square().sum(1)])
+        taken = [some.take(own) for some, own in zip(samples, products, strict=True)]
+        gain, left = (np.concatenate(each)[places] for each in zip(*taken, strict=True))
+        squares = np.stack([left, np.square(length)])
         self._left = squares if self._left is None else self._left + squares
-        left, whole = self._left.unbind()
-        before, self.gain = self.gain, torch.where(left > SEEN**2 * whole, gain.clamp_min(UNSEEN), gain)
-        self.rise = torch.zeros_like(gain) if before is None else (self.gain - before).clamp_min(0.0)
+        left, whole = self._left
+        before, self.gain = self.gain, np.where(left > SEEN**2 * whole, np.maximum(gain, UNSEEN), gain)
+        self.rise = np.zeros_like(gain) if before is None else np.maximum(self.gain - before, 0.0)
 
 
-def _samples(slope: torch.Tensor) -> list[SampleRows]:
+def _samples(slope: torch.Tensor) -> list[list[list[int]]]:
     """Rows that have the same slope, by how many there are; none where no row has moved."""
     marks: dict[tuple[float, ...], list[int]] = {}
     for row, mark in enumerate(torch.stack([slope.sum(1), slope.abs().sum(1)], 1).tolist()):
@@ -102,11 +117,11 @@ def _samples(slope: torch.Tensor) -> list[SampleRows]:
     by_length: dict[int, list[list[int]]] = {}
     for rows in marks.values():
         by_length.setdefault(len(rows), []).append(rows)
-    return [SampleRows(torch.tensor(rows, device=slope.device)) for rows in by_length.values()]
+    return list(by_length.values())
 
 
-def _places(samples: list[SampleRows]) -> torch.Tensor:
+def _places(samples: list[list[list[int]]]) -> list[int]:
     """By row, which of all samples it is of."""
-    rows = [row for some in samples for row in some.rows.tolist()]
-    place = {row: number for number, own in enumerate(rows) for row in own}
-    return torch.tensor([place[row] for row in range(len(place))], device=samples[0].rows.device)
+    every = [rows for some in samples for rows in some]
+    place = {row: number for number, rows in enumerate(every) for row in rows}
+    return [place[row] for row in range(len(place))]

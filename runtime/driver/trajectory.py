@@ -35,6 +35,7 @@ import torch
 from partitioner.graph.ir import TracedGraph
 from partitioner.graph.nodes import Role
 from partitioner.plan.schedule import ComponentRun, Schedule
+from runtime.driver.astray import Astray
 from runtime.driver.call_arguments import Tensors
 from runtime.driver.correction import Correction, outputs_of
 from runtime.driver.forecast import Forecast
@@ -42,7 +43,7 @@ from runtime.driver.guard import Guard
 from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
 from runtime.driver.output_forecast import forecast_of
 from runtime.driver.outputs_beside import OutputsBeside, outputs_by_latent
-from runtime.driver.readback import Readback, is_late
+from runtime.driver.readback import is_late
 from runtime.driver.warn_once import warn_once
 
 # why a call is exact; runtime.driver.generations has more
@@ -107,8 +108,7 @@ class Trajectory:
     _begun: set[tuple[int, int]] = field(default_factory=set)  # (context, component) that have run in it
     _guards: list[Guard] = field(default_factory=list)  # as corrections; none without a guard
     _passed: int = 0  # calls of the noise schedule before call 0
-    # of the last latent, whether it is to be run on exactly, by so many that say so, and whether it has jumped
-    _refusal: tuple[Readback, int] | None = None
+    _astray: dict[str, Astray] = field(default_factory=dict)  # as forecasts
 
     def __post_init__(self) -> None:
         self.next_base = self.base
@@ -197,6 +197,8 @@ class Trajectory:
     def _observe(self, tensors: Tensors) -> None:
         for path, forecast in self._forecasts.items():
             forecast.observe(tensors[path])
+            if forecast.squares is not None:
+                self._astray[path].show(forecast.squares)
 
     def _begin(self, mode: str, latents: Iterable[str], noise_schedule: NoiseSchedule | None, warmup: int) -> None:
         """Begin with the present call as call 0; noise_schedule: in look-ahead, of the calls from this one on."""
@@ -206,6 +208,7 @@ class Trajectory:
             warmup = max(warmup, 2)  # (2)
             reach = self.run_mode.components - 1
             self._forecasts = {name: forecast_of(noise_schedule, reach) for name in latents}
+            self._astray = {name: Astray(noise_schedule) for name in latents}
             self._corrections = [Correction(noise_schedule, forecast) for forecast in self._forecasts.values()]
             quality = self.run_mode.quality
             if quality is not None:
@@ -228,7 +231,8 @@ class Trajectory:
         self.call, self.base = 0, self.next_base
         self._unannounced = [[[] for _ in range(components)] for _ in range(components)]
         self._begun.clear()
-        self._refusal = None  # of a latent that was predicted before
+        for astray in self._astray.values():
+            astray.begin_anew()
         calls, finish = (known.calls - self._passed, known.finish) if known is not None else (None, 0)
         self._schedule = Schedule(components, mode, warmup, self.run_mode.periods, calls=calls, finish=finish)
 
@@ -262,22 +266,14 @@ class Trajectory:
         With a guard that is waited for. Without one only what missed by nearly all of a move is refused; on a GPU,
         where to look at the last latent would be to wait for it, by the latent before.
         """
-        forecasts = list(self._forecasts.values())
-        refusals = [forecast.is_astray() for forecast in forecasts]
-        refusals += [guard.refuses(self._passed + self.call) for guard in self._guards]
-        known = [refusal for refusal in refusals if refusal is not None]
-        if not known:
-            return False, False
-        jumped = [jump for jump in (forecast.has_jumped() for forecast in forecasts) if jump is not None]
-        now = Readback(torch.stack([*known, *jumped])), len(known)
-        before, self._refusal = self._refusal, now
-        looked_at = before if not self._guards and is_late(known[0]) else now
-        if looked_at is None:
-            return False, False
-        values = looked_at[0].values()
-        refused, stranger = bool(values[: looked_at[1]].any()), bool(values[looked_at[1] :].any())
+        is_waited_for = bool(self._guards) or not any(is_late(each.latent) for each in self._forecasts.values())
+        for astray in self._astray.values():
+            astray.look(0 if is_waited_for else 1)
+        refused = [astray.is_astray for astray in self._astray.values()]
+        refused += [bool(guard.refuses(self._passed + self.call)) for guard in self._guards]
+        stranger = any(astray.has_jumped for astray in self._astray.values())
         assert self._noise_schedule is not None
-        return refused, stranger and self._noise_schedule.second_share is None
+        return any(refused), stranger and self._noise_schedule.second_share is None
 
     def _restart(self) -> None:
         """Run the present call exactly, and fill the pipe anew with what is predicted now."""

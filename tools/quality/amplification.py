@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from partitioner.errors import UsageError
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pipeline = shipped_pipeline(options.denoiser, options.samples, options.samples, options.guidance)
     pipeline.use(SamplingCase(options.sampler, options.steps))
     sampling = PerturbedSampling(pipeline, options.steps)
-    table, added = Amplification(sampling.known), torch.tensor(options.guidance - 1)
+    table, added = Amplification(sampling.known), np.array(options.guidance - 1)
     print("call  level   median  nine tenths  largest  guard's  largest / guard's")
     for call in range(FIRST, sampling.known.calls):
         found, guards = sampling.amplification(call), float(table.at_most(call, added))
