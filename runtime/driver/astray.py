@@ -40,7 +40,7 @@ class Astray:
         self._unread: deque[tuple[Readback, bool]] = deque()  # and whether the latent counts
 
     def show(self, squares: torch.Tensor) -> None:
-        """Take the squares of what a latent missed its prediction by and of its move, (2, rows, 1)."""
+        """Take the squares of what a latent missed its prediction by and of its move, (rows, 2, 1)."""
         self._unread.append((Readback(squares), True))
 
     @np.errstate(all="ignore")
@@ -49,7 +49,7 @@ class Astray:
         self.is_astray = self.has_jumped = False
         while len(self._unread) > unread:
             readback, counts = self._unread.popleft()
-            off, far = readback.values()
+            off, far = readback.values().swapaxes(0, 1)
             well = bool(self._largest) and all(share < (self._useful / WELL) ** 2 for share in self._largest)
             self.is_astray = counts and bool(off.sum() > self._useful**2 * far.sum())
             self.has_jumped = self.is_astray and well

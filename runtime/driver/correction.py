@@ -47,21 +47,30 @@ class Correction:
     def of(self, output: torch.Tensor, call: int, exact: bool) -> torch.Tensor:
         """The output of a call, which has been seen, corrected unless the call was exact."""
         latent = self._forecast.latent
-        missed = None if exact else self._forecast.missed()
+        missed = None if exact else self._forecast.missed
         shared = shared_part(output, latent)
         if shared is None:
             return output
-        off = torch.zeros_like(latent, dtype=torch.float32) if missed is None else missed
-        moved = flat(narrow(off, shared))
-        self._secants.show(flat(narrow(latent.float() - off, shared)), flat(narrow(output, shared)), call, moved)
+        true = self._shared_of(self._forecast.true, shared)
+        if missed is None:
+            off, worked_on = torch.zeros_like(true), true
+        else:
+            off, worked_on = (self._shared_of(each, shared) for each in (missed, self._forecast.worked_on))
+        self._secants.show([worked_on, flat(narrow(output, shared)), off, true], call)
         if missed is None:
             return output
-        plain = self._secants.sign * self._noise_schedule.sensitivity[call] * moved
-        change = torch.lerp(plain, self._secants.times(moved, call), self._forecast.doubt)
+        change = self._secants.times(off, call, self._forecast.doubt).view(shared).to(output.dtype)
+        if output.shape == shared:
+            return output + change
         made = output.clone()
         part = narrow(made, shared)
-        part += change.view(shared).to(part.dtype)
+        part += change
         return made
+
+    def _shared_of(self, values: torch.Tensor, shared: tuple[int, ...]) -> torch.Tensor:
+        """Of values of a latent's elements those that it shares with the output; both (rows, 1, elements)."""
+        shape = self._forecast.latent.shape
+        return values if shape == shared else flat(narrow(values.view(shape), shared))
 
     def _sign_of(self, output: torch.Tensor, latent: torch.Tensor) -> float:
         """-1 where the first move is nearer to what the output, turned round, says of it."""

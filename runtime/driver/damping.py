@@ -7,6 +7,7 @@ and change; γ is the one, from 0 to 1, that would have told it best.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 
@@ -14,23 +15,23 @@ NOTHING = 1e-30  # beside any sum of squares
 
 
 def told_by(missed: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    """What a prediction tells of γ, (2, rows, 1): change·missed, and change².
+    """What a prediction tells of γ, (rows, 2, 1): change·missed, and change².
 
     Args:
-        missed: (rows, elements), without the change.
+        missed: (rows, 1, elements), without the change.
         change: that was predicted.
     """
-    return (torch.stack([missed, change]) * change).sum(2, keepdim=True)
+    return torch.bmm(torch.cat([missed, change], 1), change.mT)
 
 
 def damping_of(told: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """γ, (rows, 1), by least squares; 1 where nothing is known.
+    """γ, (rows, 1, 1), by least squares; 1 where nothing is known.
 
     Args:
         told: by predictions that can be looked at, see told_by.
-        like: (rows, elements).
+        like: (rows, 1, elements).
     """
     if not told:
-        return like.new_ones((len(like), 1))
-    shared, norm = (torch.stack(list(told)).sum(0) + NOTHING).unbind()
+        return like.new_ones((len(like), 1, 1))
+    shared, norm = (reduce(torch.add, told) + NOTHING).chunk(2, 1)
     return (shared / norm).clamp(0.0, 1.0)

@@ -14,7 +14,7 @@ The order of one call, with the rank that each part is for:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,7 +119,7 @@ class Dispatcher:
             split = [self._calls.parts(rows, len(batches) if now else 1) for rows in branches]
             for index, batch in enumerate(batches if now else [whole]):
                 rows = [pieces[index] for pieces in split]
-                told = self._tell(batch, first_branch, rows, trajectory, own)
+                told = self._tell(batch, first_branch, rows, trajectory, own, now)
                 last |= {(part.branch, index): part for part in told}
         return RunningCall(trajectory, graphs.graph, runs, [last[key] for key in sorted(last)])
 
@@ -135,13 +135,15 @@ class Dispatcher:
         """
         self._ranks.run(self._results(call, begun))
         made = [part.results for part in call.parts if part.results is not None]
-        outputs = [
-            joined([results[item.name] for results in made], 0) if isinstance(item, Ref) else item
-            for item in call.graph.results
-        ]
-        corrected = call.trajectory.correct(outputs)
+        joint = [_joined(item.name, made) if isinstance(item, Ref) else item for item in call.graph.results]
+        corrected = call.trajectory.correct(joint)
         call.trajectory.done(call.runs)
-        return tuple(corrected)
+        # what was computed of all rows together is the worker's, or its graph's, and what was corrected nobody else's
+        is_shared = len(made) == 1
+        return tuple(
+            output.clone() if is_shared and output is before and isinstance(output, torch.Tensor) else output
+            for output, before in zip(corrected, joint, strict=True)
+        )
 
     def _tell(
         self,
@@ -150,10 +152,11 @@ class Dispatcher:
         branches: Sequence[Tensors],
         trajectory: Trajectory,
         runs: Sequence[ComponentRun],
+        now: bool,
     ) -> list[Part]:
         """Command one call's runs on one batch and send their inputs; returns what makes the batch's results.
 
-        branches: the inputs of each branch. runs: of one call.
+        branches: the inputs of each branch. runs: of one call. now: whether that is the present one.
         """
         context = batch.context
         micro = context != trajectory.number
@@ -189,7 +192,7 @@ class Dispatcher:
                 told = command if built is batch.built[0] else replace(command, table=built.table)
                 if rank != 0:  # its own it runs later
                     self._ranks.command(rank, told)
-                self._send_inputs(rank, built, told, known)
+                self._send_inputs(rank, built, told, known, now)
                 if run.component == self._plan.components - 1:
                     parts.append(Part(branch, told))
         return parts
@@ -205,19 +208,29 @@ class Dispatcher:
             if part.results is None:
                 part.results = yield from worker.results_of(part.command, part.branch)
 
-    def _send_inputs(self, rank: int, built: BuiltGraph, command: Evaluate, values: Tensors) -> None:
-        """Send a rank those of an evaluation's inputs and preamble values that its component reads."""
+    def _send_inputs(self, rank: int, built: BuiltGraph, command: Evaluate, values: Tensors, now: bool) -> None:
+        """Send a rank those of an evaluation's inputs and preamble values that its component reads.
+
+        now: whether it is of the present call; what differs in a later one from that is the driver's own.
+        """
         spec = built.specs[seat_of(rank, self._plan.components)[1]]
         mailbox = self._ranks.worker.mailbox
+        is_copied = rank != 0 and mailbox.copies_sent
         for index, wire in spec.given:
             if wire.role > Role.PROMPT or wire.value in command.fresh:
-                # a copy: the caller may write to its tensor while a rank still reads
-                tensor = values[wire.value].clone()
+                tensor = values[wire.value]
+                if not is_copied and (now or wire.role <= Role.PROMPT):
+                    tensor = tensor.clone()  # the caller may write to its own while a rank still reads
                 key = MessageKey(command.table, index, command.context, command.step)
                 if rank == 0:
                     mailbox.deliver(key, tensor)
                 else:
                     self._ranks.worker.hand_over([rank], key, wire.value, tensor)
+
+
+def _joined(name: str, parts: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
+    """One result of a call, of all its rows. parts: all results of some rows each, in their order."""
+    return parts[0][name] if len(parts) == 1 else joined([part[name] for part in parts], 0)
 
 
 def _micro_batches(whole: Batch, part: BuiltGraph, parts: int, trajectory: Trajectory) -> list[Batch]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from runtime.driver.damping import damping_of, told_by
+from runtime.driver.damping import NOTHING, damping_of, told_by
 from runtime.driver.noise_schedule import NoiseSchedule
 from runtime.driver.secants import Secants, flat
 
@@ -50,7 +50,7 @@ class Forecast:
         self._kept = reach + self.checked + self.needs - 2
         self._calls = 0
         self._latent: torch.Tensor | None = None  # the last, as passed
-        # by call, all (rows, elements) in float32
+        # by call, all (rows, 1, elements) in float32
         self._x: dict[int, torch.Tensor] = {}  # latents
         self._z: dict[int, torch.Tensor] = {}
         self._slope: dict[int, torch.Tensor] = {}  # of the move to that call
@@ -62,8 +62,10 @@ class Forecast:
         self._stays: torch.Tensor | None = None  # which elements of the last latent are as there
         self._missed: torch.Tensor | None = None  # the last latent less its earliest prediction
         self._squares: torch.Tensor | None = None  # of that, and of its move
-        self._shares: list[torch.Tensor] = []  # of the last moves, the share that was missed, squared, by row
+        self._doubts: list[torch.Tensor] = []  # by what was missed of each of the last moves
         self._doubt: torch.Tensor | None = None
+        self._z_move: tuple[int, torch.Tensor] | None = None  # to a call from the one before
+        self._last_moved: tuple[tuple[int, int], torch.Tensor] | None = None  # from one call's latent to another's
         self._secants = Secants(noise_schedule.level, noise_schedule.stiffness)
 
     def observe(self, latent: torch.Tensor) -> None:
@@ -76,7 +78,7 @@ class Forecast:
             self._before = self._x[call - 1]
         self._stays = None if self._before is None else x == self._before
         self._slope[call] = self._slope_to(call) if call > 0 else torch.zeros_like(x)
-        self._doubt = x.new_zeros((len(x), 1)) if self._doubt is None else self._doubt
+        self._doubt = x.new_zeros((len(x), 1, 1)) if self._doubt is None else self._doubt
         self._rate[call] = self._rate_at(call)
         for kept in (self._x, self._z, self._slope, self._rate, self._predicted, self._made_at):
             kept.pop(call - self._kept, None)
@@ -120,12 +122,23 @@ class Forecast:
 
     @property
     def slope(self) -> torch.Tensor:
-        """Of the last move, (rows, elements); zero before the first."""
+        """Of the last move, (rows, 1, elements); zero before the first."""
         return self._slope[self._calls - 1]
 
+    @property
+    def true(self) -> torch.Tensor:
+        """The last latent, (rows, 1, elements) in float32."""
+        return self._x[self._calls - 1]
+
+    @property
     def missed(self) -> torch.Tensor | None:
-        """The last latent minus its earliest prediction, which the first component worked on; None if not predicted."""
-        return None if self._missed is None else self._missed.view(self.latent.shape)
+        """``true`` minus its earliest prediction, which the first component worked on; None if not predicted."""
+        return self._missed
+
+    @property
+    def worked_on(self) -> torch.Tensor:
+        """That prediction; ``true`` if it was not predicted."""
+        return self._predicted.get(self._calls - 1, self.true)
 
     @property
     def shown(self) -> torch.Tensor:
@@ -133,7 +146,7 @@ class Forecast:
         return self.slope
 
     def errors(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """What the last latent says of its prediction: (lengths, how many elements move), both (3, rows); None if it
+        """What the last latent says of its prediction: (lengths, how many elements move), both (rows, 3); None if it
         was not predicted.
 
         The three are, over the elements that move, for an image beside the latent is not missed:
@@ -145,7 +158,7 @@ class Forecast:
         missed, now = self._missed, self._calls - 1
         if missed is None:
             return None
-        vectors = torch.stack([missed, self._secants.times(missed, now), self.slope])
+        vectors = torch.cat([missed, self._secants.times(missed, now), self.slope], 1)
         return torch.linalg.vector_norm(vectors, dim=2), torch.count_nonzero(vectors, dim=2)
 
     @property
@@ -157,13 +170,13 @@ class Forecast:
 
     @property
     def doubt(self) -> torch.Tensor:
-        """How bad the last predictions were, from 0 to 1, by row: (rows, 1)."""
+        """How bad the last predictions were, from 0 to 1, by row: (rows, 1, 1)."""
         assert self._doubt is not None
         return self._doubt
 
     @property
     def squares(self) -> torch.Tensor | None:
-        """Of what the last latent missed its earliest prediction by, and of its own move: (2, rows, 1); None if it was
+        """Of what the last latent missed its earliest prediction by, and of its own move: (rows, 2, 1); None if it was
         not predicted.
 
         The move is that from the latent that was there when it was predicted, or from that of the step before.
@@ -178,17 +191,29 @@ class Forecast:
         if predicted is None:
             return
         self._missed = missed = self._x[now] - predicted
-        moved = self._x[now] - self._x[min(self._made_at[now], now - self._calls_per_step)]
-        self._squares = torch.stack([missed, moved]).square().sum(2, keepdim=True)
-        off, far = self._squares.unbind()
-        self._shares = [*self._shares[1 - LAST :], off / far.clamp_min(1e-30)]
-        most = torch.stack(self._shares).amax(0)
-        self._doubt = most / (most + DOUBTED**2)
+        moved = self._x_moved(min(self._made_at[now], now - self._calls_per_step))
+        self._squares = torch.cat([missed, moved], 1).square().sum(2, keepdim=True)
+        off, far = self._squares.chunk(2, 1)
+        doubt = off / torch.add(off, far, alpha=DOUBTED**2).clamp_min(NOTHING)
+        self._doubts = [*self._doubts[1 - LAST :], doubt]
+        self._doubt = torch.stack(self._doubts).amax(0)
+
+    def _x_moved(self, call: int) -> torch.Tensor:
+        """The last latent minus that of an earlier call."""
+        if self._last_moved is None or self._last_moved[0] != (self._calls - 1, call):
+            self._last_moved = (self._calls - 1, call), self._x[self._calls - 1] - self._x[call]
+        return self._last_moved[1]
 
     def _slope_to(self, call: int) -> torch.Tensor:
         """The slope of the move to a call from the one before it; if both are at one level, the slope before that."""
         distance = self._level[call] - self._level[call - 1]
-        return (self._z[call] - self._z[call - 1]) / distance if _apart(distance) else self._slope[call - 1]
+        return self._z_moved(call) / distance if _apart(distance) else self._slope[call - 1]
+
+    def _z_moved(self, call: int) -> torch.Tensor:
+        """z of a call minus that of the call before."""
+        if self._z_move is None or self._z_move[0] != call:
+            self._z_move = call, self._z[call] - self._z[call - 1]
+        return self._z_move[1]
 
     def _terms(self, now: int, call: int) -> tuple[torch.Tensor, float]:
         """(fixed, factor) such that z of a call is predicted as fixed + γ·factor·rate, from what call ``now`` knew."""
@@ -207,7 +232,7 @@ class Forecast:
         return (self._level[max(call - 1, 0)] + self._level[call]) / 2
 
     def _damping(self, now: int, ahead: int) -> torch.Tensor:
-        """γ for predictions ``ahead`` calls ahead: (rows, 1)."""
+        """γ for predictions ``ahead`` calls ahead: (rows, 1, 1)."""
         known = range(max(now - self.checked, ahead + self.needs - 2) + 1, now + 1)
         return damping_of([self._told_of(call, ahead) for call in known], self._x[now])
 

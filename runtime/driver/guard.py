@@ -99,7 +99,7 @@ class Guard:
         if len(made) == 1:
             told = self._mix.show(flat(made[0]), shown)
         else:
-            told = self._mix.show(flat(torch.cat(made)), shown.repeat(len(made), 1))
+            told = self._mix.show(flat(torch.cat(made)), shown.repeat(len(made), 1, 1))
         if told:
             self._unread.append(told)
 
@@ -116,12 +116,12 @@ class Guard:
         doubt, far, moving, *told = read([self._forecast.doubt, *errors, *(one for each in unread for one in each)])
         for each in unread:
             self._mix.take(*(told.pop(0) for _ in each))
-        missed, answer, slope = far / np.sqrt(np.maximum(moving, 1.0))  # root mean squares over what moves
+        missed, answer, slope = (far / np.sqrt(np.maximum(moving, 1.0))).T  # root mean squares over what moves
         # how far the latent missed, over the length of its last move: so large an error the output's answer to that
         # can be; where it is larger the sampler itself overshoots
         length = self._forecast.length
         surprise = missed / length if length > 0.0 else np.zeros_like(missed)
-        off = np.maximum(answer, doubt[:, 0] * surprise)
+        off = np.maximum(answer, doubt[:, 0, 0] * surprise)
         rows, gain, rise = len(off), self._mix.gain, self._mix.rise
         added = np.zeros_like(off) if gain is None else gain[:rows] - 1.0  # those of this stream's rows come first
         if rise is not None:  # a scale that rises may go on to

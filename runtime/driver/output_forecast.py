@@ -44,6 +44,7 @@ class OutputForecast(Forecast):
         self._longest = 1.0 if noise_schedule.multistep else float("inf")
         self._shown: dict[int, torch.Tensor] = {}  # u by call
         self._bend: tuple[torch.Tensor, torch.Tensor] | None = None  # the last changes of u, and of J·x over its unit
+        self._moved: torch.Tensor | None = None  # from the last latent but one to the last
         self._gamma: torch.Tensor
         self._trial: tuple[torch.Tensor, torch.Tensor] | None = None  # of the output of the newest latent
         self._trials: list[torch.Tensor] = []  # what the last ones have told of γ
@@ -61,11 +62,12 @@ class OutputForecast(Forecast):
             fixed, change = self._trial
             self._trials = [*self._trials[1 - self.checked :], told_by(shown - fixed, change)]
         self._gamma = damping_of(self._trials, shown)
-        self._secants.show(self._x[now - 1], shown, now - 1)
-        if now > 1:
-            moved = self._x[now - 1] - self._x[now - 2]
-            self._bend = shown - self._shown[now - 2], self._secants.per_unit(moved)
-        self._trial = self._output(now, self._x[now])
+        before, self._moved = self._moved, self._x_moved(now - 1)
+        if before is not None:
+            change = shown - self._shown[now - 2]
+            self._secants.show_change(torch.cat([before, change], 1), now - 1)
+            self._bend = change, self._secants.per_unit(before)
+        self._trial = self._output(now, self._moved)
 
     def _shown_by(self, call: int) -> torch.Tensor:
         """u of the call before. Of what did not change it is 0; where it has no weight, that before, at first 0."""
@@ -73,10 +75,12 @@ class OutputForecast(Forecast):
         distance = self._level[call] - self._level[call - 1]
         if abs(weights[0]) < 1e-3 * max(abs(distance), sum(map(abs, weights))) or weights[0] == 0.0:
             return self._shown[call - 2] if call > 1 else torch.zeros_like(self._z[call])
-        moved = self._z[call] - self._z[call - 1]
+        moved = self._z_moved(call)
         for back, weight in enumerate(weights[1:], 1):
             moved = torch.sub(moved, self._shown[call - 1 - back], alpha=weight)
-        return (moved / weights[0]).masked_fill_(self._x[call] == self._x[call - 1], 0.0)
+        stays = self._stays if self._before is self._x[call - 1] else self._x[call] == self._x[call - 1]
+        assert stays is not None, "the latent before is the one at the last other level"
+        return (moved / weights[0]).masked_fill_(stays, 0.0)
 
     @property
     def shown(self) -> torch.Tensor:
@@ -90,22 +94,26 @@ class OutputForecast(Forecast):
     def _answering(self, call: int) -> torch.Tensor:
         """z of a later call, if outputs answer to latents as they did."""
         now = self._calls - 1
-        z, latent = self._z[now], self._x[now]
+        z = self._z[now]
         foreseen: dict[int, torch.Tensor] = {}
         for k in range(now, call if now > 0 else now):
-            if k > now:
-                latent = z * self._scale[k]
             # of the newest latent the output was foreseen when that was observed
-            fixed, change = self._trial if k == now and self._trial is not None else self._output(k, latent)
+            if k == now and self._trial is not None:
+                fixed, change = self._trial
+            else:
+                fixed, change = self._output(k, z * self._scale[k] - self._x[now - 1])
             foreseen[k] = torch.addcmul(fixed, self._gamma, change)
             for back, weight in enumerate(self._moves[k]):
                 z = torch.add(z, foreseen[k - back] if k - back >= now else self._shown[k - back], alpha=weight)
         return z
 
-    def _output(self, call: int, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(fixed, change) such that u of ``call`` on ``latent`` is foreseen as fixed + γ·change; by the last two u."""
+    def _output(self, call: int, moved: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(fixed, change) such that u of ``call`` is foreseen as fixed + γ·change; by the last two u.
+
+        moved: from the last latent whose output was shown to the one of ``call``.
+        """
         last = self._calls - 2
-        fixed = self._shown[last] + self._secants.times(latent - self._x[last], call)
+        fixed = self._shown[last] + self._secants.times(moved, call)
         if self._bend is None:
             return fixed, torch.zeros_like(fixed)
         distance = self._level[last] - self._level[last - 1]

@@ -40,7 +40,7 @@ class SampleRows:
         """Products of the differences of a sample's outputs from its first one's, and of the slope's behind them, with
         each other: (samples, rows of one, rows of one). Given are the outputs and behind them the slopes, by row.
         """
-        vectors = made_and_slope.index_select(0, self._vectors).view(self.samples, -1, made_and_slope.shape[1])
+        vectors = made_and_slope.index_select(0, self._vectors).view(self.samples, -1, made_and_slope.shape[2])
         apart = vectors[:, 1:] - vectors[:, :1]
         return torch.bmm(apart, apart.mT)
 
@@ -79,7 +79,7 @@ class OutputMix:
         that says nothing.
 
         Args:
-            made: the slopes that the outputs mean, (rows, elements) in float32; None where that is not known.
+            made: the slopes that the outputs mean, (rows, 1, elements) in float32; None where that is not known.
             slope: that the sampler was seen to move by, likewise; rows of one latent have the same.
         """
         if made is None or made.shape != slope.shape:
@@ -91,7 +91,7 @@ class OutputMix:
                 return []  # nothing has moved yet
             self._samples = [SampleRows(own, len(slope), slope.device) for own in rows], _places(rows)
         both = torch.cat([made, slope])
-        return [torch.linalg.vector_norm(slope, dim=1), *(some.show(both) for some in self._samples[0])]
+        return [torch.linalg.vector_norm(slope, dim=2), *(some.show(both) for some in self._samples[0])]
 
     @np.errstate(all="ignore")  # what is not finite is the guard's to refuse
     def take(self, length: Values, *products: Values) -> None:
@@ -100,7 +100,7 @@ class OutputMix:
         samples, places = self._samples
         taken = [some.take(own) for some, own in zip(samples, products, strict=True)]
         gain, left = (np.concatenate(each)[places] for each in zip(*taken, strict=True))
-        squares = np.stack([left, np.square(length)])
+        squares = np.stack([left, np.square(length[:, 0])])
         self._left = squares if self._left is None else self._left + squares
         left, whole = self._left
         before, self.gain = self.gain, np.where(left > SEEN**2 * whole, np.maximum(gain, UNSEEN), gain)
@@ -110,7 +110,7 @@ class OutputMix:
 def _samples(slope: torch.Tensor) -> list[list[list[int]]]:
     """Rows that have the same slope, by how many there are; none where no row has moved."""
     marks: dict[tuple[float, ...], list[int]] = {}
-    for row, mark in enumerate(torch.stack([slope.sum(1), slope.abs().sum(1)], 1).tolist()):
+    for row, mark in enumerate(torch.cat([slope.sum(2), slope.abs().sum(2)], 1).tolist()):
         marks.setdefault(tuple(mark), []).append(row)
     if set(marks) == {(0.0, 0.0)}:
         return []

@@ -15,61 +15,63 @@ are a secant of J. The last few of them, by least squares, stand for J along the
 all others. Where the trajectory is smooth and predictions are good, d is mostly its bend and says little of J. So
 secants are trusted as far as those before a secant would have told it, and as what predictions missed is large beside
 the bend: one factor from 0 to 1 per row.
+
+A vector is (rows, 1, elements) here, so that several of a row lie side by side and are multiplied in one go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 KEPT, CHECKED = 4, 6  # secants that stand for J, and those that their trust is fitted to
 RIDGE = 0.02  # of the squared length of a direction
 CURVATURE = 0.1  # how much less than what predictions missed the bend of the trajectory may be for full trust
+NOTHING = 1e-30  # beside any sum of squares
+SHORT = 1e-20  # a squared length; what is shorter tells nothing
 
 
-@dataclass(frozen=True)
 class SecantSpan:
-    """What secants together say of a change along any direction, by least squares.
+    """What the last KEPT secants together say of a change along any direction, by least squares.
+
+    Each is a direction of the latent and a rest, the output's change along it beyond the sensitivity's. Both are of the
+    call that has shown it, whose unit the direction is multiplied by, so that shares of it are per unit.
+
+    Args:
+        like: (rows, 1, elements).
 
     Attributes:
-        shares: (rows, secants, elements), which make of a change the share of each secant in it.
-        rests: (rows, elements, secants), the output's change along each beyond the sensitivity's, per unit.
+        shares: (rows, elements, secants), which make of a change the share of each secant in it.
+        rests: (rows, secants, elements).
     """
 
-    shares: torch.Tensor
-    rests: torch.Tensor
+    def __init__(self, like: torch.Tensor) -> None:
+        rows, _, elements = like.shape
+        # what no secant was put into yet has no direction, and so no share in anything
+        self.rests = like.new_zeros(rows, KEPT, elements)
+        self._directions = torch.zeros_like(self.rests)
+        self._turned = self.shares = self._directions.mT
+        self._ridge = 1.0 + RIDGE * torch.eye(KEPT, device=like.device)
+        self._short = SHORT * torch.eye(KEPT, device=like.device)
+        self._places = list(zip(self._directions.chunk(KEPT, 1), self.rests.chunk(KEPT, 1), strict=True))
+        self._count = 0
 
-    @staticmethod
-    def of(secants: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> SecantSpan:
-        """That of one secant or more, each a direction of the latent and a rest, both (rows, elements)."""
-        directions = torch.stack([direction for direction, _ in secants], 1)
-        length = directions.norm(dim=2, keepdim=True).clamp_min(1e-10)
-        directions = directions / length
-        gram = torch.bmm(directions, directions.mT)
-        gram.diagonal(dim1=1, dim2=2).add_(RIDGE)
+    def add(self, direction: torch.Tensor, change: torch.Tensor, sensitivity: float, unit: float) -> torch.Tensor:
+        """Take a secant in place of the oldest one; gives its rest, which is kept until KEPT others have come."""
+        kept, rest = self._places[self._count % KEPT]
+        self._count += 1
+        torch.mul(direction, unit, out=kept)
+        torch.add(change, direction, alpha=-sensitivity, out=rest)
+        gram = torch.bmm(self._directions, self._turned)
         # no check of the result, for which the host would wait for a GPU: with the ridge no matrix is singular
-        inverse, _ = torch.linalg.inv_ex(gram)
-        return SecantSpan(torch.bmm(inverse, directions) / length, torch.stack([rest for _, rest in secants], 2))
-
-    def trusted(self, trust: torch.Tensor) -> SecantSpan:
-        """The same, of which a row takes only so much. trust: (rows, 1)."""
-        return SecantSpan(self.shares * trust.unsqueeze(2), self.rests)
-
-    def rest(self, moved: torch.Tensor) -> torch.Tensor:
-        """The change beyond sensitivity·moved, per unit. moved: (rows, elements), as the result."""
-        return torch.bmm(self.rests, torch.bmm(self.shares, moved.unsqueeze(2))).squeeze(2)
-
-    def times(self, moved: torch.Tensor, sensitivity: float, unit: float) -> torch.Tensor:
-        """The whole change."""
-        column = moved.unsqueeze(2)
-        shares = torch.bmm(self.shares, column)
-        return torch.baddbmm(column, self.rests, shares, beta=sensitivity, alpha=unit).squeeze(2)
+        inverse, _ = torch.linalg.inv_ex(torch.addcmul(self._short, gram, self._ridge))
+        self.shares = torch.bmm(self._turned, inverse)
+        return rest
 
 
 class Secants:
-    """The derivative of an output by its latent, one matrix per row of the batch. All tensors are (rows, elements).
+    """The derivative of an output by its latent, one matrix per row of the batch.
 
     Args:
         level: of each call.
@@ -80,8 +82,8 @@ class Secants:
 
     >>> secants = Secants((3.0, 2.0, 1.0, 0.0), (0.0,) * 4)
     >>> for call, x in enumerate([0.0, 1.0, 0.0, 1.0]):
-    ...     secants.show(torch.tensor([[x]]), torch.tensor([[2 * x]]), call)
-    >>> round(float(secants.times(torch.tensor([[0.1]]), 3)), 3)
+    ...     secants.show([torch.tensor([[[x]]]), torch.tensor([[[2 * x]]])], call)
+    >>> round(float(secants.times(torch.tensor([[[0.1]]]), 3)), 3)
     0.198
     """
 
@@ -89,45 +91,44 @@ class Secants:
         self.sign = 1.0
         self._level, self._sensitivity = level, sensitivity
         self._is_scaled = any(sensitivity)
-        self._shown: tuple[int, torch.Tensor] | None = None  # the last call; its latent, output and what that missed
-        self._change: tuple[int, torch.Tensor] | None = None  # of these, from the call before to that one
-        self._secants: list[tuple[torch.Tensor, torch.Tensor]] = []  # direction and rest
-        self._told: list[torch.Tensor] = []  # of the last secants, the products that say how far they can be trusted
-        self._span: SecantSpan | None = None  # of the secants
-        self._trusted: SecantSpan | None = None
+        self._shown: tuple[int, torch.Tensor] | None = None  # the last call, and what was shown of it
+        self._change: tuple[int, torch.Tensor] | None = None  # of that, from the call before
+        self._products: list[torch.Tensor] = []  # of the last secants, that say how far they can be trusted
+        self._span: SecantSpan | None = None
+        self._trusted: torch.Tensor | None = None  # the span's shares, of which a row takes only so much
 
-    def show(self, latent: torch.Tensor, output: torch.Tensor, call: int, missed: torch.Tensor | None = None) -> None:
-        """Take the latent that a call was computed on, and its output; in call order.
-
-        missed: the true latent minus that one; None where all are true ones.
+    def show(self, vectors: Sequence[torch.Tensor], call: int) -> None:
+        """Take the latent that a call was computed on, its output and, where that is not the true one, what it missed
+        and the true one; in call order.
         """
-        before, changed = self._shown, self._change
-        now = torch.stack([latent, output] if missed is None else [latent, output, missed])
-        self._shown, self._change = (call, now), None
-        if before is None or before[0] != call - 1:
-            return
-        change = now - before[1]
-        self._change = call, change
+        before, now = self._shown, torch.cat(list(vectors), 1)
+        self._shown = call, now
+        if before is not None and before[0] == call - 1:
+            self.show_change(now - before[1], call)
+
+    def show_change(self, change: torch.Tensor, call: int) -> None:
+        """Take what ``show`` takes as changes from the call before, behind each other: (rows, 2 or 4, elements)."""
+        changed, self._change = self._change, (call, change)
         unit = self.unit(call)
         if changed is None or changed[0] != call - 1 or self._is_bent(call) or not unit:
             return
         # what the line through the two before it, over the level, would not have made of each
-        direction, second, *bends = torch.add(change, changed[1], alpha=-self._stride(call)).unbind()
-        sensitivity = self.sign * self._sensitivity[call]
-        rest = torch.add(second, direction, alpha=-sensitivity)
-        told = torch.zeros_like(rest) if self._span is None else unit * self._span.rest(direction)
-        products = [told * rest, told * told]
-        for bend in bends:
-            true = direction + bend
-            products += [bend * bend, true * true]
-        self._told = [*self._told[1 - CHECKED :], torch.stack(products).sum(2, keepdim=True)]
-        self._secants = [*self._secants[1 - KEPT :], (direction, rest / unit)]
-        self._span = SecantSpan.of(self._secants)
-        self._trusted = self._span.trusted(_trust(*torch.stack(self._told).sum(0).unbind()))
+        differences = torch.add(change, changed[1], alpha=-self._stride(call))
+        direction, answer, *bends = differences.chunk(change.shape[1], 1)
+        if self._span is None:
+            self._span = SecantSpan(direction)
+        told = torch.baddbmm(answer, torch.bmm(direction, self._span.shares), self._span.rests, beta=0.0, alpha=unit)
+        rest = self._span.add(direction, answer, self.sign * self._sensitivity[call], unit)
+        vectors = torch.cat([told, rest, *bends], 1)
+        self._products = [*self._products[1 - CHECKED :], torch.bmm(vectors, vectors.mT)]
+        self._trusted = self._span.shares * _trust(torch.stack(self._products).sum(0))
 
-    def times(self, moved: torch.Tensor, call: int) -> torch.Tensor:
-        """How much a call's output changes if its latent does by ``moved``, to first order."""
-        return self._times(moved, self.unit(call))
+    def times(self, moved: torch.Tensor, call: int, share: torch.Tensor | None = None) -> torch.Tensor:
+        """How much a call's output changes if its latent does by ``moved``, to first order.
+
+        share: how much of what secants say beyond the sensitivity is taken, (rows, 1, 1); None for all.
+        """
+        return self._times(moved, self.unit(call), share)
 
     def per_unit(self, moved: torch.Tensor) -> torch.Tensor:
         """``times`` over the call's ``unit``: the same for all calls."""
@@ -137,9 +138,14 @@ class Secants:
         """What ``times`` is in proportion to from call to call: the sensitivity; 1 where that is 0 at all calls."""
         return self.sign * self._sensitivity[call] if self._is_scaled else 1.0
 
-    def _times(self, moved: torch.Tensor, unit: float) -> torch.Tensor:
+    def _times(self, moved: torch.Tensor, unit: float, share: torch.Tensor | None = None) -> torch.Tensor:
         sensitivity = unit if self._is_scaled else 0.0
-        return sensitivity * moved if self._trusted is None else self._trusted.times(moved, sensitivity, unit)
+        if self._span is None or self._trusted is None:
+            return sensitivity * moved
+        shares = torch.bmm(moved, self._trusted)
+        if share is not None:
+            shares *= share
+        return torch.baddbmm(moved, shares, self._span.rests, beta=sensitivity, alpha=unit)
 
     def _is_bent(self, call: int) -> bool:
         """Whether the last three calls tell nothing: a new level after two calls at one, where no line is known."""
@@ -152,21 +158,21 @@ class Secants:
         return (self._level[call] - self._level[call - 1]) / before if abs(before) > 1e-9 else 0.0
 
 
-def _trust(
-    shared: torch.Tensor, norm: torch.Tensor, bend: torch.Tensor | None = None, true: torch.Tensor | None = None
-) -> torch.Tensor:
-    """How far the secants would have told those that came after them, from 0 to 1, by row: (rows, 1).
+def _trust(products: torch.Tensor) -> torch.Tensor:
+    """How far the secants would have told those that came after them, from 0 to 1, by row: (rows, 1, 1).
 
-    Args:
-        shared, norm: of what was told the products with what came, and with itself, summed.
-        bend, true: squares of the trajectory's bend and of what was missed, where that is known.
+    products: with each other, summed, of what was told, of what came, and where latents were not the true ones of the
+        bend of what they missed and of the true ones: (rows, 2 or 4, 2 or 4).
     """
-    trust = (shared / norm.clamp_min(1e-30)).clamp(0.0, 1.0)
-    if bend is None or true is None:
+    rows, count, _ = products.shape
+    norm, shared, *others = products.view(rows, count * count, 1, 1).unbind(1)
+    trust = (shared / norm.clamp_min(NOTHING)).clamp(0.0, 1.0)
+    if count == 2:
         return trust
-    return trust * bend / torch.add(bend, true, alpha=CURVATURE).clamp_min(1e-30)
+    bend, true = others[2 * count], others[3 * count + 1]  # on the diagonal
+    return trust * bend / torch.add(bend, true, alpha=CURVATURE).clamp_min(NOTHING)
 
 
 def flat(values: torch.Tensor) -> torch.Tensor:
-    """(rows, elements), in float32."""
-    return values.float().flatten(1)
+    """(rows, 1, elements), in float32."""
+    return values.float().reshape(len(values), 1, -1)

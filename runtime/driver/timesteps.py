@@ -31,7 +31,8 @@ class Timesteps:
     offset: float = 0.0
     first: int = 0
     rounds_last: bool | None = None
-    _on: dict[torch.device, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)  # the values
+    # the values, each by itself
+    _on: dict[torch.device, tuple[torch.Tensor, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def passed(self) -> list[float]:
@@ -50,9 +51,9 @@ class Timesteps:
     def timestep(self, call: int, like: torch.Tensor) -> torch.Tensor:
         """The timestep argument of a call, of the shape, dtype and device of ``like``, with the pipeline's own bits."""
         if like.device not in self._on:
-            self._on[like.device] = self.values.to(like.device)
+            self._on[like.device] = self.values.to(like.device).unbind()
         value = self._made(self._on[like.device][call], like.dtype, rounds_last=bool(self.rounds_last))
-        return value.expand(like.shape).contiguous()
+        return value if value.shape == like.shape else value.expand(like.shape).contiguous()
 
     def shown_by(self, call: int, passed: torch.Tensor) -> Timesteps:
         """These with ``rounds_last``, if that can be seen of what the pipeline passes at a call."""

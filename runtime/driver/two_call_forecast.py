@@ -29,7 +29,7 @@ class TwoCallForecast(Forecast):
         super().observe(latent)
         now = self._calls - 1
         if now > 0:
-            self._secants.show(self._x[now - 1], self._slope[now], now - 1)
+            self._secants.show([self._x[now - 1], self._slope[now]], now - 1)
 
     def _slope_to(self, call: int) -> torch.Tensor:
         if call % 2:

@@ -143,12 +143,12 @@ def test_what_was_foreseen_first_is_what_was_missed() -> None:
     forecast = forecast_of(_noise_schedule([4.0, 3.0, 2.0, 1.0, 0.5]), 2)
     for value in (4.0, 3.0):
         forecast.observe(torch.full((1, 1), value))
-    assert forecast.missed() is None
+    assert forecast.missed is None
     assert forecast.predict(3).item() == pytest.approx(1.0)
     forecast.observe(torch.full((1, 1), 1.0))
     forecast.predict(3)  # anew, by what is known now; the first component has done with the earlier one
     forecast.observe(torch.full((1, 1), 1.5))
-    assert forecast.missed().item() == pytest.approx(0.5)
+    assert forecast.missed.item() == pytest.approx(0.5)
 
 
 def test_components_that_begin_anew_work_on_what_is_foreseen_now() -> None:
@@ -160,7 +160,7 @@ def test_components_that_begin_anew_work_on_what_is_foreseen_now() -> None:
     forecast.refresh()
     anew = forecast.predict(3).item()
     forecast.observe(torch.full((1, 1), 1.5))
-    assert forecast.missed().item() == pytest.approx(1.5 - anew)
+    assert forecast.missed.item() == pytest.approx(1.5 - anew)
 
 
 def test_doubt_is_of_each_row_and_grows_with_what_was_missed() -> None:
@@ -170,7 +170,7 @@ def test_doubt_is_of_each_row_and_grows_with_what_was_missed() -> None:
     assert not forecast.doubt.any()
     forecast.predict(3)
     forecast.observe(torch.tensor([[2.0] * 3, [1.9] * 3]))
-    assert forecast.doubt.shape == (2, 1)
+    assert forecast.doubt.shape == (2, 1, 1)
     assert float(forecast.doubt[0]) == 0.0
     assert float(forecast.doubt[1]) == pytest.approx((0.1 / 1.1) ** 2 / ((0.1 / 1.1) ** 2 + 0.01), abs=1e-4)
 
@@ -187,5 +187,5 @@ def test_a_surprise_is_what_was_missed_over_the_length_of_the_last_move() -> Non
     forecast.observe(last)
     lengths, moving = forecast.errors()
     torch.testing.assert_close(
-        lengths[0] / moving[0].clamp_min(1).sqrt() / forecast.length, torch.tensor([0.0, 1.0 / 1.5])
+        lengths[:, 0] / moving[:, 0].clamp_min(1).sqrt() / forecast.length, torch.tensor([0.0, 1.0 / 1.5])
     )

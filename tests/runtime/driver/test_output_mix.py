@@ -11,7 +11,7 @@ from runtime.driver.readback import read
 
 
 def _show(mix: OutputMix, made: torch.Tensor | None, slope: torch.Tensor) -> None:
-    shown = mix.show(made, slope)
+    shown = mix.show(made if made is None else made.unsqueeze(1), slope.unsqueeze(1))
     if shown:
         mix.take(*read(shown))
 

@@ -14,14 +14,14 @@ def shown(secants: Secants, matrix: torch.Tensor, swing: torch.Tensor, *, bend: 
     for call in range(calls):
         true = bend * LEVELS[call] ** 2 * torch.ones_like(swing)
         missed = -swing * (-1.0) ** call
-        secants.show(true - missed, (true - missed) @ matrix.T, call, missed)
+        secants.show([true - missed, (true - missed) @ matrix.T, missed, true], call)
 
 
 def test_a_direction_that_was_seen_has_its_own_derivative_and_others_have_the_given_one() -> None:
     matrix = torch.diag(torch.tensor([7.0, 7.0, 1.0, 1.0]))
     secants = Secants(LEVELS, (1.0,) * 21)
-    shown(secants, matrix, torch.tensor([[1.0, -1.0, 0.0, 0.0]]))
-    seen, unseen = torch.tensor([[0.1, -0.1, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.1, 0.0]])
+    shown(secants, matrix, torch.tensor([[[1.0, -1.0, 0.0, 0.0]]]))
+    seen, unseen = torch.tensor([[[0.1, -0.1, 0.0, 0.0]]]), torch.tensor([[[0.0, 0.0, 0.1, 0.0]]])
     torch.testing.assert_close(secants.times(seen, 8), 7 * seen, rtol=0.15, atol=1e-6)
     torch.testing.assert_close(secants.times(unseen, 8), unseen)
 
@@ -29,22 +29,22 @@ def test_a_direction_that_was_seen_has_its_own_derivative_and_others_have_the_gi
 def test_each_row_has_its_own() -> None:
     secants = Secants(LEVELS, (1.0,) * 21)
     for call in range(8):
-        x = torch.tensor([[1.0, 0.0], [1.0, 0.0]]) * (-1.0) ** call
-        secants.show(x, x * torch.tensor([[3.0], [0.2]]), call, -x)
-    change = secants.times(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), 8)
-    torch.testing.assert_close(change[:, 0], torch.tensor([3.0, 0.2]), rtol=0.15, atol=0.1)
+        x = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]) * (-1.0) ** call
+        secants.show([x, x * torch.tensor([[[3.0]], [[0.2]]]), -x, torch.zeros_like(x)], call)
+    change = secants.times(torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]), 8)
+    torch.testing.assert_close(change[:, 0, 0], torch.tensor([3.0, 0.2]), rtol=0.15, atol=0.1)
 
 
 def test_the_bend_of_a_trajectory_is_not_taken_for_an_answer() -> None:
     """Where predictions missed by little beside the trajectory's bend the given derivative stays."""
     secants = Secants(LEVELS, (1.0,) * 21)
-    shown(secants, torch.diag(torch.tensor([7.0, 7.0])), torch.full((1, 2), 1e-4), bend=1.0)
-    moved = torch.tensor([[0.1, 0.1]])
+    shown(secants, torch.diag(torch.tensor([7.0, 7.0])), torch.full((1, 1, 2), 1e-4), bend=1.0)
+    moved = torch.tensor([[[0.1, 0.1]]])
     torch.testing.assert_close(secants.times(moved, 8), moved, rtol=1e-2, atol=1e-4)
 
 
 def test_calls_that_do_not_follow_each_other_show_nothing() -> None:
     secants = Secants(LEVELS, (1.0,) * 21)
     for call in (0, 1, 3, 4, 6):
-        secants.show(torch.randn(1, 3), torch.randn(1, 3), call)
-    assert torch.equal(secants.times(torch.ones(1, 3), 7), torch.ones(1, 3))
+        secants.show([torch.randn(1, 1, 3), torch.randn(1, 1, 3)], call)
+    assert torch.equal(secants.times(torch.ones(1, 1, 3), 7), torch.ones(1, 1, 3))
