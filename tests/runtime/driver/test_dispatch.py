@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from runtime.engine import Engine
 from runtime.options import EngineOptions
 from runtime.worker.commands import Evaluate
 from tests.support.engines import Trajectory, toy_plan
+from tests.support.schedulers import DETERMINISTIC, scheduler_of
 from tests.support.toy_plans import DENOISER
 
 pytestmark = pytest.mark.usefixtures("trace_once")
@@ -52,3 +54,30 @@ def test_microbatches_have_contexts_of_their_own(monkeypatch: pytest.MonkeyPatch
     # the 2 exact calls in 2 parts each, joined for the async call that reads them
     assert [(command.context, command.step) for command in told] == [(1, 0), (2, 0), (1, 1), (2, 1), (0, 2)]
     assert [command.join.part if command.join else None for command in told] == [0, 1, 0, 1, None]
+
+
+def test_ranks_are_given_copies_of_what_the_caller_has_and_predictions_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The caller may write to its latent while a rank still reads; what was predicted nobody writes to."""
+    given: list[torch.Tensor] = []
+    scheduler = scheduler_of("DDIMScheduler", DETERMINISTIC["DDIMScheduler"], 6)
+    options = EngineOptions(transport="emulation", mode="lookahead", quality="off")
+    with Engine(DENOISER, toy_plan(DENOISER, 2), options, scheduler=lambda: scheduler) as engine, torch.no_grad():
+        mailbox = engine._ranks.workers[0].mailbox
+        send = mailbox.send
+
+        def remembered(readers: Any, key: Any, tensor: torch.Tensor) -> None:
+            given.append(tensor)
+            send(readers, key, tensor)
+
+        monkeypatch.setattr(mailbox, "send", remembered)
+        latent, context = torch.randn(2, 5, 8), torch.randn(2, 6)
+        for timestep in scheduler.timesteps[:4]:
+            given.clear()
+            (output,) = engine(x=latent, t=timestep, context=context)
+            assert not any(tensor.data_ptr() == latent.data_ptr() for tensor in given)
+            (stream,) = engine._first._streams._open
+            predicted = [each.data_ptr() for each in stream.trajectory._forecasts["x"]._predicted.values()]
+            latent = scheduler.step(output, timestep, latent)[0]
+        assert any(tensor.data_ptr() in predicted for tensor in given)

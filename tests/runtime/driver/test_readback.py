@@ -12,8 +12,8 @@ import torch
 
 from partitioner.graph.torch_private.dispatch import TorchDispatchMode
 from runtime.devices.cuda_graphs import EAGER_CALLS
-from runtime.driver import prompt_inputs, streams, timestep_reader, trajectory
-from runtime.driver.readback import Readback
+from runtime.driver import prompt_inputs, readback, streams, timestep_reader, trajectory
+from runtime.driver.readback import Readback, read
 from runtime.engine import Engine
 from runtime.options import EngineOptions
 from tests.support.engines import Trajectory, equal, toy, toy_plan
@@ -116,6 +116,15 @@ def test_values_are_those_of_the_time_when_they_were_asked_for() -> None:
     readback = Readback(tensor)
     tensor.zero_()
     assert readback.values().tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_values_of_several_tensors_keep_their_shapes(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readback, "is_late", lambda tensor: late)
+    tensors = [torch.rand(2, 1, 3), torch.tensor([[4, 5]]), torch.rand(3, dtype=torch.bfloat16, requires_grad=True)]
+    for values, tensor in zip(read(tensors), tensors, strict=True):
+        assert values.dtype == "float64"
+        assert values.tolist() == tensor.tolist()
 
 
 @pytest.mark.gpu
