@@ -14,7 +14,8 @@ what J makes of that. The second differences over the level, in which whatever c
 are a secant of J. The last few of them, by least squares, stand for J along their directions, and ``sensitivity`` along
 all others. Where the trajectory is smooth and predictions are good, d is mostly its bend and says little of J. So
 secants are trusted as far as those before a secant would have told it, and as what predictions missed is large beside
-the bend: one factor from 0 to 1 per row.
+the bend: one factor from 0 to 1 per row. Where two calls at one level are foreseen with one latent, as those of Heun's
+method may be, d is rounding and nothing else, while outputs differ: that is no secant.
 
 A vector is (rows, 1, elements) here, so that several of a row lie side by side and are multiplied in one go.
 """
@@ -30,6 +31,8 @@ RIDGE = 0.02  # of the squared length of a direction
 CURVATURE = 0.1  # how much less than what predictions missed the bend of the trajectory may be for full trust
 NOTHING = 1e-30  # beside any sum of squares
 SHORT = 1e-20  # a squared length; what is shorter tells nothing
+LONGEST = 10.0  # how many times its own direction a secant corrects for; of more it says nothing
+ROUNDING = 1e-4  # of the latent's change before; a direction that is shorter is what rounding has left of none
 
 
 class SecantSpan:
@@ -52,8 +55,8 @@ class SecantSpan:
         self.rests = like.new_zeros(rows, KEPT, elements)
         self._directions = torch.zeros_like(self.rests)
         self._turned = self.shares = self._directions.mT
-        self._ridge = 1.0 + RIDGE * torch.eye(KEPT, device=like.device)
-        self._short = SHORT * torch.eye(KEPT, device=like.device)
+        self._ridge = 1.0 + RIDGE * torch.eye(KEPT, dtype=like.dtype, device=like.device)
+        self._short = SHORT * torch.eye(KEPT, dtype=like.dtype, device=like.device)
         self._places = list(zip(self._directions.chunk(KEPT, 1), self.rests.chunk(KEPT, 1), strict=True))
         self._count = 0
 
@@ -115,6 +118,8 @@ class Secants:
         # what the line through the two before it, over the level, would not have made of each
         differences = torch.add(change, changed[1], alpha=-self._stride(call))
         direction, answer, *bends = differences.chunk(change.shape[1], 1)
+        is_known = _length(direction) > ROUNDING * _length(changed[1][:, :1])
+        direction, answer = direction * is_known, answer * is_known
         if self._span is None:
             self._span = SecantSpan(direction)
         told = torch.baddbmm(answer, torch.bmm(direction, self._span.shares), self._span.rests, beta=0.0, alpha=unit)
@@ -126,7 +131,8 @@ class Secants:
     def times(self, moved: torch.Tensor, call: int, share: torch.Tensor | None = None) -> torch.Tensor:
         """How much a call's output changes if its latent does by ``moved``, to first order.
 
-        share: how much of what secants say beyond the sensitivity is taken, (rows, 1, 1); None for all.
+        share: how much of what secants say beyond the sensitivity is taken, (rows, 1, 1), and no secant for more than
+            LONGEST of its direction; None for all.
         """
         return self._times(moved, self.unit(call), share)
 
@@ -144,7 +150,8 @@ class Secants:
             return sensitivity * moved
         shares = torch.bmm(moved, self._trusted)
         if share is not None:
-            shares *= share
+            most = LONGEST / abs(unit) if unit else 0.0
+            shares = (shares * share).clamp(-most, most)
         return torch.baddbmm(moved, shares, self._span.rests, beta=sensitivity, alpha=unit)
 
     def _is_bent(self, call: int) -> bool:
@@ -171,6 +178,10 @@ def _trust(products: torch.Tensor) -> torch.Tensor:
         return trust
     bend, true = others[2 * count], others[3 * count + 1]  # on the diagonal
     return trust * bend / torch.add(bend, true, alpha=CURVATURE).clamp_min(NOTHING)
+
+
+def _length(vectors: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(vectors, dim=2, keepdim=True)
 
 
 def flat(values: torch.Tensor) -> torch.Tensor:

@@ -48,3 +48,23 @@ def test_calls_that_do_not_follow_each_other_show_nothing() -> None:
     for call in (0, 1, 3, 4, 6):
         secants.show([torch.randn(1, 1, 3), torch.randn(1, 1, 3)], call)
     assert torch.equal(secants.times(torch.ones(1, 1, 3), 7), torch.ones(1, 1, 3))
+
+
+def test_what_rounding_left_of_a_direction_is_no_secant() -> None:
+    """Heun's two calls at a level may be foreseen with one latent, while their outputs differ."""
+    levels = (8.0, 7.0, 7.0, 6.0, 6.0, 5.0, 5.0, 4.0, 4.0)
+    secants = Secants(levels, (1.0,) * 9)
+    for call in range(7):
+        latent = torch.tensor([[[levels[call], 1.0]]]) + 1e-7 * (-1.0) ** call
+        output = torch.tensor([[[2.0 * levels[call], 0.1 * (-1.0) ** call]]])
+        secants.show([latent, output, torch.full((1, 1, 2), 0.1 * (-1.0) ** call), torch.zeros(1, 1, 2)], call)
+    moved = torch.tensor([[[0.1, 0.1]]])
+    torch.testing.assert_close(secants.times(moved, 7), moved, rtol=0.0, atol=0.1)
+
+
+def test_a_correction_takes_no_secant_for_many_times_its_length() -> None:
+    secants = Secants(LEVELS, (1.0,) * 21)
+    shown(secants, torch.diag(torch.tensor([7.0, 7.0])), torch.full((1, 1, 2), 1e-4))
+    near, far, share = torch.full((1, 1, 2), 1e-4), torch.full((1, 1, 2), 1.0), torch.ones(1, 1, 1)
+    torch.testing.assert_close(secants.times(near, 8, share), 7 * near, rtol=0.15, atol=0.0)
+    assert float(secants.times(far, 8, share).max()) < 1.1, "a few times of what was seen, and the sensitivity"
