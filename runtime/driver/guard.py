@@ -34,7 +34,7 @@ from runtime.driver.forecast import Forecast
 from runtime.driver.noise_schedule import NoiseSchedule
 from runtime.driver.output_mix import OutputMix
 from runtime.driver.outputs_beside import OutputsBeside, Shown
-from runtime.driver.readback import Values, read
+from runtime.driver.readback import HostValues, read
 from runtime.driver.secants import flat
 
 MARGIN = 10.0  # dB; a picture's PSNR + 20·log10 of the bound is hardly ever below it
@@ -60,7 +60,7 @@ class Guard:
         self._noise_schedule, self._forecast, self._beside = noise_schedule, forecast, beside
         self._amplification = Amplification(noise_schedule)
         self._share = bound_of(quality) / noise_schedule.calls
-        self._spent: Values | None = None  # by row, the harm of the calls that were let pass
+        self._spent: HostValues | None = None  # by row, the harm of the calls that were let pass
         self._mix, self._mixed = OutputMix(), 0  # of the outputs of so many streams
         self._last: tuple[Shown, int] | None = None  # of the last call, and the call
         self._unread: list[list[torch.Tensor]] = []  # what the mix is to be told of the last calls

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from runtime.driver.readback import Values
+from runtime.driver.readback import HostValues
 
 UNSEEN = 5.0  # taken where something is mixed in that is not among the rows
 SEEN = 0.05  # share of the slope that the rows may leave unexplained
@@ -33,7 +33,7 @@ class SampleRows:
         self._vectors = torch.tensor(
             [[*own, slope] for own, slope in zip(rows, slopes, strict=True)], device=device
         ).flatten()
-        self._mean: Values | None = None  # of the products
+        self._mean: HostValues | None = None  # of the products
         self._calls = 0
 
     def show(self, made_and_slope: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ class SampleRows:
         apart = vectors[:, 1:] - vectors[:, :1]
         return torch.bmm(apart, apart.mT)
 
-    def take(self, products: Values) -> tuple[Values, Values]:
+    def take(self, products: HostValues) -> tuple[HostValues, HostValues]:
         """Of each sample Σ max(a_r, 0), and the square of what no weights explain."""
         self._calls += 1
         self._mean = products if self._mean is None else self._mean + (products - self._mean) / self._calls
@@ -69,10 +69,10 @@ class OutputMix:
         rise: by row, by how much that has risen with the last call.
     """
 
-    gain: Values | None = None
-    rise: Values | None = None
+    gain: HostValues | None = None
+    rise: HostValues | None = None
     _samples: tuple[list[SampleRows], list[int]] | None = None  # and by row, where its sample is in those
-    _left: Values | None = None  # by row, squares of what a row of its own does not explain, and of the slope
+    _left: HostValues | None = None  # by row, squares of what a row of its own does not explain, and of the slope
 
     def show(self, made: torch.Tensor | None, slope: torch.Tensor) -> list[torch.Tensor]:
         """Of a call's outputs, and what the sampler made of them, what ``take`` is to be given in call order; [] where
@@ -94,7 +94,7 @@ class OutputMix:
         return [torch.linalg.vector_norm(slope, dim=2), *(some.show(both) for some in self._samples[0])]
 
     @np.errstate(all="ignore")  # what is not finite is the guard's to refuse
-    def take(self, length: Values, *products: Values) -> None:
+    def take(self, length: HostValues, *products: HostValues) -> None:
         """Take the values of what ``show`` gave."""
         assert self._samples is not None, "nothing was shown"
         samples, places = self._samples

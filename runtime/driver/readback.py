@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 import torch
 
-Values = numpy.ndarray[Any, numpy.dtype[numpy.float64]]
+HostValues = numpy.ndarray[Any, numpy.dtype[numpy.float64]]
 
 
 def is_late(tensor: torch.Tensor) -> bool:
@@ -45,7 +45,7 @@ class Readback:
         else:
             self._host = tensor.numpy().astype(numpy.float64)  # in a third of the time that torch takes
 
-    def values(self) -> Values:
+    def values(self) -> HostValues:
         """The values, as float64; waits for what was queued before they were asked for."""
         if self._there is not None:
             self._there.synchronize()
@@ -53,7 +53,7 @@ class Readback:
         return self._host
 
 
-def read(tensors: Sequence[torch.Tensor]) -> list[Values]:
+def read(tensors: Sequence[torch.Tensor]) -> list[HostValues]:
     """The values of several small tensors, as float64; waits for all of them at once.
 
     >>> [values.tolist() for values in read([torch.tensor([[1.0]]), torch.tensor([2, 3])])]

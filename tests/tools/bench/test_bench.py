@@ -215,7 +215,7 @@ def test_look_ahead_foresees_the_latents_of_the_calls() -> None:
     forecast = forecast_of(known, 1)
     for call, arguments in enumerate(made):
         forecast.observe(arguments["sample"])
-        missed = forecast.missed()
+        missed = forecast.missed
         assert missed is None if call < 2 else float(missed.abs().max()) < 1e-4
         if 0 < call < 9:
             forecast.predict(call + 1)
