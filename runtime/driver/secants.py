@@ -26,10 +26,11 @@ from collections.abc import Sequence
 
 import torch
 
+from runtime.driver.damping import NOTHING
+
 KEPT, CHECKED = 4, 6  # secants that stand for J, and those that their trust is fitted to
 RIDGE = 0.02  # of the squared length of a direction
 CURVATURE = 0.1  # how much less than what predictions missed the bend of the trajectory may be for full trust
-NOTHING = 1e-30  # beside any sum of squares
 SHORT = 1e-20  # a squared length; what is shorter tells nothing
 LONGEST = 10.0  # how many times its own direction a secant corrects for; of more it says nothing
 ROUNDING = 1e-4  # of the latent's change before; a direction that is shorter is what rounding has left of none
@@ -181,7 +182,9 @@ def _trust(products: torch.Tensor) -> torch.Tensor:
 
 
 def _length(vectors: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(vectors, dim=2, keepdim=True)
+    """Of each, (rows, vectors, 1)."""
+    length: torch.Tensor = torch.linalg.vector_norm(vectors, dim=2, keepdim=True)
+    return length
 
 
 def flat(values: torch.Tensor) -> torch.Tensor:
