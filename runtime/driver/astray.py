@@ -11,6 +11,7 @@ from collections import deque
 import numpy as np
 import torch
 
+from runtime.driver.damping import NOTHING
 from runtime.driver.forecast import LAST
 from runtime.driver.noise_schedule import NoiseSchedule
 from runtime.driver.readback import Readback
@@ -53,7 +54,7 @@ class Astray:
             well = bool(self._largest) and all(share < (self._useful / WELL) ** 2 for share in self._largest)
             self.is_astray = counts and bool(off.sum() > self._useful**2 * far.sum())
             self.has_jumped = self.is_astray and well
-            self._largest.append(float((off / np.maximum(far, 1e-30)).max()))
+            self._largest.append(float((off / np.maximum(far, NOTHING)).max()))
 
     def begin_anew(self) -> None:
         """Calls from here on work on new predictions: what was shown and not looked at refuses none."""

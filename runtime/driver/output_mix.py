@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from runtime.driver.damping import NOTHING
 from runtime.driver.readback import HostValues
 
 UNSEEN = 5.0  # taken where something is mixed in that is not among the rows
@@ -51,7 +52,7 @@ class SampleRows:
         both = np.stack([products, self._mean])  # (2, samples, others + 1, others + 1)
         gram, shared = both[..., :-1, :-1], both[..., :-1, -1:]
         largest = gram[1].diagonal(axis1=1, axis2=2).max(1, initial=0.0)
-        ridge = (RIDGE * largest + 1e-30)[:, None, None] * np.eye(gram.shape[-1])
+        ridge = (RIDGE * largest + NOTHING)[:, None, None] * np.eye(gram.shape[-1])
         weights = np.linalg.solve(gram + ridge, shared)
         gain = np.maximum(weights, 0.0).sum((2, 3)) + np.maximum(1.0 - weights.sum((2, 3)), 0.0)
         # |slope - Σ a_r·u_r|²

@@ -157,7 +157,7 @@ class StagedMemory(Memory):
         self._arriving: Arriving | None = None
 
     def make(self, owner: int, size_bytes: int) -> tuple[StagedSlot, bytes, list[int]]:
-        length = -(-size_bytes // ALIGNMENT) * ALIGNMENT
+        length = _aligned(size_bytes)
         with torch.inference_mode(False):  # which it outlasts
             room = torch.empty(length, dtype=torch.uint8, device=self._device)
         region, offset, files = self._claim(ALIGNMENT + length)
@@ -168,7 +168,7 @@ class StagedMemory(Memory):
 
     def make_landing(self, size_bytes: int) -> tuple[memoryview, FarSlot]:
         """Room for messages that this host writes there itself: its bytes, and the slot that they are read from."""
-        length = -(-size_bytes // ALIGNMENT) * ALIGNMENT
+        length = _aligned(size_bytes)
         region, offset, files = self._claim(length)
         close_files(files)
         self._arriving = self._arriving or Arriving(self._device)
@@ -232,3 +232,7 @@ class StagedMemory(Memory):
         self._open.clear()
         self._slots.clear()
         return True
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // ALIGNMENT) * ALIGNMENT

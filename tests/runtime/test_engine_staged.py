@@ -76,6 +76,12 @@ class Ranks:
             box.end()
 
 
+def emulated(plan: Plan, calls: int) -> list[torch.Tensor]:
+    """What ``through_engine`` is to give."""
+    with torch.no_grad(), Engine(toy(), plan, EngineOptions(transport="emulation")) as engine:
+        return Trajectory(calls).through(engine)
+
+
 def through_engine(
     cuda: FakeCuda, plan: Plan, calls: int, before_end: Callable[[], None] = lambda: None
 ) -> list[torch.Tensor]:
@@ -139,8 +145,7 @@ def test_ranks_on_several_machines_compute_the_same_and_nothing_is_out_of_order(
 ) -> None:
     monkeypatch.setattr("runtime.transport.channel._PROBE_BYTES", 1 << 13)
     plan = toy_plan(toy(), ranks)
-    with torch.no_grad(), Engine(toy(), plan, EngineOptions(transport="emulation")) as engine:
-        expected = Trajectory(9).through(engine)
+    expected = emulated(plan, 9)
     with fake_staging(monkeypatch, devices=ranks) as (cuda, driver), monkeypatch.context() as patch:
         driver.patch_network(patch, network_staging, socket_channel)
         engine_ranks = FarRanks(patch)
@@ -158,8 +163,7 @@ def test_a_further_call_has_no_host_wait_more_often_than_where_gpus_read_each_ot
 ) -> None:
     monkeypatch.setattr("runtime.transport.channel._PROBE_BYTES", 1 << 13)
     plan = toy_plan(toy(), ranks)
-    with torch.no_grad(), Engine(toy(), plan, EngineOptions(transport="emulation")) as engine:
-        expected = Trajectory(9).through(engine)
+    expected = emulated(plan, 9)
     waits = {}
     for calls in (7, 9):
         with fake_staging(monkeypatch, devices=ranks) as (cuda, driver), monkeypatch.context() as patch:

@@ -246,3 +246,16 @@ def fake_staging(
         driver = FakeDriver(cuda)
         driver.patch(patch, module)
         yield cuda, driver
+
+
+def failing_trials(garbled: str) -> list[Any]:
+    """Parameters of a test: what a driver does in which page-locked memory is of no use, and why not, if trials end
+    after 0.01 s. garbled: what who reads says of other values.
+    """
+    refusal = "cuMemHostRegister_v2: operation not permitted"
+    return [
+        pytest.param({"refusal": refusal}, refusal, id="refused"),
+        pytest.param({"garbles": True}, garbled, id="garbled"),
+        pytest.param({"late": True}, "what was written there does not arrive within 0.01 s", id="late"),
+        pytest.param({"has_words": False}, "cuStreamWriteValue32_v2: operation not supported", id="without words"),
+    ]

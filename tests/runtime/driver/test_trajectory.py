@@ -14,8 +14,9 @@ import diffusers
 import pytest
 import torch
 
+from partitioner.graph.ir import TracedGraph
 from runtime.driver import trajectory as module
-from runtime.driver.call_arguments import CallForm
+from runtime.driver.call_arguments import CallForm, Tensors
 from runtime.driver.callers import caller_of
 from runtime.driver.denoiser_call import DenoiserCall
 from runtime.driver.streams import Streams
@@ -81,6 +82,16 @@ def test_a_timestep_per_row_is_foreseen_only_where_all_are_one(
     )
 
 
+def begin_or_take(
+    running: Trajectory, graph: TracedGraph, tensors: Tensors, timestep: torch.Tensor, scheduler: Any
+) -> None:
+    """Give a trajectory the inputs of its first call or its next one."""
+    if running.next_base == 0:
+        running.start(graph, tensors, float(timestep), scheduler)
+    else:
+        running.take(tensors)
+
+
 @pytest.mark.parametrize(("components", "most"), [(2, 280), (4, 310)])
 def test_a_steady_call_with_a_guard_takes_few_operators(components: int, most: int) -> None:
     """Each takes the host microseconds, and a GPU some more. They were 426 and 681."""
@@ -91,13 +102,10 @@ def test_a_steady_call_with_a_guard_takes_few_operators(components: int, most: i
     made, generator = [], torch.Generator().manual_seed(0)
     latent = torch.randn(1, 5, engines.WIDTH, generator=generator)
     counts = []
-    for call, timestep in enumerate(scheduler.timesteps):
+    for timestep in scheduler.timesteps:
         tensors = {"x": torch.cat([latent, latent]), "t": timestep, "context": context}
         with Operators() as operators:
-            if call == 0:
-                running.start(graph, tensors, float(timestep), scheduler)
-            else:
-                running.take(tensors)
+            begin_or_take(running, graph, tensors, timestep, scheduler)
             runs = running.runs()
             for run in runs:
                 running.inputs_at(run.call, graph, tensors, ["x"] if run.component == 0 else [])
@@ -120,11 +128,8 @@ def test_lookahead_runs_what_the_docstring_draws() -> None:
     grid: list[list[str]] = [[], [], []]
     for call, timestep in enumerate(scheduler.timesteps):
         tensors = {"x": torch.full((2, 5, engines.WIDTH), float(call)), "t": timestep, "context": context}
-        if call == 0:
-            running.start(graph, tensors, float(timestep), scheduler)
-        else:
-            assert running.expects(float(timestep))
-            running.take(tensors)
+        assert call == 0 or running.expects(float(timestep))
+        begin_or_take(running, graph, tensors, timestep, scheduler)
         assert running.mode_now == ("exact" if call < 3 else "lookahead")
         runs = running.runs()
         for component, row in enumerate(grid):
@@ -144,12 +149,9 @@ def test_an_output_is_corrected_for_the_error_of_its_own_latent_alone() -> None:
     latent = next(item for item in graph.inputs if item.name == "x")
     graph = replace(graph, inputs=(*graph.inputs, replace(latent, name="sound")))
     running = Trajectory(0, RunMode(components=2, mode="lookahead", warmup=2, periods=(1, 1)))
-    for call, (picture, timestep) in enumerate(zip(video, scheduler.timesteps, strict=True)):
+    for picture, timestep in zip(video, scheduler.timesteps, strict=True):
         tensors = {"x": picture, "sound": sound, "t": timestep, "context": torch.zeros(2, 6)}
-        if call == 0:
-            running.start(graph, tensors, float(timestep), scheduler)
-        else:
-            running.take(tensors)
+        begin_or_take(running, graph, tensors, timestep, scheduler)
         runs = running.runs()
         for run in runs:
             running.inputs_at(run.call, graph, tensors, ["x", "sound"])

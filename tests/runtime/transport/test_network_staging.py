@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 import time
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +18,9 @@ import torch
 
 from runtime.transport import network_staging, socket_channel, staged
 from runtime.transport.mailbox import PARAMETER_CONTEXT, Expected, MessageKey
+from tests.support.fake_driver import failing_trials
 from tests.support.far_hosts import Hosts, machines
+from tests.support.left_out import changed, lines
 from tests.support.mailboxes import meta
 from tests.support.trouble import wait_until
 
@@ -105,19 +106,15 @@ def test_messages_of_tables_that_are_forgotten_are_dropped_and_their_landings_us
         assert pair.cuda.errors == []
 
 
-def _lines(module: ModuleType, *changes: tuple[str, str]) -> list[Any]:
-    return [pytest.param(module, line, to, id=f"{module.__name__.split('.')[-1]}: {line}") for line, to in changes]
-
-
 CHANGED = [
-    *_lines(
+    *lines(
         network_staging,
         ("if before.is_over and slot.is_free() and _fits", "if _fits"),
         ("if not landing.taken and _fits", "if _fits"),
         ("self.is_there = slot.is_free", "self.is_there = lambda: True"),
         ("torch.cuda.current_stream(self.device).wait_event(there)", "pass"),
     ),
-    *_lines(
+    *lines(
         socket_channel,
         ("(staged is None or staged.is_there())", "True"),
         ("if staged is not None and not staged.is_there()", "if False"),
@@ -129,12 +126,8 @@ CHANGED = [
 def test_every_line_that_orders_something_is_missed_where_it_is_left_out(
     module: ModuleType, line: str, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Path(str(module.__file__)).read_text()
-    assert source.count(line) == 1
-    changed = ModuleType(module.__name__)
-    exec(source.replace(line, to), changed.__dict__)
     places = {network_staging: "staging", socket_channel: "sockets"}
-    with machines(monkeypatch, **{places[module]: changed}) as pair:
+    with machines(monkeypatch, **{places[module]: changed(module, line, to)}) as pair:
         for late in (False, True):
             pair.driver.late = late
             for step in range(6 * late, 6 * late + 6):
@@ -148,16 +141,7 @@ def test_every_line_that_orders_something_is_missed_where_it_is_left_out(
     assert errors, "nobody misses it"
 
 
-@pytest.mark.parametrize(
-    ("driven", "why"),
-    [
-        ({"refusal": "cuMemHostRegister_v2: operation not permitted"}, "cuMemHostRegister_v2: operation not permitted"),
-        ({"garbles": True}, "what comes from there is not what was written"),
-        ({"late": True}, "what was written there does not arrive within 0.01 s"),
-        ({"has_words": False}, "cuStreamWriteValue32_v2: operation not supported"),
-    ],
-    ids=["refused", "garbled", "late", "without words"],
-)
+@pytest.mark.parametrize(("driven", "why"), failing_trials("what comes from there is not what was written"))
 def test_where_a_trial_fails_messages_wait_for_the_gpu(
     driven: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

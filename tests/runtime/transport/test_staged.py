@@ -14,7 +14,6 @@ import signal
 import socket
 from collections import Counter, deque
 from collections.abc import Mapping
-from pathlib import Path
 from random import Random
 from types import ModuleType
 from typing import Any
@@ -27,8 +26,9 @@ from runtime.transport.mailbox import Expected, MessageKey, PeerLost
 from runtime.transport.packets import new_line, new_lines
 from runtime.transport.same_machine import SameMachineMailbox
 from runtime.transport.shared_memory import HostMemory
-from tests.support.fake_driver import fake_staging
+from tests.support.fake_driver import failing_trials, fake_staging
 from tests.support.far_hosts import exchange, hosts
+from tests.support.left_out import changed, lines
 from tests.support.mailboxes import WIRES, meta, same_machine_pair
 
 THROUGH_LOCKED = (
@@ -142,12 +142,8 @@ def test_whatever_comes_late_and_whatever_is_dropped(seed: int, monkeypatch: pyt
         assert pair.cuda.errors == []
 
 
-def _lines(module: ModuleType, *changes: tuple[str, str]) -> list[Any]:
-    return [pytest.param(module, line, to, id=f"{module.__name__.split('.')[-1]}: {line}") for line, to in changes]
-
-
 CHANGED = [
-    *_lines(
+    *lines(
         staged,
         ("self._word.put(_ON_ITS_WAY)", "pass"),
         ("leaving.wait_event(", "str("),
@@ -159,13 +155,13 @@ CHANGED = [
             "cuda_driver.write_word(leaving, self._word.known_as, _THERE); cuda_driver.copy(leaving,",
         ),
     ),
-    *_lines(
+    *lines(
         copies,
         ("while not (self._ended or self.stream.query())", "while False"),
         ("self._under_way and self._under_way[0][0].query()", "self._under_way"),
     ),
-    *_lines(same_machine, ("stream.wait_event(there)", "pass"), ("tensor.record_stream(stream)", "pass")),
-    *_lines(channel, ("torch.cuda.current_stream(self._device).wait_event(there)", "pass")),
+    *lines(same_machine, ("stream.wait_event(there)", "pass"), ("tensor.record_stream(stream)", "pass")),
+    *lines(channel, ("torch.cuda.current_stream(self._device).wait_event(there)", "pass")),
 ]
 TAKEN_BY = {
     staged: ["runtime.transport.channel.StagedMemory"],
@@ -179,29 +175,17 @@ TAKEN_BY = {
 def test_every_line_that_orders_something_is_missed_where_it_is_left_out(
     module: ModuleType, line: str, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Path(str(module.__file__)).read_text()
-    assert source.count(line) == 1
-    changed = ModuleType(module.__name__)
-    exec(source.replace(line, to), changed.__dict__)
+    other = changed(module, line, to)
     for name in TAKEN_BY[module]:
-        monkeypatch.setattr(name, getattr(changed, name.split(".")[-1]))
-    with hosts(monkeypatch, changed if module is staged else staged) as pair:
+        monkeypatch.setattr(name, getattr(other, name.split(".")[-1]))
+    with hosts(monkeypatch, other if module is staged else staged) as pair:
         exchange(pair)
         errors = pair.cuda.errors
     gc.collect()
     assert errors, "nobody misses it"
 
 
-@pytest.mark.parametrize(
-    ("driven", "why"),
-    [
-        ({"refusal": "cuMemHostRegister_v2: operation not permitted"}, "cuMemHostRegister_v2: operation not permitted"),
-        ({"garbles": True}, "it does not see there what was written"),
-        ({"late": True}, "what was written there does not arrive within 0.01 s"),
-        ({"has_words": False}, "cuStreamWriteValue32_v2: operation not supported"),
-    ],
-    ids=["refused", "garbled", "late", "without words"],
-)
+@pytest.mark.parametrize(("driven", "why"), failing_trials("it does not see there what was written"))
 def test_where_a_trial_fails_messages_go_as_before(
     driven: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
