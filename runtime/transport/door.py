@@ -71,9 +71,9 @@ class Door:
 
     def _accept(self) -> None:
         come = select.poll()
-        with self._listening:
-            come.register(self._listening, select.POLLIN)
-            self._listening.setblocking(False)
+        come.register(self._listening, select.POLLIN)
+        self._listening.setblocking(False)
+        try:
             while not self._closed and self._awaited:
                 come.poll(1e3 * self._turn_away())
                 try:
@@ -84,6 +84,9 @@ class Door:
                     time.sleep(_PAUSE_S)
                     continue
                 self._receive(line)
+        finally:
+            with self._lock:
+                self._listening.close()
         self.close()
 
     def _turn_away(self) -> float:
@@ -147,7 +150,8 @@ class Door:
             self._closed = True
             for line in list(self._strangers):
                 self._drop(line)
-        shut_down(self._listening)  # or the thread that accepts would go on
+            # or the thread that accepts would go on; with the lock, or its descriptor might be another socket's by now
+            shut_down(self._listening)
 
 
 def _listen(host: str) -> tuple[socket.socket, HostAndPort]:
