@@ -4,6 +4,9 @@ Whatever a sampler does, its step is mostly linear: the next latent lies near th
 outputs, each guidance half by itself. What lies outside of the span is noise, or another trajectory's. Least squares
 tell its share: measured over diffusers' samplers it is 0 to 0.3 for those without noise, up to 0.75 for those with (and
 nearly 1 in the first steps of consistency samplers), and of another trajectory's first latent 0.85 to 1.
+
+Mostly a latent is so near to the last one that this alone explains it. Where only one trajectory may have made it, no
+more is looked at then.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ ELEMENTS = 1024  # of each row are looked at, evenly spread
 OUTPUTS = 2  # how many of the last outputs a step may combine
 RIDGE = 1e-12  # of squared lengths, so that vectors may be alike
 FOREIGN = 0.8  # more than this share unexplained is another trajectory's, unless this one has had such moves
+NEAR = 0.6  # so much less that it is the same for all decisions what smaller share it is
 
 
 class Moves:
@@ -45,11 +49,12 @@ class Moves:
         self._part: tuple[int, ...] = ()  # the shape of what latent and output share
         self._taken: tuple[Readback, list[Readback]] | None = None  # a latent to look at, and what was known
 
-    def unexplained(self, latent: torch.Tensor) -> float:
+    def unexplained(self, latent: torch.Tensor, *, roughly: bool = False) -> float:
         """The share of a latent, from 0 to 1, that no step can have made of what is known; of the worst row. Waits.
 
         Args:
             latent: as the pipeline passes it, rows first, of the shape of the last one.
+            roughly: whether a larger share will do that is not above NEAR either.
 
         >>> moves, latent, output = Moves(), torch.randn(2, 64), torch.randn(2, 64)
         >>> moves.add(latent, output)
@@ -60,6 +65,8 @@ class Moves:
             return 0.0
         thinned = _thinned(latent, self._part)
         self._seen = weakref.ref(latent), self._part, thinned
+        if roughly and (share := _turned(thinned, self._latent)) <= NEAR:
+            return share
         return _unexplained(thinned, [self._latent, *self._outputs])
 
     def look_later(self, latent: torch.Tensor) -> None:
@@ -111,6 +118,14 @@ def _thinned(tensor: torch.Tensor, part: tuple[int, ...]) -> Readback:
     rows = tensor.reshape(part[0], -1)
     every = -(-rows.shape[1] // ELEMENTS)
     return Readback(rows[:, ::every] if every > 1 else rows)
+
+
+@numpy.errstate(all="ignore")
+def _turned(wanted: Readback, last: Readback) -> float:
+    """The share of ``wanted`` outside of the span of the last latent, of the worst row; nan where it is nothing."""
+    one, other = wanted.values(), last.values()
+    shared, own, others = (numpy.einsum("re,re->r", *pair) for pair in ((one, other), (one, one), (other, other)))
+    return math.sqrt((1.0 - shared * shared / (own * others)).max(initial=0.0))
 
 
 @numpy.errstate(all="ignore")

@@ -75,9 +75,9 @@ class Stream:
         """Whether a call's timestep comes right after the last one: it is not the same again, and none was left out."""
         return self._position is not None and call.timestep is not None and self._position.is_next(call.timestep)
 
-    def unexplained(self, call: DenoiserCall) -> float:
-        """The share of a call's latent that its sampler cannot have made."""
-        return self._moves.unexplained(call.latent)
+    def unexplained(self, call: DenoiserCall, *, roughly: bool = False) -> float:
+        """The share of a call's latent that its sampler cannot have made; roughly: see Moves. 0 where all are exact."""
+        return self._moves.unexplained(call.latent, roughly=roughly)
 
     @property
     def was_foreign(self) -> bool:
@@ -128,7 +128,8 @@ class Stream:
 
     def done(self, call: DenoiserCall, output: object) -> None:
         """Take what the denoiser gave for the present call."""
-        self._moves.add(call.latent, output, self._share)
+        if not self.trajectory.is_exact:  # else nothing of one call is read at another, and latents may be anybody's
+            self._moves.add(call.latent, output, self._share)
         self.has_ended = self._position is not None and self._position.is_last
         self.generation.open -= self.has_ended
 

@@ -7,7 +7,8 @@ A stream is the calls of one trajectory that carry the same conditions. A call c
     its cache context, size and conditions are the stream's
     its timestep     can come next, see runtime.driver.position
     its latent       can be what the sampler made of the stream's last one, see runtime.driver.continuity; on a GPU the
-                     latent of a call that all else says is the next one is looked at when the call after it comes
+                     latent of a call that all else says is the next one is looked at when the call after it comes;
+                     where all calls are exact it is not looked at
 
 Of several such streams it continues the one that explains its latent clearly best; where none does, a trajectory starts
 with exact calls. So trajectories that take turns in one thread are kept apart, and so are the two calls per step of
@@ -163,7 +164,7 @@ class Streams:
             self._open.remove(able[0])
             able[0].take(call, None)
             return able[0]
-        found = [(stream.unexplained(call), stream) for stream in able]
+        found = [(stream.unexplained(call, roughly=len(able) == 1 and alone), stream) for stream in able]
         found = [(share, stream) for share, stream in found if stream.allows(call, share, alone=alone)]
         found.sort(key=lambda item: item[0])
         found = [(share, s) for share, s in found if s.is_next(call)] or found

@@ -125,6 +125,11 @@ class Trajectory:
         return "exact" if self.schedule.is_exact(self.call) else self.schedule.mode
 
     @property
+    def is_exact(self) -> bool:
+        """Whether all calls are exact, so that nothing but prompts is kept from one for others."""
+        return self.schedule.mode == "exact" or self.run_mode.components == 1
+
+    @property
     def reason(self) -> str | None:
         """Why the present call is exact; None where it is not."""
         if self.mode_now != "exact":

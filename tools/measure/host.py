@@ -1,6 +1,6 @@
 """Measures what an engine takes of the host in a steady denoiser call, beside the denoiser's own operators.
 
-    python -m tools.measure host [--mode lookahead] [--components 2] [--generations 10] [--json]
+    python -m tools.measure host [--mode lookahead|async|exact] [--components 2] [--generations 10] [--json]
 
 The denoiser computes next to nothing, the best estimate for Gaussian latents and a little beside it, so that look-ahead
 is never refused. All ranks take turns in one thread, under guidance in one call, with DDIM and 30 steps. Printed are
@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -100,7 +100,7 @@ def _counted(call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
     return output, operators.count
 
 
-def measure(mode: Mode, components: int, generations: int) -> dict[str, Any]:
+def measure(mode: Mode | Literal["exact"], components: int, generations: int) -> dict[str, Any]:
     """The figures by name."""
     from diffusers import DDIMScheduler
 
@@ -110,11 +110,13 @@ def measure(mode: Mode, components: int, generations: int) -> dict[str, Any]:
     module = Tiny(scheduler.alphas_cumprod).eval()
     prompt = torch.randn(2, 4, 8)
     example = {"sample": torch.randn(2, 8, 8), "timestep": torch.tensor(1), "prompt": prompt}
+    planned: Mode = "async" if mode == "exact" else mode
     plan = compile(
-        module, example, ROLES, components, device="cpu", options=PlanOptions(branches=1, mode=mode, force=True)
+        module, example, ROLES, components, device="cpu", options=PlanOptions(branches=1, mode=planned, force=True)
     )
     found: dict[str, Any] = {"mode": mode, "components": components}
-    with Engine(module, plan, EngineOptions(transport="emulation"), scheduler=lambda: scheduler) as engine:
+    options = EngineOptions(transport="emulation", exact=mode == "exact")
+    with Engine(module, plan, options, scheduler=lambda: scheduler) as engine:
         calls: dict[str, Denoise] = {
             "engine": lambda latent, timestep: engine(latent, timestep, prompt)[0],
             "module": lambda latent, timestep: module(latent, timestep, prompt),
@@ -140,7 +142,7 @@ def measure(mode: Mode, components: int, generations: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0."""
     made = argparse.ArgumentParser(prog="python -m tools.measure host", description=__doc__.split("\n")[0])
-    made.add_argument("--mode", choices=MODES, default="lookahead", help="default: lookahead")
+    made.add_argument("--mode", choices=[*MODES, "exact"], default="lookahead", help="default: lookahead")
     made.add_argument("--components", type=int, default=2, metavar="N", help="how many there are (default: 2)")
     made.add_argument("--generations", type=int, default=10, metavar="N", help="that are timed (default: 10)")
     made.add_argument("--json", action="store_true", help="print one JSON document instead of text")

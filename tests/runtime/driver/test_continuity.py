@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from runtime.driver import continuity
-from runtime.driver.continuity import FOREIGN, Moves
+from runtime.driver.continuity import FOREIGN, NEAR, Moves
 from runtime.driver.readback import Readback
 from tests.support.schedulers import BETAS, DETERMINISTIC, scheduler_of
 
@@ -111,6 +113,39 @@ def test_a_latent_is_thinned_out_once_a_call_but_not_taken_for_another(monkeypat
     second.copy_(first)
     moves.add(second, output)
     assert moves.unexplained(0.9 * first + 0.1 * output) < 1e-6
+
+
+@pytest.mark.parametrize("name", [*DETERMINISTIC, *NOISY])
+def test_a_rough_look_decides_as_an_exact_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**DETERMINISTIC, **NOISY}[name]
+    one, other = trajectory(name, config, 0), trajectory(name, config, 1)
+    exact, looks = continuity._unexplained, 0
+
+    def counted(wanted: Readback, known: Sequence[Readback]) -> float:
+        nonlocal looks
+        looks += 1
+        return exact(wanted, known)
+
+    moves, share = Moves(), None
+    for call, (latent, output) in enumerate(one):
+        for asked in (other[call][0], torch.zeros(SHAPE), torch.randn(SHAPE), latent):
+            share = moves.unexplained(asked)
+            rough = moves.unexplained(asked, roughly=True)
+            assert rough == share or share <= rough <= NEAR
+        monkeypatch.setattr(continuity, "_unexplained", counted)
+        moves.unexplained(latent, roughly=True)
+        monkeypatch.setattr(continuity, "_unexplained", exact)
+        moves.add(latent, output, share if call else None)
+    if name in DETERMINISTIC:
+        assert looks < len(one) / 2, "mostly the last latent alone explains the next one"
+
+
+def test_a_rough_look_takes_no_row_of_zeros_for_an_explanation() -> None:
+    moves, latent = Moves(), torch.randn(2, 64)
+    known = latent.clone()
+    known[1] = 0.0
+    moves.add(known, "no tensor")
+    assert moves.unexplained(latent, roughly=True) == moves.unexplained(latent) > FOREIGN
 
 
 def test_nothing_is_said_of_latents_that_are_not_finite() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from runtime.driver import continuity
+from runtime.driver.trajectory import MODE
 from runtime.engine import Engine
 from runtime.options import EngineOptions
 from tests.support.engines import WIDTH, equal
@@ -82,6 +84,19 @@ def test_loops_of_no_pipeline_are_told_apart_by_their_latents(alone: Callable[..
             for order in ([0, 1] * STEPS, [0, 0, 1, 0, 1, 1, 0, 1], [1, 1, 1, 0, 1, 0, 0, 0]):
                 latents = [sampled(engine, scheduler, seed, PROMPT) for seed in (0, 1)]
                 assert equal(taking_turns(latents, order), expected)
+
+
+def test_where_all_calls_are_exact_no_latent_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = ToyScheduler()
+    scheduler.set_timesteps(STEPS)
+    seeds = [0, 1]
+    expected = [list(sampled(DENOISER, scheduler, seed, PROMPT))[-1] for seed in seeds]
+    monkeypatch.setattr(continuity, "_thinned", lambda *_: pytest.fail("it was looked at"))
+    options = EngineOptions(transport="emulation", exact=True)
+    with Engine(DENOISER, PLAN, options, scheduler=lambda: scheduler) as engine:
+        latents = [sampled(engine, scheduler, seed, PROMPT) for seed in seeds]
+        assert equal(taking_turns(latents, [0, 0, 1, 0, 1, 1, 0, 1]), expected)
+        assert set(engine.stats.exact_reasons) == {MODE}
 
 
 def test_streams_of_one_step_have_their_conditions(engine: Engine, alone: Callable[..., torch.Tensor]) -> None:
