@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import is_, methodcaller
 from typing import Any
 
+import numpy
+
 from partitioner.graph.containers import (
     CellContainer,
+    ClassesContainer,
     DictContainer,
     FoundContainer,
     FunctionsContainer,
@@ -56,9 +59,11 @@ class Group:
         # whose functions count, and all that is there
         self._functions: list[tuple[FoundContainer, Items, Mapping[str, Any], list[Any]]] = []
         self._namespaces: list[Mapping[str, Any]] = []
+        self._classed: list[Any] = []
         values: list[Any] = []
         named: list[Any] = []
         items: list[Any] = []
+        classes: list[type] = []
         for place, saved in self.all():
             container = place.container
             if isinstance(container, DictContainer) and not container.ignored:
@@ -72,22 +77,28 @@ class Group:
                 self._functions.append((place, saved, namespace, list(namespace.values())))
                 self._namespaces.append(namespace)
                 named += namespace.values()
+            elif isinstance(container, ClassesContainer):
+                self._classed += container.held.values()
+                classes += [kind for _, kind in saved]
             else:
                 self._others.append((place, saved))
         # something to end with, so that values that have become more are not taken for the same
         self._dicts.append({"": _END})
         self._lists.append([_END])
         self._namespaces.append({"": _END})
-        self._values = [*values, _END]
+        self._values = _addresses([*values, _END], len(values) + 1)
         self._items = [*items, _END]
         self._named = [*named, _END]
+        self._classes = classes
+        self._count = len(values) + 1
 
     def changed(self) -> bool:
         """Whether any of them holds another object than it did."""
         return (
             any(self._empty)
-            or not all(map(is_, chain.from_iterable(map(dict.values, self._dicts)), self._values))
+            or self._dicts_changed()
             or not all(map(is_, chain.from_iterable(self._lists), self._items))
+            or not all(map(is_, map(type, self._classed), self._classes))
             or any(differ(saved, list(place.container.items())) for place, saved in self._others)
             or (
                 not all(map(is_, chain.from_iterable(map(_VALUES, self._namespaces)), self._named))
@@ -97,6 +108,14 @@ class Group:
                 )
             )
         )
+
+    def _dicts_changed(self) -> bool:
+        """Whether dicts hold others than they did."""
+        now = chain.from_iterable(map(dict.values, self._dicts))
+        try:
+            return _addresses(now, self._count) != self._values
+        except ValueError:  # they hold fewer
+            return True
 
     def moved(self) -> list[tuple[FoundContainer, Items]]:
         """The containers that hold other objects than they did, and what they held."""
@@ -111,6 +130,15 @@ class Group:
 def differ(saved: Items, now: Items) -> bool:
     """Whether any item is another object, or has another name."""
     return len(saved) != len(now) or any(a is not b or key != name for (key, a), (name, b) in zip(saved, now))  # noqa: B905
+
+
+def _addresses(values: Iterable[Any], count: int) -> bytes:
+    """Of the first so many: all in one, which is compared in a fraction of the time that one after the other takes.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    return numpy.fromiter(values, dtype=object, count=count).tobytes()
 
 
 def _are(now: Collection[Any], values: Sequence[Any]) -> bool:

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from partitioner.graph.container_group import Group
-from partitioner.graph.containers import DictContainer, FoundContainer, FunctionsContainer, ListContainer, SetContainer
+from partitioner.graph.containers import (
+    ClassesContainer,
+    DictContainer,
+    FoundContainer,
+    FunctionsContainer,
+    ListContainer,
+    SetContainer,
+)
 
 
 def place(container: Any, module: str) -> FoundContainer:
@@ -31,6 +38,30 @@ def test_what_has_moved_is_told_with_what_it_held() -> None:
         ("two", [(3, 3)]),
     ]
     assert group.held("one") == {id(held[0]): [("a", 1), ("b", 2)], id(held[1]): [(0, 1), (1, 2)]}
+
+
+@pytest.mark.parametrize("other", [{"a": 1}, {"a": 1, "b": True, "c": 2}, {"a": 1, "b": 1}, {"a": 1, "b": "1"}, {}])
+def test_a_dict_of_fewer_or_more_values_or_of_an_equal_one_is_another(other: dict[str, Any]) -> None:
+    held: dict[str, Any] = {"a": 1, "b": True}
+    group = Group({"one": [place(DictContainer(held), "one"), place(DictContainer({"d": [], "e": {}}), "one")]})
+    assert not group.changed()
+    held.clear()
+    held.update(other)
+    assert group.changed()
+    held.clear()
+    held.update({"a": 1, "b": True})
+    assert not group.changed()
+
+
+def test_what_is_of_another_class_is_another() -> None:
+    class Kind:
+        pass
+
+    held = {"one": Kind(), "two": Kind()}
+    group = Group({"": [place(ClassesContainer(held), "")]})
+    assert not group.changed()
+    held["two"].__class__ = type("Other", (Kind,), {})
+    assert group.changed()
 
 
 def test_what_a_module_leads_to_now_is_taken_in_the_place_of_what_it_led_to() -> None:
