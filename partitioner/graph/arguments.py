@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -125,29 +125,40 @@ def role_of(path: str, roles: Mapping[str, str | Role]) -> Role:
     )
 
 
+_Forms = dict[tuple[Any, ...], list[tuple[str, Any, bool]]]
+
+
 def forward_signature(module: nn.Module) -> inspect.Signature:
     """What a module's forward takes; its class's, where a wrapper on the instance takes anything (``*args``)."""
-    signature = _signature_of(module.forward)
-    if "forward" in vars(module) and any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
-        return _signature_of(type(module).forward.__get__(module))
-    return signature
+    return _forward_taken(module)[0]
 
 
-def _signature_of(forward: Any) -> inspect.Signature:
-    """``inspect.signature`` of a method or function, worked out once: it takes long, and every call needs it."""
+def _forward_taken(module: nn.Module) -> tuple[inspect.Signature, _Forms]:
+    taken = _taken_by(module.forward)
+    if "forward" in vars(module) and any(p.kind is p.VAR_POSITIONAL for p in taken[0].parameters.values()):
+        return _taken_by(type(module).forward.__get__(module))
+    return taken
+
+
+def _taken_by(forward: Any) -> tuple[inspect.Signature, _Forms]:
+    """What a method or function takes, worked out once, and how calls of it were bound: every call needs it."""
     function = getattr(forward, "__func__", forward)
-    known = _SIGNATURES[function is not forward]
+    known = _TAKEN[function is not forward]
     try:
         found = known.get(function)
         if found is None:
-            found = known[function] = inspect.signature(forward)
+            found = known[function] = inspect.signature(forward), {}
     except TypeError:  # of a kind that nothing can refer to weakly
-        return inspect.signature(forward)
+        return inspect.signature(forward), {}
     return found
 
 
-# by whether the first parameter is bound: function -> its signature
-_SIGNATURES: tuple[WeakKeyDictionary[Any, inspect.Signature], ...] = (WeakKeyDictionary(), WeakKeyDictionary())
+# by whether the first parameter is bound: function -> what it takes
+_TAKEN: tuple[WeakKeyDictionary[Any, tuple[inspect.Signature, _Forms]], ...] = (
+    WeakKeyDictionary(),
+    WeakKeyDictionary(),
+)
+_MOST_FORMS = 64  # of calls of one function
 
 
 def bind_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,13 +169,34 @@ def bind_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
     Raises:
         TypeError: The module cannot be called so; the message is that of the call.
     """
-    signature = forward_signature(module)
-    arguments = dict(signature.bind(*args, **kwargs).arguments)
+    signature, forms = _forward_taken(module)
+    form = len(args), *kwargs
+    if form not in forms:
+        if len(forms) == _MOST_FORMS:
+            forms.clear()
+        forms[form] = _bound(signature, len(args), list(kwargs))
+    given = (*args, *kwargs.values())
+    return {
+        name: given[place] for name, place, may_be_none in forms[form] if not may_be_none or given[place] is not None
+    }
+
+
+def _bound(signature: inspect.Signature, count: int, names: Sequence[str]) -> list[tuple[str, Any, bool]]:
+    """How a call of so many arguments, and others of these names, is bound.
+
+    Returns:
+        Of each parameter that is given its name, its place among all arguments of the call (of what ``*`` takes a slice
+        of them), and whether it is None where it is not given.
+    """
+    places = signature.bind(*range(count), **dict(zip(names, range(count, count + len(names)), strict=True))).arguments
+    found: list[tuple[str, Any, bool]] = []
     for name, parameter in signature.parameters.items():
-        if name not in arguments:
+        if name not in places:
             continue
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(name))
-        elif parameter.default is None and arguments[name] is None:
-            del arguments[name]
-    return arguments
+            found += [(other, place, False) for other, place in places[name].items()]
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            found.append((name, slice(places[name][0], count), False))
+        else:
+            found.append((name, places[name], parameter.default is None))
+    return found

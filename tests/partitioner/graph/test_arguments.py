@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import enum
+import inspect
 from typing import Any
 
 import numpy
@@ -47,6 +48,29 @@ def test_calls_are_bound_by_signature() -> None:
     assert bind_arguments(Keywords(), (), {"x": None, "t": None, "z": None}) == {"x": None, "z": None}
     with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
         bind_arguments(Nested(), (1, 2, 3), {"z": 3})
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [((1,), {}), ((1, 2, 3, 4), {"scale": 5}), ((1, None), {"z": None, "t": None}), ((), {"t": 2, "x": 1})],
+)
+def test_calls_are_bound_as_python_does_whatever_was_bound_before(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    class Anything(nn.Module):
+        def forward(self, x: Any, y: Any = None, *rest: Any, t: Any = None, **others: Any) -> torch.Tensor:
+            return torch.ones(1)
+
+    module, bound = Anything(), inspect.signature(Anything().forward).bind(*args, **kwargs).arguments
+    others = bound.pop("others", {})
+    expected = {**bound, **others}
+    expected = {name: value for name, value in expected.items() if value is not None or name not in ("y", "t")}
+    for _ in range(2):
+        bind_arguments(module, (7, 8, 9), {"t": 3})
+        assert list(bind_arguments(module, args, kwargs).items()) == list(expected.items())
+    for _ in range(2):
+        with pytest.raises(TypeError, match="missing a required argument: 'x'"):
+            bind_arguments(module, (), {"t": 1})
 
 
 def test_a_wrapper_that_takes_anything_is_bound_as_what_it_wraps() -> None:
