@@ -36,6 +36,7 @@ from runtime.driver.denoiser_changes import TAKEN_OVER, DenoiserChanges
 from runtime.driver.dispatch import Dispatcher
 from runtime.driver.distribution import Distribution
 from runtime.driver.foresight import BegunCall, Foresight
+from runtime.driver.generations import Generations
 from runtime.driver.shared_rows import SharedRows
 from runtime.driver.stream import Stream
 from runtime.driver.streams import Streams
@@ -62,6 +63,7 @@ class Shared:
         contexts: the numbers of trajectories' contexts; see Streams.
         warned: what the user has been warned of.
         times: the calls of all denoisers.
+        generations: those of each denoiser.
     """
 
     contexts: Iterator[int]
@@ -69,6 +71,7 @@ class Shared:
     lists: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     warned: set[str] = field(default_factory=set)
     times: CallTimes = field(default_factory=CallTimes)
+    generations: list[Generations] = field(default_factory=list)
 
 
 class DenoiserDriver:
@@ -115,6 +118,7 @@ class DenoiserDriver:
             shared.warned,
             most=options.kept_trajectories,
             microbatches=asked,
+            denoisers=shared.generations,
         )
         self._foresight = Foresight(self._streams, shared.times, shared.warned)
         self.generations = self._streams.generations

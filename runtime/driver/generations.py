@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from partitioner.plan.plan import Plan
 from runtime.driver.callers import Caller
 from runtime.driver.outputs_beside import OutputsBeside, outputs_by_latent
+from runtime.driver.spent import Spent, spent_by_latent
 from runtime.driver.trajectory import ASTRAY, GUARDED, LAST_CALLS, MODE, ONE_COMPONENT, UNFORESEEN, WARM_UP
 from runtime.driver.warn_once import warn_once
 
@@ -87,6 +88,8 @@ class Generation:
         is_cut: whether all its streams were ended, because the denoiser was changed.
         direction: of the first move of the timestep.
         beside: what its streams give, by latent input.
+        spent: what its trajectories have passed on, likewise; with the generation of another denoiser that it goes on
+            with.
     """
 
     caller: Caller
@@ -105,6 +108,7 @@ class Generation:
     is_cut: bool = False
     direction: float = 0.0
     beside: defaultdict[str, OutputsBeside] = field(default_factory=outputs_by_latent)
+    spent: defaultdict[str, Spent] = field(default_factory=spent_by_latent)
     _last: float | None = None
 
     def starts(self, timestep: float | None) -> bool:
@@ -198,17 +202,26 @@ class Generations:
 
     Args:
         warned: what the user has been warned of, by all of the engine.
+        denoisers: those of the engine's denoisers so far, which these join.
     """
 
-    def __init__(self, warned: set[str]) -> None:
+    def __init__(self, warned: set[str], denoisers: list[Generations]) -> None:
         self.passed_by: Counter[str] = Counter()
         self._warned = warned
         self._open: list[Generation] = []
+        self._denoisers = denoisers
+        denoisers.append(self)
 
     def of(self, caller: Caller, timesteps: object) -> Generation | None:
         """The generation that a caller is at, if it is at one."""
         found = (g for g in reversed(self._open) if g.caller.is_same(caller) and g.timesteps is timesteps)
         return next(found, None)
+
+    def spent(self, caller: Caller, timesteps: object, timestep: float | None) -> defaultdict[str, Spent]:
+        """What one that begins at a timestep has been passed on: by another denoiser's, if it goes on there."""
+        others = [each.of(caller, timesteps) for each in self._denoisers if each is not self]
+        goes_on = (other.spent for other in others if other is not None and not other.is_over(timestep))
+        return next(goes_on, spent_by_latent())
 
     def begin(self, generation: Generation) -> None:
         """Take a new one. Its pipeline's last one is over; loops that are no pipeline's may take turns, up to KEPT."""

@@ -15,7 +15,8 @@ the worst is taken. So where guidance is too strong for a sampler with so few st
 first one on. Warm-up, callbacks that change latents and prompts that change are all the same to it: the harm tells.
 
 The harm of all calls together bounds the error of the last latent. Each call may do its share of the bound, and what
-calls before it have left of theirs, up to CARRIED shares; one that would do more is made exact.
+calls before it have left of theirs, up to CARRIED shares; one that would do more is made exact. What trajectories
+before it in the generation have passed on (runtime.driver.spent) is no longer to be shared out.
 
 The bound is given as a PSNR in dB that pictures are to have against those of the sequential run. That is a matter of
 the decoder and of how much of the harm comes true: MARGIN is such that of the pictures that were measured no more than
@@ -36,6 +37,7 @@ from runtime.driver.output_mix import OutputMix
 from runtime.driver.outputs_beside import OutputsBeside, Shown
 from runtime.driver.readback import HostValues, read
 from runtime.driver.secants import flat
+from runtime.driver.spent import Spent
 
 MARGIN = 10.0  # dB; a picture's PSNR + 20·log10 of the bound is hardly ever below it
 CARRIED = 3.0  # shares that one call may use; measured: docs/results/look-ahead.md
@@ -49,17 +51,24 @@ class Guard:
         quality: PSNR in dB of the pictures against the sequential run's.
         forecast: of the latent.
         beside: what the generation's other streams give.
+        generation: what its trajectories have passed on so far.
 
     >>> bound_of(50.0)
     0.01
     """
 
     def __init__(
-        self, noise_schedule: NoiseSchedule, quality: float, forecast: Forecast, beside: OutputsBeside
+        self,
+        noise_schedule: NoiseSchedule,
+        quality: float,
+        forecast: Forecast,
+        beside: OutputsBeside,
+        generation: Spent,
     ) -> None:
         self._noise_schedule, self._forecast, self._beside = noise_schedule, forecast, beside
         self._amplification = Amplification(noise_schedule)
-        self._share = bound_of(quality) / noise_schedule.calls
+        self._generation, self._before = generation, generation.most
+        self._share = max(0.0, bound_of(quality) - self._before) / noise_schedule.calls
         self._spent: HostValues | None = None  # by row, the harm of the calls that were let pass
         self._mix, self._mixed = OutputMix(), 0  # of the outputs of so many streams
         self._last: tuple[Shown, int] | None = None  # of the last call, and the call
@@ -136,6 +145,7 @@ class Guard:
         passes = bool(((harm <= left) & near).all())  # not ``harm > left``: what is not finite is refused
         if passes:
             self._spent = spent + harm
+            self._generation.most = max(self._generation.most, self._before + float(self._spent.max()))
         return not passes
 
 

@@ -53,6 +53,7 @@ class Streams:
         warned: what the user has been warned of.
         most: how many streams are kept.
         microbatches: at most so many share a trajectory's messages.
+        denoisers: the generations of the engine's denoisers so far, which this one's join.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Streams:
         *,
         most: int,
         microbatches: int,
+        denoisers: list[Generations],
     ) -> None:
         self._run_mode = run_mode
         self._plan = plan
@@ -77,7 +79,7 @@ class Streams:
         self._numbers = numbers
         self._warned = warned
         self._steps: WeakKeyDictionary[Generation, Steps] = WeakKeyDictionary()
-        self.generations = Generations(warned)
+        self.generations = Generations(warned, denoisers)
 
     def of(self, call: DenoiserCall) -> Stream:
         """The stream that a call belongs to, which has taken the call's inputs."""
@@ -190,7 +192,7 @@ class Streams:
         else:
             number, base = next(self._numbers), 0
         base = max(base, self._calls)
-        trajectory = Trajectory(number, self._run_mode, self._warned, base, cause, generation.beside)
+        trajectory = Trajectory(number, self._run_mode, self._warned, base, cause, generation.beside, generation.spent)
         stream = Stream(call, trajectory, generation, self._group(generation))
         generation.open += 1
         return stream
@@ -223,6 +225,7 @@ class Streams:
             self._run_mode.warmup,
             self._run_mode.components,
             self._plan,
+            spent=self.generations.spent(call.caller, call.timesteps, call.timestep),
         )
         self.generations.begin(generation)
         self._end([stream for stream in own if stream.timesteps is not call.timesteps])  # of a run before

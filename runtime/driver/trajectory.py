@@ -44,6 +44,7 @@ from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
 from runtime.driver.output_forecast import forecast_of
 from runtime.driver.outputs_beside import OutputsBeside, outputs_by_latent
 from runtime.driver.readback import is_late
+from runtime.driver.spent import Spent, spent_by_latent
 from runtime.driver.warn_once import warn_once
 
 # why a call is exact; runtime.driver.generations has more
@@ -90,6 +91,7 @@ class Trajectory:
         next_base: the step after all that were run.
         cause: why it started, so that its first calls are exact.
         beside: what the generation's streams give, by latent input.
+        spent: what the generation's trajectories have passed on, likewise.
     """
 
     number: int
@@ -98,6 +100,7 @@ class Trajectory:
     base: int = 0
     cause: str = WARM_UP
     beside: defaultdict[str, OutputsBeside] = field(default_factory=outputs_by_latent)
+    spent: defaultdict[str, Spent] = field(default_factory=spent_by_latent)
     call: int = 0
     next_base: int = 0
     _unannounced: list[list[list[int]]] = field(default_factory=list)  # [reader][source] -> steps
@@ -218,7 +221,7 @@ class Trajectory:
             quality = self.run_mode.quality
             if quality is not None:
                 self._guards = [
-                    Guard(noise_schedule, quality, forecast, self.beside[name])
+                    Guard(noise_schedule, quality, forecast, self.beside[name], self.spent[name])
                     for name, forecast in self._forecasts.items()
                 ]
         self._schedule_from_here(mode, warmup)

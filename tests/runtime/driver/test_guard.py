@@ -15,6 +15,7 @@ from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
 from runtime.driver.output_forecast import forecast_of
 from runtime.driver.outputs_beside import OutputsBeside
 from runtime.driver.readback import read
+from runtime.driver.spent import Spent
 from tests.support.schedulers import BETAS, scheduler_of
 
 SCHEDULERS: list[tuple[str, dict[str, Any]]] = [
@@ -41,9 +42,9 @@ def _observed(known: NoiseSchedule, latents: torch.Tensor, foreseen: int) -> For
     return forecast
 
 
-def _guard(known: NoiseSchedule, quality: float, forecast: Forecast) -> Guard:
+def _guard(known: NoiseSchedule, quality: float, forecast: Forecast, generation: Spent | None = None) -> Guard:
     """One that has seen a call whose output is what the sampler moved by."""
-    guard = Guard(known, quality, forecast, OutputsBeside())
+    guard = Guard(known, quality, forecast, OutputsBeside(), generation or Spent())
     guard.observe(1.0)
     guard._mix.gain = np.ones(len(forecast.latent))
     return guard
@@ -77,6 +78,18 @@ def test_a_call_may_do_what_those_before_it_have_left_of_their_shares() -> None:
     guard = _guard(known, _quality(known, harm / 1.5), forecast)  # one and a half shares; four calls have four
     assert [bool(guard.refuses(3)) for _ in range(4)] == [False, False, True, True]
     assert not guard.refuses(4)
+
+
+def test_what_a_generation_has_passed_on_is_no_longer_to_be_shared_out() -> None:
+    _scheduler, known = _schedule(*SCHEDULERS[0])
+    forecast, generation = _observed(known, _nearly_straight(known, 2, 3, 4), 3), Spent()
+    harm = _harm(_guard(known, 30.0, forecast), 3)
+    quality = _quality(known, harm / 2)  # half of what the call does is its share
+    assert not _guard(known, quality, forecast, generation).refuses(3)
+    assert generation.most == pytest.approx(harm, rel=1e-3)
+    passed = [not _guard(known, quality, forecast, generation).refuses(3) for _ in range(10)]
+    assert passed == [True] * sum(passed) + [False] * (10 - sum(passed)) != [True] * 10
+    assert generation.most <= bound_of(quality)
 
 
 def _quality(known: NoiseSchedule, share: float) -> float:
@@ -114,7 +127,7 @@ def test_guidance_is_seen_in_the_outputs(kind: str, scale: float) -> None:
     options = {**BETAS, "clip_sample": False, "prediction_type": kind}
     scheduler, known = _schedule(*(SCHEDULERS[2] if kind == "flow" else ("DDIMScheduler", options)))
     forecast, generator = forecast_of(known, 1), torch.Generator().manual_seed(0)
-    guard, latent = Guard(known, 30.0, forecast, OutputsBeside()), torch.randn(2, 4, 4, generator=generator)
+    guard, latent = Guard(known, 30.0, forecast, OutputsBeside(), Spent()), torch.randn(2, 4, 4, generator=generator)
     for call, timestep in enumerate(scheduler.timesteps[:4]):
         forecast.observe(torch.cat([latent, latent]))
         if call:
@@ -140,7 +153,7 @@ def test_guidance_is_seen_in_the_outputs_of_calls_of_their_own(scale: float, end
     """ends: guidance is switched off at call 4, so that only one of the two goes on."""
     scheduler, known = _schedule(*SCHEDULERS[0])
     forecasts, beside = [forecast_of(known, 1), forecast_of(known, 1)], OutputsBeside()
-    guards = [Guard(known, 30.0, forecast, beside) for forecast in forecasts]
+    guards = [Guard(known, 30.0, forecast, beside, Spent()) for forecast in forecasts]
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(2, 4, 4, generator=generator)
     for call, timestep in enumerate(scheduler.timesteps[:6]):

@@ -19,6 +19,7 @@ from runtime.driver import trajectory as module
 from runtime.driver.call_arguments import CallForm, Tensors
 from runtime.driver.callers import caller_of
 from runtime.driver.denoiser_call import DenoiserCall
+from runtime.driver.guard import Guard, bound_of
 from runtime.driver.streams import Streams
 from runtime.driver.traced_graphs import BuiltGraph, CallGraphs
 from runtime.driver.trajectory import RunMode, Trajectory
@@ -168,17 +169,22 @@ def modes(
     latents: Sequence[torch.Tensor],
     passed: Sequence[float],
     output: torch.Tensor | None = None,
+    prompts: Sequence[torch.Tensor] | None = None,
     **mode: Any,
 ) -> list[str]:
-    """How each call of a trajectory over these latents and timesteps is run. output: that all calls make, if any."""
+    """How each call of a trajectory over these latents and timesteps is run.
+
+    output: that all calls make, if any. prompts: of each call.
+    """
     given = {"components": 2, "mode": "lookahead", "warmup": 2, "periods": (1, 1)} | mode
     numbers = itertools.count(step=2)
-    streams = Streams(RunMode(**given), KINDS["held"].plan, numbers, set(), most=32, microbatches=1)
+    streams = Streams(RunMode(**given), KINDS["held"].plan, numbers, set(), most=32, microbatches=1, denoisers=[])
     found: list[str] = []
     caller = caller_of(DENOISER, lambda: scheduler)
-    graph, context = GRAPHS[2](), torch.zeros(2, 6)
+    graph = GRAPHS[2]()
+    prompts = [torch.zeros(2, 6)] * len(latents) if prompts is None else prompts
     graphs = CallGraphs((BuiltGraph(0, graph, *build_specs(graph, KINDS["held"].plan.place(graph), 2)),))
-    for latent, timestep in zip(latents, passed, strict=True):
+    for latent, timestep, context in zip(latents, passed, prompts, strict=True):
         tensors = {"x": latent, "t": torch.tensor(timestep), "context": context}
         call = DenoiserCall(caller, "", graphs, tensors, CallForm((), {}, {}))
         stream = streams.of(call)
@@ -232,6 +238,34 @@ def test_a_latent_that_was_changed_is_run_exactly_and_look_ahead_goes_on_behind_
     latents = stepped(scheduler, lambda call, latent: latent * 0.5 if call == 5 else latent)
     wanted = ["exact"] * 2 + ["lookahead"] * 3 + ["exact"] * 2 + ["lookahead"] * 3
     assert modes(scheduler, latents, scheduler.timesteps.tolist(), quality=quality) == wanted
+
+
+@pytest.mark.parametrize("changed", ["latent", "prompt"])
+def test_what_begins_anew_has_what_is_left_of_the_bound(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    guards: list[Guard] = []
+
+    class Kept(Guard):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            guards.append(self)
+
+    def change(call: int, latent: torch.Tensor) -> torch.Tensor:
+        if call == 8 and changed == "latent":
+            return latent * 0.3
+        return latent + 1e-3 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(call))
+
+    monkeypatch.setattr(module, "Guard", Kept)
+    scheduler = ddim(20)
+    latents, passed = stepped(scheduler, change), scheduler.timesteps.tolist()
+    prompts = [torch.full((2, 6), float(call >= 8 and changed == "prompt")) for call in range(20)]
+    found = modes(scheduler, latents, passed, prompts=prompts, quality=40.0)
+    assert found[7:10] == ["lookahead", "exact", "exact"]
+    before, after = guards
+    assert before._spent is not None
+    assert after._share * 12 == pytest.approx(bound_of(40.0) - float(before._spent.max()))
+    assert after._share < bound_of(40.0) / 12
+    modes(scheduler, latents, passed, quality=40.0)
+    assert guards[2]._share == pytest.approx(bound_of(40.0) / 20), "the next generation has all of it"
 
 
 def test_without_a_guard_a_gpus_changed_latent_is_noticed_one_call_later_and_once(
