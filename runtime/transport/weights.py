@@ -201,7 +201,8 @@ class Weights:
             if now != before or thorough:
                 self._look_at([each for _, each in self._views() if each.mapped is mapped], now, before)
                 mapped.state = now
-        return [each.parameter for _, each in self._views() if each.is_lost]
+        # first what is fast to tell: every call asks, and mostly none is
+        return [each.parameter for each in self._released.values() if each.is_lost and each.is_as_released]
 
     def _look_at(self, views: Sequence[_Released], now: FileState, before: FileState) -> None:
         """Find out which views of a file have lost their values. now, before: the file's state."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from partitioner.graph.nodes import Parameter, TensorMeta
 from runtime.errors import EngineError, PlanMismatch
+from runtime.transport import weights as weights_file
 from runtime.transport.weight_files import offset_of
 from runtime.transport.weights import Weights
 
@@ -166,6 +167,15 @@ def test_a_file_that_is_written_to_in_place_is_noticed(module: Loaded, folder: P
     assert module.one.bias.isnan().all()
     del before["one.bias"]
     assert same({name: tensor for name, tensor in values(module).items() if name != "one.bias"}, before)
+
+
+def test_where_no_file_was_written_to_no_parameter_is_looked_at(
+    module: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call asks, and a denoiser has thousands."""
+    held = release(module)
+    monkeypatch.setattr(weights_file, "_memory", lambda _: pytest.fail("one was looked at"))
+    assert not held.lost()
 
 
 def test_a_file_that_is_gone_or_replaced_does_no_harm(module: Loaded, folder: Path) -> None:
