@@ -174,8 +174,10 @@ def test_where_no_file_was_written_to_no_parameter_is_looked_at(
 ) -> None:
     """Every call asks, and a denoiser has thousands."""
     held = release(module)
-    monkeypatch.setattr(weights_file, "_memory", lambda _: pytest.fail("one was looked at"))
-    assert not held.lost()
+    with monkeypatch.context() as patched:
+        patched.setattr(weights_file, "_memory", lambda _: pytest.fail("one was looked at"))
+        assert not held.lost()
+    held.restore()
 
 
 def test_a_file_that_is_gone_or_replaced_does_no_harm(module: Loaded, folder: Path) -> None:
