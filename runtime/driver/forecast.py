@@ -145,20 +145,27 @@ class Forecast:
         """The slope that the output of the last call but one meant, which the last latent shows; zero before."""
         return self.slope
 
-    def errors(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """What the last latent says of its prediction: (lengths, how many elements move), both (rows, 3); None if it
-        was not predicted.
+    @property
+    def change(self) -> torch.Tensor | None:
+        """Of ``shown``, from the call before; None where that is not known."""
+        return None
 
-        The three are, over the elements that move, for an image beside the latent is not missed:
+    def errors(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What the last latent says of its prediction: (lengths, how many elements move), both (rows, 3 or 4); None if
+        it was not predicted.
+
+        They are, over the elements that move, for an image beside the latent is not missed:
 
             missed    by the last latent
             answer    how much the slope that its call's output means changes by what was missed, to first order
             slope     of the last move
+            change    of the slope that the last outputs mean, where it is known
         """
         missed, now = self._missed, self._calls - 1
         if missed is None:
             return None
-        vectors = torch.cat([missed, self._secants.times(missed, now), self.slope], 1)
+        change = [] if self.change is None else [self.change]
+        vectors = torch.cat([missed, self._secants.times(missed, now), self.slope, *change], 1)
         return torch.linalg.vector_norm(vectors, dim=2), torch.count_nonzero(vectors, dim=2)
 
     @property

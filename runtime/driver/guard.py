@@ -18,6 +18,11 @@ The harm of all calls together bounds the error of the last latent. Each call ma
 calls before it have left of theirs, up to CARRIED shares; one that would do more is made exact. What trajectories
 before it in the generation have passed on (runtime.driver.spent) is no longer to be shared out.
 
+Nor may a multistep sampler's error be worth much more than to leave the call out, and to go on with the output before:
+then fewer steps would come as near. By its weights an error can be worth several moves (late ones of LMS are made of
+2.2, -2.1, 1.2 and -0.25 of the last four outputs), and the last calls are worst, whose errors no later one forgets.
+Guidance strikes fewer steps as well, and is left out there.
+
 The bound is given as a PSNR in dB that pictures are to have against those of the sequential run. That is a matter of
 the decoder and of how much of the harm comes true: MARGIN is such that of the pictures that were measured no more than
 1 in 100 fell below (docs/results/look-ahead.md).
@@ -41,6 +46,8 @@ from runtime.driver.spent import Spent
 
 MARGIN = 10.0  # dB; a picture's PSNR + 20·log10 of the bound is hardly ever below it
 CARRIED = 3.0  # shares that one call may use; measured: docs/results/look-ahead.md
+LEFT_OUT = 1.5  # times what it costs to leave a call out, measured there, too; corrections take half of an error back
+NO_HARM = 1e-4  # root mean square in the last latent; all that is left where a trajectory is straight is rounding
 
 
 class Guard:
@@ -125,7 +132,8 @@ class Guard:
         doubt, far, moving, *told = read([self._forecast.doubt, *errors, *(one for each in unread for one in each)])
         for each in unread:
             self._mix.take(*(told.pop(0) for _ in each))
-        missed, answer, slope = (far / np.sqrt(np.maximum(moving, 1.0))).T  # root mean squares over what moves
+        # root mean squares over what moves
+        missed, answer, slope, *change = (far / np.sqrt(np.maximum(moving, 1.0))).T
         # how far the latent missed, over the length of its last move: so large an error the output's answer to that
         # can be; where it is larger the sampler itself overshoots
         length = self._forecast.length
@@ -142,6 +150,10 @@ class Guard:
         near = surprise <= USEFUL / alike * slope
         spent = np.zeros_like(harm) if self._spent is None else self._spent
         left = np.minimum(self._share * (call + 1) - spent, CARRIED * self._share)
+        distance = abs(sum(self._noise_schedule.moves[call]))  # of the move after the call, over the level
+        if change and self._noise_schedule.multistep and distance > 1e-9:
+            alone = alike * self._amplification.at_most(call, np.zeros_like(off)) * off
+            near = near & (alone <= LEFT_OUT * distance * change[0] + NO_HARM)
         passes = bool(((harm <= left) & near).all())  # not ``harm > left``: what is not finite is refused
         if passes:
             self._spent = spent + harm

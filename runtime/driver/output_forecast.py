@@ -87,6 +87,11 @@ class OutputForecast(Forecast):
         """As Forecast, with a sampler's earlier outputs taken out of its move."""
         return self._shown[self._calls - 2] if self._calls > 1 else super().shown
 
+    @property
+    def change(self) -> torch.Tensor | None:
+        """As Forecast; None before the second output is shown."""
+        return None if self._bend is None else self._bend[0]
+
     def predict(self, call: int) -> torch.Tensor:
         """The latent of a later call, in the shape and dtype of the last one; one must have been observed."""
         return self._keep(call, torch.lerp(self._on_a_line(call), self._answering(call), self.doubt))

@@ -185,6 +185,27 @@ def test_an_error_of_a_whole_move_is_refused_whatever_it_is_worth() -> None:
     assert _guard(known, -190.0, _observed(known, _random(4, 2, 3, 4), 3)).refuses(3)
 
 
+def test_an_error_that_a_multistep_sampler_makes_worth_more_than_the_call_is_refused() -> None:
+    """By PNDM's weights an error of one output is worth several moves, by those of the others one at most."""
+    assert _refused_at(18, "PNDMScheduler", {**BETAS, "skip_prk_steps": True})
+    assert not _refused_at(17, "DPMSolverMultistepScheduler", BETAS)
+    assert not _refused_at(17, *SCHEDULERS[0])
+
+
+def _refused_at(call: int, name: str, options: dict[str, Any]) -> bool | None:
+    """Whether a call is, whose latent was foreseen one call before, where outputs change a little, by chance."""
+    scheduler, known = _schedule(name, options)
+    changes = 0.005 * _random(known.calls, 2, 3, 8, 8)
+    outputs = _random(2, 3, 8, 8) + changes.cumsum(0)
+    latent, forecast = _random(2, 3, 8, 8) * known.level[0] * known.scale[0], forecast_of(known, 1)
+    for at, timestep in enumerate(scheduler.timesteps[: call + 1]):
+        if at:
+            forecast.predict(at)
+        forecast.observe(latent)
+        latent = scheduler.step(outputs[at], timestep, latent)[0]
+    return _guard(known, 26.0, forecast).refuses(call)
+
+
 def test_what_is_not_finite_is_refused() -> None:
     _scheduler, known = _schedule(*SCHEDULERS[0])
     latents = torch.zeros(4, 1, 2)
