@@ -76,6 +76,11 @@ def trace_failure(error: BaseException, module: nn.Module, where: str, model: st
             "in it, or keeps something between calls. Ranks hold their share of the weights as they are and run one "
             "trace: leave offloading, casts between layers and caches out for the run"
         )
+    if "torch._C.Generator" in first_line(error):  # torch 2.11; newer ones record the call: see graph.reader
+        return TraceError(
+            f"{model}: {place} draws random numbers from a torch.Generator of its own{_line(error)}, which every rank "
+            "would draw for itself: give it the numbers as an argument"
+        )
     return ForwardFailed(
         f"torch.export cannot trace {model}: {place}: {_failing_operator(error)}{why_failed(error)}{_line(error)}\n"
         "What to do: control flow and sizes must not depend on the values of tensors (no .item(), no "
