@@ -258,7 +258,7 @@ class Failing(nn.Module):
 def test_torchs_profiler_shows_which_component_computes() -> None:
     plan = toy_plan(DENOISER)
     engine = Engine(DENOISER, plan, EngineOptions(transport="emulation"))
-    with engine, profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with engine, profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         Trajectory(calls=2).through(engine)
     seen = {event.key.partition(":")[0] for event in profiler.key_averages()}
     assert {f"component {number}" for number in range(plan.components)} <= seen
