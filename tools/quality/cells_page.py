@@ -25,6 +25,9 @@ the cells in a file and goes on where it was stopped.
 - Cells of commits before 74f2be7 are of the guard before: a call had its own share of the bound only, and what
   guidance makes of errors in flow matching was taken for too small. Most would be faster now, and some dB further from
   sequential; with shift at high scales slower, and nearer.
+- Cells of multistep samplers (DPM-Solver++, UniPC, PNDM, LMS) of commits before b1b90a7 are without the rule that a
+  call is exact whose error would be worth more than the call: some calls more would be exact now, most of all with
+  PNDM and LMS at low scales.
 - **exact**: the share of exact calls, where it is more than half; all of them where the sampler's latents cannot be
   predicted (why is in a table below). **async**: without a guard (quality off) the engine runs these in async mode.
 - Sequential pictures are made 64 at a time. Of the engine's, few are made in one call, as users do (how many, stands
