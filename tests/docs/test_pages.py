@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from partitioner.fleet import parse_fleet
+from runtime import errors
 from tests.support.pages import DOCS, PAGES, ROOT, blocks, text_of
 
 SOURCES = r"`((?:partitioner|runtime|profiles|tools|tests|examples|docs)/[\w./-]*)`"
@@ -61,6 +62,22 @@ def test_python_blocks_that_need_nothing_run(page: str, number: int, tmp_path: P
     block = text_of(page).split("<!-- runs -->\n```python\n")[number + 1].split("```\n")[0]
     with contextlib.chdir(tmp_path):
         exec(block.replace("tools/trained", f"{ROOT}/tools/trained"), {})
+
+
+@pytest.mark.parametrize("package", ["partitioner", "partitioner.models", "runtime"])
+def test_every_public_name_is_in_the_reference(package: str) -> None:
+    named = re.findall(r"^::: ([\w.]+)$", text_of("docs/reference/python.md"), re.MULTILINE)
+    assert {f"{package}.{name}" for name in importlib.import_module(package).__all__} <= set(named)
+
+
+def test_every_error_of_a_run_is_in_the_reference() -> None:
+    (members,) = re.findall(
+        r"^::: runtime\.errors\n.*?members: \[(.*?)\]", text_of("docs/reference/python.md"), re.M | re.S
+    )
+    kinds = {
+        name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.EngineError)
+    }
+    assert set(members.split(", ")) == kinds - {"EngineError"}
 
 
 def test_the_described_fleet_is_read(tmp_path: Path) -> None:
