@@ -115,7 +115,7 @@ def plan_parser() -> argparse.ArgumentParser:
         "--warmup",
         type=whole(1, MOST_STEPS),
         metavar="W",
-        help="exact steps at the start (default: 4, or one per component if more)",
+        help="exact steps at the start (default: one per component, in async mode at least 4)",
     )
     split.add_argument(
         "--predictor", choices=PREDICTORS,
