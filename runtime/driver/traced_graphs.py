@@ -194,7 +194,8 @@ class TracedGraphs:
         added: then its first call shows how it is called.
 
         Raises:
-            OtherDenoiser: the denoiser cannot be traced with the plan's arguments, or its graph is not the plan's.
+            PlanMismatch: the denoiser cannot be traced.
+            OtherDenoiser: it cannot be traced with the plan's arguments, or its graph is not the plan's.
         """
         try:
             built = self._trace(self._calls.planned_example, self._calls.roles({}), same_denoiser=False)
@@ -207,10 +208,12 @@ class TracedGraphs:
                     reason_of(error),
                 )
                 return None
-            raise OtherDenoiser(
-                f"the plan was made for {self._plan.origin}, and this {type(self._denoiser).__name__} cannot be traced "
-                f"with its arguments ({reason_of(error)}); make a plan for this one"
-            ) from error
+            other = (
+                f"the plan was made for {self._plan.origin}, and this {type(self._denoiser).__name__} cannot be traced"
+            )
+            if not isinstance(error, ForwardFailed):  # with no arguments, so that no other plan fits it, either
+                raise PlanMismatch(f"{other}: {error}") from error
+            raise OtherDenoiser(f"{other} with its arguments ({reason_of(error)}); make a plan for this one") from error
         except PartitionerError as error:
             raise OtherDenoiser(str(error)) from error
         self._graphs[graph_signature(built.graph)] = built

@@ -200,6 +200,16 @@ class TestRefusedBeforeAnythingStarts:
             Engine(Renamed().eval(), toy_plan(DENOISER))
         assert "\n" not in str(caught.value)
 
+    def test_a_denoiser_that_no_plan_fits_is_not_to_be_planned(self) -> None:
+        denoiser = toy()
+        denoiser.down[0].register_forward_hook(lambda module, *_: setattr(module, "calls", module.calls + 1))
+        denoiser.down[0].calls = 0
+        with pytest.raises(
+            PlanMismatch, match=r"this ToyDenoiser cannot be traced: every call of toy .*calls"
+        ) as caught:
+            Engine(denoiser, toy_plan(DENOISER))
+        assert type(caught.value) is PlanMismatch
+
     def test_a_plan_for_more_devices(self) -> None:
         with pytest.raises(PlanMismatch, match=r"needs 2 devices \(1 branches of 2 components\), got 3"):
             Engine(DENOISER, toy_plan(DENOISER), devices=["cpu"] * 3)
