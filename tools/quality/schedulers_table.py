@@ -17,10 +17,11 @@ Cells have three figures: the PSNR in dB against the sequential output of the sa
 2. the same plan in async mode with `hold`, AsyncDiff's rule;
 3. fewer sequential steps in the time of the first (predicted; exact calls counted).
 
-In brackets: calls run exactly, in look-ahead and async. The guard makes calls exact where more of an error would be passed
-on, and all of them where later latents cannot be predicted: such plans win no time. Exact calls differ from sequential ones
-by rounding, for the rows of a batch are computed in two parts (`microbatches=1`: same bits); 100 dB is the most that is
-shown, and what a sampler makes of rounding is what is missing. Bold: the first is more than 1 dB below the second.
+In brackets: calls run exactly, in look-ahead and async. Bold: the first is more than 1 dB below the second. The
+guard makes calls exact where more of an error would be passed on, and all of them where later latents cannot be
+predicted: such plans win no time. Exact calls differ from sequential ones by rounding, for the rows of a batch are
+computed in two parts (`microbatches=1`: same bits); 100 dB is the most that is shown, and what a sampler makes of
+rounding is what is missing.
 
 `DPMSolverSDEScheduler`, `FlowMatchLCMScheduler` and `LTXEulerAncestralRFScheduler` draw noise that the call's generator
 does not decide: two sequential runs of one seed differ, and the figures of these three say nothing.
