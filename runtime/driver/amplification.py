@@ -47,10 +47,18 @@ class Amplification:
         own, added = tuple(_answer(s, flow) for s in level), tuple(_added(s, flow) for s in level)
         self._table = _table(noise_schedule.moves, own, added)
 
-    def at_most(self, call: int, added: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The largest amplification of an error of a call's slope for any g from 0 to ``added``, of that shape."""
-        row: npt.NDArray[np.float64] = self._table[call]
-        return row[np.minimum(np.searchsorted(ADDED, added), len(row) - 1)]
+    def at_most(self, call: int | slice, added: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The largest amplification of an error of a call's slope for any g from 0 to ``added``.
+
+        Args:
+            call: or several.
+            added: by row, (rows).
+
+        Returns:
+            (rows); of several calls (calls, rows).
+        """
+        table: npt.NDArray[np.float64] = self._table[call]
+        return table[..., np.minimum(np.searchsorted(ADDED, added), len(ADDED) - 1)]
 
 
 def _answer(level: float, flow: bool) -> float:

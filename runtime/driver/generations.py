@@ -151,6 +151,13 @@ class Generation:
                 f"of {could} denoiser calls of a generation that could have been lagged {lagged} were, so that little "
                 f"time or none was won: {count} were exact because {why}. {way_out} engine.stats counts all reasons."
             )
+        if any(spent.is_too_much for spent in self.spent.values()):
+            found["guidance rose"] = (
+                "guidance grew stronger within a generation: what look-ahead had passed on before, little at the scale "
+                "it had, may be more in the picture than the quality allows. Run such generations with exact=True "
+                "(--exact), or by a plan of branches alone (--branches 2), which compute guidance exactly at the same "
+                "time."
+            )
         came_to_end = is_over and (self.open == 0 or not self.is_known)
         if came_to_end and self.calls[WARM_UP] == total and self.components > 1 and total > 0:
             shorter = ", or a shorter warm-up (warmup=, --warmup)" if self.warmup > 2 else ""

@@ -16,7 +16,9 @@ first one on. Warm-up, callbacks that change latents and prompts that change are
 
 The harm of all calls together bounds the error of the last latent. Each call may do its share of the bound, and what
 calls before it have left of theirs, up to CARRIED shares; one that would do more is made exact. What trajectories
-before it in the generation have passed on (runtime.driver.spent) is no longer to be shared out.
+before it in the generation have passed on (runtime.driver.spent) is no longer to be shared out. Where guidance rises,
+errors that were let pass are reckoned anew, and may then be worth more than the bound: no call can take them back, and
+the user is told.
 
 Nor may a multistep sampler's error be worth much more than to leave the call out, and to go on with the output before:
 then fewer steps would come as near. By its weights an error can be worth several moves (late ones of LMS are made of
@@ -75,8 +77,12 @@ class Guard:
         self._noise_schedule, self._forecast, self._beside = noise_schedule, forecast, beside
         self._amplification = Amplification(noise_schedule)
         self._generation, self._before = generation, generation.most
-        self._share = max(0.0, bound_of(quality) - self._before) / noise_schedule.calls
-        self._spent: HostValues | None = None  # by row, the harm of the calls that were let pass
+        self._bound = bound_of(quality)
+        self._share = max(0.0, self._bound - self._before) / noise_schedule.calls
+        # of the calls that were let pass, [calls, rows]: the errors of their slopes, and what one of 1 is worth
+        self._errors: HostValues = np.zeros((noise_schedule.calls, 1))
+        self._worth: HostValues = self._errors
+        self._added: HostValues = np.full(1, np.inf)  # by guidance when that was last asked
         self._mix, self._mixed = OutputMix(), 0  # of the outputs of so many streams
         self._last: tuple[Shown, int] | None = None  # of the last call, and the call
         self._unread: list[list[torch.Tensor]] = []  # what the mix is to be told of the last calls
@@ -141,14 +147,15 @@ class Guard:
         off = np.maximum(answer, doubt[:, 0, 0] * surprise)
         rows, gain, rise = len(off), self._mix.gain, self._mix.rise
         added = np.zeros_like(off) if gain is None else gain[:rows] - 1.0  # those of this stream's rows come first
+        spent = self._reckoned_anew(call, added)
         if rise is not None:  # a scale that rises may go on to
             added = added + (self._noise_schedule.calls - call) * rise[:rows]
         # so many calls in a row have been begun with one and the same error
         alike = max(1, self._forecast.reach)
-        harm = alike * self._amplification.at_most(call, added) * off
+        worth = self._amplification.at_most(call, added)
+        harm = worth * alike * off
         # an error of a whole move is no small one, whatever the weights make of it
         near = surprise <= USEFUL / alike * slope
-        spent = np.zeros_like(harm) if self._spent is None else self._spent
         left = np.minimum(self._share * (call + 1) - spent, CARRIED * self._share)
         distance = abs(sum(self._noise_schedule.moves[call]))  # of the move after the call, over the level
         if change and self._noise_schedule.multistep and distance > 1e-9:
@@ -156,9 +163,25 @@ class Guard:
             near = near & (alone <= LEFT_OUT * distance * change[0] + NO_HARM)
         passes = bool(((harm <= left) & near).all())  # not ``harm > left``: what is not finite is refused
         if passes:
-            self._spent = spent + harm
-            self._generation.most = max(self._generation.most, self._before + float(self._spent.max()))
+            self._errors[call] += alike * off
+            self._worth[call] = worth
+            self._tell()
         return not passes
+
+    def _reckoned_anew(self, call: int, added: HostValues) -> HostValues:
+        """By row, the harm of the calls before one that were let pass, with what guidance adds by now."""
+        self._worth = np.maximum(self._worth, self._amplification.at_most(slice(None), added))
+        self._errors = self._errors + np.zeros_like(added)
+        # what is added shows in the move that the last output made, which was reckoned with what had been before
+        self._errors[call - 1] *= np.maximum(1.0, (1.0 + added) / (1.0 + self._added))
+        self._added = added
+        return self._tell()
+
+    def _tell(self) -> HostValues:
+        """Tell the generation of the harm of the calls that were let pass; returns it by row."""
+        harm: HostValues = (self._worth * self._errors).sum(0)
+        self._generation.add(self._before + float(harm.max()), self._bound)
+        return harm
 
 
 def bound_of(quality: float) -> float:

@@ -133,6 +133,14 @@ def test_of_fewer_branches_those_that_can_share_the_rows_are_told(rows: int, bra
     assert f"with --branches {branches}." in generation.lessons(is_over=True)["idle"]
 
 
+def test_guidance_that_made_more_of_what_was_passed_on_is_told() -> None:
+    generation = Generation(cast(Any, None), None, None, False, 1, 1, KINDS["folded"].plan)
+    generation.spent["x"].add(0.1, bound=0.1)
+    assert "guidance rose" not in generation.lessons(is_over=True)
+    generation.spent["x"].add(0.2, bound=0.1)
+    assert "Run such generations with exact=True" in generation.lessons(is_over=False)["guidance rose"]
+
+
 def test_another_size_within_a_generation_is_counted(engines: Callable[..., Engine], caplog: Any) -> None:
     engine = engines()
     run(engine, prompt=lambda s: PROMPT[: 1 + s % 2], latent=lambda s: LATENT[: 1 + s % 2] * 0.9**s)

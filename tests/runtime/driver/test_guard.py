@@ -92,6 +92,32 @@ def test_what_a_generation_has_passed_on_is_no_longer_to_be_shared_out() -> None
     assert generation.most <= bound_of(quality)
 
 
+def test_what_was_passed_on_is_reckoned_anew_where_guidance_rises() -> None:
+    """By a sampler that extrapolates, what a call did at a scale of 1 is worth much more at one of 12."""
+    _scheduler, known = _schedule("DPMSolverMultistepScheduler", BETAS)
+    forecast, generation = _observed(known, _nearly_straight(known, 2, 3, 4), 3), Spent()
+    guard = _guard(known, _quality(known, _harm(_guard(known, 30.0, forecast), 3)), forecast, generation)
+    assert not guard.refuses(3)
+    before = generation.most
+    guard._mix.gain = np.full(2, 12.0)
+    assert guard.refuses(4)
+    assert generation.is_too_much
+    assert generation.most > 12 * before, "twelve times by the output that was made at the new scale alone"
+
+
+def test_what_was_passed_on_stays_within_the_bound_where_guidance_ends() -> None:
+    _scheduler, known = _schedule("DPMSolverMultistepScheduler", BETAS)
+    forecast, generation = _observed(known, _nearly_straight(known, 2, 3, 4), 3), Spent()
+    guard = _guard(known, -190.0, forecast, generation)
+    guard._mix.gain = np.full(2, 12.0)
+    assert not guard.refuses(3)
+    before = generation.most
+    guard._mix.gain = np.ones(2)
+    assert not guard.refuses(4)
+    assert not generation.is_too_much
+    assert generation.most > before
+
+
 def _quality(known: NoiseSchedule, share: float) -> float:
     """That gives each call such a share."""
     return MARGIN - 20 * math.log10(share * known.calls)
@@ -102,7 +128,8 @@ def _harm(guard: Guard, call: int) -> float:
     low, high = -200.0, 200.0
     while high - low > 1e-3:
         quality = (low + high) / 2
-        guard._share, guard._spent = bound_of(quality) / guard._noise_schedule.calls, None
+        guard._share = bound_of(quality) / guard._noise_schedule.calls
+        guard._errors = np.zeros_like(guard._errors)
         low, high = (low, quality) if guard.refuses(call) else (quality, high)
     return CARRIED * guard._share
 

@@ -261,8 +261,8 @@ def test_what_begins_anew_has_what_is_left_of_the_bound(changed: str, monkeypatc
     found = modes(scheduler, latents, passed, prompts=prompts, quality=40.0)
     assert found[7:10] == ["lookahead", "exact", "exact"]
     before, after = guards
-    assert before._spent is not None
-    assert after._share * 12 == pytest.approx(bound_of(40.0) - float(before._spent.max()))
+    spent = float((before._worth * before._errors).sum(0).max())
+    assert after._share * 12 == pytest.approx(bound_of(40.0) - spent)
     assert after._share < bound_of(40.0) / 12
     modes(scheduler, latents, passed, quality=40.0)
     assert guards[2]._share == pytest.approx(bound_of(40.0) / 20), "the next generation has all of it"
