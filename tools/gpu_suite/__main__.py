@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     names = options.denoiser or DENOISERS
     if options.pack:
-        pack(options.pack, options.wheels, [*names, *(TINY[name] for name in names if name in TINY)])
+        print(pack(options.pack, options.wheels, [*names, *(TINY[name] for name in names if name in TINY)]))
         return 0
     if options.output is None:
         parser.error("--output is needed")

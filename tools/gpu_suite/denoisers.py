@@ -101,7 +101,8 @@ def graphs_of(name: str, folder: Path) -> DenoiserGraphs:
         if form == _form():
             graphs: DenoiserGraphs = pickle.loads(pickled)
             return graphs
-        print(f"{kept} was made when graphs were kept in another form; tracing {name} again", file=sys.stderr)
+        made = f"{kept} was made by {form.rpartition(' ')[2]}, of these or other sources"
+        print(f"{made}; tracing {name} again, by torch-{torch.__version__}", file=sys.stderr)
     if name == SMALL or name in TINY.values():
         build, inputs, roles = denoiser(name)
         graphs = DenoiserGraphs(trace(build(), inputs, roles, model=name), None)
@@ -114,6 +115,6 @@ def graphs_of(name: str, folder: Path) -> DenoiserGraphs:
 
 
 def _form() -> str:
-    """A digest of the sources that say what a kept graph consists of."""
+    """A digest of the sources that say what a kept graph consists of, and the release of torch that has traced it."""
     sources = b"".join(Path(module.__file__ or "").read_bytes() for module in (ir, nesting))
-    return hashlib.sha256(sources).hexdigest()
+    return f"{hashlib.sha256(sources).hexdigest()} torch-{'.'.join(torch.__version__.split('.')[:2])}"

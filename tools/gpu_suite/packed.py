@@ -10,18 +10,24 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from email import message_from_string
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 LACKING = (  # by PyTorch's images, and what they need in turn
     "diffusers", "pydantic", "pydantic-core", "typing-inspection", "annotated-types", "importlib-metadata",
-    "torch-tb-profiler",
+    "lazy-importer", "torch-tb-profiler",
 )  # fmt: skip
-MACHINE = ("--python-version", "3.12", "--implementation", "cp")
+THERE = (  # in those images, of what the packages that they lack need
+    "filelock", "huggingface-hub", "numpy", "pandas", "pillow", "regex", "requests", "safetensors", "tensorboard",
+    "typing-extensions", "zipp",
+)  # fmt: skip
+PYTHON = "3.12"
+MACHINE = ("--python-version", PYTHON, "--implementation", "cp")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
-def pack(folder: Path, wheels: Path | None, names: Sequence[str]) -> None:
+def pack(folder: Path, wheels: Path | None, names: Sequence[str]) -> str:
     """Make a folder to carry to a machine with a GPU: ``wheels`` and ``traces``.
 
     Args:
@@ -29,8 +35,11 @@ def pack(folder: Path, wheels: Path | None, names: Sequence[str]) -> None:
         wheels: a folder of wheels for that machine; None: they are downloaded, in the versions that are installed here.
         names: of the denoisers to trace; what is there already is kept. Graphs are traced by the torch that is here.
 
+    Returns:
+        What is in it, in a line.
+
     Raises:
-        ValueError: a package that the machine lacks is not among the wheels.
+        ValueError: a package that the machine lacks, or one that they need in turn, is not among the wheels.
     """
     carried = folder / "wheels"
     carried.mkdir(parents=True, exist_ok=True)
@@ -39,15 +48,40 @@ def pack(folder: Path, wheels: Path | None, names: Sequence[str]) -> None:
     else:
         for wheel in wheels.glob("*.whl"):
             shutil.copy2(wheel, carried)
-    there = {wheel.name.split("-")[0].replace("_", "-").lower() for wheel in carried.glob("*.whl")}
-    if absent := [name for name in LACKING if name not in there]:
+    needs = {_plain(wheel.name.split("-")[0]): _needs(wheel) for wheel in sorted(carried.glob("*.whl"))}
+    if absent := [name for name in LACKING if name not in needs]:
         raise ValueError(f"{carried} has no wheel of {', '.join(absent)}")
+    for package, needed in needs.items():
+        if absent := sorted(needed - needs.keys() - set(THERE)):
+            raise ValueError(
+                f"{package} needs {', '.join(absent)}, of which {carried} has no wheel; name it in LACKING, or in "
+                f"THERE if PyTorch's images have it ({__name__})"
+            )
     from tools.gpu_suite.denoisers import graphs_of
 
     traces = folder / "traces"
     traces.mkdir(exist_ok=True)
     for name in names:
         graphs_of(name, traces)
+    size_bytes = sum(file.stat().st_size for file in (*carried.iterdir(), *traces.iterdir()))
+    graphs = f"{', '.join(names) or 'nothing'} traced by torch {version('torch')}"
+    return f"{folder}: {len(needs)} wheels for Python {PYTHON}; {graphs}; {size_bytes / 1e6:.1f} MB"
+
+
+def _needs(wheel: Path) -> set[str]:
+    """The packages that a wheel's package needs on the machine."""
+    from packaging.requirements import Requirement
+
+    with zipfile.ZipFile(wheel) as content:
+        (name,) = [name for name in content.namelist() if name.endswith(".dist-info/METADATA")]
+        text = content.read(name).decode()
+    said = [Requirement(need) for need in message_from_string(text).get_all("Requires-Dist", [])]
+    machine = {"python_version": PYTHON, "sys_platform": "linux", "extra": ""}
+    return {_plain(need.name) for need in said if need.marker is None or need.marker.evaluate(machine)}
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "-").lower()
 
 
 def _download(folder: Path) -> None:

@@ -107,7 +107,7 @@ def _spans(run: PartRun, folder: Path, plan: Path, dtype: str, name: str) -> dic
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if run.on_gpu else [])]
     with parallelize(pipe, plan, devices=[run.device] * RANKS):
         generation.generate(pipe, options)
-        with profile(activities=activities) as profiler:
+        with profile(activities=activities, acc_events=True) as profiler:  # without it torch 2.11 warns
             generation.generate(pipe, options)
             run.synchronize()
     trace = run.folder / f"pipeline-{name}.profiler.json"

@@ -224,15 +224,23 @@ def test_what_is_packed_can_be_imported_where_it_is_unpacked(tmp_path: Path, mon
     for name in LACKING:
         with zipfile.ZipFile(wheels / f"{name.replace('-', '_')}-1.0-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"packed_{name.replace('-', '_')}.py", "here = True")
+            needs = "numpy>=1", "pydantic-core", "lost; sys_platform == 'win32'", "lost; extra == 'more'"
+            wheel.writestr(f"{name}-1.0.dist-info/METADATA", "".join(f"Requires-Dist: {need}\n" for need in needs))
     monkeypatch.setattr(packed.subprocess, "run", lambda *_, **__: None)  # compiles them, too, in seconds
-    pack(tmp_path / "packed", wheels, [SMALL])
+    said = pack(tmp_path / "packed", wheels, [SMALL])
+    assert f"8 wheels for Python 3.12; small traced by torch {packed.version('torch')}; 0.0 MB" in said
     folder = tmp_path / "folder"
     folder.mkdir()
     packages = unpack(tmp_path / "packed", folder)
     monkeypatch.syspath_prepend(str(packages))
     assert __import__("packed_torch_tb_profiler").here
     assert (folder / f"{SMALL}.graphs.pickle.gz").exists()
-    (wheels / "diffusers-1.0-py3-none-any.whl").unlink()
+    with zipfile.ZipFile(wheels / "diffusers-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("diffusers-1.0.dist-info/METADATA", "Requires-Dist: Lost_Package>=3; python_version < '3.13'\n")
+    with pytest.raises(ValueError, match="diffusers needs lost-package, of which"):
+        pack(tmp_path / "again", wheels, [])
+    for folder_ in (wheels, tmp_path / "again" / "wheels"):
+        (folder_ / "diffusers-1.0-py3-none-any.whl").unlink()
     with pytest.raises(ValueError, match="no wheel of diffusers"):
         pack(tmp_path / "again", wheels, [])
 
@@ -312,9 +320,11 @@ def test_graphs_that_were_kept_in_another_form_are_traced_again(
     made = graphs_of(SMALL, tmp_path)
     assert graphs_of(SMALL, tmp_path) == made
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(denoisers, "_form", lambda: "another")
+    monkeypatch.setattr(denoisers.torch, "__version__", "2.9.1+cpu")
     assert graphs_of(SMALL, tmp_path) == made
-    assert "tracing small again" in capsys.readouterr().err
+    assert "tracing small again, by torch-2.9.1+cpu" in capsys.readouterr().err
+    assert graphs_of(SMALL, tmp_path) == made
+    assert capsys.readouterr().err == "", "now they are of this torch"
 
 
 def test_figures_are_read_from_the_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
