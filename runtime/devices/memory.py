@@ -13,6 +13,8 @@ import psutil
 import torch
 from torch.nn import functional
 
+GROUP = Path("/sys/fs/cgroup")  # of this process, in a container that of the container
+
 
 def free_bytes(device: str) -> int | None:
     """Free memory of a device in bytes; None for other devices than GPUs and the cpu.
@@ -35,7 +37,15 @@ def free_bytes(device: str) -> int | None:
     return available if allowed is None else min(available, allowed)
 
 
-def _left_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+def limited_group() -> int | None:
+    """The number of this process's control group, if its limit leaves less than the machine has free; else None."""
+    allowed = _left_in_group()
+    if allowed is None or allowed >= psutil.virtual_memory().available:
+        return None
+    return GROUP.stat().st_ino  # which no other group of this kernel has
+
+
+def _left_in_group(folder: Path = GROUP) -> int | None:
     """What the control group of this process, such as a container's, may still take (cgroup v2); None: no limit."""
     try:
         limit = (folder / "memory.max").read_text().strip()

@@ -44,11 +44,10 @@ def start_ranks(
         options.transport, devices, cuda_graphs=options.cuda_graphs is True, green_contexts=options.green_contexts
     )
     launcher: Launcher | None = None
-    places = local_places(devices)
     if options.transport == "processes":
         open_standard_files()
         launcher = torchrun_launcher(len(devices)) or LocalLauncher()
-        places = launcher.places(devices, options.startup_timeout_s)
+    places = launcher.places(devices, options.startup_timeout_s) if launcher is not None else local_places(devices)
     graphs = room_for_graphs(plans, places, held_on=held_on, wanted=options.cuda_graphs, one_process=launcher is None)
     setups = [
         [_setup_of(rank, plan, options, place.device, graphs=graphs) for plan in plans]

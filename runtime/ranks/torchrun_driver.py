@@ -104,6 +104,12 @@ def _names_of(machines: Collection[tuple[str, str]]) -> dict[tuple[str, str], st
     return {machine: machine[0] if hosts[machine[0]] == 1 else " ".join(machine) for machine in machines}
 
 
+def _own_gpu(given: Introduction, introductions: Collection[Introduction]) -> int:
+    """A rank's own GPU, as its process counts them: the only one, where it was given that one by itself."""
+    alike = [each for each in introductions if (each.machine, each.visible_gpus) == (given.machine, given.visible_gpus)]
+    return 0 if given.gpus == 1 and given.visible_gpus is not None and len(alike) == 1 else given.local_rank
+
+
 class DriverServer(Launcher):
     """Lets in the agents, and the processes that they start; one per driver program.
 
@@ -213,19 +219,23 @@ class DriverServer(Launcher):
         here = Introduction.own(0)
         introductions = [here] + [self._agent(rank, timeout_s).introduction for rank in range(1, self.world)]
         names = _names_of({given.machine for given in introductions})
+        memories = {given.memory: (given.machine[0], given.memory) for given in reversed(introductions)}
+        names_of_memories = _names_of(memories.values())
         found = []
         for device, given in zip(devices, introductions, strict=True):
-            machine = names[given.machine] if given.machine != here.machine else ""
             named = torch.device(device)
-            if named.type == "cuda":  # each rank's own GPU, where no other is named
-                named = torch.device("cuda", given.local_rank if named.index is None else named.index)
+            if named.type == "cpu":
+                machine = names_of_memories[memories[given.memory]] if given.memory != here.memory else ""
+                found.append(Place(machine, "cpu", given.cpu_free_bytes))
+            else:
+                machine = names[given.machine] if given.machine != here.machine else ""
+                named = torch.device("cuda", _own_gpu(given, introductions) if named.index is None else named.index)
                 if named.index >= given.gpus:
                     raise PlanMismatch(
                         f"rank {given.rank} is to be on {named} of {names[given.machine]}, where its process sees "
                         f"{given.gpus} GPUs; start as many ranks there with --nproc-per-node, or name other devices"
                     )
-            free = given.cpu_free_bytes if named.type == "cpu" else None
-            found.append(Place(machine, "cpu" if named.type == "cpu" else str(named), free))
+                found.append(Place(machine, str(named), None))
         return found
 
     def readable(self, rank: int, stored: Mapping[str, StoredTensor], timeout_s: float) -> dict[str, Path]:

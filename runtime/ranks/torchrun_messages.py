@@ -31,7 +31,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from partitioner._version import __version__
 from profiles.records import Record, Text
-from runtime.devices.memory import free_bytes
+from runtime.devices.memory import free_bytes, limited_group
 from runtime.ranks.torchrun_store import HexKey, Port
 from runtime.transport.handshake import shut_down
 from runtime.transport.neighbours import boot_id
@@ -48,7 +48,8 @@ class Introduction(Record):
     """Who an agent is.
 
     rank: of the job. local_rank: among the ranks of its machine. pid: of its process. machine: host name and boot id.
-    gpus: how many its process sees. cpu_free_bytes: free memory.
+    gpus: how many its process sees. visible_gpus: which, as CUDA_VISIBLE_DEVICES has it. memory: whose it takes, its
+    kernel's or a control group's. cpu_free_bytes: how much of that is free.
     """
 
     kind: Literal["introduction"] = "introduction"
@@ -58,6 +59,8 @@ class Introduction(Record):
     machine: tuple[Text, Text]
     versions: Annotated[Mapping[Text, Text], Field(max_length=16)]
     gpus: _Natural
+    visible_gpus: Text | None
+    memory: Text
     cpu_free_bytes: _Natural | None
 
     @classmethod
@@ -68,6 +71,8 @@ class Introduction(Record):
             "torch": str(torch.__version__),
             "diffusion-partitioner": __version__,
         }
+        group = limited_group()
+        kernel = boot_id() or socket.gethostname()
         return cls(
             rank=rank,
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
@@ -75,6 +80,8 @@ class Introduction(Record):
             machine=(socket.gethostname(), boot_id()),
             versions=versions,
             gpus=torch.cuda.device_count(),
+            visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
+            memory=kernel if group is None else f"{kernel} {group}",
             cpu_free_bytes=free_bytes("cpu"),
         )
 

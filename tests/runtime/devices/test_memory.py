@@ -31,6 +31,12 @@ def test_a_control_group_may_allow_less_than_the_machine_has(tmp_path: Path, lim
     assert memory._left_in_group(tmp_path / "none") is None
 
 
+def test_a_limit_has_a_group_of_its_own_where_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for allowed, group in ((None, None), (1, memory.GROUP.stat().st_ino), (1 << 62, None)):
+        monkeypatch.setattr(memory, "_left_in_group", lambda allowed=allowed: allowed)
+        assert memory.limited_group() == group
+
+
 def test_libraries_are_read_in_once() -> None:
     read_in_libraries()
     before = resident_bytes()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
+from runtime.devices.places import Place
+from runtime.errors import PlanMismatch
 from runtime.options import EngineOptions
 from runtime.ranks.base import Ranks
 from runtime.ranks.emulated import EmulatedRanks
+from runtime.ranks.launch import LocalLauncher
 from runtime.ranks.start import start_ranks
 from runtime.ranks.threads import ThreadRanks
 from tests.support.engines import toy_plan
@@ -32,3 +37,17 @@ def test_an_option_overrides_the_plan() -> None:
     ranks = start_ranks([toy_plan(DENOISER)], options, ["cpu"] * 2, [None])
     assert ranks.workers[0].setup.predictor == "hold"
     ranks.close()
+
+
+def test_devices_of_other_machines_are_not_looked_for_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(LocalLauncher):
+        def places(self, devices: Sequence[str], timeout_s: float) -> list[Place]:
+            raise PlanMismatch(f"asked for {', '.join(devices)}")
+
+    def look(device: str) -> int:
+        raise AssertionError(f"{device} is looked at here")
+
+    monkeypatch.setattr("runtime.ranks.start.torchrun_launcher", lambda ranks: Elsewhere())
+    monkeypatch.setattr("runtime.devices.places.free_bytes", look)
+    with pytest.raises(PlanMismatch, match="asked for cuda:0, cuda:7"):
+        start_ranks([toy_plan(DENOISER)], EngineOptions(transport="processes"), ["cuda:0", "cuda:7"], [None])

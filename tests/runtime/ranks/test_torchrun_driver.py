@@ -309,6 +309,7 @@ def test_every_rank_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pytest
             stack.enter_context(ours)
             stack.enter_context(theirs)
             changed = {"rank": rank, "local_rank": local_rank, "machine": machine, "cpu_free_bytes": 7}
+            changed["memory"] = own.memory if machine == own.machine else "its memory"
             line = MessageLine(ours, FROM_AGENT)
             server._agents[rank] = RemoteAgent(line, own.model_copy(update=changed))
         assert server.places(["cuda"] * 4, timeout_s=1) == [
@@ -325,3 +326,53 @@ def test_every_rank_has_the_gpu_of_its_number_on_its_machine(monkeypatch: pytest
         ], "a host of the same name is another machine"  # fmt: skip
         with pytest.raises(PlanMismatch, match="rank 3 is to be on cuda:3 of other, where its process sees 2 GPUs"):
             server.places(["cuda:0", "cuda:1", "cuda:0", "cuda:3"], timeout_s=1)
+
+
+def test_ranks_are_counted_together_where_they_take_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the names of their hosts: containers have names of their own, or all that of the host."""
+    own = Introduction.own(0)
+    kernel, other = own.machine[1], "another boot"
+    limited = f"{kernel} 4711"  # a container with a limit of its own
+    given = [
+        (("container", kernel), own.memory, 7),
+        ((own.machine[0], kernel), limited, 5),
+        (("far", other), other, 9),
+        (("far", other), f"{other} 1", 3),
+        (("container on far", other), other, 8),
+    ]
+    with running_server(world=6) as server, contextlib.ExitStack() as stack:
+        for rank, (machine, memory, free) in enumerate(given, 1):
+            ours, theirs = socket.socketpair()
+            stack.enter_context(ours)
+            stack.enter_context(theirs)
+            changed = {"rank": rank, "machine": machine, "memory": memory, "cpu_free_bytes": free}
+            server._agents[rank] = RemoteAgent(MessageLine(ours, FROM_AGENT), own.model_copy(update=changed))
+        places = server.places(["cpu"] * 6, timeout_s=1)
+    assert [place.machine for place in places] == [
+        "", "", f"{own.machine[0]} {limited}", f"far {other}", f"far {other} 1", f"far {other}"
+    ]  # fmt: skip
+    assert [place.free_bytes for place in places][1:] == [7, 5, 9, 3, 8]
+    monkeypatch.setattr("runtime.ranks.torchrun_messages.limited_group", lambda: 4711)
+    assert Introduction.own(0).memory == limited
+
+
+@pytest.mark.parametrize(("visible", "own"), [("GPU-5e, MIG-6a", ["cuda:0"] * 2), ("1,1", None), (None, None)])
+def test_a_process_that_was_given_one_gpu_uses_that(
+    visible: str | None, own: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA_VISIBLE_DEVICES names GPUs in several ways, and each process counts its own from 0."""
+    shown = [None, None] if visible is None else visible.split(",")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown[0] is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown[0])
+    changed = {"rank": 1, "local_rank": 1, "visible_gpus": shown[1]}
+    ours, theirs = socket.socketpair()
+    with running_server() as server, ours, theirs:
+        introduction = Introduction.own(0).model_copy(update=changed)
+        server._agents[1] = RemoteAgent(MessageLine(ours, FROM_AGENT), introduction)
+        if own is None:
+            with pytest.raises(PlanMismatch, match="rank 1 is to be on cuda:1 of .* sees 1 GPUs"):
+                server.places(["cuda"] * 2, timeout_s=1)
+        else:
+            assert [place.device for place in server.places(["cuda"] * 2, timeout_s=1)] == own
