@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch.nn import functional
 
+SHARED_REGION_BYTES = 8 << 20  # of what ranks on GPUs share between processes: at least so much at a time
 GROUP = Path("/sys/fs/cgroup")  # of this process, in a container that of the container
 
 

@@ -12,7 +12,7 @@ import torch
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import seat_of
 from partitioner.plan.records import PredictedComponent
-from runtime.devices.memory import free_bytes
+from runtime.devices.memory import SHARED_REGION_BYTES, free_bytes
 from runtime.errors import PlanMismatch
 
 _LOGGER = logging.getLogger("runtime")
@@ -74,6 +74,8 @@ def needed_bytes(
 ) -> dict[Place, int]:
     """The memory that ranks still need at each place, as the plans predict it.
 
+    Ranks on GPUs, if processes, also share memory in regions, one towards every other rank, whatever they send there.
+
     Args:
         plans: by denoiser, the plans that the ranks will run.
         places: rank -> its place.
@@ -84,12 +86,14 @@ def needed_bytes(
     """
     needed: dict[Place, int] = {}
     for rank, place in enumerate(places):
+        on_gpu = place.device.startswith("cuda")
+        regions = 0 if one_process or not on_gpu else len(places) - 1
+        needed[place] = needed.get(place, 0) + regions * SHARED_REGION_BYTES
         for plan, held in zip(plans, held_on, strict=True):
             branch, component = seat_of(rank, plan.components)
             predicted = plan.predicted.components[branch * plan.components + component]
             there = place == Place("", str(held), None) and (rank == 0 or one_process)
-            needed[place] = needed.get(place, 0) + predicted.memory_bytes - there * predicted.parameter_bytes
-            on_gpu = place.device.startswith("cuda")
+            needed[place] += predicted.memory_bytes - there * predicted.parameter_bytes
             if one_process or not on_gpu:
                 needed[place] -= predicted.slot_bytes
             if graphs and on_gpu:

@@ -170,7 +170,8 @@ def device_of(address: int) -> int:
 
 def tensor_at(index: int, address: int, size_bytes: int, owner: object) -> torch.Tensor:
     """Bytes at an address as a tensor. owner: lives as long as anything uses them."""
-    made: torch.Tensor = torch.as_tensor(_Bytes(address, size_bytes, owner), device=f"cuda:{index}")
+    with torch.cuda.device(index):  # torch asks whose the address is, which makes a context on the current GPU
+        made: torch.Tensor = torch.as_tensor(_Bytes(address, size_bytes, owner), device=f"cuda:{index}")
     if made.data_ptr() != address:
         raise RuntimeError("torch has copied memory that it was to use where it is")
     return made

@@ -32,13 +32,13 @@ from functools import partial
 
 import torch
 
+from runtime.devices.memory import SHARED_REGION_BYTES
 from runtime.devices.stream import Event
 from runtime.transport import cuda_driver
 from runtime.transport.copies import END_S, Arriving, FarSlot
 from runtime.transport.layout import Layout, from_bytes
 from runtime.transport.memory import Memory, Slot
 
-REGION_BYTES = 8 << 20
 ALIGNMENT = 512  # bytes, as torch's own memory on GPUs
 
 _DESCRIPTION = struct.Struct(f"=4q{cuda_driver.HANDLE_BYTES}s64s64s")  # region, its size, offset, length; handles
@@ -147,7 +147,7 @@ class DeviceMemory(Memory):
         length = -(-size_bytes // ALIGNMENT) * ALIGNMENT
         handle = b""
         if self._filling is None or self._filling[2] + length > self._filling[1].size_bytes:
-            region = DeviceRegion(self._device, None, max(length, REGION_BYTES))
+            region = DeviceRegion(self._device, None, max(length, SHARED_REGION_BYTES))
             handle = cuda_driver.export(self._device.index, region.address)
             self._filling = self._made, region, 0
             self._made += 1

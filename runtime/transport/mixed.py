@@ -89,7 +89,7 @@ class MixedMailbox(SameMachineMailbox):
         try:
             self._deliver_payload(key, payload)
         except (RuntimeError, MemoryError) as error:
-            self.report(self._out_of_memory("receive", key, error))
+            self.report(self._not_moved("receive", key, error))
 
     def close(self) -> None:
         self._end_waits()

@@ -20,12 +20,13 @@ from contextlib import AbstractContextManager
 import torch
 
 from runtime.devices.stream import Event
-from runtime.errors import EngineError, RankOutOfMemory, bytes_wanted
+from runtime.errors import EngineError, RankError
 from runtime.transport.channel import Channel
 from runtime.transport.checked import CheckedMailbox
 from runtime.transport.header import Header, describe, description_of
 from runtime.transport.layout import Layout, dense
 from runtime.transport.mailbox import PARAMETER_CONTEXT, MessageKey, PeerLost
+from runtime.transport.not_moved import not_moved
 from runtime.transport.payload import Payload
 
 _SPIN_S = 2e-4  # how long a thread asks without a pause whether a GPU has written a message
@@ -101,16 +102,10 @@ class SameMachineMailbox(CheckedMailbox):
                     self.report(PeerLost(self.rank, reader, error))  # the next wait will raise
                     return
                 except (RuntimeError, MemoryError) as error:
-                    raise self._out_of_memory("send", key, error) from error
+                    raise self._not_moved("send", key, error) from error
 
-    def _out_of_memory(self, what: str, key: MessageKey, error: BaseException) -> RankOutOfMemory:
-        wire = self.expected(key)
-        return RankOutOfMemory(
-            f"no memory to {what} %{wire.value} ({wire.meta}): {error}",
-            rank=self.rank,
-            step=key.step,
-            size_bytes=bytes_wanted(error) or wire.meta.size_bytes,
-        )
+    def _not_moved(self, what: str, key: MessageKey, error: BaseException) -> RankError:
+        return not_moved(what, self.expected(key), error, rank=self.rank, step=key.step)
 
     # ---- receive
 
@@ -258,7 +253,7 @@ class SameMachineMailbox(CheckedMailbox):
         except (RuntimeError, MemoryError) as error:
             if announced is None:
                 raise
-            raise self._out_of_memory("receive", key, error) from error
+            raise self._not_moved("receive", key, error) from error
 
     def forget(self, context: int, before_step: int, ahead: int | None = None) -> None:
         with self._changed:

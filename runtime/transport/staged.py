@@ -33,7 +33,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from runtime.devices.memory import free_bytes
+from runtime.devices.memory import SHARED_REGION_BYTES, free_bytes
 from runtime.transport import cuda_driver
 from runtime.transport.copies import END_S, Arriving, CopyStream, FarSlot
 from runtime.transport.layout import Layout, from_bytes
@@ -41,7 +41,6 @@ from runtime.transport.memory import Memory, Slot
 from runtime.transport.packets import close_files
 from runtime.transport.shared_memory import map_file, new_file
 
-REGION_BYTES = 8 << 20
 ALIGNMENT = 512  # bytes, as torch's own memory on GPUs; a slot's word has so many before the message
 _PAGE = os.sysconf("SC_PAGESIZE")
 _ON_ITS_WAY, _THERE = 0, 1
@@ -186,7 +185,7 @@ class StagedMemory(Memory):
 
     def _make_region(self, least_bytes: int) -> list[int]:
         _left[:] = [memory for memory in _left if not memory._unlocked(0.0)]
-        total = max(-(-least_bytes // _PAGE) * _PAGE, REGION_BYTES)
+        total = max(-(-least_bytes // _PAGE) * _PAGE, SHARED_REGION_BYTES)
         free = free_bytes("cpu")
         if free is not None and total > free // 2:
             raise MemoryError(f"of {free} bytes that the host has free, {total} would be page-locked")

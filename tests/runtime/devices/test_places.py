@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from partitioner.plan.plan import Plan
+from runtime.devices.memory import SHARED_REGION_BYTES
 from runtime.devices.places import Place, check_memory, local_places, room_for_graphs
 from runtime.errors import PlanMismatch
 from tests.support.engines import toy, toy_plan
@@ -22,9 +23,9 @@ def plan_needing(*gigabytes: int, parameters: int = 0, branches: int = 1) -> Pla
     return plan.model_copy(update={"predicted": plan.predicted.model_copy(update={"components": components})})
 
 
-def places(*free: int | None, machine: str = "") -> list[Place]:
-    """A device of its own per rank, with so many GB free."""
-    return [Place(machine, f"cuda:{i}", None if f is None else f * GB) for i, f in enumerate(free)]
+def places(*free: int | None, machine: str = "", beside: int = 0) -> list[Place]:
+    """A device of its own per rank, with so many GB free, and so many bytes beside them."""
+    return [Place(machine, f"cuda:{i}", None if f is None else f * GB + beside) for i, f in enumerate(free)]
 
 
 def test_every_rank_needs_what_its_component_needs() -> None:
@@ -51,11 +52,21 @@ def changed(plan: Plan, **figures: int | None) -> Plan:
 def test_slots_are_needed_between_processes_on_gpus_only() -> None:
     """Elsewhere readers use messages where they lie, and those are counted."""
     plan = changed(plan_needing(3, 5), message_bytes=2 * GB, slot_bytes=GB)
-    check_memory([plan], places(5, 3), held_on=[None], one_process=False)
+    check_memory([plan], places(5, 3, beside=SHARED_REGION_BYTES), held_on=[None], one_process=False)
     with pytest.raises(PlanMismatch, match=r"rank 0 on cuda:0 need 5\.0 GB"):
         check_memory([plan], places(4, 3), held_on=[None], one_process=False)
     check_memory([plan], places(4, 2), held_on=[None])
     check_memory([plan], [Place("", "cpu", 6 * GB)] * 2, held_on=[None], one_process=False)
+
+
+def test_processes_on_gpus_share_a_region_towards_every_other_rank() -> None:
+    plans = [plan_needing(1, 1, 1), plan_needing(2, 2, 2)]
+    on_one = places(9, beside=6 * SHARED_REGION_BYTES) * 3
+    check_memory(plans, on_one, held_on=[None, None], one_process=False)
+    with pytest.raises(PlanMismatch, match=r"rank 0, rank 1, rank 2 on cuda:0 need 9\.1 GB"):
+        check_memory(plans, places(9, beside=6 * SHARED_REGION_BYTES - 1) * 3, held_on=[None] * 2, one_process=False)
+    check_memory(plans, places(9) * 3, held_on=[None] * 2)
+    check_memory(plans, [Place("", "cpu", 9 * GB)] * 3, held_on=[None] * 2, one_process=False)
 
 
 def test_buffers_of_graphs_are_those_of_the_plan() -> None:
@@ -106,9 +117,9 @@ def test_a_device_of_another_machine_is_another_place() -> None:
 def test_parameters_that_are_there_already_need_no_more_memory() -> None:
     """The driver's own, in processes; in one process those of all ranks on the device that holds the denoiser."""
     plan = plan_needing(3, 5, parameters=2)
-    check_memory([plan], places(3, 3), held_on=["cuda:0"], one_process=False)
+    check_memory([plan], places(3, 3, beside=SHARED_REGION_BYTES), held_on=["cuda:0"], one_process=False)
     with pytest.raises(PlanMismatch, match=r"rank 1 .* need 3\.0 GB"):
-        check_memory([plan], places(3, 2), held_on=["cuda:0"], one_process=False)
+        check_memory([plan], places(3, 2, beside=SHARED_REGION_BYTES), held_on=["cuda:0"], one_process=False)
     with pytest.raises(PlanMismatch, match=r"rank 0, rank 1 on cuda:0 need 6\.0 GB"):
         check_memory([plan], places(5) * 2, held_on=["cuda:0"], one_process=False)
     with pytest.raises(PlanMismatch, match=r"rank 0 on cuda:0 need 5\.0 GB"):

@@ -162,7 +162,7 @@ def test_where_a_trial_fails_messages_wait_for_the_gpu(
 def test_where_no_more_can_be_locked_messages_wait_for_the_gpu(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(staged, "REGION_BYTES", 1 << 21)
+    monkeypatch.setattr(staged, "SHARED_REGION_BYTES", 1 << 21)
     with machines(monkeypatch) as pair, caplog.at_level(logging.WARNING, "runtime"):
         pair.send(0)
         assert pair.values(pair.take(0)) == [1]

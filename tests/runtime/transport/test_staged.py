@@ -209,7 +209,7 @@ def test_where_no_more_can_be_locked_messages_go_as_before(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At most half of what the host has free is locked at a time."""
-    monkeypatch.setattr(staged, "REGION_BYTES", 1 << 21)
+    monkeypatch.setattr(staged, "SHARED_REGION_BYTES", 1 << 21)
     with hosts(monkeypatch) as pair:
         for step in range(2):
             pair.send(step)
@@ -242,10 +242,10 @@ def test_memory_of_copies_that_take_long_is_unlocked_later(monkeypatch: pytest.M
             pair.sender.close()
             pair.receiver.close()
         assert len(staged._left) == 2
-        assert pair.driver.locked_bytes == 4 * staged.REGION_BYTES
+        assert pair.driver.locked_bytes == 4 * staged.SHARED_REGION_BYTES
         with same_machine_pair(devices=("cuda:0", "cuda:1")):
             assert staged._left == []
-            assert pair.driver.locked_bytes == 2 * staged.REGION_BYTES, "of the next trials"
+            assert pair.driver.locked_bytes == 2 * staged.SHARED_REGION_BYTES, "of the next trials"
 
 
 def held() -> tuple[int, int]:
