@@ -21,7 +21,7 @@ from runtime.transport.layout import Layout, from_bytes
 from runtime.transport.memory import Slot
 
 END_S = 2.0  # how long copies that are under way may take at the end
-_LOOK_S = 0.001  # between two looks at whether they are done
+LOOK_S = 0.001  # between two looks at whether they are done
 
 _log = logging.getLogger("runtime")
 
@@ -48,7 +48,7 @@ class CopyStream:
             while not (self._ended or self.stream.query()):
                 if time.monotonic() > until:
                     return False
-                time.sleep(_LOOK_S)
+                time.sleep(LOOK_S)
         except RuntimeError as error:  # a GPU that failed has already raised in its rank
             _log.debug("copies of %s have not ended: %s", self.stream.device, error)
             return False

@@ -19,13 +19,15 @@ A reader on another GPU copies the message, on a stream of its own, and gives th
 event can be recorded on streams of its own GPU only.
 
 Memory is never given back before the channel is closed, but used again for other wires, for a sender must not free what
-a reader still has open.
+a reader still has open. Nor is it before the streams of this process are done with it; where that takes long, it is
+when another channel is closed.
 """
 
 from __future__ import annotations
 
 import logging
 import struct
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,7 +37,7 @@ import torch
 from runtime.devices.memory import SHARED_REGION_BYTES
 from runtime.devices.stream import Event
 from runtime.transport import cuda_driver
-from runtime.transport.copies import END_S, Arriving, FarSlot
+from runtime.transport.copies import END_S, LOOK_S, Arriving, FarSlot
 from runtime.transport.layout import Layout, from_bytes
 from runtime.transport.memory import Memory, Slot
 
@@ -44,6 +46,7 @@ ALIGNMENT = 512  # bytes, as torch's own memory on GPUs
 _DESCRIPTION = struct.Struct(f"=4q{cuda_driver.HANDLE_BYTES}s64s64s")  # region, its size, offset, length; handles
 
 _log = logging.getLogger("runtime")
+_left: list[DeviceMemory] = []  # closed, but a GPU may still read it or write to it
 
 
 class DeviceRegion:
@@ -80,10 +83,18 @@ class DeviceSlot(Slot):
         device: the GPU.
         region: where it lies; offset, size_bytes: where there, and how long it is.
         full, free: the slot's events.
+        users: of its memory, by handle; streams of this process that read it or write to it are added.
     """
 
     def __init__(
-        self, device: torch.device, region: DeviceRegion, offset: int, size_bytes: int, full: Event, free: Event
+        self,
+        device: torch.device,
+        region: DeviceRegion,
+        offset: int,
+        size_bytes: int,
+        full: Event,
+        free: Event,
+        users: dict[int, torch.cuda.Stream],
     ) -> None:
         self.size_bytes = size_bytes
         self._device = device
@@ -91,6 +102,7 @@ class DeviceSlot(Slot):
         self._address = region.address + offset
         self._full = full
         self._free = free
+        self._users = users
         self._used = False
         self._room: tuple[Layout, torch.Tensor] | None = None  # for messages laid out like the last one
 
@@ -101,7 +113,7 @@ class DeviceSlot(Slot):
         return _is_done(self._full)
 
     def write(self, tensor: torch.Tensor, layout: Layout) -> None:
-        stream = torch.cuda.current_stream(self._device)
+        stream = self._stream()
         if self._room is None or self._room[0] != layout:
             room = cuda_driver.tensor_at(self._device.index, self._address, layout.size_bytes, self._region)
             self._room = layout, from_bytes(room, layout)
@@ -111,11 +123,17 @@ class DeviceSlot(Slot):
 
     def lend(self, layout: Layout, returned: Callable[[], None]) -> tuple[torch.Tensor, None]:
         loan = _Loan(self._region)
-        stream = torch.cuda.current_stream(self._device)
+        stream = self._stream()
         weakref.finalize(loan, _give_back, self._free, stream, returned).atexit = False
         return from_bytes(
             cuda_driver.tensor_at(self._device.index, self._address, layout.size_bytes, loan), layout
         ), None
+
+    def _stream(self) -> torch.cuda.Stream:
+        """The current one, which is about to use the slot."""
+        stream = torch.cuda.current_stream(self._device)
+        self._users[stream.cuda_stream] = stream
+        return stream
 
 
 class _Loan:
@@ -138,24 +156,25 @@ class DeviceMemory(Memory):
     def __init__(self, device: torch.device) -> None:
         self.name = f"memory of {device}"
         self._device = device
-        self._made = 0
-        self._filling: tuple[int, DeviceRegion, int] | None = None  # number, region, bytes in use
+        self._made: list[DeviceRegion] = []
+        self._filled = 0  # bytes of the last of those that are in use
         self._open: dict[int, DeviceRegion] = {}
+        self._users: dict[int, torch.cuda.Stream] = {}
         self._arriving: Arriving | None = None
 
     def make(self, owner: int, size_bytes: int) -> tuple[DeviceSlot, bytes, list[int]]:
         length = -(-size_bytes // ALIGNMENT) * ALIGNMENT
         handle = b""
-        if self._filling is None or self._filling[2] + length > self._filling[1].size_bytes:
+        if not self._made or self._filled + length > self._made[-1].size_bytes:
             region = DeviceRegion(self._device, None, max(length, SHARED_REGION_BYTES))
             handle = cuda_driver.export(self._device.index, region.address)
-            self._filling = self._made, region, 0
-            self._made += 1
-        number, region, offset = self._filling
-        self._filling = number, region, offset + length
+            self._made.append(region)
+            self._filled = 0
+        number, region, offset = len(self._made) - 1, self._made[-1], self._filled
+        self._filled += length
         full, free = (_shared_event(self._device) for _ in range(2))
         description = _DESCRIPTION.pack(number, region.size_bytes, offset, length, handle, full[1], free[1])
-        return DeviceSlot(self._device, region, offset, length, full[0], free[0]), description, []
+        return DeviceSlot(self._device, region, offset, length, full[0], free[0], self._users), description, []
 
     def open(self, description: bytes, files: Sequence[int]) -> Slot:
         try:
@@ -171,14 +190,27 @@ class DeviceMemory(Memory):
         if cuda_driver.device_of(region.address) != self._device.index:
             self._arriving = self._arriving or Arriving(self._device)
             return FarSlot(region, region.address + offset, length, partial(_is_done, made), self._arriving)
-        return DeviceSlot(self._device, region, offset, length, made, _event_of(self._device, free))
+        return DeviceSlot(self._device, region, offset, length, made, _event_of(self._device, free), self._users)
 
     def forget(self, owner: int) -> None:
         pass
 
     def close(self) -> None:
-        if self._arriving is not None:
-            self._arriving.end(END_S)
+        _left[:] = [memory for memory in _left if not memory._is_over(0.0)]
+        if not self._is_over(0.0 if _left else END_S):
+            _left.append(self)
+
+    def _is_over(self, timeout_s: float) -> bool:
+        """Whether no stream of this process uses any of it any more; waits for that."""
+        until = time.monotonic() + timeout_s
+        try:
+            while not all(stream.query() for stream in self._users.values()):
+                if time.monotonic() > until:
+                    return False
+                time.sleep(LOOK_S)
+        except RuntimeError as error:  # a GPU that failed has already raised in its rank, and does nothing more
+            _log.debug("memory of %s is given back: %s", self._device, error)
+        return self._arriving is None or self._arriving.end(max(0.0, until - time.monotonic()))
 
 
 def _shared_event(device: torch.device) -> tuple[Event, bytes]:

@@ -6,6 +6,7 @@ What of that a CPU can show is in test_staged.py.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -25,8 +26,10 @@ import torch
 from runtime.engine import Engine
 from runtime.errors import EngineError
 from runtime.options import EngineOptions
+from runtime.transport import cuda_driver, ipc
 from runtime.transport.copies import FarSlot
 from runtime.transport.ipc import DeviceMemory, DeviceSlot
+from runtime.transport.layout import Layout
 from runtime.transport.mailbox import MessageKey
 from runtime.transport.memory import Memory
 from runtime.transport.packets import new_line
@@ -135,6 +138,94 @@ def test_where_a_gpus_memory_cannot_be_shared_messages_go_through_the_host(
         assert "rank 1 cannot use memory of cpu: no peer access to 1048576 bytes" in record.getMessage()
         assert {type(memory) for _, _, memory in sender._channels[1]._slots._of_wire} == {HostMemory}
         assert not errors
+
+
+class Stream:
+    """A stream of a GPU that is not there."""
+
+    cuda_stream = 7
+    is_done = False
+
+    def query(self) -> bool:
+        return self.is_done
+
+
+class Unrecorded:
+    """An event."""
+
+    def record(self, stream: Stream) -> None:
+        pass
+
+
+@contextmanager
+def regions_here(monkeypatch: pytest.MonkeyPatch, stream: Stream) -> Iterator[list[int]]:
+    """Memory of a GPU lies on the host; gives the addresses of what has been freed or closed."""
+    given_back: list[int] = []
+    room = torch.empty(1 << 23, dtype=torch.uint8)
+    begin = room.data_ptr()
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.cuda.current_stream", lambda device: stream)
+        patch.setattr(cuda_driver, "allocate", lambda index, size_bytes: begin)
+        patch.setattr(cuda_driver, "export", lambda index, address: b"handle")
+        patch.setattr(cuda_driver, "open_exported", lambda index, handle: begin)
+        patch.setattr(cuda_driver, "device_of", lambda address: 0)
+        patch.setattr(cuda_driver, "tensor_at", lambda index, address, size_bytes, owner: room[:size_bytes])
+        for name in ("free", "close_exported"):
+            patch.setattr(cuda_driver, name, lambda index, address: given_back.append(address))
+        patch.setattr(ipc, "_shared_event", lambda device: (Unrecorded(), b"event"))
+        patch.setattr(ipc, "_event_of", lambda device, handle: Unrecorded())
+        yield given_back
+
+
+@pytest.mark.parametrize("side", ["sender", "reader"])
+def test_memory_that_a_stream_still_uses_is_given_back_later(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipc, "END_S", 0.01)
+    stream, gpu = Stream(), torch.device("cuda:0")
+    with regions_here(monkeypatch, stream) as given_back:
+        tensor = torch.ones(8, 64)
+        layout = Layout.of(tensor)
+        used, other = DeviceMemory(gpu), DeviceMemory(gpu)
+        slot, description, _ = used.make(0, tensor.nbytes)
+        if side == "sender":
+            slot.write(tensor, layout)
+        else:
+            used = DeviceMemory(gpu)
+            slot = used.open(description, [])  # type: ignore[assignment]
+            given_back.clear()
+            slot.lend(layout, lambda: None)
+        used.close()
+        del used, slot
+        gc.collect()
+        assert not given_back
+        assert len(ipc._left) == 1
+        other.close()
+        assert not given_back, "the stream is not done"
+        stream.is_done = True
+        other.close()
+        gc.collect()
+        assert len(given_back) == 1
+        assert not ipc._left
+
+
+def test_whose_an_address_is_is_asked_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch asks CUDA, which makes a context on the thread's current GPU."""
+    current = [0]
+
+    @contextmanager
+    def device(index: int) -> Iterator[None]:
+        current.append(index)
+        yield
+        current.pop()
+
+    bytes_ = torch.zeros(16, dtype=torch.uint8)
+
+    def as_tensor(made: Any, device: str) -> torch.Tensor:
+        assert (current[-1], device) == (3, "cuda:3")
+        return bytes_
+
+    monkeypatch.setattr("torch.cuda.device", device)
+    monkeypatch.setattr("torch.as_tensor", as_tensor)
+    assert cuda_driver.tensor_at(3, bytes_.data_ptr(), 16, None) is bytes_
 
 
 @contextmanager
