@@ -82,7 +82,7 @@ class DeviceSlot(Slot):
     Args:
         device: the GPU.
         region: where it lies; offset, size_bytes: where there, and how long it is.
-        full, free: the slot's events.
+        events: of the slot, ``full`` and ``free``.
         users: of its memory, by handle; streams of this process that read it or write to it are added.
     """
 
@@ -92,16 +92,14 @@ class DeviceSlot(Slot):
         region: DeviceRegion,
         offset: int,
         size_bytes: int,
-        full: Event,
-        free: Event,
+        events: tuple[Event, Event],
         users: dict[int, torch.cuda.Stream],
     ) -> None:
         self.size_bytes = size_bytes
         self._device = device
         self._region = region
         self._address = region.address + offset
-        self._full = full
-        self._free = free
+        self._full, self._free = events
         self._users = users
         self._used = False
         self._room: tuple[Layout, torch.Tensor] | None = None  # for messages laid out like the last one
@@ -174,7 +172,7 @@ class DeviceMemory(Memory):
         self._filled += length
         full, free = (_shared_event(self._device) for _ in range(2))
         description = _DESCRIPTION.pack(number, region.size_bytes, offset, length, handle, full[1], free[1])
-        return DeviceSlot(self._device, region, offset, length, full[0], free[0], self._users), description, []
+        return DeviceSlot(self._device, region, offset, length, (full[0], free[0]), self._users), description, []
 
     def open(self, description: bytes, files: Sequence[int]) -> Slot:
         try:
@@ -190,7 +188,8 @@ class DeviceMemory(Memory):
         if cuda_driver.device_of(region.address) != self._device.index:
             self._arriving = self._arriving or Arriving(self._device)
             return FarSlot(region, region.address + offset, length, partial(_is_done, made), self._arriving)
-        return DeviceSlot(self._device, region, offset, length, made, _event_of(self._device, free), self._users)
+        events = made, _event_of(self._device, free)
+        return DeviceSlot(self._device, region, offset, length, events, self._users)
 
     def forget(self, owner: int) -> None:
         pass
