@@ -372,7 +372,7 @@ def test_a_process_that_was_given_one_gpu_uses_that(
         introduction = Introduction.own(0).model_copy(update=changed)
         server._agents[1] = RemoteAgent(MessageLine(ours, FROM_AGENT), introduction)
         if own is None:
-            with pytest.raises(PlanMismatch, match="rank 1 is to be on cuda:1 of .* sees 1 GPUs"):
+            with pytest.raises(PlanMismatch, match=r"rank 1 is to be on cuda:1 of .* sees 1 GPUs"):
                 server.places(["cuda"] * 2, timeout_s=1)
         else:
             assert [place.device for place in server.places(["cuda"] * 2, timeout_s=1)] == own
