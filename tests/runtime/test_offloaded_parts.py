@@ -15,6 +15,7 @@ from diffusers.hooks.hooks import ModelHook as DiffusersHook
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from runtime.devices.memory import SHARED_REGION_BYTES
 from runtime.errors import InputError, PlanMismatch
 from runtime.offloaded_parts import check_not_offloaded, offloaded_parts
 from runtime.parts import size_bytes
@@ -73,7 +74,8 @@ def needing(kilobytes: int) -> Any:
 @contextmanager
 def offloaded(pipe: Any, monkeypatch: pytest.MonkeyPatch, kilobytes: int = 10) -> Iterator[FakeCuda]:
     plans = {"transformer": needing(2)}
-    with fake_cuda(monkeypatch, size_bytes=kilobytes * KB) as cuda, offloaded_parts(pipe, plans, GPUS):
+    whole = kilobytes * KB + SHARED_REGION_BYTES  # with what two ranks share, as processes
+    with fake_cuda(monkeypatch, size_bytes=whole) as cuda, offloaded_parts(pipe, plans, GPUS):
         yield cuda
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 import partitioner
 from partitioner.plan.plan import Plan
+from runtime.devices.memory import SHARED_REGION_BYTES
 from runtime.engine import Engine
 from runtime.live_plans import named_plans
 from runtime.options import EngineOptions
@@ -22,6 +23,7 @@ from tests.support.fake_cuda import fake_cuda
 from tests.support.pipelines import call, load, saved
 
 KB = 1000
+TEN_KB = 10 * KB + SHARED_REGION_BYTES  # beside what two ranks share, as processes
 
 
 class Encoder(nn.Module):
@@ -78,7 +80,7 @@ def test_parts_go_beside_rank_0s_share_and_the_denoiser_to_no_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipe = made()
-    with fake_cuda(monkeypatch, size_bytes=10 * KB) as cuda:
+    with fake_cuda(monkeypatch, size_bytes=TEN_KB) as cuda:
         place_parts(pipe, {"transformer": plan_needing(6)}, ["cuda:0", "cuda:1"])
         assert pipe.where() == {
             "transformer": "cpu", "text_encoder": "cuda:0", "text_encoder_2": "cpu", "vae": "cuda:0",
@@ -95,7 +97,7 @@ def test_parts_go_beside_rank_0s_share_and_the_denoiser_to_no_one(
 
 def test_the_autoencoder_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = made(vae=6 * KB)
-    with fake_cuda(monkeypatch, size_bytes=10 * KB):
+    with fake_cuda(monkeypatch, size_bytes=TEN_KB):
         place_parts(pipe, {"transformer": plan_needing(3)}, ["cuda:0", "cuda:1"])
     assert pipe.where() == {
         "transformer": "cpu", "text_encoder": "cpu", "text_encoder_2": "cpu", "vae": "cuda:0",
@@ -119,7 +121,7 @@ def test_where_nothing_or_no_autoencoder_fits_beside_it_the_pipeline_stays_on_th
     vae: int, share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = made(vae)
-    with fake_cuda(monkeypatch, size_bytes=10 * KB):
+    with fake_cuda(monkeypatch, size_bytes=TEN_KB):
         place_parts(pipe, {"transformer": plan_needing(share)}, ["cuda:0", "cuda:1"])
         output = pipe.components["vae"](torch.ones(2), masks=[torch.ones(2)])
     assert set(pipe.where().values()) == {"cpu"}
