@@ -151,8 +151,8 @@ def _requests(arguments: argparse.Namespace, untouched: bool) -> dict[str, PlanR
     from partitioner.models.lean_import import import_lean
     from partitioner.models.pipeline_specs import model_specs
     from partitioner.models.samplers import check_scheduler
-    from partitioner.planning.expected_quality import SamplingSetup
     from partitioner.planning.request import PlanRequest
+    from partitioner.planning.sampling_setup import SamplingSetup
     from partitioner.planning.sources import FromSpec
 
     if untouched and arguments.model in BUILT_IN:

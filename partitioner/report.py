@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from partitioner.plan.plan import Plan
 from partitioner.plan.ranks import seat_of
-from partitioner.planning.expected_quality import ANY, Advice, SamplingSetup
+from partitioner.planning.advice import Advice
+from partitioner.planning.sampling_setup import ANY, SamplingSetup
 from partitioner.simulator.speed_of_light import SpeedOfLight
 
 if TYPE_CHECKING:
@@ -124,12 +125,15 @@ def describe_search(planning: Planning, seconds: Mapping[str, float]) -> dict[st
                 "reason": candidate.reason,
                 "margin_db": advice and _db(advice.margin_db),
                 "nearest_margin_db": advice and _db(advice.nearest_margin_db),
+                "passed_over": passed_over,
                 "step_ms": None if candidate.reason else round(candidate.step_ms, 6),
                 "staleness": None if candidate.reason else round(candidate.evaluation.staleness, 6),
                 "bytes_per_step": None if candidate.reason else candidate.bytes_per_step,
                 "memory_bytes": None if candidate.reason else candidate.memory_bytes,
             }
-            for candidate, advice in zip(planning.candidates, planning.advices, strict=True)
+            for candidate, advice, passed_over in zip(
+                planning.candidates, planning.advices, planning.passed_over, strict=True
+            )
         ],
         "baselines": {
             name: {key: value for key, value in asdict(baseline).items() if value is not None}
@@ -162,12 +166,15 @@ def light_of(plan: Plan, sampling: SamplingSetup) -> SpeedOfLight:
 
 def _quality(advice: Advice) -> dict[str, Any]:
     sampling, expected, fewer = advice.sampling, advice.expected, advice.fewer_steps
+    beside = advice.nearest_fewer
     nearest = expected if expected is not None and expected.beyond else None
     return {
         "exact": advice.exact,
         "psnr_db": _db(advice.psnr_db),
         "fewer_steps_psnr_db": _db(advice.fewer_steps_db),
+        "nearest_fewer_steps_psnr_db": None if beside is None or beside.beyond else round(beside.psnr_db, 2),
         "fewer_steps_better": advice.against,
+        "other_settings": advice.other_settings,
         "denoisers": [] if expected is None else list(expected.denoisers),
         "steps": sampling.steps,
         "scheduler": sampling.scheduler,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import groupby
 
 from partitioner.branch_text import Document, branches_text, weights_text
-from partitioner.planning.expected_quality import MARGIN_DB
+from partitioner.quality_text import idle_text, quality_text, trajectory_text
 from partitioner.simulator.speed_of_light import SpeedOfLight
 from partitioner.tables import size_text, table_text
 
@@ -47,15 +46,13 @@ def report_text(document: Document) -> str:
         "",
         f"predicted step   {document['step_ms']:.4g} {ms}, sequential {document['sequential_ms']:.4g} {ms}: "
         f"speed-up {document['speedup_step']:.2f} x",
-        f"trajectory       speed-up {document['speedup_trajectory']:.2f} x over {document['steps']} steps with warm-up"
-        f"{remark}",
-        *_guarded(document),
+        *trajectory_text(document, remark),
         *_speed_of_light(document, remark),
         f"lower bound      {document['lower_bound_ms']:.4g} {ms}; slowest component {document['gap']:.2%} above it",
         f"sent             {size_text(document['bytes_per_step'])} per step; staleness {document['staleness']:.4g}",
         f"denoiser         {document['macs'] / 1e12:.4g} T multiply-accumulates per call",
-        *_quality(document),
-        *_idle(document),
+        *quality_text(document),
+        *idle_text(document),
         *_proof(document, ms),
         *_refinement(document),
     ]
@@ -125,79 +122,6 @@ def _speed_of_light(document: Document, remark: str) -> list[str]:
             "                 above the ideal: a part of a call's rows takes less than its part of the call's time"
         )
     return lines
-
-
-def _quality(document: Document) -> list[str]:
-    quality = document.get("quality")
-    if not quality:
-        return []
-    exact = "quality          exact: the output is that of one device"
-    lines = [exact] if quality["exact"] else [*_figures(quality, document["model"])]
-    refusal = quality["no_lookahead"]
-    if document["mode"] == "lookahead" and document["components_per_branch"] > 1 and refusal is not None:
-        lines.append(
-            f"note             all calls of this plan will be exact, with no look-ahead: of {quality['scheduler']},"
-        )
-        lines.append(f"                 {refusal}")
-    return lines
-
-
-def _figures(quality: Document, model: str) -> Iterator[str]:
-    """What is known of the output of a plan that is not exact; or of the nearest guidance scale that is known."""
-    known = quality["nearest"] or quality
-    if known["psnr_db"] is None:
-        yield f"quality          not measured for plans like this ({_setup(quality)})"
-        return
-    denoisers = quality["denoisers"]
-    foreign = "" if model in denoisers else f"not measured for {model}; "
-    figure = f"{known['psnr_db']:.1f} dB against the sequential output"
-    figure += f" with the denoisers {', '.join(denoisers)}" if foreign else ""
-    if quality["nearest"] is None:
-        yield f"quality          {foreign}{figure}"
-        yield f"                 ({_setup(quality)})"
-    else:
-        yield f"quality          not measured for {_setup(quality)};"
-        yield f"                 at {known['guidance_scale']:g}, the nearest guidance scale that was measured: {figure}"
-    if known["fewer_steps_psnr_db"] is not None:
-        yield f"                 fewer sequential steps in the same time: {known['fewer_steps_psnr_db']:.1f} dB"
-    if known["fewer_steps_better"]:
-        yield "note             fewer steps on one device were as good; prefer them, or use fewer components"
-
-
-def _guarded(document: Document) -> Iterator[str]:
-    """That look-ahead may be slower than predicted, and by how much it was where that was measured."""
-    if document["mode"] == "lookahead" and document["components_per_branch"] > 1:
-        yield "                 at most: steps are made exact where the picture would suffer (run-plan --quality)"
-        quality = document.get("quality")
-        if quality and quality["exact_share"] is not None:
-            share, left = quality["exact_share"], quality["speedup"]
-            yield f"                 where quality was measured {share:.0%} of them were, which leaves {left:.2f} x"
-
-
-def _setup(quality: Document) -> str:
-    """What the figures of quality are for."""
-    scheduler = quality["scheduler"] or "the worst sampler that was measured"
-    scale, measured = quality["guidance_scale"], quality["measured_at"]
-    if scale is None:
-        guidance = f"guidance {measured[0]:g}, the highest that was measured" if measured else "guidance not known"
-    else:
-        guidance = f"guidance {scale:g}" + (" by default" if quality["guidance_scale_is_default"] else "")
-    if len(measured) > 1:
-        guidance += f", interpolated between {measured[0]:g} and {measured[1]:g}"
-    steps = sorted(set(quality["measured_steps"]) - {quality["steps"]})
-    others = f" (measured with {' and '.join(map(str, steps))})" if steps else ""
-    return f"{quality['steps']} steps{others}, {scheduler}, {guidance}"
-
-
-def _idle(document: Document) -> list[str]:
-    if not document.get("idle_devices"):
-        return []
-    margins = [c["nearest_margin_db"] for c in document["candidates"]]
-    doubted = any(margin is not None and margin < MARGIN_DB for margin in margins)
-    because = "see below"
-    if doubted:
-        because = f"with more, the output was less than {MARGIN_DB:g} dB better than that of fewer steps on one device"
-    return [f"note             {document['idle_devices']} left idle: {because}; --prefer speed uses them"]
 
 
 def _proof(document: Document, ms: str) -> list[str]:
@@ -287,8 +211,10 @@ def _remark(candidate: Document) -> str:
     words = ["chosen"] if candidate["chosen"] else []
     margin = candidate["nearest_margin_db"]
     if margin is not None:
-        where = "" if candidate["margin_db"] is not None else ", at the nearest guidance scale"
+        where = "" if candidate["margin_db"] is not None else ", in the nearest case that was measured"
         words.append(f"{margin:+.1f} dB against fewer steps{where}")
+    if candidate["passed_over"] in ("not measured", "no faster"):
+        words.append(candidate["passed_over"])
     return "; ".join(words)
 
 

@@ -2,9 +2,10 @@
 them it lies.
 
 A case is a number of steps, a sampler and a guidance scale. Each denoiser and sampler is looked at by itself: of its
-rows those with the nearest number of steps count, for each guidance scale that was measured; between two scales the
-PSNR is interpolated linearly, beyond the lowest and the highest it is not known. Then the least of all denoisers is
-taken, or of fewer steps the most: no answer promises more than what was measured of any of them.
+rows those with the nearest number of steps count, for each guidance scale that was measured, and of these the ones
+that were measured with the guard, if there are any; between two scales the PSNR is interpolated linearly, beyond the
+lowest and the highest it is not known. Then the least of all denoisers is taken, or of fewer steps the most: no answer
+promises more than what was measured of any of them.
 """
 
 from __future__ import annotations
@@ -84,19 +85,26 @@ def expected_figure(
     return _figure(own, case, lambda near: min((row.psnr_db for row in near), default=None), min)
 
 
-def fewer_steps_figure(rows: Iterable[QualityRow], speedup: float, case: QualityCase) -> MeasuredFigure | None:
+def fewer_steps_figure(
+    rows: Iterable[QualityRow], speedup: float, case: QualityCase, *, nearest: bool = False
+) -> MeasuredFigure | None:
     """The PSNR of a sequential run of ``steps / speedup`` steps: the most over denoisers.
 
     Args:
         rows: Of a quality profile.
         speedup: By how much fewer steps shorten the run; between measured ones the PSNR is interpolated.
         case: The run that it is compared with.
+        nearest: Beyond the speed-ups that were measured take the last, however far it is.
 
     Returns:
         None where nothing was measured near.
     """
     own = [row for row in rows if row.predictor == FEWER_STEPS]
-    return _figure(own, case, lambda near: _between([(row.speedup, row.psnr_db) for row in near], speedup), max)
+
+    def at_speedup(near: Sequence[QualityRow]) -> float | None:
+        return _between([(row.speedup, row.psnr_db) for row in near], speedup, nearest)
+
+    return _figure(own, case, at_speedup, max)
 
 
 def exact_share(rows: Iterable[QualityRow], components: int, case: QualityCase) -> float | None:
@@ -166,19 +174,25 @@ def _at_scale(figures: _Figures, scale: float) -> tuple[float, dict[float, int]]
 
 
 def _nearest(rows: Sequence[QualityRow], steps: int) -> list[QualityRow]:
-    """The rows with the nearest number of steps, by ratio; none where that is beyond a factor of two."""
-    distance = min((abs(math.log(row.steps / steps)) for row in rows), default=math.inf)
-    return [row for row in rows if abs(math.log(row.steps / steps)) == distance <= math.log(STEPS_RATIO)]
+    """The rows with the nearest number of steps, by ratio; none where that is beyond a factor of two.
+
+    Rows that say how many calls the guard made exact go before older ones, of which it made none.
+    """
+    near = [row for row in rows if abs(math.log(row.steps / steps)) <= math.log(STEPS_RATIO)]
+    near = [row for row in near if row.exact_share is not None] or near
+    distance = min((abs(math.log(row.steps / steps)) for row in near), default=math.inf)
+    return [row for row in near if abs(math.log(row.steps / steps)) == distance]
 
 
-def _between(points: Iterable[tuple[float, float]], at: float) -> float | None:
+def _between(points: Iterable[tuple[float, float]], at: float, nearest: bool) -> float | None:
     """The value at a place between points (place, value), interpolated linearly.
 
-    A little beyond the first or last point it is the value there, for a number of steps is whole; further away None.
+    A little beyond the first or last point, or if the nearest will do, it is the value there; further away None.
     """
     points = sorted(points)
     for (low, first), (high, second) in pairwise(points):
         if low <= at <= high:
             return first if high == low else first + (second - first) * (at - low) / (high - low)
     ends = [points[0], points[-1]] if points else []
-    return next((value for place, value in ends if abs(at / place - 1) <= SLACK), None)
+    place, value = min(ends, key=lambda end: abs(at - end[0]), default=(0.0, None))
+    return value if nearest or (value is not None and abs(at / place - 1) <= SLACK) else None

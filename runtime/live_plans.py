@@ -140,8 +140,8 @@ def _request(
 ) -> PlanRequest:
     """What to ask the planner for, for one of a pipeline's denoisers."""
     from partitioner.costs.model import choose_cost_model
-    from partitioner.planning.expected_quality import SamplingSetup
     from partitioner.planning.request import PlanRequest
+    from partitioner.planning.sampling_setup import SamplingSetup
     from partitioner.planning.sources import FromSpec
     from profiles.quality_profile import QualityProfile
 

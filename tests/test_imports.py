@@ -30,7 +30,8 @@ ROOMS = {
         baselines
         planning
         branch_text
-        model_list report report_text cli_options
+        model_list report quality_text cli_options
+        report_text
         cli
     """,
     "runtime": """

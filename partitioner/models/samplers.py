@@ -119,6 +119,18 @@ def steps_of(scheduler: str | None, calls: float) -> int:
     return max(2, round((calls - ten) / each + 10))
 
 
+def steps_within(scheduler: str | None, steps: int, calls: float, config: str = "") -> int:
+    """The most steps, from 2 to so many, whose trajectory calls the denoiser no more often than so many times.
+
+    >>> steps_within("DDIMScheduler", 50, 26.5), steps_within("HeunDiscreteScheduler", 50, 52.5)
+    (26, 26)
+    """
+    count = min(steps, steps_of(scheduler, calls) + 1)
+    while count > 2 and denoiser_calls(scheduler, count, config) > calls * (1 + 1e-6):
+        count -= 1
+    return count
+
+
 def finish_of(scheduler: str | None, config: str = "") -> int:
     """How many of a trajectory's last calls look-ahead runs exactly, because their latents cannot be predicted.
 

@@ -12,10 +12,10 @@ from partitioner.fleet import Fleet
 from partitioner.limits import check_one_of
 from partitioner.models.guidance import GUIDANCE_STYLES, GuidanceStyle
 from partitioner.plan.plan import Plan
-from partitioner.planning.expected_quality import SamplingSetup
 from partitioner.planning.options import DEFAULTS, PlanOptions
 from partitioner.planning.planner import plan
 from partitioner.planning.request import PlanRequest
+from partitioner.planning.sampling_setup import SamplingSetup
 from partitioner.planning.sources import FromModule
 from profiles.device_sheets import DEFAULT_DEVICE
 

@@ -25,18 +25,20 @@ from partitioner.costs.node_costs import GraphCosts
 from partitioner.costs.relative_speed import with_speeds
 from partitioner.fleet import Fleet, as_devices, limit_memory
 from partitioner.graph.ir import TracedGraph
-from partitioner.graph.nodes import Role
 from partitioner.plan.fields import as_label
 from partitioner.plan.plan import Plan
 from partitioner.plan.predictor import PredictorName
 from partitioner.plan.records import CostSource, DriverModule
+from partitioner.planning.advice import Advice
 from partitioner.planning.branching import uneven_branchings
 from partitioner.planning.build_problem import build_problem
 from partitioner.planning.candidates import Candidate, find_candidates, seats_of
-from partitioner.planning.choose import advice_on, choose
-from partitioner.planning.expected_quality import Advice, QualityAdvisor
+from partitioner.planning.choose import choose
+from partitioner.planning.expected_quality import QualityAdvisor
+from partitioner.planning.judge import Judge, PassedOver
 from partitioner.planning.microbatches import in_microbatches, most_parts, parts_of
-from partitioner.planning.options import PlanOptions, Progress, default_warmup
+from partitioner.planning.options import Progress, default_warmup
+from partitioner.planning.possible_mode import in_possible_mode
 from partitioner.planning.predicted import predicted_figures
 from partitioner.planning.remeasure import Refinement, refine_split
 from partitioner.planning.request import PlanRequest
@@ -63,6 +65,7 @@ class Planning:
         advice: What quality to expect; None without a quality profile.
         idle: How many devices the plan does not use.
         advices: What was measured of each candidate; None for those that are exact, and where no sampler is known.
+        passed_over: Why quality prefers the chosen one to each candidate; None where that has other reasons.
     """
 
     plan: Plan
@@ -75,6 +78,7 @@ class Planning:
     advice: Advice | None = None
     idle: int = 0
     advices: tuple[Advice | None, ...] = ()
+    passed_over: tuple[PassedOver | None, ...] = ()
 
 
 def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planning:
@@ -109,7 +113,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
     apart = RowsApart(graphs, step.rows)
     branchings = apart.kept(branchings)
     whole = graphs[step.rows]
-    options = _allowed(options, whole, progress)
+    options = in_possible_mode(options, whole, advisor, progress)
     with clock.measure("cost"):
         progress("estimating or measuring the cost of its nodes")
         fleet = with_speeds(limit_memory(request.fleet, options.memory_limit_bytes), whole, model.reference)
@@ -176,6 +180,7 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
         guidance_scale=request.sampling.scale_in_effect,
         driver_modules=[DriverModule(**asdict(module)) for module in source.beside],
     )
+    judge = Judge(candidates, options, sequential_ms, advisor)
     return Planning(
         made,
         chosen,
@@ -186,7 +191,8 @@ def plan(request: PlanRequest, *, progress: Progress = lambda _: None) -> Planni
         refinement,
         advice=None if advisor is None else _advice(made, advisor),
         idle=len(fleet) - chosen.ranks,
-        advices=tuple(advice_on(c, advisor, options, sequential_ms) for c in candidates),
+        advices=tuple(judge.advice(c) for c in candidates),
+        passed_over=tuple(judge.passed_over(c, chosen) for c in candidates),
     )
 
 
@@ -199,15 +205,6 @@ def default_predictor(chosen: Candidate, advisor: QualityAdvisor | None) -> Pred
     if chosen.mode == "lookahead":
         return "hold"
     return "adaptive" if advisor is None else advisor.async_predictor(chosen.components)
-
-
-def _allowed(options: PlanOptions, graph: TracedGraph, progress: Progress) -> PlanOptions:
-    """The options, in async mode unless one is asked for, where inputs are new at every step: none can be foreseen."""
-    new = [item.name for item in graph.inputs if item.role is Role.STEP]
-    if not new or options.mode is not None:
-        return options
-    progress(f"async mode only: {', '.join(new[:3])}{', …' if len(new) > 3 else ''} are new at every step")
-    return replace(options, mode="async")
 
 
 def _prove(problem: Problem, chosen: Candidate, fleet: Fleet) -> Certificate:
@@ -230,9 +227,11 @@ def _cost_source(whole: GraphCosts, own: GraphCosts) -> CostSource:
 
 def _advice(made: Plan, advisor: QualityAdvisor) -> Advice:
     sampling = advisor.sampling
-    share = advisor.exact_share(made.components, made.mode)
-    speedup = made.speedup(sampling.steps, sampling.scheduler, sampling.scheduler_config, share)
-    return advisor.advise(made.components, made.mode, made.predictor, speedup, share)
+
+    def speedup(exact_share: float | None) -> float:
+        return made.speedup(sampling.steps, sampling.scheduler, sampling.scheduler_config, exact_share)
+
+    return advisor.advise(made.components, made.mode, made.predictor, speedup)
 
 
 def _versions() -> dict[str, str]:

@@ -9,8 +9,9 @@ from partitioner.errors import UsageError
 from partitioner.fleet import Fleet, parse_fleet
 from partitioner.models.call_rows import CallRows
 from partitioner.planning.branching import Branching, check_asked, even_branchings
-from partitioner.planning.expected_quality import ANY, QualityAdvisor, SamplingSetup
+from partitioner.planning.expected_quality import QualityAdvisor
 from partitioner.planning.options import DEFAULTS, PlanOptions
+from partitioner.planning.sampling_setup import ANY, SamplingSetup
 from partitioner.planning.sources import GraphSource
 from profiles.quality_profile import QualityProfile
 

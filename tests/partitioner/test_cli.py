@@ -21,7 +21,7 @@ from partitioner.models.find_spec import model_spec
 from partitioner.models.spec import trace_model
 from partitioner.plan.plan import Plan
 from partitioner.planning import planner
-from partitioner.planning.expected_quality import SamplingSetup
+from partitioner.planning.sampling_setup import SamplingSetup
 from tests.support import warm
 from tests.support.quality_rows import profile_of
 

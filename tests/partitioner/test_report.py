@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from partitioner.planning.expected_quality import ANY, SamplingSetup
+from partitioner.planning.sampling_setup import ANY, SamplingSetup
 from partitioner.report import describe, light_of
 from tests.support.toy_plan import toy_plan
 

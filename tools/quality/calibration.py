@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from partitioner.errors import UsageError
+from partitioner.models.samplers import denoiser_calls
 from profiles.quality_profile import FEWER_STEPS, SCHEMA_VERSION, MeasuredDrift, QualityProfile, QualityRow
 from tools.quality.result_row import by_case
 
@@ -38,6 +39,9 @@ def calibrate(file: Path, document: dict[str, Any], drift: MeasuredDrift | None)
                 continue
             own = {name: value for name, value in row.items() if name in fields} | {"denoiser": document["denoiser"]}
             own["steps"] = whole["steps"]  # of the output that it is compared with
+            if row["guard"] is not None:
+                calls = denoiser_calls(row["scheduler"], row["steps"])
+                own["exact_share"] = min(1.0, row["exact_calls"] / calls)
             rows.append(QualityRow(**own))
     environment = document["environment"]
     versions = {name: environment[name] for name in ("python", "torch", "diffusers")}

@@ -15,7 +15,7 @@ import torch
 
 from partitioner.errors import first_line
 from partitioner.models.sampler_probe import probe
-from partitioner.models.samplers import denoiser_calls, steps_of
+from partitioner.models.samplers import denoiser_calls, steps_within
 from partitioner.plan.plan import Plan
 from runtime.driver.trajectory import GUARDED, UNFORESEEN
 from runtime.engine import Engine
@@ -288,7 +288,4 @@ def _cell(contestant: Contestant, case: Case, way: Way, quality: str, run: Run, 
 def fewer_steps(plan: Plan, sampler: str, steps: int, exact: int, others: int) -> int:
     """How many sequential steps take no longer than a run with so many exact and other calls; at most all of them."""
     time = denoiser_calls(sampler, steps) / speedup_of(plan, exact, others)
-    count = min(steps, steps_of(sampler, time) + 1)
-    while count > 2 and denoiser_calls(sampler, count) > time * (1 + 1e-6):
-        count -= 1
-    return count
+    return steps_within(sampler, steps, time)

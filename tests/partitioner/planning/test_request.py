@@ -12,9 +12,9 @@ from partitioner.errors import UsageError
 from partitioner.fleet import known_device
 from partitioner.graph.ir import TracedGraph
 from partitioner.models.call_rows import CallRows
-from partitioner.planning.expected_quality import SamplingSetup
 from partitioner.planning.options import PlanOptions, Progress
 from partitioner.planning.request import PlanRequest
+from partitioner.planning.sampling_setup import SamplingSetup
 from partitioner.staleness.edge_errors import EdgeErrors
 from profiles.quality_profile import QualityProfile
 

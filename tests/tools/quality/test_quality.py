@@ -82,6 +82,8 @@ def test_rows_of_a_users_pipeline(folder: Path, tmp_path: Path, capsys: pytest.C
         found = expected_figure(measured.rows, 2, name, QualityCase(8, scheduler, guidance_scale=7.5))
         assert found is not None
         assert (found.psnr_db, found.between) == (by_name[name]["psnr_db"], (7.5,)), "the pipeline's default"
+    shares = {row.predictor: row.exact_share for row in measured.rows}
+    assert shares == {"hold": None, "lookahead": by_name["lookahead"]["exact_calls"] / 8, "fewer_steps": None}
     assert plan_with(measured, folder).predicted.staleness != plan_with(None, folder).predicted.staleness
     fewer = by_name["fewer_steps"]
     assert _db(fewer_steps_figure(measured.rows, fewer["speedup"], QualityCase(8))) == fewer["psnr_db"]
