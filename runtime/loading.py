@@ -61,6 +61,7 @@ def load_pipeline(
     files = list(_files_of(path))
     for file in files:
         check_sizes(file)
+        _check_shards(path, file)
     weights = [file for file in files if file.suffix in _WEIGHTS]
     bounded = _bounded(source, sum(file.stat().st_size for file in weights), _tensors_in(weights))
     memory = _bounded_memory(source, sum(file.stat().st_size for file in files))
@@ -131,6 +132,22 @@ def _files_of(folder: Path) -> Iterator[Path]:
                     f"{folder} cannot be loaded: {file} has {info.st_size} bytes; expected at most {_MOST_TEXT_BYTES}"
                 )
             yield file
+
+
+def _check_shards(folder: Path, file: Path) -> None:
+    """Refuse an index of weights that names files elsewhere than beside it: diffusers 0.39 would read them."""
+    if ".index." not in file.name or file.suffix != ".json":
+        return
+    try:
+        document = read_json(file, _MOST_TEXT_BYTES)
+    except JsonFileError:  # whoever needs it says so
+        return
+    names = document.get("weight_map") if isinstance(document, dict) else None
+    for name in names.values() if isinstance(names, dict) else ():
+        if isinstance(name, str) and os.path.basename(name) != name:
+            raise UsageError(
+                f"{folder} cannot be loaded: {file} has weights in {name!r}; expected the name of a file beside it"
+            )
 
 
 def _unreadable(files: Iterable[Path]) -> str:
