@@ -305,8 +305,9 @@ def run_ltx2(transformer: Any) -> None:
         latents_mean=torch.zeros(8), latents_std=torch.ones(8),
     )  # fmt: skip
     diffusers.LTX2Pipeline(FLOW(), vae, audio_vae, None, None, Connectors(), transformer, None)(
-        **texts(1024), **masks(1024, torch.int64, ATTENTION_MASKS), num_frames=9, **SIZE, **ONE_STEP
-    )
+        **texts(1024), **masks(1024, torch.int64, ATTENTION_MASKS), num_frames=9, **SIZE, **ONE_STEP,
+        use_cross_timestep=True,  # the default from diffusers 0.40
+    )  # fmt: skip
 
 
 def run_cogvideox(transformer: Any) -> None:
