@@ -12,6 +12,7 @@ from tools.gpu_suite.parts import SuitePart
 
 TRIES = 2
 POLL_S = 0.05
+SAID = 300  # characters of an error
 
 
 class PartProcess(Protocol):
@@ -130,13 +131,20 @@ class GpuSuite:
                 continue
             attempt.process.end()
             self._running.remove(attempt)
-            how = "out of time" if status is None else f"ended with {status}"
+            how, error = "out of time" if status is None else f"ended with {status}", ""
             if self.is_done(attempt.part):
                 how = "done"
             elif status is not None or attempt.limit_s >= attempt.part.limit_s:
+                error = _last_line(attempt.log)
                 attempt.log.replace(self._failed(attempt.part, self.failures(attempt.part)))
-            self._say(f"{attempt.part.name}: {how} after {took:.0f} s")
+            self._say(f"{attempt.part.name}: {how} after {took:.0f} s{error}")
             self._keep()
 
     def _failed(self, part: SuitePart, number: int) -> Path:
         return self._folder / f"{part.name}.failed-{number + 1}.log"
+
+
+def _last_line(log: Path) -> str:
+    """What a part said last, as the end of a sentence: of one that failed, its error."""
+    said = log.read_text(errors="replace").strip().rpartition("\n")[2]
+    return f": {said[:SAID]}" if said else ""

@@ -57,10 +57,11 @@ class Machine:
     begun: str = ""
     processes: list[Ended] = field(default_factory=list)
     kept: int = 0
+    said: list[str] = field(default_factory=list)
 
     def start(self, part: SuitePart, turn: int, log: Path) -> Ended:
         self.begun += part.name
-        log.write_text(f"log of {part.name}")
+        log.write_text(f"more\nlog of {part.name}\n")
         if part.name not in self.slow | self.broken:
             (self.folder / f"{part.name}.json").write_text("{}")
         self.processes.append(Ended(None if part.name in self.slow else int(part.name in self.broken)))
@@ -70,7 +71,7 @@ class Machine:
         self.kept += 1
 
     def suite(self, *parts: SuitePart, jobs: int = 1) -> GpuSuite:
-        return GpuSuite(parts, self.folder, self.start, lambda _: None, self.keep, jobs)
+        return GpuSuite(parts, self.folder, self.start, self.said.append, self.keep, jobs)
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +105,9 @@ def test_what_failed_is_tried_once_more_after_the_others(machine: Machine) -> No
     made.run_for(1000)
     assert machine.begun == "abca"
     assert made.table().split() == ["failed", "a", "done", "b", "done", "c"]
-    assert (machine.folder / "a.failed-1.log").read_text() == "log of a"
+    assert (machine.folder / "a.failed-1.log").read_text() == "more\nlog of a\n"
+    assert [text for text in machine.said if "ended" in text] == ["a: ended with 1 after 0 s: log of a"] * 2
+    assert "b: done after 0 s" in machine.said
     made.run_for(1000)
     assert machine.begun == "abca", "given up"
 
