@@ -29,5 +29,5 @@ def in_possible_mode(
     if new:
         progress(f"async mode only: {', '.join(new[:3])}{', …' if len(new) > 3 else ''} are new at every step")
     elif refusal is not None:
-        progress(f"async mode only: the sampler's later latents cannot be predicted, {refusal}")
+        progress(f"async mode only: the sampler's later latents cannot be predicted: {refusal}")
     return replace(options, mode="async") if new or refusal is not None else options

@@ -20,7 +20,7 @@ from tests.support.quality_rows import profile_of
     [
         ("DDIMScheduler", Role.PROMPT, None, None),
         ("DDIMScheduler", Role.STEP, "async", "control are new at every step"),
-        ("EulerAncestralDiscreteScheduler", Role.PROMPT, "async", "cannot be predicted, it adds noise of its own"),
+        ("EulerAncestralDiscreteScheduler", Role.PROMPT, "async", "cannot be predicted: it adds noise of its own"),
         (None, Role.PROMPT, None, None),
     ],
 )
