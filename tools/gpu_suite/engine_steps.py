@@ -22,7 +22,7 @@ from runtime.driver import traced_graphs
 from runtime.engine import Engine
 from runtime.options import EngineOptions
 from tools.gpu_suite.denoisers import denoiser, graphs_of
-from tools.gpu_suite.mps import mps_folder
+from tools.gpu_suite.mps import mps_folder, mps_runs
 from tools.gpu_suite.part_run import PartRun
 from tools.gpu_suite.plans import plan_of
 
@@ -77,6 +77,10 @@ def engine(run: PartRun) -> dict[str, Any]:
     engine's, "shares" (threads with green contexts) and "mps" (processes with equal shares by NVIDIA's MPS).
     """
     transport, ranks = run.choices[0], int(run.choices[1])
+    document: dict[str, Any] = {"denoiser": run.denoiser, "transport": transport, "ranks": ranks, "rows": []}
+    if transport == "mps" and not mps_runs(run.folder):
+        document["rows"] = [{"cuda_graphs": None, "failed": "NVIDIA's MPS does not run here"}]
+        return document
     if transport == "mps":  # before CUDA is there; processes that are started inherit it
         share = str(100 // ranks)
         # MPS' clients share its connections: with 32 for each, the second of them found an H100 "out of memory"
@@ -90,7 +94,6 @@ def engine(run: PartRun) -> dict[str, Any]:
         module = build()
     module.requires_grad_(False)
     sampling = Sampling(inputs, roles, run.target)
-    document: dict[str, Any] = {"denoiser": run.denoiser, "transport": transport, "ranks": ranks, "rows": []}
     with run.alone(LIMIT_S):
         expected = sampling.run(module, lambda: None)
         document["module"], _ = _step_times(run, sampling, module, rounds=1)

@@ -14,6 +14,7 @@ import torch
 from tools.gpu_suite.part_run import PartRun
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "pydantic", "numpy", "cuda-bindings", "nvidia-nccl-cu13")
+LIMIT_S = 15.0  # for each of those below
 SAYS = (("nvidia-smi",), ("nvidia-smi", "topo", "-m"), ("nvcc", "--version"))
 
 
@@ -43,4 +44,8 @@ def _version(package: str) -> str | None:
 
 
 def _output(command: tuple[str, ...]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout[-4000:]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False).stdout
+    except subprocess.TimeoutExpired:
+        return f"nothing within {LIMIT_S:g} s"
+    return said[-4000:]

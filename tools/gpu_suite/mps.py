@@ -18,6 +18,11 @@ def mps_folder(folder: Path) -> str:
     return str(folder / "mps")
 
 
+def mps_runs(folder: Path) -> bool:
+    """Whether there is one; without it CUDA goes on as if none had been named."""
+    return Path(mps_folder(folder)).is_dir()
+
+
 @contextlib.contextmanager
 def mps(folder: Path) -> Iterator[bool]:
     """The service runs inside the block, if it can be had; whether it does. Only processes that name it use it."""
@@ -27,9 +32,14 @@ def mps(folder: Path) -> Iterator[bool]:
         yield False
         return
     pipes.mkdir(exist_ok=True)
-    started = subprocess.run([PROGRAM, "-d"], env=environment, timeout=LIMIT_S, check=False).returncode == 0
+    started = False
+    with contextlib.suppress(subprocess.TimeoutExpired):  # the other parts need none
+        started = subprocess.run([PROGRAM, "-d"], env=environment, timeout=LIMIT_S, check=False).returncode == 0
+    if not started:
+        shutil.rmtree(pipes, ignore_errors=True)
     try:
         yield started
     finally:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run([PROGRAM], input=b"quit\n", env=environment, timeout=LIMIT_S, check=False)
+        if started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                subprocess.run([PROGRAM], input=b"quit\n", env=environment, timeout=LIMIT_S, check=False)

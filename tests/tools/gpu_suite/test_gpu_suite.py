@@ -20,12 +20,12 @@ import pytest
 import profiles
 from profiles.cost_profile import CostProfile
 from tools.gpu_suite import __main__ as gpu_suite
-from tools.gpu_suite import denoisers, figures, packed, results, suite
+from tools.gpu_suite import denoisers, environment, figures, packed, results, suite
 from tools.gpu_suite import run_part as gpu_parts
 from tools.gpu_suite.card import Card
 from tools.gpu_suite.denoisers import graphs_of
 from tools.gpu_suite.gpu_tests import results_in
-from tools.gpu_suite.mps import mps
+from tools.gpu_suite.mps import mps, mps_runs
 from tools.gpu_suite.packed import LACKING, pack, unpack
 from tools.gpu_suite.parts import DENOISERS, SMALL, SuitePart, plan_parts
 from tools.gpu_suite.pipeline_runs import stream_times
@@ -315,6 +315,28 @@ def test_there_is_no_service_where_there_is_no_program(tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", "")
     with mps(tmp_path) as there:
         assert not there
+
+
+def test_programs_that_hang_keep_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nvidia-cuda-mps-control", "nvidia-smi"):
+        program = tmp_path / name
+        program.write_text("#!/bin/sh\nexec sleep 600\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("tools.gpu_suite.mps.LIMIT_S", 0.1)
+    with mps(tmp_path) as there:
+        assert not there
+        assert not mps_runs(tmp_path)
+    monkeypatch.setattr("tools.gpu_suite.environment.LIMIT_S", 0.1)
+    assert environment._output(("nvidia-smi",)) == "nothing within 0.1 s"
+
+
+def test_what_is_called_mps_is_not_measured_without_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["engine", "mps", "2", "--denoiser", SMALL, "--device", "cpu", "--output", str(tmp_path)]
+    assert gpu_parts.main(words) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == [
+        {"cuda_graphs": None, "failed": "NVIDIA's MPS does not run here"}
+    ]
 
 
 def test_graphs_that_were_kept_in_another_form_are_traced_again(
