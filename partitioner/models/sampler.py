@@ -32,6 +32,7 @@ class Sampler:
             that outputs mean: that of the call's own output first, then those before it; empty where ``refusal`` says
             that nothing can be predicted.
         refusal: why later latents cannot be predicted, as the end of a sentence; None where they can.
+        clips: whether a step clips what is large in the picture, as ``clip_sample`` and ``thresholding`` do.
     """
 
     calls: int
@@ -44,6 +45,7 @@ class Sampler:
     gain: float = 1.0
     moves: tuple[tuple[float, ...], ...] = ()
     refusal: str | None = None
+    clips: bool = False
 
     @property
     def flow(self) -> bool:

@@ -12,6 +12,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ import torch
 from partitioner.errors import first_line
 from partitioner.graph.torch_private.dispatch import Draws
 from partitioner.models.sampler import MEANINGS, Sampler
-from partitioner.models.sampler_answers import CLEAN, FIRST, MIXED, NUDGE, OTHER, SamplerAnswers
+from partitioner.models.sampler_answers import CLEAN, FIRST, MIXED, NEAR, NUDGE, OTHER, SamplerAnswers
 from partitioner.models.sampler_copy import copied, own_class
 
 MOST_KEPT = 64
+LARGE = 8.0  # times the probe's own latents, whose picture is 1/2: hardly a latent of unit variance is larger than 4
 _METHODS = ("step", "scale_model_input", "add_noise", "scale_noise")  # that the owner may replace
 _kept: OrderedDict[object, Sampler] = OrderedDict()
 
@@ -89,10 +91,19 @@ def _tried(scheduler: Any, copy: Callable[[Any], Any]) -> Sampler:
     """By the first meaning of its outputs that makes it straight."""
     found = []
     for meaning in _likely_first(scheduler):
-        found.append(SamplerAnswers(*_answers(_at_start(copy(scheduler)), meaning), meaning).sampler())
+        answers = _answers(_at_start(copy(scheduler)), meaning)
+        found.append(SamplerAnswers(*answers, meaning).sampler())
+        if found[-1].refusal is None:
+            larger = _answers(_at_start(copy(scheduler)), meaning, LARGE)
+            if not all(_near(one / LARGE, other) for one, other in zip(larger, answers, strict=True)):
+                found[-1] = replace(found[-1], clips=True)
         if found[-1].meaning is not None or found[-1].noise:
             return found[-1]
     return found[0]
+
+
+def _near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool(((one - other).abs() <= NEAR * other.abs().max()).all())
 
 
 def _likely_first(scheduler: Any) -> list[str]:
@@ -153,8 +164,11 @@ def _at_start(scheduler: Any) -> Any:
     return scheduler
 
 
-def _answers(scheduler: Any, meaning: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(p, ε, end): what every call passes, the noise that its output means; (calls, entries) each; the last latent."""
+def _answers(scheduler: Any, meaning: str, times: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(p, ε, end): what every call passes, the noise that its output means; (calls, entries) each; the last latent.
+
+    times: as large are pictures and noise.
+    """
     calls = len(scheduler.timesteps)
     clean = torch.zeros(FIRST + calls, dtype=torch.float64)
     noise = torch.zeros(calls, FIRST + calls, dtype=torch.float64)
@@ -164,6 +178,7 @@ def _answers(scheduler: Any, meaning: str) -> tuple[torch.Tensor, torch.Tensor, 
     noise[:, FIRST:] = NUDGE * torch.eye(calls, dtype=torch.float64)
     begun = torch.zeros_like(clean)
     begun[1], begun[MIXED] = 1, 0.7  # every other entry begins without noise
+    clean, noise, begun = times * clean, times * noise, times * begun
     latent = _noised(scheduler, clean.view(1, 1, 1, -1), begun.view(1, 1, 1, -1))
     own = {"generator": torch.Generator()} if "generator" in inspect.signature(scheduler.step).parameters else {}
     passed = []
@@ -199,6 +214,6 @@ def _output(meaning: str, passed: torch.Tensor, clean: torch.Tensor, noise: torc
         return noise - clean
     if meaning == "reversed_flow":
         return clean - noise
-    a, b = float(passed[0]) / CLEAN, float(passed[1])
+    a, b = float(passed[0] / clean[0]), float(passed[1] / noise[1])
     found = (passed - b * noise) / a
     return found if meaning == "sample" else a * noise - b * found

@@ -98,7 +98,7 @@ def noise_schedule_of(scheduler: Any, first_timestep: float) -> NoiseSchedule | 
         The schedule; where there is none to rely on the reason, as the end of a sentence.
 
     >>> from diffusers import DDIMScheduler
-    >>> scheduler = DDIMScheduler()
+    >>> scheduler = DDIMScheduler(clip_sample=False)
     >>> scheduler.set_timesteps(4)
     >>> noise_schedule_of(scheduler, 500.0).timesteps.values
     tensor([500, 250,   0])
@@ -108,6 +108,11 @@ def noise_schedule_of(scheduler: Any, first_timestep: float) -> NoiseSchedule | 
     sampler = probe(scheduler)
     if sampler.refusal is not None:
         return f"of the sampler ({type(scheduler).__name__}) later latents cannot be predicted: {sampler.refusal}"
+    if sampler.clips:
+        return (
+            f"the sampler ({type(scheduler).__name__}) clips what is large in the picture (clip_sample, thresholding), "
+            "so that errors of outputs count for more than is known"
+        )
     timesteps = timesteps_of(scheduler, first_timestep, every=1 if sampler.second_share is None else 2)
     if timesteps is None:
         return f"timestep {first_timestep:g} is none of the scheduler's"

@@ -77,6 +77,24 @@ def test_a_step_that_its_owner_has_wrapped_is_tried_anew_and_steps_nothing_of_th
     assert not seen
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "clips"),
+    [
+        ("DDIMScheduler", {"clip_sample": True}, True),
+        ("DDIMScheduler", {"clip_sample": True, "clip_sample_range": 3.0}, True),
+        ("DDIMScheduler", {"clip_sample": True, "clip_sample_range": 10.0}, False),
+        ("DDIMScheduler", {"clip_sample": False, "thresholding": True}, True),
+        (DPM, {"thresholding": True, "sample_max_value": 1.5}, True),
+        ("HeunDiscreteScheduler", {"clip_sample": True}, True),
+        ("CogVideoXDDIMScheduler", {"clip_sample": True}, False),  # its step does not ask
+    ],
+)
+def test_a_sampler_that_clips_is_told_by_what_it_makes_of_large_latents(
+    name: str, options: dict[str, Any], clips: bool
+) -> None:
+    assert probe(scheduler_of(name, {**BETAS, **options}, 14)).clips == clips
+
+
 @pytest.mark.parametrize("table", ["alphas_cumprod", "final_alpha_cumprod"])
 def test_tables_of_noise_levels_that_were_changed_by_hand_count(table: str) -> None:
     scheduler = scheduler_of("DDIMScheduler", {**BETAS, "clip_sample": False}, 10)

@@ -156,7 +156,7 @@ def test_what_comes_anew_at_every_step_is_never_lagged_and_ends_look_ahead(
     mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In async mode all is as in the naive reference, whose inputs are those of the call."""
-    trajectory, scheduler = Trajectory(calls=6), DDIMScheduler()
+    trajectory, scheduler = Trajectory(calls=6), DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(6)
     trajectory.timesteps = list(scheduler.timesteps)
     plain = trajectory.inputs

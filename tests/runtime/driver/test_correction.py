@@ -17,7 +17,7 @@ from tests.support.schedulers import BETAS, scheduler_of
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_an_output_is_corrected_to_that_of_the_true_latent(kind: str) -> None:
     """Of a denoiser that takes SPREAD / (SPREAD + s) of a change of z for one of the clean latent."""
-    scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", prediction_type=kind)
+    scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", prediction_type=kind, clip_sample=False)
     scheduler.set_timesteps(20)
     noise_schedule = noise_schedule_of(scheduler, float(scheduler.timesteps[0]))
     assert isinstance(noise_schedule, NoiseSchedule)
