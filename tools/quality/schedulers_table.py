@@ -24,7 +24,8 @@ computed in two parts (`microbatches=1`: same bits); 100 dB is the most that is 
 rounding is what is missing.
 
 `DPMSolverSDEScheduler`, `FlowMatchLCMScheduler` and `LTXEulerAncestralRFScheduler` draw noise that the call's generator
-does not decide: two sequential runs of one seed differ, and the figures of these three say nothing.
+does not decide: two sequential runs of one seed differ, and the figures of these three say nothing. Few
+samples say little of one cell: [Cell by cell](cells-64.md) has 64 of the samplers that pipelines default to.
 """
 
 
