@@ -25,6 +25,7 @@ class Stats:
         foreseen_calls: calls of a step's other streams that were begun with its first one, on branches of their own,
             and then made as foreseen.
         wasted_calls: calls that were begun so, and then not made or made with other arguments.
+        discarded_calls: calls that were computed and then computed again, since the denoiser had been changed before.
         exact_reasons: why calls were exact, such as "warm-up" or "another prompt" -> how many.
         uncovered_calls: attribute of the pipeline -> calls of the second denoiser there, which no plan covers and which
             are not counted above.
@@ -42,6 +43,7 @@ class Stats:
     uncovered_calls: Mapping[str, int] = field(default_factory=dict)
     foreseen_calls: int = 0
     wasted_calls: int = 0
+    discarded_calls: int = 0
 
     @property
     def mode(self) -> str:
@@ -56,6 +58,7 @@ class CallTimes:
     Attributes:
         foreseen: calls that were foreseen.
         wasted: calls that were foreseen and not made so.
+        discarded: calls that were computed twice.
     """
 
     def __init__(self) -> None:
@@ -64,6 +67,7 @@ class CallTimes:
         self._reasons: Counter[str] = Counter()
         self.foreseen = 0
         self.wasted = 0
+        self.discarded = 0
 
     def add(self, mode: str, seconds: float, reason: str | None = None) -> None:
         """Count a call that was run in a mode and took so long. reason: why it was exact; None where it was not."""
@@ -92,6 +96,7 @@ class CallTimes:
             uncovered_calls=dict(uncovered_calls),
             foreseen_calls=self.foreseen,
             wasted_calls=self.wasted,
+            discarded_calls=self.discarded,
         )
 
     def _mean_ms(self, mode: str) -> float | None:

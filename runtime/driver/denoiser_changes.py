@@ -85,6 +85,10 @@ class DenoiserChanges:
         """The number of what the denoiser was when it was last looked at."""
         return self._now.number
 
+    def seems_changed(self) -> bool:
+        """Whether ``found`` may find something without a thorough look; takes note of nothing."""
+        return self._state.changed() or self._values.changed() or self._gradients_now() != self._now.gradients
+
     def found(self, *, thorough: bool) -> DenoiserChange | None:
         """What was done since the last time that this was asked; None if nothing.
 

@@ -3,13 +3,17 @@
 How one call goes, and which module does what:
 
     1. arguments are read and checked against the plan        runtime.driver.call_arguments
-    2. what was done to the denoiser meanwhile is noticed     runtime.driver.denoiser_changes
-    3. the graph of such calls is found, or traced            runtime.driver.traced_graphs
-    4. the ranks are given what they lack of it               runtime.driver.distribution
-    5. the trajectory that the call belongs to is found       runtime.driver.streams
+    2. the graph of such calls is found, or traced            runtime.driver.traced_graphs
+    3. the ranks are given what they lack of it               runtime.driver.distribution
+    4. the trajectory that the call belongs to is found       runtime.driver.streams
        if it was foreseen, it was begun earlier               runtime.driver.foresight
-    6. it says which component runs which call                runtime.driver.trajectory
-    7. commands and inputs go out, results come back          runtime.driver.dispatch
+    5. it says which component runs which call                runtime.driver.trajectory
+    6. commands and inputs go out, rank 0 does its own part   runtime.driver.dispatch
+    7. what was done to the denoiser meanwhile is noticed     runtime.driver.denoiser_changes
+       if anything was, the call is made again from 2 on      runtime.driver.change_follower
+    8. results come back                                      runtime.driver.dispatch
+
+Where 2 to 4 find anything new, and wherever changes are likely, 7 comes before 2: see change_follower.
 """
 
 from __future__ import annotations
@@ -27,14 +31,14 @@ import torch
 from torch import nn
 
 from partitioner.graph.alone import Parts, alone_with, parts_of
-from partitioner.graph.stateless import listed
 from partitioner.plan.plan import Plan
 from runtime.driver.call_arguments import CallForm, CallReader, Tensors
 from runtime.driver.callers import Caller
+from runtime.driver.change_follower import ChangeFollower, LookFirst
 from runtime.driver.denoiser_call import DenoiserCall
 from runtime.driver.denoiser_changes import TAKEN_OVER, DenoiserChanges
 from runtime.driver.dispatch import Dispatcher
-from runtime.driver.distribution import Distribution
+from runtime.driver.distribution import Distribution, undone_text
 from runtime.driver.foresight import BegunCall, Foresight
 from runtime.driver.generations import Generations
 from runtime.driver.shared_rows import SharedRows
@@ -158,6 +162,9 @@ class DenoiserDriver:
                 self._distribution.release()
                 self._planned = None
                 self._changes.settle()
+            self._follower = ChangeFollower(
+                self._changes, self._graphs, self._distribution, self._rows, self._calls, self._streams, self._foresight
+            )
 
     def in_context(self, name: str) -> str:
         """Have calls of this thread or task from here on belong to another cache context; returns the former's name."""
@@ -186,8 +193,19 @@ class DenoiserDriver:
         """
         home = next(iter(tensors.values())).device
         tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
-        with alone_with(self._parts):
-            found = self._find(caller, tensors, form)
+        begun, results = self._made(caller, tensors, form, looks_first=not self._follower.may_look_later)
+        output = [item.to(home) if isinstance(item, torch.Tensor) else item for item in results]
+        return begun.call.graph.output(output)
+
+    def _made(
+        self, caller: Caller, tensors: Tensors, form: CallForm, *, looks_first: bool
+    ) -> tuple[BegunCall, tuple[Any, ...]]:
+        """A call that was made, and its results. looks_first: at the denoiser, before ranks begin."""
+        try:
+            with alone_with(self._parts):
+                found = self._find(caller, tensors, form, looks_first)
+        except LookFirst:
+            return self._made(caller, tensors, form, looks_first=True)
         start = time.perf_counter()
         others: list[BegunCall] = []
         if isinstance(found, BegunCall):
@@ -196,26 +214,51 @@ class DenoiserDriver:
             begun = self._begin(*found)
             if self.plan.streams > 1:
                 others = self._foresight.begin_others(*found, self._begin)
-        results = self._dispatcher.finish(begun.running, [other.running for other in others])
+        self._dispatcher.run(begun.running, [other.running for other in others], self._look)
+        if self._follower.sees and self._is_void(begun):
+            return self._made(caller, tensors, form, looks_first=True)
+        results = self._dispatcher.finish(begun.running)
         self._shared.times.add(begun.mode, time.perf_counter() - start, begun.reason)
         self._streams.done(begun.stream, begun.call, results[0], begun.reason)
         self._let_go([begun, *others])
-        output = [item.to(home) if isinstance(item, torch.Tensor) else item for item in results]
-        return begun.call.graph.output(output)
+        return begun, results
 
-    def _find(self, caller: Caller, tensors: Tensors, form: CallForm) -> BegunCall | tuple[DenoiserCall, Stream]:
-        """What was begun of a call, where it was foreseen, or the call and its stream, which has taken its inputs."""
+    def _look(self) -> None:
+        if not self._follower.has_looked:
+            with alone_with(self._parts):
+                self._follower.look()
+
+    def _is_void(self, begun: BegunCall) -> bool:
+        """Whether a call that has run was of what the denoiser was before it was changed; it is discarded then."""
+        with alone_with(self._parts):
+            if not self._follower.follow(thorough=False):
+                return False
+        self._follower.discard(begun)
+        return True
+
+    def _find(
+        self, caller: Caller, tensors: Tensors, form: CallForm, looks_first: bool
+    ) -> BegunCall | tuple[DenoiserCall, Stream]:
+        """What was begun of a call, where it was foreseen, or the call and its stream, which has taken its inputs.
+
+        Raises:
+            LookFirst: the denoiser is to be looked at first.
+        """
         undone = self._distribution.recover()  # first: whoever looks for changes reads parameters
         if undone:
-            raise InputError(_undone_text(undone))
-        self._follow_changes(thorough=False)
+            raise InputError(undone_text(undone))
+        self._follower.expect_call()
+        if looks_first:
+            self._follower.follow(thorough=False)
         number = self._number_of(form.timestep, caller)
 
         def is_present(graphs: CallGraphs) -> bool:
             return not self._graphs.turns or self._graphs_of(tensors, form).branches == graphs.branches
 
         begun = self._foresight.made(caller, self.context_name.get(), tensors, form, number, is_present)
-        return begun or self._stream_of(caller, tensors, form, number)
+        found = begun or self._stream_of(caller, tensors, form, number)
+        self._follower.placed(found.stream if isinstance(found, BegunCall) else found[1])
+        return found
 
     def _let_go(self, present: Sequence[BegunCall]) -> None:
         """Have ranks forget what is not kept any longer: between calls, and all of them in the order of commands.
@@ -240,10 +283,10 @@ class DenoiserDriver:
         while True:
             graphs = self._graphs_of(tensors, form)
             call = DenoiserCall(caller, self.context_name.get(), graphs, tensors, form, number)
-            stream = self._streams.of(call)
-            if not stream.trajectory.is_new or not self._follow_changes(thorough=True):
+            stream = self._streams.of(call, self._follower.require_look)
+            if not stream.trajectory.is_new or not self._follower.follow(thorough=True):
                 return call, stream
-            self._end_trajectories()  # the call's own, which has begun with the former graph, too
+            self._follower.end_trajectories()  # the call's own, which has begun with the former graph, too
 
     def _begin(self, call: DenoiserCall, stream: Stream) -> BegunCall:
         """Have the ranks begin a call. stream: that has taken its inputs."""
@@ -253,10 +296,6 @@ class DenoiserDriver:
         running = self._dispatcher.begin(trajectory, call.tensors, call.graphs, first_branch)
         return BegunCall(call, stream, running, mode, reason)
 
-    def _end_trajectories(self) -> None:
-        self._foresight.give_up_all()
-        self._streams.end_all()
-
     def _number_of(self, timestep: torch.Tensor | float | None, caller: Caller) -> float | None:
         """The timestep of a call as a number; None where it has none."""
         if timestep is None:
@@ -264,55 +303,19 @@ class DenoiserDriver:
         number = self._timesteps.number(timestep, caller.scheduler() if caller.scheduler is not None else None)
         if self._timesteps.was_wrong or self._foresight.was_wrong:
             self._timesteps.was_wrong = False
-            self._end_trajectories()
+            self._follower.end_trajectories()
             _LOGGER.warning(
                 "the timestep of the last denoiser call was not the one that the scheduler's step_index names, so that "
                 "the call may have been taken for another trajectory's; from here on timesteps are waited for"
             )
         return number
 
-    def _follow_changes(self, *, thorough: bool) -> bool:
-        """Notice what was done to the denoiser since the last call, and have this and later calls follow it.
-
-        thorough: see DenoiserChanges.found. True if there was something; all graphs are others then.
-        """
-        before = self._changes.state
-        change = self._changes.found(thorough=thorough)
-        if change is None:
-            return False
-        if change.differences:
-            self._rows.forget()
-            self._calls.share_again()
-        if change.differences and not change.is_known:
-            _LOGGER.info("the denoiser was changed, and is traced again: %s", listed(change.differences))
-        if change.turned:
-            unused = self._graphs.turn(before, change.state)
-            if unused:
-                self._end_trajectories()
-                self._distribution.drop(unused)
-            if change.written:
-                self._graphs.renew()
-                self._outdate(change.written)
-            return True
-        if change.differences:
-            self._graphs.forget()
-        else:
-            self._graphs.renew()
-        if change.written or any(difference.is_part for difference in change.differences):
-            self._outdate(change.written)  # otherwise if it shows in the graph
-        return True
-
-    def _outdate(self, written: Sequence[torch.Tensor]) -> None:
-        self._graphs.outdate()
-        self._distribution.outdate(written)
-        self._end_trajectories()
-
     def _graphs_of(self, tensors: Tensors, form: CallForm) -> CallGraphs:
         """The graphs of such a call, which every rank has."""
         branches = self._calls.by_branch(tensors)
         built = tuple(self._graph_of(rows, form) for rows in branches)
         if len(branches) > 1 and not self._rows.are_shared(
-            tensors, [each.graph for each in built], lambda: self._graphs.graph_of(tensors, form).graph
+            tensors, [each.graph for each in built], lambda: self._traced(tensors, form).graph
         ):
             self._calls.keep_together(tensors)
             return self._graphs_of(tensors, form)
@@ -322,15 +325,21 @@ class DenoiserDriver:
 
     def _graph_of(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
         """The graph of such calls, which every rank has."""
-        built = self._graphs.graph_of(tensors, form)
+        built = self._traced(tensors, form)
+        if self._distribution.has(built):
+            return built
+        self._follower.require_look()
         first = not self._distribution.given
-        if built.changed and not self._distribution.has(built):
-            self._outdate(())
+        if built.changed:
+            self._follower.outdate(())
         if self._distribution.give(built):
             if first:
                 self._distribution.release()
             self._changes.settle()
         return built
+
+    def _traced(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
+        return self._graphs.graph_of(tensors, form, self._follower.require_look)
 
     def _micro_batches(self, whole: BuiltGraph, tensors: Tensors, form: CallForm) -> tuple[BuiltGraph | None, int]:
         """The graph of a micro-batch of such rows, and how many of them there are.
@@ -359,7 +368,7 @@ class DenoiserDriver:
         with alone_with(self._parts):
             undone = self._distribution.recover(thorough=True)
         if undone:
-            raise WeightsChanged(_undone_text(undone))
+            raise WeightsChanged(undone_text(undone))
 
     def restore(self) -> None:
         """Give the denoiser its parameters back; the ranks have ended."""
@@ -375,14 +384,6 @@ class DenoiserDriver:
 def _restore(weights: Weights, parts: Parts) -> None:
     with alone_with(parts):
         weights.restore()
-
-
-def _undone_text(paths: Sequence[str]) -> str:
-    more = f" and {len(paths) - 3} others" if len(paths) > 3 else ""
-    return (
-        f"{', '.join(paths[:3])}{more} was changed, and before the next call the file that it had been loaded from was "
-        "written to: the change is undone, make it again"
-    )
 
 
 def _run_mode(plan: Plan, options: EngineOptions) -> RunMode:

@@ -6,15 +6,18 @@ The order of one call, with the rank that each part is for:
        and every batch or micro-batch of it:
        a. the driver computes its share of the graph, the preamble
        b. to each rank of each branch: an Evaluate command, then the inputs that its component reads
-    2. rank 0's own evaluations run in the driver's thread, and the other branches' results are received
-    3. the branches' and micro-batches' rows are joined, and the output is corrected for the latent's forecast error
+    2. rank 0's own evaluations run in the driver's thread: on a CPU to their end, on a GPU until all is queued
+    3. while the other branches compute, and rank 0's GPU, the driver has time for something else
+    4. the other branches' results are received
+    5. the branches' and micro-batches' rows are joined, and the output is corrected for the latent's forecast error
 
-``begin`` is 1, ``finish`` 2 and 3. Between them other calls may be begun, and finished, on other branches.
+``begin`` is 1, ``run`` 2 to 4, ``finish`` 5. Other calls may be begun, and finished, on other branches between them. A
+call that was run need not be finished.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,17 +126,18 @@ class Dispatcher:
                 last |= {(part.branch, index): part for part in told}
         return RunningCall(trajectory, graphs.graph, runs, [last[key] for key in sorted(last)])
 
-    def finish(self, call: RunningCall, begun: Sequence[RunningCall] = ()) -> tuple[Any, ...]:
-        """The results of a call.
+    def run(self, call: RunningCall, begun: Sequence[RunningCall], meanwhile: Callable[[], object]) -> None:
+        """Have a call run to its end.
 
         Args:
             call: that was begun.
             begun: others, of which rank 0 has its own part still to do.
-
-        Returns:
-            The denoiser's results, in order: tensors on rank 0's device, and literals.
+            meanwhile: what the driver does when rank 0 has done that, or has told its GPU to.
         """
-        self._ranks.run(self._results(call, begun))
+        self._ranks.run(self._results(call, begun, meanwhile))
+
+    def finish(self, call: RunningCall) -> tuple[Any, ...]:
+        """The results of a call that has run, in order: tensors on rank 0's device, and literals."""
         made = [part.results for part in call.parts if part.results is not None]
         joint = [_joined(item.name, made) if isinstance(item, Ref) else item for item in call.graph.results]
         corrected = call.trajectory.correct(joint)
@@ -197,13 +201,16 @@ class Dispatcher:
                     parts.append(Part(branch, told))
         return parts
 
-    def _results(self, call: RunningCall, begun: Sequence[RunningCall]) -> Waiting[None]:
+    def _results(
+        self, call: RunningCall, begun: Sequence[RunningCall], meanwhile: Callable[[], object]
+    ) -> Waiting[None]:
         """Rank 0's own parts, and the other branches' results: all waits of a call, so that it has one deadline."""
         worker = self._ranks.worker
         own = [part for each in (call, *begun) for part in each.parts if part.branch == 0 and part.results is None]
         made = yield from together([worker.evaluate(part.command) for part in own], worker.mailbox)
         for part, results in zip(own, made, strict=True):
             part.results = results
+        meanwhile()
         for part in call.parts:
             if part.results is None:
                 part.results = yield from worker.results_of(part.command, part.branch)

@@ -202,3 +202,12 @@ class Distribution:
         for index, tensor in enumerate(self._weights.tensors_of(sent).values()):
             mailbox.send([rank], MessageKey(load.table, index, PARAMETER_CONTEXT, 0), tensor)
         mailbox.unregister([load.table])
+
+
+def undone_text(paths: Sequence[str]) -> str:
+    """What to say of parameters whose changes are undone. paths: theirs."""
+    more = f" and {len(paths) - 3} others" if len(paths) > 3 else ""
+    return (
+        f"{', '.join(paths[:3])}{more} was changed, and before the next call the file that it had been loaded from was "
+        "written to: the change is undone, make it again"
+    )

@@ -131,8 +131,7 @@ class Foresight:
             self._end_step(steps, stream.generation)
         steps.take(call, stream)
         if not steps.has_begun:
-            if steps.why is not None and not steps.gave_up:
-                stream.generation.unforeseen[steps.why] += 1
+            self._count_unforeseen(stream, 1)
             return []
         begun, steps.why = [], None
         for other in steps.expected(stream):
@@ -151,6 +150,20 @@ class Foresight:
         """Forget what was foreseen: no trajectory goes on."""
         for begun in list(self._foreseen):
             self._give_up(begun)
+
+    def discard(self, begun: BegunCall) -> None:
+        """End the stream of a call that has run and is made again, and forget what was foreseen with it."""
+        self.give_up_all()
+        begun.stream.trajectory.done(begun.running.runs)
+        self._count_unforeseen(begun.stream, -1)
+        self._streams.discard(begun.stream)
+        self._times.discarded += 1
+
+    def _count_unforeseen(self, stream: Stream, count: int) -> None:
+        """Count the last call of a stream, if it was none that a step begins with, and was not foreseen either."""
+        steps = self._streams.steps_of(stream.generation)
+        if steps.why is not None and not steps.has_begun and not steps.gave_up:
+            stream.generation.unforeseen[steps.why] += count
 
     def _end_step(self, steps: Steps, generation: Generation) -> None:
         """A step has ended: what was foreseen in it and not made will not be."""

@@ -120,6 +120,10 @@ class Steps:
                 kept[path] = SameBits(tensor, former)
         self._now[stream] = _Made(call, versions_of(call.tensors), like, kept)
 
+    def take_back(self, stream: Stream) -> None:
+        """Have a stream's call of the present step not been made."""
+        self._now.pop(stream, None)
+
     @property
     def has_begun(self) -> bool:
         """Whether the last call that was taken is the first of its step."""

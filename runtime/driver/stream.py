@@ -11,6 +11,7 @@ from runtime.driver.denoiser_call import DenoiserCall, timesteps_of
 from runtime.driver.generations import NEW_PROMPT, NEW_SIZE, TIMESTEP, Generation
 from runtime.driver.position import Position
 from runtime.driver.prompt_inputs import PromptInputs
+from runtime.driver.spent import Spent
 from runtime.driver.trajectory import Trajectory
 
 EXPLAINED = 0.3  # no sampler without noise leaves more of a latent unexplained (runtime.driver.continuity)
@@ -46,6 +47,7 @@ class Stream:
         self._position = Position(call.timestep, scheduler) if call.timestep is not None else None
         self._moves = Moves()
         self._share: float | None = None  # of the present call's latent, that is unexplained
+        self._spent: list[tuple[Spent, float]] = []  # by the generation, before the present call
         self._goes_round = False  # whether several threads or tasks have made its calls
         trajectory.start(call.graph, call.tensors, call.timestep, scheduler)
 
@@ -122,9 +124,15 @@ class Stream:
         self.caller = call.caller
         self.timesteps = self.generation.timesteps = call.timesteps
         self._share = unexplained
+        self._spent = [(spent, spent.most) for spent in self.generation.spent.values()]
         if self._position is not None and call.timestep is not None:
             self._position.move(call.timestep)
         self.trajectory.take(call.tensors)
+
+    def take_back(self) -> None:
+        """Have the generation not count what the present call passes on; the stream has ended with it."""
+        for spent, most in self._spent:
+            spent.most = most
 
     def done(self, call: DenoiserCall, output: object) -> None:
         """Take what the denoiser gave for the present call."""

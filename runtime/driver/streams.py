@@ -25,7 +25,7 @@ starts anew; while such calls may come, only what its latent shows clearly conti
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from weakref import WeakKeyDictionary
 
 from partitioner.plan.plan import Plan
@@ -79,13 +79,15 @@ class Streams:
         self._numbers = numbers
         self._warned = warned
         self._steps: WeakKeyDictionary[Generation, Steps] = WeakKeyDictionary()
+        self._discarded: Generation | None = None  # of the stream that was, until another one starts in its place
         self.generations = Generations(warned, denoisers)
 
-    def of(self, call: DenoiserCall) -> Stream:
-        """The stream that a call belongs to, which has taken the call's inputs."""
+    def of(self, call: DenoiserCall, before_start: Callable[[], object]) -> Stream:
+        """The stream that a call belongs to, which has taken the call's inputs; a new one starts after before_start."""
         self._end([stream for stream in self._open if stream.is_over])
         stream = self._continued(call)
         if stream is None:
+            before_start()
             stream = self._started(call)
         self._open.append(stream)
         return stream
@@ -129,6 +131,14 @@ class Streams:
         """End a stream whose foreseen call was not made."""
         stream.has_ended = True
         self._ended.append(stream.trajectory)
+
+    def discard(self, stream: Stream) -> None:
+        """End a stream whose present call is made again, by another one, as if it had not taken the call."""
+        if stream in self._open:
+            self._end([stream])
+        stream.take_back()
+        self.steps_of(stream.generation).take_back(stream)
+        self._discarded = stream.generation
 
     def let_go(self, tables: Collection[int]) -> None:
         """Let go of the streams whose calls are of some graphs: ranks will not have these any more."""
@@ -209,6 +219,9 @@ class Streams:
             same = [stream for stream in own if stream.context_name == call.context_name]
             if known.starts(call.timestep):
                 return known, WARM_UP
+            if known is self._discarded:
+                self._discarded = None
+                return known, DENOISER
             if self._gone.take_back(call):
                 return known, LET_GO
             if any(stream.is_of_other_denoiser(call) for stream in own):

@@ -227,14 +227,15 @@ class TracedGraphs:
         placed = {key.split("/")[0].split("@")[0] for key in self._plan.placement}
         return type(self._denoiser).__name__ == self._plan.class_name and placed <= modules
 
-    def graph_of(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
-        """The graph of a call with such arguments; traced if no such call has been seen.
+    def graph_of(self, tensors: Tensors, form: CallForm, before_trace: Callable[[], object]) -> BuiltGraph:
+        """The graph of a call with such arguments; traced if no such call has been seen, after ``before_trace``.
 
         Raises:
             InputError: the denoiser cannot be traced with them, or the plan does not fit the graph.
         """
         signature = call_signature(tensors, form)
         if signature not in self._graphs:
+            before_trace()
             try:
                 roles = self._calls.roles(tensors)
                 built = self._trace(lambda: self._calls.example(tensors, form), roles, same_denoiser=self._is_plans)

@@ -40,7 +40,7 @@ def test_a_second_graph_brings_no_parameter_again(monkeypatch: pytest.MonkeyPatc
     distribution.give(first)
     assert len(told) == 2, "a graph is given once"
 
-    other = graphs.graph_of(*calls.read((), Trajectory(rows=4).inputs(0)))
+    other = graphs.graph_of(*calls.read((), Trajectory(rows=4).inputs(0)), lambda: None)
     distribution.give(other)
     build, load = told[2:]
     assert (build.table, load.parameters, load.stored) == (other.table, (), ())

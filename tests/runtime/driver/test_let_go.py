@@ -48,8 +48,8 @@ class Watched:
         self.engine = Engine(DENOISER, PLAN, EngineOptions(**given), scheduler=lambda: self.scheduler)
         find = Streams.of
 
-        def noted(streams: Streams, call: DenoiserCall) -> Stream:
-            found = find(streams, call)
+        def noted(streams: Streams, call: DenoiserCall, before_start: Callable[[], object]) -> Stream:
+            found = find(streams, call, before_start)
             self.of[found].add(self.request)
             return found
 

@@ -187,7 +187,7 @@ def modes(
     for latent, timestep, context in zip(latents, passed, prompts, strict=True):
         tensors = {"x": latent, "t": torch.tensor(timestep), "context": context}
         call = DenoiserCall(caller, "", graphs, tensors, CallForm((), {}, {}))
-        stream = streams.of(call)
+        stream = streams.of(call, lambda: None)
         running = stream.trajectory
         found.append(running.mode_now)
         runs = running.runs()

@@ -16,6 +16,7 @@ def test_a_steady_call_takes_few_operators(mode: str, most: int, capsys: pytest.
     found = json.loads(capsys.readouterr().out)
     assert found["engine_operators"] < found["module_operators"] + most, found
     assert 0 < found["module_least_ms"] < found["engine_least_ms"] <= found["engine_median_ms"]
+    assert 0 < found["commands_least_ms"] <= found["commands_median_ms"]
     assert set(found["exact_reasons"]) == {"exact mode" if mode == "exact" else "warm-up"}
 
 
