@@ -113,6 +113,7 @@ def once(edit: Edit, at: int = CALM) -> Callable[[Any, int, int], object]:
     return lambda denoiser, _generation, step: step == at and edit(denoiser)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "mode"),
     [(exchange, EXACT), (hook, ASYNC), (train_no_more, ASYNC), (write, LOOKAHEAD), (hook, LOOKAHEAD)],
@@ -127,6 +128,7 @@ def test_a_call_that_was_begun_before_a_change_was_seen_is_made_again(
     assert counted == {**alike, "discarded_calls": 1}, "and nothing else counts it"
 
 
+@pytest.mark.slow
 def test_where_a_change_shows_in_no_graph_the_trajectory_ends_once(looks_first: Callable[[], None]) -> None:
     """Looked at first, it goes on; but ranks have made the discarded call a part of it."""
     made, counted = run(once(count), **ASYNC)
@@ -167,6 +169,7 @@ def test_calls_that_were_foreseen_with_it_are_discarded_too(looks_first: Callabl
     assert counted == {**alike, "discarded_calls": 1, "wasted_calls": alike["wasted_calls"] + 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_it_gives_what_the_denoiser_gives(transport: str) -> None:
     plain, ran = toy(), toy()
@@ -266,6 +269,7 @@ def test_what_cannot_be_followed_is_refused_and_can_be_taken_back() -> None:
         assert engine.stats.steps == CALM + 3
 
 
+@pytest.mark.slow
 def test_a_call_of_another_size_is_traced_of_what_the_denoiser_is_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, ran = toy(), toy()
     traced: list[int] = []

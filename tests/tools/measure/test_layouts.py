@@ -8,6 +8,7 @@ import torch
 from tools.measure.layouts import LAYOUTS, PROMPT, SAMPLE, UNet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "parameters"), [("sd15", 686), ("sdxl", 1676)])
 def test_it_has_as_many_parameters_as_the_model(layout: str, parameters: int) -> None:
     unet = UNet(layout)
