@@ -239,11 +239,7 @@ class DenoiserDriver:
     def _find(
         self, caller: Caller, tensors: Tensors, form: CallForm, looks_first: bool
     ) -> BegunCall | tuple[DenoiserCall, Stream]:
-        """What was begun of a call, where it was foreseen, or the call and its stream, which has taken its inputs.
-
-        Raises:
-            LookFirst: the denoiser is to be looked at first.
-        """
+        """What was begun of a call, where it was foreseen, or the call and its stream, which has taken its inputs."""
         undone = self._distribution.recover()  # first: whoever looks for changes reads parameters
         if undone:
             raise InputError(undone_text(undone))

@@ -34,6 +34,10 @@ class Spent:
         self.most = max(self.most, most)
         self.is_too_much |= most > (1 + ROUNDING) * bound
 
+    def take_back(self, before: Spent) -> None:
+        """Be what this was before: what was to be passed on since is in no picture."""
+        self.most, self.is_too_much = before.most, before.is_too_much
+
 
 def spent_by_latent() -> defaultdict[str, Spent]:
     """Of each latent input of a denoiser."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from runtime.driver.call_arguments import Tensors, graph_signature
@@ -47,7 +49,7 @@ class Stream:
         self._position = Position(call.timestep, scheduler) if call.timestep is not None else None
         self._moves = Moves()
         self._share: float | None = None  # of the present call's latent, that is unexplained
-        self._spent: list[tuple[Spent, float]] = []  # by the generation, before the present call
+        self._spent: list[tuple[Spent, Spent]] = []  # by the generation, and what it was before the present call
         self._goes_round = False  # whether several threads or tasks have made its calls
         trajectory.start(call.graph, call.tensors, call.timestep, scheduler)
 
@@ -124,15 +126,15 @@ class Stream:
         self.caller = call.caller
         self.timesteps = self.generation.timesteps = call.timesteps
         self._share = unexplained
-        self._spent = [(spent, spent.most) for spent in self.generation.spent.values()]
+        self._spent = [(spent, replace(spent)) for spent in self.generation.spent.values()]
         if self._position is not None and call.timestep is not None:
             self._position.move(call.timestep)
         self.trajectory.take(call.tensors)
 
     def take_back(self) -> None:
         """Have the generation not count what the present call passes on; the stream has ended with it."""
-        for spent, most in self._spent:
-            spent.most = most
+        for spent, before in self._spent:
+            spent.take_back(before)
 
     def done(self, call: DenoiserCall, output: object) -> None:
         """Take what the denoiser gave for the present call."""

@@ -8,7 +8,7 @@ import torch
 
 from runtime.driver.callers import caller_of
 from runtime.driver.generations import Generation, Generations
-from runtime.driver.spent import spent_by_latent
+from runtime.driver.spent import Spent, spent_by_latent
 from tests.support.toy_plans import DENOISER, KINDS
 
 FALLING = [900.0 - 100 * step for step in range(8)]
@@ -27,6 +27,14 @@ def test_a_second_denoisers_generation_goes_on_with_what_the_firsts_has_spent() 
     assert second.spent(caller, timesteps.clone(), FALLING[3]) is not generation.spent, "of another run"
     assert second.spent(caller, timesteps, FALLING[0] + 1) is not generation.spent, "of the same timesteps once more"
     assert first.spent(caller, timesteps, FALLING[3]) is not generation.spent
+
+
+def test_what_was_to_be_passed_on_is_taken_back() -> None:
+    spent, before = Spent(0.1), Spent(0.1)
+    spent.add(0.3, 0.2)
+    assert spent == Spent(0.3, is_too_much=True)
+    spent.take_back(before)
+    assert spent == before
 
 
 def test_each_latent_has_its_own() -> None:
