@@ -72,7 +72,7 @@ def sample(denoise: Denoise, scheduler: DDIMScheduler) -> torch.Tensor:
 def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    denoiser, scheduler = Denoiser().eval(), DDIMScheduler()
+    denoiser, scheduler = Denoiser().eval(), DDIMScheduler(clip_sample=False)
     plan = make_plan(denoiser)
     with torch.no_grad():
         alone = sample(denoiser, scheduler)

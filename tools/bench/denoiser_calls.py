@@ -19,7 +19,7 @@ class DenoiserCalls:
     def __init__(self, inputs: Mapping[str, Any], roles: Mapping[str, str], steps: int) -> None:
         from diffusers import DDIMScheduler
 
-        self.scheduler = DDIMScheduler()
+        self.scheduler = DDIMScheduler(clip_sample=False)
         self._inputs, self._steps = dict(inputs), steps
         self._latent, self._timestep = (
             next(name for name, role in roles.items() if role == wanted) for wanted in ("latent", "timestep")

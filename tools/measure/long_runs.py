@@ -103,7 +103,7 @@ def generation(
     caller: PresentScheduler, engine: Engine, steps: int, tokens: int, context: str, seed: int
 ) -> Iterator[None]:
     """The calls of one generation, one for each ``next``."""
-    scheduler = DDIMScheduler()
+    scheduler = DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(steps)
     made = torch.Generator().manual_seed(seed)
     latent = torch.randn(1, tokens, WIDTH, generator=made)

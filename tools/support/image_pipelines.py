@@ -216,7 +216,7 @@ IMAGE_PIPELINES = [
         "DiTPipeline",
         lambda: {
             "transformer": denoiser("DiTTransformer2DModel", num_embeds_ada_norm=1000), "vae": vae(),
-            "scheduler": scheduler("DDIM"),
+            "scheduler": scheduler("DDIM", clip_sample=False),
         },
         {"class_labels": [3]}, "np",
     ),
