@@ -51,6 +51,7 @@ class ChangeFollower:
         changes: DenoiserChanges,
         graphs: TracedGraphs,
         distribution: Distribution,
+        *,
         rows: SharedRows,
         calls: CallReader,
         streams: Streams,

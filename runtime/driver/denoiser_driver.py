@@ -163,7 +163,13 @@ class DenoiserDriver:
                 self._planned = None
                 self._changes.settle()
             self._follower = ChangeFollower(
-                self._changes, self._graphs, self._distribution, self._rows, self._calls, self._streams, self._foresight
+                self._changes,
+                self._graphs,
+                self._distribution,
+                rows=self._rows,
+                calls=self._calls,
+                streams=self._streams,
+                foresight=self._foresight,
             )
 
     def in_context(self, name: str) -> str:
