@@ -27,7 +27,9 @@ class Traces:
     def trace(
         self, denoiser: nn.Module, arguments: Mapping[str, Any], roles: Any, *, model: str = "custom"
     ) -> TracedGraph:
-        """As partitioner.trace."""
+        """As partitioner.trace. What has hooks is traced anew: they may do anything."""
+        if any(module._forward_hooks or module._forward_pre_hooks for module in denoiser.modules()):
+            return _trace(denoiser, arguments, roles, model=model)
         flat = flatten_arguments(arguments)
         training = [module.training for module in denoiser.modules()]
         processors = [type(getattr(module, "processor", None)) for module in denoiser.modules()]

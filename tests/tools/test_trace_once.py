@@ -54,6 +54,15 @@ def test_a_folder_and_a_name_make_no_other_trace_and_a_configuration_does(traced
     assert traced == [here, other, here]
 
 
+def test_what_has_a_hook_is_traced_anew(traced: list[nn.Module]) -> None:
+    plain, hooked = Configured(), Configured()
+    hooked.register_forward_hook(lambda *_: None)
+    known = Traces()
+    for each in (plain, hooked, hooked, plain):
+        known.trace(each, ARGUMENTS, ROLES)
+    assert traced == [plain, hooked, hooked]
+
+
 def test_a_block_within_another_shares_its_traces_and_none_is_left(traced: list[nn.Module]) -> None:
     before = export.trace
     denoiser = Configured()
