@@ -19,12 +19,7 @@ the cells in a file and goes on where it was stopped.
   of the samples, then the median of fewer steps. Bold: the engine is further away than fewer steps.
 - The **speed-up** is the one that was had: calls that were run exactly are counted as such, at the times that the plan
   predicts (simulated, not measured). Each generation is compared with as many fewer steps as take its own time, to the
-  last step that it leaves time for. Cells that are older than plans with exact calls in
-  micro-batches count an exact call at its whole time (the results file has each cell's date by its commit): their
-  speed-ups are lower than they would be now. The pictures are the same but for the last bits.
-- Cells of commits before 74f2be7 are of the guard before: a call had its own share of the bound only, and what
-  guidance makes of errors in flow matching was taken for too small. Most would be faster now, and some dB further from
-  sequential; with shift at high scales slower, and nearer.
+  last step that it leaves time for.
 - Cells of multistep samplers (DPM-Solver++, UniPC, PNDM, LMS) of commits before b1b90a7 are without the rule that a
   call is exact whose error would be worth more than the call: some calls more would be exact now, most of all with
   PNDM and LMS at low scales.
