@@ -6,6 +6,8 @@ made again. The denoiser is looked at before ranks begin
 
     where a trajectory begins, anything is traced, or ranks lack something of the graph
     where ranks are at work anyway, on calls that were foreseen
+    where a parameter or buffer was written to: ranks that share its memory would compute with half of a change, and
+      might fail at it; what is discarded is always a call of the denoiser as it was
     in an engine's first CALM calls, and from a change on until a generation has passed without one: what is put on and
       taken off at every step neither ends a trajectory each time nor has calls made twice
 """
@@ -74,7 +76,8 @@ class ChangeFollower:
     @property
     def may_look_later(self) -> bool:
         """Whether ranks may begin the next call before the denoiser is looked at."""
-        return self._calm >= CALM and not any(self._restless) and not self._foresight.begun
+        is_calm = self._calm >= CALM and not any(self._restless)
+        return is_calm and not self._foresight.begun and not self._changes.was_written()
 
     def expect_call(self) -> None:
         """A call is made, or made again."""
@@ -136,10 +139,13 @@ class ChangeFollower:
             self.outdate(change.written)  # otherwise if it shows in the graph
         return True
 
-    def discard(self, begun: BegunCall) -> None:
-        """End what was begun of the denoiser as it was before. begun: the call that is made again, which has run."""
+    def discards(self, begun: BegunCall) -> bool:
+        """Follow what ``look`` has seen; True if a call that has run is void by that: it is ended, to be made again."""
+        if not self.follow(thorough=False):
+            return False
         self._restless[0] = True
         self._foresight.discard(begun)
+        return True
 
     def outdate(self, written: Sequence[torch.Tensor]) -> None:
         """Have ranks be given anew what they have of the denoiser. written: tensors that may hold other values."""

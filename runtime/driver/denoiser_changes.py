@@ -89,6 +89,10 @@ class DenoiserChanges:
         """Whether ``found`` may find something without a thorough look; takes note of nothing."""
         return self._state.changed() or self._values.changed() or self._gradients_now() != self._now.gradients
 
+    def was_written(self) -> bool:
+        """Whether memory that ranks may share holds other values, as far as torch has counted writes to it."""
+        return self._values.written()
+
     def found(self, *, thorough: bool) -> DenoiserChange | None:
         """What was done since the last time that this was asked; None if nothing.
 

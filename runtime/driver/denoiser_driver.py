@@ -199,19 +199,25 @@ class DenoiserDriver:
         """
         home = next(iter(tensors.values())).device
         tensors = {path: tensor.to(self._ranks.worker.device) for path, tensor in tensors.items()}
-        begun, results = self._made(caller, tensors, form, looks_first=not self._follower.may_look_later)
+        looks_first = not self._follower.may_look_later
+        while (made := self._made(caller, tensors, form, looks_first=looks_first)) is None:
+            looks_first = True
+        begun, results = made
         output = [item.to(home) if isinstance(item, torch.Tensor) else item for item in results]
         return begun.call.graph.output(output)
 
     def _made(
         self, caller: Caller, tensors: Tensors, form: CallForm, *, looks_first: bool
-    ) -> tuple[BegunCall, tuple[Any, ...]]:
-        """A call that was made, and its results. looks_first: at the denoiser, before ranks begin."""
+    ) -> tuple[BegunCall, tuple[Any, ...]] | None:
+        """A call that was made, and its results.
+
+        looks_first: at the denoiser, before ranks begin. None, which it never is then, if that has to be done.
+        """
         try:
             with alone_with(self._parts):
                 found = self._find(caller, tensors, form, looks_first)
         except LookFirst:
-            return self._made(caller, tensors, form, looks_first=True)
+            return None
         start = time.perf_counter()
         others: list[BegunCall] = []
         if isinstance(found, BegunCall):
@@ -221,8 +227,10 @@ class DenoiserDriver:
             if self.plan.streams > 1:
                 others = self._foresight.begin_others(*found, self._begin)
         self._dispatcher.run(begun.running, [other.running for other in others], self._look)
-        if self._follower.sees and self._is_void(begun):
-            return self._made(caller, tensors, form, looks_first=True)
+        if self._follower.sees:
+            with alone_with(self._parts):
+                if self._follower.discards(begun):
+                    return None
         results = self._dispatcher.finish(begun.running)
         self._shared.times.add(begun.mode, time.perf_counter() - start, begun.reason)
         self._streams.done(begun.stream, begun.call, results[0], begun.reason)
@@ -233,14 +241,6 @@ class DenoiserDriver:
         if not self._follower.has_looked:
             with alone_with(self._parts):
                 self._follower.look()
-
-    def _is_void(self, begun: BegunCall) -> bool:
-        """Whether a call that has run was of what the denoiser was before it was changed; it is discarded then."""
-        with alone_with(self._parts):
-            if not self._follower.follow(thorough=False):
-                return False
-        self._follower.discard(begun)
-        return True
 
     def _find(
         self, caller: Caller, tensors: Tensors, form: CallForm, looks_first: bool

@@ -55,6 +55,7 @@ def test_a_write_is_noticed(index: int, name: str) -> None:
     with torch.no_grad():
         write(made[index])
     assert values.changed() == is_marked
+    assert values.written() == (name in ("in place", "one element")), "elsewhere lies what it was"
     assert [tensor is made[index] for tensor in values.which()] == [True]
 
 

@@ -33,7 +33,9 @@ def test_a_write_is_found_once(denoiser: Any) -> None:
     changes = DenoiserChanges(denoiser, frozenset())
     with torch.no_grad():
         denoiser[1].weight.mul_(2)
+    assert changes.was_written()
     change = changes.found(thorough=False)
+    assert not changes.was_written()
     assert names(change, denoiser) == {"1.weight"}
     assert change is not None
     assert not change.differences
