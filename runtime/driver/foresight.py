@@ -153,10 +153,11 @@ class Foresight:
 
     def discard(self, begun: BegunCall) -> None:
         """End the stream of a call that has run and is made again, and forget what was foreseen with it."""
+        with_it = [other.stream for other in self._foreseen]
         self.give_up_all()
         begun.stream.trajectory.done(begun.running.runs)
         self._count_unforeseen(begun.stream, -1)
-        self._streams.discard(begun.stream)
+        self._streams.discard(begun.stream, with_it)
         self._times.discarded += 1
 
     def _count_unforeseen(self, stream: Stream, count: int) -> None:

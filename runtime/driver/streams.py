@@ -79,7 +79,7 @@ class Streams:
         self._numbers = numbers
         self._warned = warned
         self._steps: WeakKeyDictionary[Generation, Steps] = WeakKeyDictionary()
-        self._discarded: Generation | None = None  # of the stream that was, until another one starts in its place
+        self._discarded: list[Generation] = []  # of streams that were, until others start in their place
         self.generations = Generations(warned, denoisers)
 
     def of(self, call: DenoiserCall, before_start: Callable[[], object]) -> Stream:
@@ -132,13 +132,16 @@ class Streams:
         stream.has_ended = True
         self._ended.append(stream.trajectory)
 
-    def discard(self, stream: Stream) -> None:
-        """End a stream whose present call is made again, by another one, as if it had not taken the call."""
+    def discard(self, stream: Stream, with_it: Collection[Stream]) -> None:
+        """End a stream whose present call is made again, by another one, as if it had not taken the call.
+
+        with_it: those that have ended because their calls were foreseen with that one.
+        """
         if stream in self._open:
             self._end([stream])
         stream.take_back()
         self.steps_of(stream.generation).take_back(stream)
-        self._discarded = stream.generation
+        self._discarded = [stream.generation, *(other.generation for other in with_it)]
 
     def let_go(self, tables: Collection[int]) -> None:
         """Let go of the streams whose calls are of some graphs: ranks will not have these any more."""
@@ -219,8 +222,8 @@ class Streams:
             same = [stream for stream in own if stream.context_name == call.context_name]
             if known.starts(call.timestep):
                 return known, WARM_UP
-            if known is self._discarded:
-                self._discarded = None
+            if known in self._discarded:
+                self._discarded.remove(known)
                 return known, DENOISER
             if self._gone.take_back(call):
                 return known, LET_GO

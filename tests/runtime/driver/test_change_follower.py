@@ -114,11 +114,15 @@ def figures(engine: Engine) -> dict[str, Any]:
 
 
 def run(
-    edits: Callable[[Any, int, int], object], generations: int = 1, prompts: int = 1, **options: Any
+    edits: Callable[[Any, int, int], object],
+    generations: int = 1,
+    prompts: int = 1,
+    components: int = 2,
+    **options: Any,
 ) -> tuple[list[torch.Tensor], dict[str, Any]]:
     """Some generations' outputs and figures. edits: what is done to the denoiser before a generation's step."""
     denoiser = toy()
-    plan = toy_plan(denoiser, 2) if prompts == 1 else toy_plan(denoiser, 1, branches=prompts, streams=prompts)
+    plan = toy_plan(denoiser, components, branches=prompts, streams=prompts)
     scheduler = scheduler_of("DDIMScheduler", DETERMINISTIC["DDIMScheduler"], STEPS)
     given = EngineOptions(**{"transport": "emulation", **options})
     made = []
@@ -180,13 +184,23 @@ def test_the_guard_counts_no_harm_of_a_call_that_was_discarded() -> None:
 
 def test_calls_that_were_foreseen_with_it_are_discarded_too(looks_first: Callable[[], None]) -> None:
     at = STEPS - 2
-    quiet = run(lambda *_: None, prompts=2)[1]
-    made, counted = run(once(other_memory, at), prompts=2)
+    quiet = run(lambda *_: None, prompts=2, components=1)[1]
+    made, counted = run(once(other_memory, at), prompts=2, components=1)
     looks_first()
-    expected, alike = run(once(other_memory, at), prompts=2)
+    expected, alike = run(once(other_memory, at), prompts=2, components=1)
     assert equal(made, expected)
     assert (quiet["foreseen_calls"], quiet["wasted_calls"]) == (STEPS - 1, 0)
     assert counted == {**alike, "discarded_calls": 1, "wasted_calls": alike["wasted_calls"] + 1}
+
+
+@pytest.mark.slow
+def test_their_streams_start_anew_for_the_same_reason(looks_first: Callable[[], None]) -> None:
+    """And not because the prompt is another than that of the call which was made again."""
+    _, counted = run(once(train_no_more), prompts=2, **ASYNC)
+    looks_first()
+    _, alike = run(once(train_no_more), prompts=2, **ASYNC)
+    assert (counted["discarded_calls"], counted["wasted_calls"]) == (1, 1)
+    assert counted["exact_reasons"] == alike["exact_reasons"] == {"warm-up": 4, "changed denoiser": 4}
 
 
 @pytest.mark.slow
