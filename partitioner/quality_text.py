@@ -9,10 +9,10 @@ from partitioner.planning.advice import MARGIN_DB
 
 _INDENT = 17 * " "
 _IDLE_BECAUSE = {
-    "not measured": "plans with more were not measured with this sampler at these steps and this guidance",
     "near fewer steps": (
         f"with more, the output was less than {MARGIN_DB:g} dB better than that of fewer steps on one device"
     ),
+    "not measured": "some plans with more were not measured with this sampler at these steps and this guidance",
     "no faster": "with more it would be done no sooner, or hardly, for so many of its calls are exact",
 }
 

@@ -75,6 +75,7 @@ class Guard:
         generation: Spent,
     ) -> None:
         self._noise_schedule, self._forecast, self._beside = noise_schedule, forecast, beside
+        self._name = object()  # of the stream, which others' guards may ask for when it has ended
         self._amplification = Amplification(noise_schedule)
         self._generation, self._before = generation, generation.most
         self._bound = bound_of(quality)
@@ -94,7 +95,7 @@ class Guard:
         if part is not None:
             made = narrow(output, part).to(torch.float32, copy=True)  # which the pipeline may write into
             shown = Shown(self._noise_schedule.level[call], made, narrow(latent, part).float())
-            self._beside.show(self, shown)
+            self._beside.show(self._name, shown)
             self._last = shown, call
 
     def observe(self, sign: float) -> None:
@@ -109,7 +110,7 @@ class Guard:
             self._unread = []
             return
         own, call = last
-        outputs = [own, *self._beside.of_others(self, own)]
+        outputs = [own, *self._beside.of_others(self._name, own)]
         made = [
             self._noise_schedule.slope_of(some.output if sign > 0 else -some.output, some.latent, call)
             for some in outputs

@@ -87,12 +87,13 @@ class NoiseSchedule:
         return 0 if self.second_share is None else FINISH
 
 
-def noise_schedule_of(scheduler: Any, first_timestep: float) -> NoiseSchedule | str:
+def noise_schedule_of(scheduler: Any, first_timestep: float, *, guarded: bool = True) -> NoiseSchedule | str:
     """The noise schedule of a trajectory that a diffusers scheduler makes.
 
     Args:
         scheduler: after its set_timesteps; it is not changed.
         first_timestep: what the trajectory's first call passes; in image-to-image it is not the scheduler's first.
+        guarded: whether it has to be known what errors of outputs count for.
 
     Returns:
         The schedule; where there is none to rely on the reason, as the end of a sentence.
@@ -108,7 +109,7 @@ def noise_schedule_of(scheduler: Any, first_timestep: float) -> NoiseSchedule | 
     sampler = probe(scheduler)
     if sampler.refusal is not None:
         return f"of the sampler ({type(scheduler).__name__}) later latents cannot be predicted: {sampler.refusal}"
-    if sampler.clips:
+    if guarded and sampler.clips:
         return (
             f"the sampler ({type(scheduler).__name__}) clips what is large in the picture (clip_sample, thresholding), "
             "so that errors of outputs count for more than is known"

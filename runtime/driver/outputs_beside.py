@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
 
 import torch
 
-KEPT = 2  # calls of a stream: another one's next call may come before its own or after it
+KEPT = 2  # levels: a stream's next call may come before another one's at the present level or after it
 
 
 @dataclass(frozen=True)
@@ -22,21 +21,22 @@ class Shown:
 
 @dataclass
 class OutputsBeside:
-    """The last outputs of a generation's streams."""
+    """The last outputs of a generation's streams, also of those that have ended meanwhile."""
 
-    _shown: WeakKeyDictionary[object, deque[Shown]] = field(default_factory=WeakKeyDictionary)
+    _shown: dict[float, list[tuple[object, Shown]]] = field(default_factory=dict)  # by level; the last used is last
 
     def show(self, stream: object, shown: Shown) -> None:
-        """Take an output of a stream; in call order."""
-        self._shown.setdefault(stream, deque(maxlen=KEPT)).append(shown)
+        """Take an output of a stream; in call order. stream: what stands for it."""
+        self._shown[shown.level] = [*self._shown.pop(shown.level, []), (stream, shown)]
+        while len(self._shown) > KEPT:
+            del self._shown[next(iter(self._shown))]
 
     def of_others(self, stream: object, shown: Shown) -> list[Shown]:
-        """What others gave at the level of an output of this stream, of its shape; by their first calls."""
+        """What others gave at the level of an output of this stream, of its shape; in call order."""
         return [
             other
-            for owner, outputs in self._shown.items()
-            for other in outputs
-            if owner is not stream and other.level == shown.level and other.output.shape == shown.output.shape
+            for owner, other in self._shown.get(shown.level, [])
+            if owner is not stream and other.output.shape == shown.output.shape
         ]
 
 

@@ -256,8 +256,9 @@ class Trajectory:
         self.cause = UNFORESEEN
         return "exact"
 
-    @staticmethod
-    def _foreseen(graph: TracedGraph, tensors: Tensors, timestep: float | None, scheduler: Any) -> NoiseSchedule | str:
+    def _foreseen(
+        self, graph: TracedGraph, tensors: Tensors, timestep: float | None, scheduler: Any
+    ) -> NoiseSchedule | str:
         """The noise schedule of the calls; or why inputs of later ones are neither known nor can be predicted."""
         unknown = [item.name for item in graph.inputs if item.role is Role.STEP]
         if unknown:
@@ -266,7 +267,9 @@ class Trajectory:
         times = [tensors[item.name].flatten() for item in graph.inputs if item.role is Role.TIMESTEP]
         if any(bool((time != time[0]).any()) for time in times):
             return "calls have several timesteps at once, such as one per token, and those of later steps are not known"
-        return "its calls have no timestep" if timestep is None else noise_schedule_of(scheduler, timestep)
+        if timestep is None:
+            return "its calls have no timestep"
+        return noise_schedule_of(scheduler, timestep, guarded=self.run_mode.quality is not None)
 
     def _refused(self) -> tuple[bool, bool]:
         """(whether the present call, in look-ahead, is to be run exactly instead; whether its latent is a stranger's).

@@ -29,6 +29,8 @@ def diagnose(reports: Mapping[int, Report], component_of: Sequence[int], timeout
         what = "it does not answer"
     elif known.waiting_for is not None:
         what = "it and others wait for each other"
+    elif known.step is None:
+        what = "it has not begun its first step"
     elif known.busy:
         what = f"it is still computing step {known.step}"
     else:

@@ -46,7 +46,7 @@ def _call(sample: str, width: int, generator: torch.Generator) -> tuple[dict[str
 
 
 def scheduler_of(steps: int) -> Any:
-    made = DDIMScheduler()
+    made = DDIMScheduler(clip_sample=False)
     made.set_timesteps(steps)
     return made
 

@@ -67,8 +67,9 @@ def test_a_start_in_the_middle_is_at_the_first_call_of_a_step(name: str) -> None
     assert (found.second_share is not None, found.finish) == (True, 2)
 
 
-def test_a_sampler_that_clips_is_not_looked_ahead_of() -> None:
+def test_a_sampler_that_clips_is_not_looked_ahead_of_under_a_guard() -> None:
     scheduler = scheduler_of("DDIMScheduler", {**DETERMINISTIC["DDIMScheduler"], "thresholding": True}, 20)
     found = noise_schedule_of(scheduler, float(scheduler.timesteps[0]))
     assert isinstance(found, str)
     assert found.startswith("the sampler (DDIMScheduler) clips what is large in the picture")
+    assert isinstance(noise_schedule_of(scheduler, float(scheduler.timesteps[0]), guarded=False), NoiseSchedule)

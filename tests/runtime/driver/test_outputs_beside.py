@@ -26,7 +26,7 @@ def test_those_of_others_at_the_same_level_and_of_the_same_shape() -> None:
     assert beside.of_others(owners[0], _shown(0.4)) == []
 
 
-def test_the_last_two_of_a_stream_are_there() -> None:
+def test_the_last_two_levels_are_there() -> None:
     beside, ahead, behind = OutputsBeside(), _Owner(), _Owner()
     shown = [_shown(level) for level in (0.9, 0.8, 0.7)]
     for one in shown:
@@ -34,11 +34,12 @@ def test_the_last_two_of_a_stream_are_there() -> None:
     assert [beside.of_others(behind, one) for one in shown] == [[], [shown[1]], [shown[2]]]
 
 
-def test_a_stream_that_is_gone_has_none() -> None:
-    beside, owner, other = OutputsBeside(), _Owner(), _Owner()
-    beside.show(owner, _shown(0.5))
+def test_a_stream_that_has_ended_still_has_what_it_gave() -> None:
+    """The first of two calls of the last step ends its stream before the second one asks."""
+    beside, owner, other, last = OutputsBeside(), _Owner(), _Owner(), _shown(0.5)
+    beside.show(owner, last)
     del owner
-    assert beside.of_others(other, _shown(0.5)) == []
+    assert beside.of_others(other, _shown(0.5)) == [last]
 
 
 def test_latents_have_their_own() -> None:

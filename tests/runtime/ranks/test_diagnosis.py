@@ -26,6 +26,7 @@ def waiting(value: str, sender: int) -> Report:
 CASES: dict[str, tuple[Mapping[int, Report], int, str | None, str]] = {
     "computes": ({0: waiting("a", 1), 1: waiting("b", 2), 2: a_report(step=7)}, 2, "b", "it is still computing step 7"),
     "idle": ({0: waiting("a", 1), 1: a_report(busy=False)}, 1, "a", "it has done step 5 and has nothing to do"),
+    "not begun": ({0: waiting("a", 1), 1: a_report(step=None)}, 1, "a", "it has not begun its first step"),
     "silent": ({0: waiting("a", 2), 1: a_report()}, 2, "a", "it does not answer"),
     "each other": ({0: waiting("a", 1), 1: waiting("b", 0), 2: a_report()}, 1, "a", "wait for each other"),
     "the driver": ({0: a_report(), 1: waiting("a", 0), 2: waiting("a", 0)}, 0, None, "it is still computing step 5"),
