@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+_OWN = re.compile("torch(?!inductor_)|gloo|diffusion")
 _LISTENS = 0x10000  # a flag of /proc/net/unix
 
 
@@ -95,10 +97,13 @@ class Traces:
 
 
 def _own(folder: str) -> frozenset[str]:
-    """The entries of a folder that a rank could have made: of torch or gloo, by name."""
+    """The entries of a folder that a rank could have made: of torch or gloo, by name.
+
+    Not torch's cache of compiled code, which is for all processes, and to stay.
+    """
     if not os.path.isdir(folder):
         return frozenset()
-    return frozenset(name for name in os.listdir(folder) if name.startswith(("torch", "gloo", "diffusion")))
+    return frozenset(name for name in os.listdir(folder) if _OWN.match(name))
 
 
 @contextlib.contextmanager
