@@ -46,12 +46,11 @@ def test_messages_arrive_and_in_the_long_run_no_host_waits_for_a_gpu(monkeypatch
             rounds += 1
             assert rounds < 20
         assert [pair.values(tensor) for _, tensor in computed] == [[step + 1] for step, _ in computed]
-        staging = pair.receiver._staging
-        assert all(landing.taken is False for landing in staging._landings[:-3])
+        wait_until(lambda: sum(landing.taken for landing in pair.receiver._staging._landings) <= 3)
         assert len(pair.sender._staging._sent_from) <= 6
         assert pair.sender.slot_bytes == pair.sender._staging.slot_bytes > 0
         cuda, driver = pair.cuda, pair.driver
-        del computed, staging
+        del computed
     assert cuda.errors == []
     assert driver.locked_bytes == 0
     assert cuda.used[0] == 0
