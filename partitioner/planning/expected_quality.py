@@ -55,10 +55,11 @@ class QualityAdvisor:
             share = exact_share(rows, components, self._case) if mode == "lookahead" else None
             steps = expected.steps[0] if len(set(expected.steps)) == 1 else self._case.steps
             case = replace(self._case, steps=steps, guidance_scale=expected.guidance_scale)
-            shorter = self._of_whole_steps(settings[0], speedup(share))
+            told = speedup(share)
+            shorter = self._of_whole_steps(settings[0], told)
             fewer, nearest = (fewer_steps_figure(rows, shorter, case, nearest=n) for n in (False, True))
             other = self._case.scheduler_config not in ("", settings[1])
-            found.append(Advice(self.sampling, expected, fewer, nearest, False, speedup(share), share, other))
+            found.append(Advice(self.sampling, expected, fewer, nearest, False, told, share, other))
         worst = max(found, key=lambda advice: (advice.doubt, -_psnr_db(advice)), default=None)
         return worst or Advice(self.sampling, None, None, speedup=speedup(None))
 
