@@ -1,7 +1,8 @@
 """Small denoisers of real architectures with random weights, for benches, recorded profiles and tests.
 
-Each takes at least 150 ms for one call on one CPU thread in float32, so that what a step costs besides its
-arithmetic does not decide. A denoiser is (module, example inputs, roles), as partitioner.trace takes them.
+Each of DENOISERS takes at least 150 ms for one call on one CPU thread in float32, so that what a step costs besides its
+arithmetic does not decide; small_like takes some 20 ms, so that messages weigh. A denoiser is (module, example inputs,
+roles), as partitioner.trace takes them.
 """
 
 from __future__ import annotations
@@ -80,6 +81,28 @@ def dit_like(seed: int = 0) -> Denoiser:
         "return_dict": False,
     }
     return module, inputs, {"hidden_states": "latent", "timestep": "timestep", "encoder_hidden_states": "prompt"}
+
+
+def small_like(seed: int = 0) -> Denoiser:
+    """A UNet2DConditionModel of two levels: 32 and 64 channels, 2 x 4 x 16 x 16 latents."""
+    from diffusers import UNet2DConditionModel
+
+    with seeded(seed) as generator:
+        module = UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=4,
+            cross_attention_dim=64,
+        ).eval()
+    inputs = {
+        "sample": torch.randn(2, 4, 16, 16, generator=generator),
+        "timestep": torch.tensor(501.0),
+        "encoder_hidden_states": torch.randn(2, 8, 64, generator=generator),
+        "return_dict": False,
+    }
+    return module, inputs, {"sample": "latent", "timestep": "timestep", "encoder_hidden_states": "prompt"}
 
 
 DENOISERS: dict[str, Callable[..., Denoiser]] = {"sd15-like": sd15_like, "svd-like": svd_like, "dit-like": dit_like}

@@ -48,6 +48,10 @@ class TensorValues:
         """Whether a tensor was written to through torch; faster still."""
         return list(map(_version, self._versioned)) != self._taken[0]
 
+    def moved(self) -> bool:
+        """Whether a tensor lies elsewhere."""
+        return self._places() != self._taken[1]
+
     def which(self) -> list[torch.Tensor]:
         """The tensors that were written to or moved, or that hold anything else."""
         versions, places = self._versions_and_places()
@@ -71,4 +75,7 @@ class TensorValues:
 
     def _versions_and_places(self) -> tuple[list[int], list[int]]:
         # inference tensors have no versions; sparse ones, and wrappers of other tensors, have no address
-        return list(map(_version, self._versioned)), list(map(torch.Tensor.data_ptr, self._placed))
+        return list(map(_version, self._versioned)), self._places()
+
+    def _places(self) -> list[int]:
+        return list(map(torch.Tensor.data_ptr, self._placed))

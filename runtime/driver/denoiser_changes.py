@@ -86,8 +86,11 @@ class DenoiserChanges:
         return self._now.number
 
     def seems_changed(self) -> bool:
-        """Whether ``found`` may find something without a thorough look; takes note of nothing."""
-        return self._state.changed() or self._values.changed() or self._gradients_now() != self._now.gradients
+        """Whether ``found`` may find something without a thorough look, beside what ``was_written`` tells.
+
+        It takes note of nothing.
+        """
+        return self._state.changed() or self._values.moved() or self._gradients_now() != self._now.gradients
 
     def was_written(self) -> bool:
         """Whether memory that ranks may share holds other values, as far as torch has counted writes to it."""

@@ -35,7 +35,7 @@ from tools.bench.results import bench
 from tools.bench.settings import BenchSettings
 from tools.bench.table import table
 from tools.command import command
-from tools.denoisers import DENOISERS
+from tools.denoisers import DENOISERS, small_like
 from tools.trace_once import traced_once
 
 
@@ -48,7 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def add_count(name: str, default: int, text: str) -> None:
         parser.add_argument(name, type=whole(1), default=default, metavar="N", help=f"{text} (default: {default})")
 
-    parser.add_argument("--denoiser", action="append", choices=tuple(DENOISERS), help="may be repeated (default: all)")
+    denoisers = {**DENOISERS, "small-like": small_like}
+    parser.add_argument(
+        "--denoiser",
+        action="append",
+        choices=tuple(denoisers),
+        help="may be repeated (default: all but small-like, of some 20 ms a call, where messages weigh)",
+    )
     add_count("--microbatches", 1, "parts of an exact call's batch")
     parser.add_argument(
         "--predictor",
@@ -67,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = BenchSettings(**{each.name: getattr(options, each.name) for each in fields(BenchSettings)})
     return run(
         "tools.bench",
-        lambda: [bench(name, DENOISERS[name](), settings, say) for name in options.denoiser or DENOISERS],
+        lambda: [bench(name, denoisers[name](), settings, say) for name in options.denoiser or DENOISERS],
         table,
         as_json=options.json,
     )

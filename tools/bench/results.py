@@ -28,7 +28,7 @@ def bench(name: str, given: Denoiser, settings: BenchSettings, progress: Callabl
     """Measure one denoiser and predict the same figures.
 
     Args:
-        name: of the denoiser, one of tools.denoisers.DENOISERS.
+        name: of the denoiser.
         given: the module, its example inputs and their roles.
         settings: what to run.
         progress: is told what is done next.

@@ -56,6 +56,7 @@ def test_a_write_is_noticed(index: int, name: str) -> None:
         write(made[index])
     assert values.changed() == is_marked
     assert values.written() == (name in ("in place", "one element")), "elsewhere lies what it was"
+    assert values.moved() == (is_marked and not values.written())
     assert [tensor is made[index] for tensor in values.which()] == [True]
 
 
