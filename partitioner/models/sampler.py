@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 # What an output may mean: ε, a·ε - b·c, c, ε - c, or c - ε.
 MEANINGS = ("epsilon", "v_prediction", "sample", "flow", "reversed_flow")
+CLIPS = (
+    "it clips what is large in the picture (clip_sample, thresholding), so that errors of outputs count for more than "
+    "is known"
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,13 @@ class Sampler:
     moves: tuple[tuple[float, ...], ...] = ()
     refusal: str | None = None
     clips: bool = False
+
+    def refuses(self, *, guarded: bool) -> str | None:
+        """Why there is no look-ahead with it, as the end of a sentence; None where there is.
+
+        guarded: whether it has to be known what errors of outputs count for.
+        """
+        return CLIPS if self.refusal is None and guarded and self.clips else self.refusal
 
     @property
     def flow(self) -> bool:

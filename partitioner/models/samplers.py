@@ -23,6 +23,7 @@ USUAL: dict[str, Any] = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "skip_prk_steps": True,
+    "clip_sample": False,
 }
 
 
@@ -145,7 +146,7 @@ def finish_of(scheduler: str | None, config: str = "") -> int:
 def exact_calls(scheduler: str | None, mode: str, warmup: int, config: str = "") -> float:
     """How many calls of a trajectory are run exactly: the warm-up, and in look-ahead the last ones of finish_of.
 
-    In look-ahead with a sampler whose latents cannot be predicted all of them, however many there are: math.inf.
+    In look-ahead with a sampler that it is refused with all of them, however many there are: math.inf.
     """
     if mode != "lookahead":
         return warmup
@@ -153,10 +154,12 @@ def exact_calls(scheduler: str | None, mode: str, warmup: int, config: str = "")
 
 
 def refusal_of(scheduler: str | None, config: str = "") -> str | None:
-    """Why a sampler's later latents cannot be predicted, as the end of a sentence; None where they can.
+    """Why there is no look-ahead with a sampler under a guard, as the end of a sentence; None where there is.
 
     >>> refusal_of("EulerAncestralDiscreteScheduler")
     'it adds noise of its own in its steps'
+    >>> refusal_of("DDIMScheduler", config_text({"clip_sample": True}))[:28]
+    'it clips what is large in th'
     """
     sampler = sampler_of(scheduler, 10, config) if scheduler is not None else None
-    return None if sampler is None else sampler.refusal
+    return None if sampler is None else sampler.refuses(guarded=True)

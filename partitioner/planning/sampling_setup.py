@@ -85,7 +85,7 @@ class SamplingSetup:
 
     @property
     def refusal(self) -> str | None:
-        """Why the sampler's later latents cannot be predicted, as the end of a sentence; None where they can."""
+        """Why there is no look-ahead with the sampler, as the end of a sentence; None where there is."""
         return refusal_of(self.scheduler, self.scheduler_config)
 
 

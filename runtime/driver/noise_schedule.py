@@ -107,13 +107,9 @@ def noise_schedule_of(scheduler: Any, first_timestep: float, *, guarded: bool = 
     if not isinstance(getattr(scheduler, "timesteps", None), torch.Tensor):
         return "there is no scheduler with timesteps"
     sampler = probe(scheduler)
-    if sampler.refusal is not None:
-        return f"of the sampler ({type(scheduler).__name__}) later latents cannot be predicted: {sampler.refusal}"
-    if guarded and sampler.clips:
-        return (
-            f"the sampler ({type(scheduler).__name__}) clips what is large in the picture (clip_sample, thresholding), "
-            "so that errors of outputs count for more than is known"
-        )
+    refusal = sampler.refuses(guarded=guarded)
+    if refusal is not None:
+        return f"of the sampler ({type(scheduler).__name__}) later latents cannot be predicted: {refusal}"
     timesteps = timesteps_of(scheduler, first_timestep, every=1 if sampler.second_share is None else 2)
     if timesteps is None:
         return f"timestep {first_timestep:g} is none of the scheduler's"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from partitioner.graph.nodes import Role
+from partitioner.models.samplers import config_text
 from partitioner.planning.expected_quality import QualityAdvisor
 from partitioner.planning.options import PlanOptions
 from partitioner.planning.possible_mode import in_possible_mode
@@ -34,3 +35,16 @@ def test_what_cannot_be_foreseen_is_planned_in_async_mode(
     assert not said if why is None else why in said[0]
     asked = in_possible_mode(PlanOptions(mode="lookahead"), graph, advisor, said.append)
     assert (asked.mode, len(said)) == ("lookahead", 0 if why is None else 1)
+
+
+def test_a_sampler_that_clips_is_planned_in_async_mode() -> None:
+    graph: Any = SimpleNamespace(inputs=[])
+    said: list[str] = []
+    modes = []
+    for clips in (False, True):
+        setup = SamplingSetup(20, "DDIMScheduler", scheduler_config=config_text({"clip_sample": clips}))
+        advisor = QualityAdvisor(profile_of([]), setup)
+        modes.append(in_possible_mode(PlanOptions(), graph, advisor, said.append).mode)
+    assert modes == [None, "async"]
+    assert len(said) == 1
+    assert "it clips what is large" in said[0]

@@ -71,5 +71,5 @@ def test_a_sampler_that_clips_is_not_looked_ahead_of_under_a_guard() -> None:
     scheduler = scheduler_of("DDIMScheduler", {**DETERMINISTIC["DDIMScheduler"], "thresholding": True}, 20)
     found = noise_schedule_of(scheduler, float(scheduler.timesteps[0]))
     assert isinstance(found, str)
-    assert found.startswith("the sampler (DDIMScheduler) clips what is large in the picture")
+    assert found.startswith("of the sampler (DDIMScheduler) later latents cannot be predicted: it clips what is large")
     assert isinstance(noise_schedule_of(scheduler, float(scheduler.timesteps[0]), guarded=False), NoiseSchedule)
