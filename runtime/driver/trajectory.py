@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,15 +35,10 @@ import torch
 from partitioner.graph.ir import TracedGraph
 from partitioner.graph.nodes import Role
 from partitioner.plan.schedule import ComponentRun, Schedule
-from runtime.driver.astray import Astray
 from runtime.driver.call_arguments import Tensors
-from runtime.driver.correction import Correction, outputs_of
-from runtime.driver.forecast import Forecast
-from runtime.driver.guard import Guard
-from runtime.driver.noise_schedule import NoiseSchedule, noise_schedule_of
-from runtime.driver.output_forecast import forecast_of
+from runtime.driver.latents_ahead import LatentsAhead, foreseeable
+from runtime.driver.noise_schedule import NoiseSchedule
 from runtime.driver.outputs_beside import OutputsBeside, outputs_by_latent
-from runtime.driver.readback import is_late
 from runtime.driver.spent import Spent, spent_by_latent
 from runtime.driver.warn_once import warn_once
 
@@ -105,13 +100,9 @@ class Trajectory:
     next_base: int = 0
     _unannounced: list[list[list[int]]] = field(default_factory=list)  # [reader][source] -> steps
     _schedule: Schedule | None = None
-    _noise_schedule: NoiseSchedule | None = None  # in look-ahead
-    _forecasts: dict[str, Forecast] = field(default_factory=dict)  # by latent input
-    _corrections: list[Correction] = field(default_factory=list)
+    _known: LatentsAhead | None = None  # in look-ahead
     _begun: set[tuple[int, int]] = field(default_factory=set)  # (context, component) that have run in it
-    _guards: list[Guard] = field(default_factory=list)  # as corrections; none without a guard
     _passed: int = 0  # calls of the noise schedule before call 0
-    _astray: dict[str, Astray] = field(default_factory=dict)  # as forecasts
 
     def __post_init__(self) -> None:
         self.next_base = self.base
@@ -157,12 +148,17 @@ class Trajectory:
     @property
     def is_new(self) -> bool:
         """Whether the present call is the first that is known of; one that the guard has run exactly is not."""
-        return self._passed + self.call == 0
+        return self._call_of_schedule == 0
+
+    @property
+    def _call_of_schedule(self) -> int:
+        """The present call, counted as those of the noise schedule."""
+        return self._passed + self.call
 
     def expects(self, timestep: float) -> bool:
         """Whether the next call may pass this timestep: look-ahead has begun calls with those that it expects."""
-        schedule = self._noise_schedule
-        return schedule is None or schedule.timesteps.expects(self._passed + self.call, timestep)
+        known = self._known
+        return known is None or known.noise_schedule.timesteps.expects(self._call_of_schedule, timestep)
 
     def start(self, graph: TracedGraph, tensors: Tensors, timestep: float | None, scheduler: Any) -> None:
         """Take the inputs of the first call: look-ahead where later ones can be foreseen; else exact, without a guard
@@ -174,74 +170,54 @@ class Trajectory:
             timestep: that it passes; None where it has none.
             scheduler: that makes the latents; None where there is none.
         """
-        mode, known = self.run_mode.mode, None
+        mode = self.run_mode.mode
         if mode == "lookahead" and self.run_mode.components > 1:
-            found = self._foreseen(graph, tensors, timestep, scheduler)
-            if isinstance(found, str):
-                mode = self._instead(found)
-            else:
-                known = found
-        latents = [item.name for item in graph.inputs if item.role is Role.LATENT]
-        self._begin(mode, latents, known, self.run_mode.warmup)
-        self._observe(tensors)
+            guarded = self.run_mode.quality is not None
+            found = foreseeable(graph, tensors, timestep, scheduler, guarded=guarded)
+            if isinstance(found, NoiseSchedule):
+                latents = [item.name for item in graph.inputs if item.role is Role.LATENT]
+                self._look_ahead(found, latents, tensors, self.run_mode.warmup)
+                return
+            mode = self._instead(found)
+        self._schedule_from_here(mode, self.run_mode.warmup)
 
     def take(self, tensors: Tensors) -> None:
         """Take the inputs of the next call."""
-        self._observe(tensors)
-        for index, correction in enumerate(self._corrections):
-            correction.observe()
-            if self._guards:
-                self._guards[index].observe(correction.sign)
+        known = self._known
+        if known is None:
+            return
+        known.take(tensors)
         if self.mode_now != "lookahead":
             return
-        refused, jumped = self._refused()
-        if refused:
-            self.cause = GUARDED if self._guards else ASTRAY
-            if jumped:
-                self._begin_anew(tensors)
-            else:
-                self._restart()
+        refused, jumped = known.refuses(self._call_of_schedule)
+        if not refused:
+            return
+        self.cause = GUARDED if known.is_guarded else ASTRAY
+        if jumped:  # the present call and the next are exact, and the latents before are forgotten
+            self._look_ahead(known.noise_schedule.after(self._call_of_schedule), known.names, tensors, 2)
+        else:  # the present call is exact, and fills the pipe anew with what is predicted now
+            self._passed = self._call_of_schedule
+            known.refresh()
+            self._schedule_from_here("lookahead", 1)
 
-    def _observe(self, tensors: Tensors) -> None:
-        for path, forecast in self._forecasts.items():
-            forecast.observe(tensors[path])
-            if forecast.squares is not None:
-                self._astray[path].show(forecast.squares)
-
-    def _begin(self, mode: str, latents: Iterable[str], noise_schedule: NoiseSchedule | None, warmup: int) -> None:
-        """Begin with the present call as call 0; noise_schedule: in look-ahead, of the calls from this one on."""
-        self._noise_schedule = noise_schedule
+    def _look_ahead(self, noise_schedule: NoiseSchedule, latents: Iterable[str], tensors: Tensors, warmup: int) -> None:
+        """Begin with the present call, whose inputs these are. noise_schedule: of the calls from this one on."""
+        mode = self.run_mode
+        self._known = LatentsAhead(noise_schedule, latents, mode.components - 1, mode.quality, self.beside, self.spent)
         self._passed = 0
-        if noise_schedule is not None:
-            warmup = max(warmup, 2)  # (2)
-            reach = self.run_mode.components - 1
-            self._forecasts = {name: forecast_of(noise_schedule, reach) for name in latents}
-            self._astray = {name: Astray(noise_schedule) for name in latents}
-            self._corrections = [Correction(noise_schedule, forecast) for forecast in self._forecasts.values()]
-            quality = self.run_mode.quality
-            if quality is not None:
-                self._guards = [
-                    Guard(noise_schedule, quality, forecast, self.beside[name], self.spent[name])
-                    for name, forecast in self._forecasts.items()
-                ]
-        self._schedule_from_here(mode, warmup)
-
-    def _begin_anew(self, tensors: Tensors) -> None:
-        """Run the present call and the next exactly, and forget the latents before."""
-        assert self._noise_schedule is not None
-        later = self._noise_schedule.after(self._passed + self.call)
-        self._begin("lookahead", list(self._forecasts), later, 2)
-        self._observe(tensors)
+        self._schedule_from_here("lookahead", max(warmup, 2))  # (2)
+        self._known.begin(tensors)
 
     def _schedule_from_here(self, mode: str, warmup: int) -> None:
         """Have the present call be call 0 of a schedule. warmup: exact calls that it begins with."""
-        components, known = self.run_mode.components, self._noise_schedule
+        components = self.run_mode.components
         self.call, self.base = 0, self.next_base
         self._unannounced = [[[] for _ in range(components)] for _ in range(components)]
         self._begun.clear()
-        for astray in self._astray.values():
-            astray.begin_anew()
-        calls, finish = (known.calls - self._passed, known.finish) if known is not None else (None, 0)
+        calls, finish = None, 0
+        if self._known is not None:
+            noise_schedule = self._known.noise_schedule
+            calls, finish = noise_schedule.calls - self._passed, noise_schedule.finish
         self._schedule = Schedule(components, mode, warmup, self.run_mode.periods, calls=calls, finish=finish)
 
     def _instead(self, refusal: str) -> str:
@@ -255,43 +231,6 @@ class Trajectory:
         )
         self.cause = UNFORESEEN
         return "exact"
-
-    def _foreseen(
-        self, graph: TracedGraph, tensors: Tensors, timestep: float | None, scheduler: Any
-    ) -> NoiseSchedule | str:
-        """The noise schedule of the calls; or why inputs of later ones are neither known nor can be predicted."""
-        unknown = [item.name for item in graph.inputs if item.role is Role.STEP]
-        if unknown:
-            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            return f"the pipeline may give {unknown[0]}{more} anew at every step"
-        times = [tensors[item.name].flatten() for item in graph.inputs if item.role is Role.TIMESTEP]
-        if any(bool((time != time[0]).any()) for time in times):
-            return "calls have several timesteps at once, such as one per token, and those of later steps are not known"
-        if timestep is None:
-            return "its calls have no timestep"
-        return noise_schedule_of(scheduler, timestep, guarded=self.run_mode.quality is not None)
-
-    def _refused(self) -> tuple[bool, bool]:
-        """(whether the present call, in look-ahead, is to be run exactly instead; whether its latent is a stranger's).
-
-        With a guard that is waited for. Without one only what missed by nearly all of a move is refused; on a GPU,
-        where to look at the last latent would be to wait for it, by the latent before.
-        """
-        is_waited_for = bool(self._guards) or not any(is_late(each.latent) for each in self._forecasts.values())
-        for astray in self._astray.values():
-            astray.look(0 if is_waited_for else 1)
-        refused = [astray.is_astray for astray in self._astray.values()]
-        refused += [bool(guard.refuses(self._passed + self.call)) for guard in self._guards]
-        stranger = any(astray.has_jumped for astray in self._astray.values())
-        assert self._noise_schedule is not None
-        return any(refused), stranger and self._noise_schedule.second_share is None
-
-    def _restart(self) -> None:
-        """Run the present call exactly, and fill the pipe anew with what is predicted now."""
-        self._passed += self.call
-        for forecast in self._forecasts.values():
-            forecast.refresh()
-        self._schedule_from_here("lookahead", 1)
 
     def _warn(self, message: str) -> None:
         """Log a warning, once."""
@@ -332,32 +271,17 @@ class Trajectory:
         """
         if call == self.call:
             return tensors
-        assert self._noise_schedule is not None, "only look-ahead runs later calls"
-        later = dict(tensors)
-        for item in graph.inputs:
-            if item.role is Role.LATENT and item.name in read:
-                later[item.name] = self._forecasts[item.name].predict(self._passed + call)
-            elif item.role is Role.TIMESTEP:
-                passed = tensors[item.name]
-                timesteps = self._noise_schedule.timesteps.shown_by(self._passed + self.call, passed)
-                if timesteps is not self._noise_schedule.timesteps:
-                    self._noise_schedule = replace(self._noise_schedule, timesteps=timesteps)
-                later[item.name] = timesteps.timestep(self._passed + call, passed)
-        return later
+        assert self._known is not None, "only look-ahead runs later calls"
+        return self._known.inputs_at(self._passed + call, self._call_of_schedule, graph, tensors, read)
 
     def correct(self, outputs: Sequence[Any]) -> list[Any]:
         """This call's outputs, corrected to first order for the error of the latents that look-ahead predicted."""
-        made, call = list(outputs), self._passed + self.call
-        latents = [forecast.latent for forecast in self._forecasts.values()]
-        for index, place in enumerate(outputs_of(latents, made)):
-            if place is None:
-                continue
-            self._corrections[index].see(made[place], call)
-            if self.run_mode.correct:
-                made[place] = self._corrections[index].of(made[place], call, self.mode_now == "exact")
-            if self._guards:
-                self._guards[index].show(made[place], call)
-        return made
+        if self._known is None:
+            return list(outputs)
+        is_exact = self.mode_now == "exact"
+        return self._known.correct(
+            outputs, self._call_of_schedule, is_exact=is_exact, is_passed_on=self.run_mode.correct
+        )
 
     def done(self, runs: Sequence[ComponentRun]) -> None:
         """End the present call. runs: what was run at it."""

@@ -78,6 +78,6 @@ def test_ranks_are_given_copies_of_what_the_caller_has_and_predictions_as_they_a
             (output,) = engine(x=latent, t=timestep, context=context)
             assert not any(tensor.data_ptr() == latent.data_ptr() for tensor in given)
             (stream,) = engine._first._streams._open
-            predicted = [each.data_ptr() for each in stream.trajectory._forecasts["x"]._predicted.values()]
+            predicted = [each.data_ptr() for each in stream.trajectory._known._forecasts["x"]._predicted.values()]
             latent = scheduler.step(output, timestep, latent)[0]
         assert any(tensor.data_ptr() in predicted for tensor in given)

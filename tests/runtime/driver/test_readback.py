@@ -12,7 +12,7 @@ import torch
 
 from partitioner.graph.torch_private.dispatch import TorchDispatchMode
 from runtime.devices.cuda_graphs import EAGER_CALLS
-from runtime.driver import prompt_inputs, readback, streams, timestep_reader, trajectory
+from runtime.driver import latents_ahead, prompt_inputs, readback, streams, timestep_reader
 from runtime.driver.readback import Readback, read
 from runtime.engine import Engine
 from runtime.options import EngineOptions
@@ -41,7 +41,7 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the driver treat tensors as it does those of a GPU."""
-    for module in (trajectory, prompt_inputs, streams, timestep_reader):
+    for module in (latents_ahead, prompt_inputs, streams, timestep_reader):
         monkeypatch.setattr(module, "is_late", lambda tensor: True)
 
 
@@ -84,7 +84,7 @@ def test_late_values_change_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for late in (False, True):
         if late:
-            for module in (trajectory, prompt_inputs, streams, timestep_reader):
+            for module in (latents_ahead, prompt_inputs, streams, timestep_reader):
                 monkeypatch.setattr(module, "is_late", lambda tensor: True)
         scheduler = scheduler_of("DDIMScheduler", DETERMINISTIC["DDIMScheduler"], 8)
         options = EngineOptions(transport="emulation", mode="async")

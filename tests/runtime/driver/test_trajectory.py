@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from partitioner.graph.ir import TracedGraph
+from runtime.driver import latents_ahead
 from runtime.driver import trajectory as module
 from runtime.driver.call_arguments import CallForm, Tensors
 from runtime.driver.callers import caller_of
@@ -254,7 +255,7 @@ def test_what_begins_anew_has_what_is_left_of_the_bound(changed: str, monkeypatc
             return latent * 0.3
         return latent + 1e-3 * torch.randn(latent.shape, generator=torch.Generator().manual_seed(call))
 
-    monkeypatch.setattr(module, "Guard", Kept)
+    monkeypatch.setattr(latents_ahead, "Guard", Kept)
     scheduler = ddim(20)
     latents, passed = stepped(scheduler, change), scheduler.timesteps.tolist()
     prompts = [torch.full((2, 6), float(call >= 8 and changed == "prompt")) for call in range(20)]
@@ -271,7 +272,7 @@ def test_what_begins_anew_has_what_is_left_of_the_bound(changed: str, monkeypatc
 def test_without_a_guard_a_gpus_changed_latent_is_noticed_one_call_later_and_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "is_late", lambda tensor: True)
+    monkeypatch.setattr(latents_ahead, "is_late", lambda tensor: True)
     scheduler = ddim(12)
     latents = stepped(scheduler, lambda call, latent: latent * 0.5 if call == 5 else latent)
     wanted = ["exact"] * 2 + ["lookahead"] * 4 + ["exact"] * 2 + ["lookahead"] * 4
