@@ -3,8 +3,9 @@
 How one call goes, and which module does what:
 
     1. arguments are read and checked against the plan        runtime.driver.call_arguments
-    2. the graph of such calls is found, or traced            runtime.driver.traced_graphs
-    3. the ranks are given what they lack of it               runtime.driver.distribution
+    2. the graphs of such calls are found                     runtime.driver.graphs_of_calls
+       what is new is traced                                  runtime.driver.traced_graphs
+    3. the ranks are given what they lack of them             runtime.driver.distribution
     4. the trajectory that the call belongs to is found       runtime.driver.streams
        if it was foreseen, it was begun earlier               runtime.driver.foresight
     5. it says which component runs which call                runtime.driver.trajectory
@@ -41,6 +42,7 @@ from runtime.driver.dispatch import Dispatcher
 from runtime.driver.distribution import Distribution, undone_text
 from runtime.driver.foresight import BegunCall, Foresight
 from runtime.driver.generations import Generations
+from runtime.driver.graphs_of_calls import GraphsOfCalls
 from runtime.driver.shared_rows import SharedRows
 from runtime.driver.stream import Stream
 from runtime.driver.streams import Streams
@@ -52,7 +54,6 @@ from runtime.options import EngineOptions, decibels
 from runtime.ranks.base import DenoiserRanks
 from runtime.stats import CallTimes
 from runtime.transport.weights import Weights
-from runtime.worker.microbatches import can_join
 
 _LOGGER = logging.getLogger("runtime")
 
@@ -113,15 +114,14 @@ class DenoiserDriver:
         self._options = options
         self._shared = shared
         self._ignored = TAKEN_OVER if traced is not None else frozenset()
-        asked = options.microbatches_of(plan)
-        self._part_counts = [count for count in range(asked, 1, -1) if asked % count == 0]
+        self._microbatches = options.microbatches_of(plan)
         self._streams = Streams(
             _run_mode(plan, options),
             plan,
             shared.contexts,
             shared.warned,
             most=options.kept_trajectories,
-            microbatches=asked,
+            microbatches=self._microbatches,
             denoisers=shared.generations,
         )
         self._foresight = Foresight(self._streams, shared.times, shared.warned)
@@ -171,6 +171,15 @@ class DenoiserDriver:
                 streams=self._streams,
                 foresight=self._foresight,
             )
+        self._graphs_of_calls = GraphsOfCalls(
+            self._calls,
+            self._graphs,
+            rows=self._rows,
+            distribution=self._distribution,
+            changes=self._changes,
+            follower=self._follower,
+            microbatches=self._microbatches,
+        )
 
     def in_context(self, name: str) -> str:
         """Have calls of this thread or task from here on belong to another cache context; returns the former's name."""
@@ -255,7 +264,7 @@ class DenoiserDriver:
         number = self._number_of(form.timestep, caller)
 
         def is_present(graphs: CallGraphs) -> bool:
-            return not self._graphs.turns or self._graphs_of(tensors, form).branches == graphs.branches
+            return not self._graphs.turns or self._graphs_of_calls.of(tensors, form).branches == graphs.branches
 
         begun = self._foresight.made(caller, self.context_name.get(), tensors, form, number, is_present)
         found = begun or self._stream_of(caller, tensors, form, number)
@@ -283,7 +292,7 @@ class DenoiserDriver:
     ) -> tuple[DenoiserCall, Stream]:
         """A call that was not foreseen, and its stream, which has taken its inputs."""
         while True:
-            graphs = self._graphs_of(tensors, form)
+            graphs = self._graphs_of_calls.of(tensors, form)
             call = DenoiserCall(caller, self.context_name.get(), graphs, tensors, form, number)
             stream = self._streams.of(call, self._follower.require_look)
             if not stream.trajectory.is_new or not self._follower.follow(thorough=True):
@@ -311,54 +320,6 @@ class DenoiserDriver:
                 "the call may have been taken for another trajectory's; from here on timesteps are waited for"
             )
         return number
-
-    def _graphs_of(self, tensors: Tensors, form: CallForm) -> CallGraphs:
-        """The graphs of such a call, which every rank has."""
-        branches = self._calls.by_branch(tensors)
-        built = tuple(self._graph_of(rows, form) for rows in branches)
-        if len(branches) > 1 and not self._rows.are_shared(
-            tensors, [each.graph for each in built], lambda: self._traced(tensors, form).graph
-        ):
-            self._calls.keep_together(tensors)
-            return self._graphs_of(tensors, form)
-        if len(set(map(id, built))) > 1:
-            return CallGraphs(built)
-        return CallGraphs(built, *self._micro_batches(built[0], branches[0], form))
-
-    def _graph_of(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
-        """The graph of such calls, which every rank has."""
-        built = self._traced(tensors, form)
-        if self._distribution.has(built):
-            return built
-        self._follower.require_look()
-        first = not self._distribution.given
-        if built.changed:
-            self._follower.outdate(())
-        if self._distribution.give(built):
-            if first:
-                self._distribution.release()
-            self._changes.settle()
-        return built
-
-    def _traced(self, tensors: Tensors, form: CallForm) -> BuiltGraph:
-        return self._graphs.graph_of(tensors, form, self._follower.require_look)
-
-    def _micro_batches(self, whole: BuiltGraph, tensors: Tensors, form: CallForm) -> tuple[BuiltGraph | None, int]:
-        """The graph of a micro-batch of such rows, and how many of them there are.
-
-        As many as was asked for, or the most that divide both that and the rows; (None, 1) where the rows, or the
-        boundary tensors, cannot be split.
-        """
-        for count in self._part_counts:
-            parts = self._calls.parts(tensors, count)
-            if len(parts) < count:
-                continue
-            part = self._graph_of(parts[0], form)
-            fits = self._rows.keeps_parts(whole.graph, part.graph, count)
-            if fits and can_join(whole.specs[0].wires, part.specs[0].wires, count):
-                return part, count
-            break
-        return None, 1
 
     def end(self) -> None:
         """No more calls will come; say what there is to say, and get back what of the denoiser the ranks alone have.
