@@ -21,6 +21,7 @@ from runtime.driver.warn_once import warn_once
 
 NEW_SIZE, NEW_PROMPT = "another size", "another prompt"
 TIMESTEP, LATENT, DENOISER = "timestep out of order", "latent of no step's making", "changed denoiser"
+PACE = "steps left out"
 LET_GO = "let go of"
 # why a call is exact that is meant to be, or of which the user has been told
 MEANT = {WARM_UP, LAST_CALLS, MODE, ONE_COMPONENT, UNFORESEEN}
@@ -41,6 +42,10 @@ _WHY = {  # why trajectories began anew in mid-generation, and the way out
     TIMESTEP: (
         "their timesteps do not come next by the scheduler, or there is none",
         "In a loop of your own give Engine the loop's scheduler.",
+    ),
+    PACE: (
+        "more steps or fewer lay between them than between the calls before, whose values are of no use then",
+        "Have guidance, hooks and layers to skip be there at all steps of a generation, or at all from one on.",
     ),
     LATENT: (
         "no step of the sampler can have made their latents of those of the calls before",

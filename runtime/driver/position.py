@@ -29,6 +29,7 @@ class Position:
         self._index = 0  # in the sequence
         self._asked: tuple[float, int, int | None] | None = None  # a timestep, the index then, and its place
         self._direction = 0.0
+        self._pace = 1  # how many places the last move went on
 
     @property
     def is_known(self) -> bool:
@@ -50,9 +51,15 @@ class Position:
         """Whether it is the very next of a sequence; without one, whether it is another than the last."""
         return self._next(timestep) == self._index + 1 if self.is_known else timestep != self.last
 
+    def keeps_pace(self, timestep: float) -> bool:
+        """Whether it is as far on in a sequence as the last move went; without one, always."""
+        return not self.is_known or self._next(timestep) == self._index + self._pace
+
     def move(self, timestep: float) -> None:
         """Take the next call's timestep, which follows."""
-        self._index = self._next(timestep) or self._index
+        place = self._next(timestep)
+        if place is not None:
+            self._index, self._pace = place, place - self._index
         self._direction = self._direction or timestep - self.last
         self.last = timestep
 

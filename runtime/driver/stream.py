@@ -10,7 +10,7 @@ from runtime.driver.call_arguments import Tensors, graph_signature
 from runtime.driver.callers import Caller
 from runtime.driver.continuity import Moves
 from runtime.driver.denoiser_call import DenoiserCall, timesteps_of
-from runtime.driver.generations import NEW_PROMPT, NEW_SIZE, TIMESTEP, Generation
+from runtime.driver.generations import NEW_PROMPT, NEW_SIZE, PACE, TIMESTEP, Generation
 from runtime.driver.position import Position
 from runtime.driver.prompt_inputs import PromptInputs
 from runtime.driver.spent import Spent
@@ -62,9 +62,9 @@ class Stream:
         if call.timestep is None or self._position is None or not self.trajectory.expects(call.timestep):
             return TIMESTEP
         skips = not self.is_next(call)
-        return (
-            TIMESTEP if not self._position.follows(call.timestep) or (skips and not self.is_of(call.caller)) else None
-        )
+        if not self._position.follows(call.timestep) or (skips and not self.is_of(call.caller)):
+            return TIMESTEP
+        return PACE if self.trajectory.reads_past and not self._position.keeps_pace(call.timestep) else None
 
     def is_of_other_denoiser(self, call: DenoiserCall) -> bool:
         """Whether a call is as the stream's, and only the denoiser is another by now, or something else by turns."""

@@ -141,6 +141,11 @@ class Trajectory:
         return self.schedule.mode == "async"
 
     @property
+    def reads_past(self) -> bool:
+        """Whether the next call is to read messages of calls before it."""
+        return self.is_lagged and not self.schedule.is_exact(self.call)
+
+    @property
     def ahead(self) -> int | None:
         """In look-ahead the first step that is not exact; None in other modes."""
         return self.base + self.schedule.warmup if self.schedule.mode == "lookahead" else None

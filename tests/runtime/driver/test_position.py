@@ -33,6 +33,19 @@ def test_calls_of_a_sequence_may_be_left_out() -> None:
     assert not position.follows(600.0)
 
 
+def test_a_pace_is_kept_from_one_move_to_the_next() -> None:
+    values = [float(value) for value in range(900, 0, -100)]
+    position = Position(900.0, SimpleNamespace(timesteps=torch.tensor(values)))
+    assert position.keeps_pace(800.0), "before any move it is one"
+    assert not position.keeps_pace(700.0)
+    position.move(700.0)
+    assert position.keeps_pace(500.0)
+    assert not position.keeps_pace(600.0)
+    position.move(600.0)
+    assert position.keeps_pace(500.0)
+    assert Position(900.0, None).keeps_pace(100.0)
+
+
 def test_without_a_sequence_the_direction_stays() -> None:
     for way in (-1, 1):
         for scheduler in (None, SimpleNamespace(timesteps=torch.tensor([7.0, 5.0]))):

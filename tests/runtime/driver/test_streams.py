@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from runtime.driver import continuity
-from runtime.driver.trajectory import MODE
+from runtime.driver.generations import PACE
+from runtime.driver.trajectory import MODE, WARM_UP
 from runtime.engine import Engine
 from runtime.options import EngineOptions
 from tests.support.engines import WIDTH, equal
@@ -105,6 +106,34 @@ def test_streams_of_one_step_have_their_conditions(engine: Engine, alone: Callab
     pipe.scheduler.set_timesteps(STEPS)
     latents = [sampled(engine, pipe.scheduler, 0, prompt) for prompt in (PROMPT, -PROMPT)]
     assert equal(taking_turns(latents, [0, 1] * STEPS), [alone(0), alone(0, STEPS, -PROMPT)])
+
+
+class SomeStepsPipeline(ToyPipeline):
+    """Calls its denoiser at some of 12 steps, as for guidance in an interval."""
+
+    def at(self, steps: Sequence[int]) -> None:
+        self.scheduler.set_timesteps(12)
+        latent = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0))
+        for step in steps:
+            with torch.no_grad():
+                made = self.call(x=latent, t=self.scheduler.timesteps[step], context=PROMPT)[0]
+            latent = self.scheduler.step(made, latent)
+
+
+@pytest.mark.parametrize(
+    ("steps", "reasons"),
+    [
+        (range(3, 12), {WARM_UP: 2}),
+        (range(0, 12, 2), {WARM_UP: 2}),
+        ([0, 1, 2, 3, 9, 10, 11], {WARM_UP: 2, PACE: 2}),
+        ([0, 2, 4, 5, 6, 7], {WARM_UP: 2, PACE: 2}),
+    ],
+)
+def test_nothing_is_read_of_steps_further_back_than_those_before(
+    engine: Engine, steps: Sequence[int], reasons: dict[str, int]
+) -> None:
+    SomeStepsPipeline(engine, DENOISER).at(steps)
+    assert engine.stats.exact_reasons == reasons
 
 
 class PanoramaPipeline(ToyPipeline):
