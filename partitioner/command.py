@@ -103,13 +103,21 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class _Stream:
-    """A standard stream that ends no work: what cannot be written is dropped. failure: why, once that was so."""
+    """A standard stream that ends no work: what cannot be written is dropped.
+
+    Attributes:
+        failure: why it was dropped, once that was so.
+        is_in_line: whether the last line that was written has no end.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.failure: OSError | None = None
+        self.is_in_line = False
 
     def write(self, text: str) -> int:
+        if text:
+            self.is_in_line = not text.endswith(("\n", "\r"))
         try:
             self._stream.write(text)
         except UnicodeEncodeError as error:

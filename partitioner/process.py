@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import signal
@@ -56,7 +57,7 @@ def interrupted(program: str) -> int:
     # CPython remembers an interrupt that is raised inside exec(str), which dataclasses call, as unhandled, and would
     # end ``python -m`` by the signal and not with the exit code. The next exec(str) makes it forget.
     exec("")
-    print(f"{program}: interrupted", file=sys.stderr)
+    _say_last(f"{program}: interrupted")
     return INTERRUPTED
 
 
@@ -132,8 +133,19 @@ def run_until_stopped(program: str, work: Callable[[], Result]) -> Result | int:
         return result
     if first == signal.SIGINT:
         return interrupted(program)
-    print(f"{program}: terminated", file=sys.stderr)
+    _say_last(f"{program}: terminated")
     return TERMINATED
+
+
+def _say_last(sentence: str) -> None:
+    """Say on stderr why a command ends: on a line of its own, and after all that its work has to say.
+
+    A progress bar that another signal has kept from being closed, and that frames of an error which somebody keeps
+    refer to, would draw itself later, and one that was stopped on its way has left its line open.
+    """
+    gc.collect()
+    is_in_line = getattr(sys.stderr, "is_in_line", False)
+    print("\n" if is_in_line else "", sentence, sep="", file=sys.stderr)
 
 
 def raise_interrupt_behind(error: BaseException) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 import pytest
@@ -43,6 +44,27 @@ def test_errors_end_in_a_sentence(
 ) -> None:
     assert run_command("it", lambda: failing(error), []) == code
     assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+@pytest.mark.parametrize(
+    ("drawn", "before"), [("\r  1%", "\r  1%\n"), ("\r  1%\n", "\r  1%\n"), ("\r    \r", "\r    \r")]
+)
+def test_a_progress_bar_that_is_stopped_leaves_the_message_a_line_of_its_own(
+    number: str, code: int, word: str, drawn: str, before: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> str:
+        print(drawn, end="", file=sys.stderr)
+        signal.raise_signal(getattr(signal, number))
+        return "never"
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert run_command("it", work, []) == code
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    assert capsys.readouterr() == ("", f"{before}it: {word}\n")
 
 
 def test_with_debug_the_whole_is_shown_before_the_sentence(capsys: pytest.CaptureFixture[str]) -> None:

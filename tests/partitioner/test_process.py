@@ -327,6 +327,34 @@ def test_a_signal_that_comes_in_a_finalizer_is_not_lost(number: str, status: int
     assert (done.returncode, done.stdout, done.stderr) == (status, "", f"command: {word}\n")
 
 
+LEFT_BEHIND = """
+import os, signal, sys
+from partitioner.process import run_until_stopped
+
+class Bar:  # as tqdm's, which draws itself when it is let go of
+    def __del__(self):
+        print("drawn", file=sys.stderr)
+
+def work():
+    bar = Bar()
+    try:
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    except BaseException as error:
+        keeps = error  # which refers to this frame, and so to the bar and to itself
+        raise
+
+sys.exit(run_until_stopped("command", work))
+"""
+
+
+@pytest.mark.parametrize(("number", "status", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_nothing_is_drawn_after_the_message(number: str, status: int, word: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_BEHIND, number], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", f"drawn\ncommand: {word}\n")
+
+
 def test_a_command_that_nobody_stops_leaves_signals_as_they_were() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
