@@ -82,13 +82,17 @@ def trace(
         )
     nested = nest_arguments(flat.values, flat.containers)
     held = next(chain(module.parameters(), module.buffers()), None)
-    with alone_with(parts_of(module) | LIBRARIES), makes_on(held.device if held is not None else "cpu"):
-        program = _export(module, nested, model)
-        try:
-            graph = _read(program, flat, input_roles, model, type(module).__name__)
-        except TraceError:  # raised again, with the line of the denoiser in which the operator is called
-            program = _export(module, nested, model, lines=True)
-            graph = _read(program, flat, input_roles, model, type(module).__name__)
+
+    def export_and_read() -> TracedGraph:
+        with makes_on(held.device if held is not None else "cpu"):
+            program = _export(module, nested, model)
+            try:
+                return _read(program, flat, input_roles, model, type(module).__name__)
+            except TraceError:  # raised again, with the line of the denoiser in which the operator is called
+                program = _export(module, nested, model, lines=True)
+                return _read(program, flat, input_roles, model, type(module).__name__)
+
+    graph = alone_with(parts_of(module) | LIBRARIES, export_and_read)
     check_dtypes(graph)
     return graph
 
@@ -147,8 +151,7 @@ def _export(module: nn.Module, arguments: Mapping[str, Any], model: str, lines: 
 
     def note(child: nn.Module, _args: Any) -> None:
         if get_ident() != tracer:  # it is called by another thread, and has fakes for parameters until the trace ends
-            with alone_with(parts_of(child)):
-                return
+            return alone_with(parts_of(child), lambda: None)
         limits.look()
         failed_in.append(names.get(id(child), ""))
 

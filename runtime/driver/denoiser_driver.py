@@ -133,9 +133,7 @@ class DenoiserDriver:
         )
         self._rows = SharedRows(denoiser, plan, shared.warned)
         self._parts = parts_of(denoiser)  # as it is now: what is added later comes beside them
-        with alone_with(self._parts):
-            self._weights = Weights(denoiser)
-            self._planned = self._graphs.planned()
+        self._weights, self._planned = alone_with(self._parts, lambda: (Weights(denoiser), self._graphs.planned()))
 
     @property
     def held_on(self) -> str | None:
@@ -155,22 +153,24 @@ class DenoiserDriver:
         Raises:
             EngineError: a rank failed.
         """
-        with alone_with(self._parts):
-            self._changes = DenoiserChanges(self.denoiser, self._ignored, self._weights.marks)
-            if self._planned is not None:
-                self._distribution.give(self._planned)
-                self._distribution.release()
-                self._planned = None
-                self._changes.settle()
-            self._follower = ChangeFollower(
-                self._changes,
-                self._graphs,
-                self._distribution,
-                rows=self._rows,
-                calls=self._calls,
-                streams=self._streams,
-                foresight=self._foresight,
-            )
+        alone_with(self._parts, self._start)
+
+    def _start(self) -> None:
+        self._changes = DenoiserChanges(self.denoiser, self._ignored, self._weights.marks)
+        if self._planned is not None:
+            self._distribution.give(self._planned)
+            self._distribution.release()
+            self._planned = None
+            self._changes.settle()
+        self._follower = ChangeFollower(
+            self._changes,
+            self._graphs,
+            self._distribution,
+            rows=self._rows,
+            calls=self._calls,
+            streams=self._streams,
+            foresight=self._foresight,
+        )
         self._graphs_of_calls = GraphsOfCalls(
             self._calls,
             self._graphs,
@@ -223,8 +223,7 @@ class DenoiserDriver:
         looks_first: at the denoiser, before ranks begin. None, which it never is then, if that has to be done.
         """
         try:
-            with alone_with(self._parts):
-                found = self._find(caller, tensors, form, looks_first)
+            found = alone_with(self._parts, lambda: self._find(caller, tensors, form, looks_first))
         except LookFirst:
             return None
         start = time.perf_counter()
@@ -236,10 +235,8 @@ class DenoiserDriver:
             if self.plan.streams > 1:
                 others = self._foresight.begin_others(*found, self._begin)
         self._dispatcher.run(begun.running, [other.running for other in others], self._look)
-        if self._follower.sees:
-            with alone_with(self._parts):
-                if self._follower.discards(begun):
-                    return None
+        if self._follower.sees and alone_with(self._parts, lambda: self._follower.discards(begun)):
+            return None
         results = self._dispatcher.finish(begun.running)
         self._shared.times.add(begun.mode, time.perf_counter() - start, begun.reason)
         self._streams.done(begun.stream, begun.call, results[0], begun.reason)
@@ -248,8 +245,7 @@ class DenoiserDriver:
 
     def _look(self) -> None:
         if not self._follower.has_looked:
-            with alone_with(self._parts):
-                self._follower.look()
+            alone_with(self._parts, self._follower.look)
 
     def _find(
         self, caller: Caller, tensors: Tensors, form: CallForm, looks_first: bool
@@ -328,8 +324,7 @@ class DenoiserDriver:
             WeightsChanged: with that, writes to parameters since the last call are undone.
         """
         self.generations.end_all()
-        with alone_with(self._parts):
-            undone = self._distribution.recover(thorough=True)
+        undone = alone_with(self._parts, lambda: self._distribution.recover(thorough=True))
         if undone:
             raise WeightsChanged(undone_text(undone))
 
@@ -345,8 +340,7 @@ class DenoiserDriver:
 
 
 def _restore(weights: Weights, parts: Parts) -> None:
-    with alone_with(parts):
-        weights.restore()
+    alone_with(parts, weights.restore)
 
 
 def _run_mode(plan: Plan, options: EngineOptions) -> RunMode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,16 +33,16 @@ def test_threads_wait_for_each_other_where_modules_have_parts_in_common(shared: 
     whole, other, done = module(), module(), []
 
     def work(parts: alone.Parts) -> None:
-        with alone_with(parts):
-            done.append("other")
+        alone_with(parts, lambda: done.append("other"))
+
+    def meanwhile(pool: ThreadPoolExecutor) -> Any:
+        pool.submit(work, parts_of(other)).result()
+        waits = pool.submit(work, parts_of(shared(whole)))
+        alone_with(parts_of(whole[0]), lambda: done.append("own"))
+        return waits
 
     with ThreadPoolExecutor(1) as pool:
-        with alone_with(parts_of(whole)):
-            pool.submit(work, parts_of(other)).result()
-            waits = pool.submit(work, parts_of(shared(whole)))
-            with alone_with(parts_of(whole[0])):
-                done.append("own")
-        waits.result()
+        alone_with(parts_of(whole), lambda: meanwhile(pool)).result()
     assert done == ["other", "own", "other"]
     assert not works_alone()
 
@@ -49,10 +50,40 @@ def test_threads_wait_for_each_other_where_modules_have_parts_in_common(shared: 
 def test_who_waits_for_ever_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alone, "LIMIT_S", 0.01)
     parts = parts_of(module())
-    with alone_with(parts), ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(lambda: alone_with(parts).__enter__())
-        with pytest.raises(TraceError, match=r"another thread has traced this module for 0\.01 s"):
-            asked.result()
+    with ThreadPoolExecutor(1) as pool:
+        asked = alone_with(parts, lambda: pool.submit(alone_with, parts, works_alone).exception())
+    assert isinstance(asked, TraceError)
+    assert str(asked).startswith("another thread has traced this module for 0.01 s")
+
+
+def test_wherever_an_interrupt_comes_others_do_not_wait_for_who_had_it() -> None:
+    parts = parts_of(module())
+    kept: list[BaseException] = []  # with all that their frames refer to, as an engine that has failed keeps it
+    left = 0
+
+    def interrupt(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal left
+        if event in ("call", "c_return"):  # where Python looks for signals
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+
+    while True:
+        left = len(kept)
+        sys.setprofile(interrupt)
+        try:
+            alone_with(parts, works_alone)
+            break
+        except KeyboardInterrupt as error:
+            kept.append(error)
+        finally:
+            sys.setprofile(None)
+        assert not works_alone()
+        other = threading.Thread(target=alone_with, args=(parts, works_alone), daemon=True)
+        other.start()
+        other.join(timeout=30)
+        assert not other.is_alive()
+    assert len(kept) > 5
 
 
 def test_a_process_that_was_forked_waits_for_no_thread_of_its_parents() -> None:
@@ -64,12 +95,11 @@ def test_a_process_that_was_forked_waits_for_no_thread_of_its_parents() -> None:
         trace(whole, {"input": torch.zeros(2, 4)}, {"input": "latent"})
 
     def work() -> None:
-        with alone_with(parts_of(whole) | alone.LIBRARIES):
-            begun.set()
-            ends.wait()
+        begun.set()
+        ends.wait()
 
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(work)
+        pool.submit(alone_with, parts_of(whole) | alone.LIBRARIES, work)
         begun.wait()
         try:
             in_a_child(trace_it)
