@@ -48,6 +48,7 @@ NOT_READ = frozenset({
     "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook", "_non_persistent_buffers_set",
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 })  # fmt: skip
+_REWRITTEN = ("__code__", "__defaults__", "__kwdefaults__")  # of a function, by who loads edited code, as autoreload
 _DICTS_OF_MODULES = {
     "_parameters": "parameter", "_buffers": "buffer", "_modules": "submodule", "_forward_hooks": "forward hook",
     "_forward_pre_hooks": "forward pre-hook",
@@ -296,8 +297,10 @@ class Reachable:
                 self._visit(held, path, label)
         if is_foreign(function.__module__ or ""):
             self.foreign.append(f"{label} of module {path or '<root>'}")
+            self._add(AttributesContainer(function, _REWRITTEN), path, f"{label}: ")
             named = _names_of(function.__code__)
             self._names |= named
+            self._all(_imported(named - function.__globals__.keys()), path, f"{label}: module ")
             read = sorted(name for name in named if name in function.__globals__)
             if read:
                 globals_read = NamesContainer(function.__globals__, read)
@@ -314,6 +317,12 @@ def _slots(kind: type) -> tuple[str, ...]:
     """Names of the slots that a class of no library declares itself."""
     slots = kind.__dict__.get("__slots__", ()) if is_foreign(kind.__module__) else ()
     return tuple(n for n in ((slots,) if isinstance(slots, str) else slots) if n not in ("__dict__", "__weakref__"))
+
+
+def _imported(names: set[str]) -> list[tuple[str, types.ModuleType]]:
+    """Python modules that a function may import itself, by those of its names that are no globals."""
+    found = ((name, sys.modules.get(name)) for name in sorted(names))
+    return [(name, module) for name, module in found if isinstance(module, types.ModuleType)]
 
 
 def _names_of(code: types.CodeType) -> set[str]:

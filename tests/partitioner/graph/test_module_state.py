@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +76,44 @@ def test_a_librarys_function_that_is_replaced_is_a_change(
     monkeypatch.setattr(owner, name, hook)
     assert state.changed()
     assert str(state.differences()[0]).startswith(expected)
+
+
+def test_code_that_is_loaded_again_is_a_change() -> None:
+    """As IPython's autoreload does it: the function stays, and gets the code of the edited one."""
+
+    def mine(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output
+
+    def edited(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return 2 * output
+
+    module, before = denoiser(), mine.__code__
+    module.register_forward_hook(mine)
+    state = ModuleState(module)
+    mine.__code__ = edited.__code__
+    assert state.changed()
+    assert [str(each) for each in state.differences()] == ["forward hook mine: __code__ of module <root>"]
+    state.restore()
+    assert mine.__code__ is before
+
+
+def test_what_a_function_imports_itself_is_read_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = types.ModuleType("settings_of_mine")
+    settings.strength = 0.5  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "settings_of_mine", settings)
+
+    def mine(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        from settings_of_mine import strength  # type: ignore[import-not-found]
+
+        return output * strength  # type: ignore[no-any-return]
+
+    module = denoiser()
+    module.register_forward_hook(mine)
+    state = ModuleState(module)
+    assert not state.changed()
+    settings.strength = 1.0  # type: ignore[attr-defined]
+    assert state.changed()
+    assert len(state.differences()) == 1
 
 
 def test_a_hook_of_all_modules_is_a_change() -> None:
