@@ -27,8 +27,9 @@ class _Seen:
 class PromptInputs:
     """The prompt inputs of a trajectory's calls, by value.
 
-    The caller's same tensor, not written to, is the same without a look at its values. An inference tensor has no
-    version to tell that by: on a GPU, where that would be to wait, its values are compared one call later.
+    Values are compared, since a write through ``.data`` or numpy raises no version. On a GPU that would be to wait:
+    there the caller's same tensor, not written to as far as its version tells, is the same, and the values of an
+    inference tensor, which has no version, are compared one call later.
 
     Args:
         graph: of the calls.
@@ -52,13 +53,10 @@ class PromptInputs:
         for name, known in self._seen.items():
             tensor = tensors[name]
             version = version_of(tensor)
-            if known.tensor is tensor and known.version == version:
-                if version != -1:
-                    continue
-                if is_late(tensor):
-                    if self._was_written(name, known):
-                        changed.append(name)
-                    continue
+            if known.tensor is tensor and known.version == version and is_late(tensor):
+                if version == -1 and self._was_written(name, known):
+                    changed.append(name)
+                continue
             if _same(known.copy, tensor):
                 self._seen[name] = _Seen(tensor, version, known.copy)  # so that it is known at once next time
             else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -23,6 +25,18 @@ def test_a_prompt_has_changed_if_its_values_have() -> None:
     assert prompts.changed(inputs) == ["context"]
     context.neg_()
     assert not prompts.changed(inputs)
+
+
+@pytest.mark.parametrize("write", [lambda tensor: tensor.data.neg_(), lambda tensor: tensor.numpy().__imul__(-1)])
+def test_a_write_that_raises_no_version_is_noticed(
+    write: Callable[[torch.Tensor], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = Trajectory().inputs(0)
+    prompts = PromptInputs(GRAPHS[2](), inputs)
+    write(inputs["context"])
+    assert prompts.changed(inputs) == ["context"]
+    monkeypatch.setattr(prompt_inputs, "is_late", lambda tensor: True)
+    assert not prompts.changed(inputs), "on a GPU that would be to wait"
 
 
 def test_an_inference_tensor_that_is_written_to_is_noticed() -> None:
