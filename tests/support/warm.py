@@ -54,8 +54,7 @@ def start(arguments: Sequence[str], **options: Any) -> subprocess.Popen[str]:
 
 @contextlib.contextmanager
 def _a_program() -> Iterator[None]:
-    if _line is None:
-        _start_server()
+    make_ready()
     before = subprocess.Popen._execute_child
     subprocess.Popen._execute_child = _execute_child_or_fork
     _program.starts = True
@@ -66,10 +65,16 @@ def _a_program() -> Iterator[None]:
         subprocess.Popen._execute_child = before
 
 
+def make_ready() -> None:
+    """Start what processes are forked from, where it is not there yet: it stays, and so does the line to it."""
+    if _line is None:
+        _start_server()
+
+
 def fork_processes(forked: bool) -> None:
     """Say whether ranks and processes of kind "spawn" are forked from now on, or started."""
-    if forked and _line is None:
-        _start_server()
+    if forked:
+        make_ready()
     subprocess.Popen._execute_child = _execute_child_or_fork if forked else _execute_child
     multiprocessing.util.spawnv_passfds = _spawn_or_fork if forked else _spawnv_passfds
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import warm
 from tests.support.traces import nothing_left
 
 collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]  # they look into /proc
@@ -18,5 +19,6 @@ collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]  # they l
 
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
+    warm.make_ready()  # by the first test, it would be what that leaves
     with nothing_left():
         yield
