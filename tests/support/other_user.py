@@ -51,7 +51,7 @@ class OtherUser:
 
     Args:
         python: an interpreter that the other user can run.
-        processes: gives the job's processes.
+        processes: gives the job's processes; the other user's own is none of them.
     """
 
     def __init__(self, python: str, processes: Callable[[], Collection[int]]) -> None:
@@ -62,10 +62,6 @@ class OtherUser:
         self._heard: list[bytes] = []
         self._ended = threading.Event()
         self._failure: BaseException | None = None
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def __enter__(self) -> OtherUser:
         source = Path(attack.__file__).read_text()
@@ -88,7 +84,8 @@ class OtherUser:
     def _attack(self) -> None:
         try:
             while not self._ended.wait(_ROUND_S):
-                there = {**open_now(self._processes()), "heard": [said.hex() for said in self._heard]}
+                theirs = set(self._processes()) - {self._process.pid}
+                there = {**open_now(theirs), "heard": [said.hex() for said in self._heard]}
                 self._process.stdin.write(json.dumps(there) + "\n")
                 self._process.stdin.flush()
                 told = json.loads(self._process.stdout.readline())
