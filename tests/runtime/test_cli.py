@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,11 +18,14 @@ from safetensors.torch import load_file, save_file
 
 import partitioner.cli
 from partitioner.models.find_spec import model_spec
+from runtime import generation
 from runtime.cli import main
+from runtime.ranks.launch import Launched, LocalLauncher
 from tests.support import pipelines, undescribed_pipelines
 from tests.support.plans import plan_simply
 from tests.support.run_plan_home import Home
 from tests.support.single_file import save_single_file
+from tests.support.traces import rank_processes
 from tools.pictures.pipelines import TRAINED
 
 pytestmark = pytest.mark.usefixtures("trace_once")
@@ -107,19 +113,40 @@ def test_check_finite_names_step_component_and_node(run: Run, home: Home, tmp_pa
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(
-    ("option", "text"),
-    [
-        ("--step-timeout", r"rank \d .*(step 0|first step).* 0\.001 s"),
-        ("--startup-timeout", r"within 0\.001 s.*--startup-timeout"),
-    ],
-)
-def test_deadlines_are_those_that_were_asked_for(option: str, text: str, run: Run, tmp_path: Path) -> None:
-    code, out, err = run(
-        "stable_diffusion", "--prompt", "a red cat", "--output", str(tmp_path / "cat.png"), option, "0.001"
-    )
+def test_a_step_may_take_as_long_as_was_asked_for(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = generation.generate
+
+    def generate(pipe: Any, options: Any) -> Any:
+        step = pipe.scheduler.step
+
+        def stopping(*given: Any, **named: Any) -> Any:
+            os.kill(rank_processes()[0], signal.SIGSTOP)
+            return step(*given, **named)
+
+        pipe.scheduler.step = stopping
+        return before(pipe, options)
+
+    monkeypatch.setattr(generation, "generate", generate)
+    output = str(tmp_path / "cat.png")
+    code, out, err = run("stable_diffusion", "--prompt", "a red cat", "--output", output, "--step-timeout", "0.001")
     assert (code, out) == (5, "")
-    assert re.search(text, err)
+    assert re.search(r"rank \d .*(step \d|first step).* 0\.001 s", err)
+
+
+@pytest.mark.processes
+def test_a_start_may_take_as_long_as_was_asked_for(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = LocalLauncher.begin
+
+    def begin(*given: Any) -> Launched:
+        launched = before(*given)
+        os.kill(int(str(launched.process)), signal.SIGSTOP)
+        return launched
+
+    monkeypatch.setattr(LocalLauncher, "begin", begin)
+    output = str(tmp_path / "cat.png")
+    code, out, err = run("stable_diffusion", "--prompt", "a red cat", "--output", output, "--startup-timeout", "0.001")
+    assert (code, out) == (5, "")
+    assert re.search(r"within 0\.001 s.*--startup-timeout", err)
 
 
 @pytest.mark.slow
