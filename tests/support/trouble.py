@@ -129,7 +129,7 @@ def soon(action: Callable[[], None], after_s: float = 0.2) -> Iterator[list[floa
         thread.join()
 
 
-def wait_until(holds: Callable[[], bool], timeout_s: float = 5.0) -> None:
+def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Wait until something holds; fails where it never does."""
     until = time.monotonic() + timeout_s
     while not holds():

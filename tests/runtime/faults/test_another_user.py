@@ -31,7 +31,7 @@ def test_another_user_gains_nothing_of_an_engine_on_one_machine() -> None:
         for _ in range(2):
             with engine_for(denoiser, plan, exact=True) as engine:
                 rounds = other.tried.get("rounds", 0)
-                wait_until(lambda before=rounds: other.tried.get("rounds", 0) > before + 2, timeout_s=60)
+                wait_until(lambda before=rounds: other.tried.get("rounds", 0) > before + 2)
                 assert len(rank_processes()) == 2
                 assert equal(trajectory(engine), wanted)
     assert not other.gained

@@ -136,7 +136,7 @@ def test_ranks_end_with_their_driver(phase: str, number: signal.Signals, status:
         assert driver.stderr is not None
         while driver.stdout.readline().strip() != when:
             assert driver.poll() is None, driver.stderr.read()
-        wait_until(lambda: len(rank_processes(driver.pid)) == 2, timeout_s=60)
+        wait_until(lambda: len(rank_processes(driver.pid)) == 2)
         ranks = rank_processes(driver.pid)
         begin = time.monotonic()
         driver.send_signal(number)
