@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch  # noqa: F401 # in a process without it partition-model imports a diffusers that has no pipelines from then on
 
 import partitioner.cli
 import runtime.cli
