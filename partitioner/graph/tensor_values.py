@@ -42,11 +42,11 @@ class TensorValues:
 
     def changed(self) -> bool:
         """Whether a tensor was written to through torch, or moved."""
-        return self._versions_and_places() != self._taken
+        return self.written() or self.moved()
 
     def written(self) -> bool:
-        """Whether a tensor was written to through torch; faster still."""
-        return list(map(_version, self._versioned)) != self._taken[0]
+        """Whether a tensor was written to through torch."""
+        return self._versions() != self._taken[0]
 
     def moved(self) -> bool:
         """Whether a tensor lies elsewhere."""
@@ -54,7 +54,7 @@ class TensorValues:
 
     def which(self) -> list[torch.Tensor]:
         """The tensors that were written to or moved, or that hold anything else."""
-        versions, places = self._versions_and_places()
+        versions, places = self._versions(), self._places()
         found = {id(t) for t, now, old in zip(self._versioned, versions, self._taken[0], strict=True) if now != old}
         found |= {id(t) for t, now, old in zip(self._placed, places, self._taken[1], strict=True) if now != old}
         marks = self._marks()
@@ -70,12 +70,12 @@ class TensorValues:
         written: those that are also to be taken with what they hold now.
         """
         self._digests |= zip(map(id, written), digests(written), strict=True)
-        self._taken = self._versions_and_places()
+        self._taken = self._versions(), self._places()
         self._taken_marks = self._marks()
 
-    def _versions_and_places(self) -> tuple[list[int], list[int]]:
-        # inference tensors have no versions; sparse ones, and wrappers of other tensors, have no address
-        return list(map(_version, self._versioned)), self._places()
+    def _versions(self) -> list[int]:
+        return list(map(_version, self._versioned))  # inference tensors have none
 
     def _places(self) -> list[int]:
+        # sparse tensors, and wrappers of other tensors, have no address
         return list(map(torch.Tensor.data_ptr, self._placed))
